@@ -1,0 +1,132 @@
+// Everything the project knows about one op, as plain data.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "graph/kernel_args.h"
+#include "graph/signature.h"
+#include "graph/types.h"
+
+namespace cleave {
+
+class Graph;
+struct Node;
+struct OpDef;
+
+// One application of an op, described without numbers. `extents` holds the size of each factor, in
+// the signature's order: the whole sizes when tracing, a shard's when planning and lowering.
+struct OpCall {
+  const Signature& signature;
+  std::span<const int64_t> extents;
+  const Attrs& attrs;
+  std::span<const TensorType> in;
+
+  int64_t extent(char letter) const {
+    return extents[static_cast<size_t>(signature.factor(letter))];
+  }
+};
+
+// How a view lies in its storage: element (i, j, ...) is at offset + i*strides[0] + ...
+struct Geometry {
+  int64_t offset = 0;  // in elements
+  Shape shape;
+  Shape strides;  // in elements
+  bool operator==(const Geometry&) const = default;
+};
+
+// What a gradient function sees: one node, and the gradients of its outputs. Nodes it adds belong
+// to the backward phase, carry the forward node's source line, and follow its split; to follow,
+// they name their factors by the same letters as the forward node (a capital equals its small).
+class GradContext {
+ public:
+  GradContext(Graph& graph, NodeId node, std::span<const Value> output_grads)
+      : graph_(graph), node_(node), output_grads_(output_grads) {}
+
+  Value in(size_t i) const;
+  Value out(size_t i) const;
+  // The gradient of output i; kNoValue when nothing depends on that output.
+  Value grad(size_t i) const { return output_grads_[i]; }
+  const TensorType in_type(size_t i) const;
+  const Signature& signature() const;
+  const Attrs& attrs() const;
+  int64_t extent(char letter) const;
+
+  // Adds a node and returns its outputs (add) or its only output (add1). An empty factor string
+  // means the op's own.
+  std::vector<Value> add(const OpDef& op, std::vector<Value> inputs, std::string_view factors = {},
+                         Attrs attrs = {});
+  Value add1(const OpDef& op, std::vector<Value> inputs, std::string_view factors = {},
+             Attrs attrs = {});
+
+ private:
+  Graph& graph_;
+  NodeId node_;
+  std::span<const Value> output_grads_;
+};
+
+// A request to write an op, whose factor `letter` is whole, with ops that can be split along it
+// into `shards` parts. The new nodes go into `graph`; their reductions over the split factor are
+// the only places where shards meet.
+struct SplitRequest {
+  Graph& graph;
+  const OpCall& call;
+  char letter;
+  int64_t shards;
+  std::span<const Value> inputs;
+};
+
+using InferFn = std::vector<TensorType> (*)(const OpCall&);
+using FlopsFn = double (*)(const OpCall&);
+using BytesFn = double (*)(const OpCall&, std::span<const TensorType> out);
+// The gradient of each input, kNoValue where there is none.
+using GradFn = std::vector<Value> (*)(GradContext&);
+// The op's outputs computed by splittable ops; empty when this factor cannot be split.
+using SplitFn = std::vector<Value> (*)(const SplitRequest&);
+// The geometry of each output as a view of input 0, or nothing when it cannot be one.
+using ViewFn = std::optional<std::vector<Geometry>> (*)(const OpCall&, const Geometry& in);
+using WorkspaceFn = int64_t (*)(const OpCall&);  // bytes
+using KernelFn = void (*)(const KernelArgs&);
+
+// Defaults, read off the factor string.
+std::vector<TensorType> infer_from_factors(const OpCall&);  // element type of the first float input
+double flops_from_factors(const OpCall&);  // product of the extents; twice that with a reduction
+double bytes_from_factors(const OpCall&, std::span<const TensorType> out);  // each tensor once
+double no_flops(const OpCall&);
+double no_bytes(const OpCall&, std::span<const TensorType> out);
+
+struct OpDef {
+  std::string_view name;  // its spelling in the graph's text form
+  FactorString factors;   // a template: "..." expands to the leading dimensions of the operands
+  InferFn infer = infer_from_factors;
+  FlopsFn flops = flops_from_factors;
+  BytesFn bytes = bytes_from_factors;  // memory traffic
+  GradFn grad = nullptr;               // null: not differentiable
+  SplitFn split = nullptr;             // how a whole factor is split after all; null: it is not
+  ViewFn view = nullptr;  // outputs share input 0's storage when their geometry allows it
+  // For in-place forms that overwrite only part of their target and read none of it (writing
+  // through a slice): the part, as a view of input 0. Null: the whole target is written.
+  ViewFn written = nullptr;
+  WorkspaceFn workspace = nullptr;  // null: the kernel needs no scratch memory
+  // Linear in all of its floating inputs taken together: partial sums pass through it.
+  bool linear = false;
+  KernelFn cpu = nullptr;   // the reference, in f32 and f64; null: only ever a view
+  KernelFn cuda = nullptr;  // null: no device kernel in this build
+};
+
+// Expands the "..." of a template, and turns dimensions of size 1 under "..." that another operand
+// has larger into "1". Throws Error when an operand has too few dimensions.
+std::string expand_factors(std::string_view factors, std::span<const TensorType> in);
+
+// The size of every factor, from the inputs' shapes and from attributes named by a letter. Throws
+// Error when operands disagree, naming both sizes.
+std::vector<int64_t> solve_extents(const Signature& signature, const Attrs& attrs,
+                                   std::span<const TensorType> in);
+
+// The shape of an operand with these dimensions.
+Shape shape_of(const OperandDims& dims, std::span<const int64_t> extents);
+
+}  // namespace cleave

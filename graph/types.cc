@@ -1,0 +1,58 @@
+#include "graph/types.h"
+
+#include <array>
+
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+struct DTypeInfo {
+  DType dtype;
+  std::string_view name;
+  int64_t bytes;
+  bool floating;
+};
+
+constexpr std::array<DTypeInfo, 4> kDTypes = {{
+    {DType::kF64, "f64", 8, true},
+    {DType::kF32, "f32", 4, true},
+    {DType::kBF16, "bf16", 2, true},
+    {DType::kI32, "i32", 4, false},
+}};
+
+const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
+
+}  // namespace
+
+int64_t size_of(DType dtype) { return info(dtype).bytes; }
+bool is_float(DType dtype) { return info(dtype).floating; }
+std::string_view name_of(DType dtype) { return info(dtype).name; }
+
+DType dtype_named(std::string_view name) {
+  for (const DTypeInfo& d : kDTypes) {
+    if (d.name == name) return d.dtype;
+  }
+  fail("unknown element type '{}' (one of f64, f32, bf16, i32)", name);
+}
+
+int64_t numel(const Shape& shape) {
+  int64_t n = 1;
+  for (int64_t d : shape) n *= d;
+  return n;
+}
+
+std::string to_string(const Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+
+Shape contiguous_strides(const Shape& shape) {
+  Shape strides(shape.size());
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
+  return strides;
+}
+
+std::string to_string(const TensorType& type) {
+  return fmt::format("{}{}", name_of(type.dtype), to_string(type.shape));
+}
+
+}  // namespace cleave

@@ -1,0 +1,48 @@
+// Element types, shapes and source locations: the vocabulary that every folder shares.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace cleave {
+
+using Shape = std::vector<int64_t>;  // sizes, outermost first; empty for a scalar
+
+using Value = int32_t;   // index of a value in its graph
+using NodeId = int32_t;  // index of a node in its graph
+inline constexpr Value kNoValue = -1;
+inline constexpr NodeId kNoNode = -1;
+
+enum class DType : uint8_t { kF64, kF32, kBF16, kI32 };
+
+// Bytes of one element.
+int64_t size_of(DType dtype);
+bool is_float(DType dtype);
+std::string_view name_of(DType dtype);  // "f32"
+DType dtype_named(std::string_view name);  // throws Error when there is none
+
+// Product of the sizes; 1 for a scalar.
+int64_t numel(const Shape& shape);
+// "[8, 128]"; "[]" for a scalar.
+std::string to_string(const Shape& shape);
+// Row-major strides, in elements.
+Shape contiguous_strides(const Shape& shape);
+
+// What a value is, without its numbers.
+struct TensorType {
+  DType dtype = DType::kF32;
+  Shape shape;
+  bool operator==(const TensorType&) const = default;
+};
+std::string to_string(const TensorType& type);  // "f32[8, 128]"
+
+// A place in the user's model. `file` indexes the graph's table of file names; -1 when unknown.
+struct SourceLoc {
+  int32_t file = -1;
+  int32_t line = 0;
+  bool operator==(const SourceLoc&) const = default;
+};
+
+}  // namespace cleave

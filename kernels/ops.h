@@ -1,0 +1,20 @@
+// One declaration per line of ops.def, and the table of all of them.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "graph/op.h"
+
+namespace cleave::ops {
+
+#define OP(name) extern const OpDef name;
+#include "kernels/ops.def"
+#undef OP
+
+// Every op, in the order of ops.def.
+std::span<const OpDef* const> all();
+// The op with this name; null when there is none.
+const OpDef* find(std::string_view name);
+
+}  // namespace cleave::ops
