@@ -161,7 +161,9 @@ std::vector<int64_t> solve_extents(const Signature& signature, const Attrs& attr
   for (size_t f = 0; f < factors.size(); ++f) {
     extents[f] = attrs.integer_or(std::string_view(&factors[f].letter, 1), 0);
   }
-  if (in.size() != signature.inputs().size()) {
+  // "->ab" is both one scalar input and none at all.
+  const bool none = in.empty() && signature.inputs().size() == 1 && signature.inputs()[0].empty();
+  if (in.size() != signature.inputs().size() && !none) {
     fail("'{}' takes {} operands, got {}", signature.text(), signature.inputs().size(), in.size());
   }
   // Dimensions with one unknown factor settle it; repeat until nothing changes.
