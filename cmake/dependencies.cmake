@@ -1,0 +1,75 @@
+# Finds what Cleave links and what it can use, and prints both as one table.
+# Required ones stop the configuration; an optional one's line says what its absence costs.
+
+find_package(fmt REQUIRED)
+find_package(Boost 1.74 REQUIRED)  # Boost.Graph, headers only
+find_package(nlohmann_json 3.11 REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(Threads REQUIRED)
+if(NOT DEFINED BLA_VENDOR)
+  set(BLA_VENDOR OpenBLAS)  # the reference BLAS is thirty times slower
+endif()
+find_package(BLAS REQUIRED)
+find_path(CBLAS_INCLUDE_DIR cblas.h
+  PATH_SUFFIXES openblas openblas-pthread x86_64-linux-gnu/openblas-pthread REQUIRED)
+if(CLEAVE_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+
+find_program(CLEAVE_DOT dot)
+find_path(CBC_INCLUDE_DIR Cbc_C_Interface.h PATH_SUFFIXES coin)
+find_library(CBC_LIBRARY CbcSolver)
+if(CBC_INCLUDE_DIR AND CBC_LIBRARY)
+  set(CBC_FOUND TRUE)
+  # An oracle for the planner's tests; no library of Cleave links it.
+  add_library(cleave_cbc INTERFACE)
+  target_compile_definitions(cleave_cbc INTERFACE CLEAVE_HAVE_CBC=1)
+  target_include_directories(cleave_cbc SYSTEM INTERFACE ${CBC_INCLUDE_DIR})
+  target_link_libraries(cleave_cbc INTERFACE ${CBC_LIBRARY})
+endif()
+find_package(CUDAToolkit QUIET)
+find_package(MPI QUIET COMPONENTS CXX)
+find_package(ONNX QUIET)
+find_path(GVC_INCLUDE_DIR gvc.h PATH_SUFFIXES graphviz)
+
+# One line of the table: what was found in the variable `found` (a version, a path or TRUE), or
+# what its absence costs.
+function(cleave_row name found detail cost)
+  string(LENGTH "${name}" length)
+  math(EXPR padding "18 - ${length}")
+  string(REPEAT " " ${padding} padding)
+  if(found)
+    message(STATUS "  ${name}${padding}found    ${detail}")
+  else()
+    message(STATUS "  ${name}${padding}missing  ${cost}")
+  endif()
+endfunction()
+
+function(cleave_print_summary)
+  if(CMAKE_CXX_COMPILER_LAUNCHER)
+    set(launcher ", ccache")
+  endif()
+  message(STATUS "Cleave ${PROJECT_VERSION}, ${CMAKE_BUILD_TYPE}, "
+    "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}${launcher}")
+  cleave_row("fmt" TRUE "${fmt_VERSION}" "")
+  cleave_row("Boost.Graph" TRUE "${Boost_VERSION_STRING}" "")
+  cleave_row("nlohmann/json" TRUE "${nlohmann_json_VERSION}" "")
+  cleave_row("CLI11" TRUE "${CLI11_VERSION}" "")
+  cleave_row("OpenBLAS" TRUE "${BLAS_LIBRARIES}" "")
+  if(CLEAVE_TESTS)
+    cleave_row("GoogleTest" TRUE "${GTest_VERSION}" "")
+    cleave_row("CBC" "${CBC_FOUND}" "${CBC_LIBRARY}"
+      "planner tests compare with brute force only")
+  else()
+    message(STATUS "  tests             off      -DCLEAVE_TESTS=ON builds them")
+  endif()
+  cleave_row("Graphviz dot" "${CLEAVE_DOT}" "${CLEAVE_DOT}" "no SVG pictures; DOT files are written")
+  cleave_row("CUDA toolkit" "${CUDAToolkit_FOUND}"
+    "${CUDAToolkit_VERSION}, not used yet: devices are CPU threads" "devices are CPU threads")
+  cleave_row("MPI" "${MPI_CXX_FOUND}"
+    "${MPI_CXX_VERSION}, not used yet: one process runs all ranks" "one process runs all ranks")
+  cleave_row("ONNX" "${ONNX_FOUND}" "not used yet: models are written in C++"
+    "models are written in C++, not imported")
+  cleave_row("Graphviz library" "${GVC_INCLUDE_DIR}" "not used yet: dot draws, in its own process"
+    "nothing: dot draws, in its own process")
+endfunction()
