@@ -17,7 +17,15 @@ done
 if [ "$preset" = release ] && grep -qs '^CLEAVE_TESTS:BOOL=ON' build/CMakeCache.txt; then
   preset=check
 fi
+# A build/ that came from another place or another generator cannot be used as it is.
+fresh=
+if [ -f build/CMakeCache.txt ]; then
+  if ! grep -q "^CMAKE_HOME_DIRECTORY:INTERNAL=$(pwd -P)\$" build/CMakeCache.txt ||
+    ! grep -q '^CMAKE_GENERATOR:INTERNAL=Ninja$' build/CMakeCache.txt; then
+    fresh=--fresh
+  fi
+fi
 started=$(date +%s)
-cmake --preset "$preset" "$@"
+cmake --preset "$preset" $fresh "$@"
 cmake --build build --target "$target"
 echo "build: $target built in $(($(date +%s) - started)) s"
