@@ -2,6 +2,7 @@
 // nodes of a graph, found by where their operands lie in memory. Nothing else orders two nodes.
 #pragma once
 
+#include <string_view>
 #include <vector>
 
 #include "graph/graph.h"
@@ -19,9 +20,12 @@ struct Dependency {
   bool operator==(const Dependency&) const = default;
 };
 
+// Whether the node only looks at its input's storage another way, and moves no numbers.
+bool is_view(const Graph& graph, const Node& node);
+
 // The dependencies of the trace, as if each storage were one buffer and every value a strided view
-// of it, without those that a chain of others implies. Sorted by (after, before); `before` is always
-// the smaller id.
+// of it, without those that a chain of others implies. Sorted by (after, before); `before` is
+// always the smaller id.
 // - A node reads the elements of its inputs, and writes those of its outputs: the whole target, or
 //   the part that OpDef::written gives, in which case it does not read the target (input 0).
 // - A view node moves no numbers and appears in no dependency: who reads a view depends on whoever
