@@ -4,7 +4,7 @@
 #
 # usage: scripts/fresh-root-test.sh DIRECTORY [--suite NAME] [--mirror URL] [--keep]
 #   DIRECTORY  where the root is made; must not exist. Needs about 2 GB.
-#   --suite    the Debian suite (bookworm); an Ubuntu suite works with its own mirror
+#   --suite    the Debian suite (bookworm)
 #   --mirror   where packages come from; otherwise the first one that this machine's apt uses
 #   --keep     leave the root behind
 # Runs as root, needs debootstrap, and tests the last commit, not the working tree.
