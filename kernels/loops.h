@@ -3,9 +3,11 @@
 // transposed and compound dimensions then need no code of their own.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "graph/error.h"
@@ -133,12 +135,9 @@ LoopNest<N> nest_over(const KernelArgs& args, std::span<const int8_t> factors,
   return nest;
 }
 
-// Copies between tensors of one shape and element type, with any strides.
+// Copies element by element over a nest of (from, to).
 template <class T>
-void copy_elements(const T* from, const Shape& from_strides, T* to, const Shape& to_strides,
-                   const Shape& shape) {
-  LoopNest<2> nest;
-  for (size_t d = 0; d < shape.size(); ++d) nest.add(shape[d], {from_strides[d], to_strides[d]});
+void copy_rows(const LoopNest<2>& nest, const T* from, T* to) {
   for_each_row(nest, [&](const auto& at, int64_t n, const auto& step) {
     const T* source = from + at[0];
     T* target = to + at[1];
@@ -148,6 +147,15 @@ void copy_elements(const T* from, const Shape& from_strides, T* to, const Shape&
       for (int64_t j = 0; j < n; ++j) target[j * step[1]] = source[j * step[0]];
     }
   });
+}
+
+// Copies between tensors of one shape and element type, with any strides.
+template <class T>
+void copy_elements(const T* from, const Shape& from_strides, T* to, const Shape& to_strides,
+                   const Shape& shape) {
+  LoopNest<2> nest;
+  for (size_t d = 0; d < shape.size(); ++d) nest.add(shape[d], {from_strides[d], to_strides[d]});
+  copy_rows(nest, from, to);
 }
 inline void copy_elements(const TensorView& from, const TensorView& to) {
   with_element(from.dtype, [&]<class T>(T) {

@@ -1,0 +1,160 @@
+// Any contraction of two operands, in the letters of its factor string: a linear layer is
+// "bsk,nk->bsn", a batched product "bmk,bkn->bmn".
+#include "kernels/blas.h"
+#include "kernels/loops.h"
+#include "kernels/ops.h"
+
+namespace cleave {
+namespace {
+
+std::vector<TensorType> matmul_infer(const OpCall& call) {
+  const Signature& s = call.signature;
+  if (s.inputs().size() != 2 || s.outputs().size() != 1) fail("matmul takes two operands");
+  for (const TensorType& t : call.in) {
+    if (!is_float(t.dtype)) fail("matmul needs floating operands, got {}", to_string(t));
+  }
+  if (call.in[0].dtype != call.in[1].dtype) fail("matmul needs operands of one element type");
+  for (size_t f = 0; f < s.factors().size(); ++f) {
+    const int factor = static_cast<int>(f);
+    const bool a = Signature::carries(s.inputs()[0], factor);
+    const bool b = Signature::carries(s.inputs()[1], factor);
+    const bool c = Signature::carries(s.outputs()[0], factor);
+    if (a + b + c < 2) {
+      fail("factor '{}' of '{}' is in one operand only; sum it, or expand it, first",
+           s.factors()[f].letter, s.text());
+    }
+  }
+  return infer_from_factors(call);
+}
+
+// da = dc . b and db = a . dc: contractions again, with the letters moved.
+std::vector<Value> matmul_grad(GradContext& ctx) {
+  const Signature& s = ctx.signature();
+  const std::string a = s.input_text(0), b = s.input_text(1), c = s.output_text(0);
+  return {ctx.add1(ops::matmul, {ctx.grad(0), ctx.in(1)}, c + "," + b + "->" + a),
+          ctx.add1(ops::matmul, {ctx.in(0), ctx.grad(0)}, a + "," + c + "->" + b)};
+}
+
+// The factors by where they occur, each list in the order of the operand named first.
+struct Classes {
+  std::vector<int8_t> batch;  // a, b, c
+  std::vector<int8_t> m;      // a, c
+  std::vector<int8_t> n;      // b, c
+  std::vector<int8_t> k;      // a, b
+};
+
+Classes classify(const Signature& s) {
+  Classes classes;
+  const OperandDims &a = s.inputs()[0], &b = s.inputs()[1], &c = s.outputs()[0];
+  for (const int8_t f : factors_of(c)) {
+    const bool in_a = Signature::carries(a, f), in_b = Signature::carries(b, f);
+    (in_a && in_b ? classes.batch : in_a ? classes.m : classes.n).push_back(f);
+  }
+  for (const int8_t f : factors_of(b)) {
+    if (!Signature::carries(c, f)) classes.k.push_back(f);
+  }
+  return classes;
+}
+
+int64_t size_of(const KernelArgs& args, std::span<const int8_t> factors) {
+  int64_t size = 1;
+  for (const int8_t f : factors) size *= args.extents[static_cast<size_t>(f)].local;
+  return size;
+}
+
+// One operand as a matrix for each index of the batch.
+template <class T>
+struct Operand {
+  Matrix<T> matrix;
+  Shape strides;        // of every factor
+  std::vector<T> copy;  // when the operand's own memory is not such matrices
+};
+
+// The one stride that these factors make together, when there is one; else -1.
+int64_t common_stride(const KernelArgs& args, std::span<const int8_t> factors,
+                      const Shape& strides) {
+  const LoopNest<1> nest = nest_over<1>(args, factors, {strides});
+  if (nest.sizes.empty()) return 1;
+  return nest.sizes.size() == 1 ? nest.steps[0][0] : -1;
+}
+
+// Row-major strides for the factors batch, rows, columns.
+Shape packed_strides(const KernelArgs& args, std::span<const int8_t> batch,
+                     std::span<const int8_t> rows, std::span<const int8_t> columns) {
+  Shape strides(args.extents.size(), 0);
+  int64_t stride = 1;
+  for (const auto& list : {columns, rows, batch}) {
+    for (size_t i = list.size(); i-- > 0;) {
+      strides[static_cast<size_t>(list[i])] = stride;
+      stride *= args.extents[static_cast<size_t>(list[i])].local;
+    }
+  }
+  return strides;
+}
+
+// Sees an operand as matrices [rows, columns]; packs it first when its strides do not allow that.
+// An output's copy is left uninitialised.
+template <class T>
+Operand<T> as_matrices(const KernelArgs& args, const TensorView& t, const Shape& strides,
+                       std::span<const int8_t> batch, std::span<const int8_t> rows,
+                       std::span<const int8_t> columns, bool output) {
+  Operand<T> result;
+  const int64_t row = common_stride(args, rows, strides);
+  const int64_t column = common_stride(args, columns, strides);
+  if (row > 0 && column > 0 &&
+      blas_takes(size_of(args, rows), size_of(args, columns), row, column)) {
+    result.matrix = {t.as<T>(), row, column};
+    result.strides = strides;
+    return result;
+  }
+  result.strides = packed_strides(args, batch, rows, columns);
+  result.copy.resize(static_cast<size_t>(t.numel()));
+  result.matrix = {result.copy.data(), size_of(args, columns), 1};
+  if (!output) {
+    std::vector<int8_t> all(batch.begin(), batch.end());
+    all.insert(all.end(), rows.begin(), rows.end());
+    all.insert(all.end(), columns.begin(), columns.end());
+    copy_rows(nest_over<2>(args, all, {strides, result.strides}), t.as<const T>(),
+              result.copy.data());
+  }
+  return result;
+}
+
+template <class T>
+void matmul_typed(const KernelArgs& args) {
+  const Classes classes = classify(args.signature);
+  const auto& [batch, rows, columns, inner] = classes;
+  const Shape c_strides = out_strides(args, 0);
+  const Operand<T> a =
+      as_matrices<T>(args, args.in[0], in_strides(args, 0), batch, rows, inner, false);
+  const Operand<T> b =
+      as_matrices<T>(args, args.in[1], in_strides(args, 1), batch, inner, columns, false);
+  const Operand<T> c = as_matrices<T>(args, args.out[0], c_strides, batch, rows, columns, true);
+  const int64_t m = size_of(args, rows), n = size_of(args, columns), k = size_of(args, inner);
+  for_each_element(nest_over<3>(args, batch, {a.strides, b.strides, c.strides}),
+                   [&](const auto& at) {
+                     gemm(m, n, k, T{1}, {a.matrix.data + at[0], a.matrix.row, a.matrix.column},
+                          {b.matrix.data + at[1], b.matrix.row, b.matrix.column}, T{0},
+                          {c.matrix.data + at[2], c.matrix.row, c.matrix.column});
+                   });
+  if (!c.copy.empty()) {
+    const std::vector<int8_t> all = factors_of(args.signature.outputs()[0]);
+    copy_rows(nest_over<2>(args, all, {c.strides, c_strides}), c.copy.data(), args.out[0].as<T>());
+  }
+}
+
+void matmul_cpu(const KernelArgs& args) {
+  with_float(args.out[0].dtype, [&]<class T>(T) { matmul_typed<T>(args); });
+}
+
+}  // namespace
+
+constinit const OpDef ops::matmul = {
+    .name = "matmul",
+    .factors = "...k,nk->...n",
+    .infer = matmul_infer,
+    .grad = matmul_grad,
+    .cpu = matmul_cpu,
+};
+
+}  // namespace cleave
