@@ -1,0 +1,246 @@
+// What a training step ends with: the gradients' norm, the learning rate, and the updates of AdamW
+// and SGD. The formulas are those of torch.optim and torch.nn.utils.clip_grad_norm_.
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "kernels/lanes.h"
+#include "kernels/op_parts.h"
+#include "kernels/ops.h"
+#include "kernels/rows.h"
+
+namespace cleave {
+namespace {
+
+// --- Scalars -------------------------------------------------------------------------------------
+
+void sum_squares_cpu(const KernelArgs& args) {
+  with_float(args.in[0].dtype, [&]<class T>(T) {
+    double total = 0;
+    const auto nest =
+        nest_over<1>(args, factors_of(args.signature.inputs()[0]), {in_strides(args, 0)});
+    for_each_row(nest, [&](const auto& at, int64_t n, const auto& step) {
+      const T* x = args.in[0].as<const T>() + at[0];
+      const int64_t stride = step[0];
+      const auto square = [=](int64_t i) {
+        const double value = static_cast<double>(x[i * stride]);
+        return value * value;
+      };
+      total += lane_sum<double>(n, square);
+    });
+    args.out[0].as<T>()[0] = static_cast<T>(total);
+  });
+}
+
+std::vector<TensorType> infer_clip_coefficient(const OpCall& call) {
+  expect_types(call, "x");
+  return infer_from_factors(call);
+}
+
+// The norm, and what to multiply the gradients by so that it is at most max_norm.
+void clip_coefficient_cpu(const KernelArgs& args) {
+  with_float(args.in[0].dtype, [&]<class T>(T) {
+    const T max_norm = static_cast<T>(args.attrs.real("max_norm"));
+    const T norm = std::sqrt(args.in[0].as<const T>()[0]);
+    args.out[0].as<T>()[0] = norm;
+    const T coefficient = max_norm / (norm + static_cast<T>(1e-6));
+    // A comparison that is false for NaN, which then reaches the weights and is seen.
+    args.out[1].as<T>()[0] = max_norm == 0 || coefficient > 1 ? T{1} : coefficient;
+  });
+}
+
+std::vector<TensorType> infer_increment(const OpCall& call) {
+  if (call.in[0].dtype != DType::kI32)
+    fail("increment: needs an i32, got {}", to_string(call.in[0]));
+  return {call.in[0]};
+}
+
+void increment_cpu(const KernelArgs& args) {
+  args.out[0].as<int32_t>()[0] = args.in[0].as<const int32_t>()[0] + 1;
+}
+
+std::vector<TensorType> infer_learning_rate(const OpCall& call) {
+  if (call.in[0].dtype != DType::kI32) {
+    fail("learning_rate: the step must be an i32, got {}", to_string(call.in[0]));
+  }
+  const std::string& kind = call.attrs.text("kind");
+  if (kind != "constant" && kind != "cosine") {
+    fail("learning_rate: unknown kind '{}' (one of constant, cosine)", kind);
+  }
+  return {output_type(call, 0, dtype_named(call.attrs.text("dtype")))};
+}
+
+// At step 1, 2, ...: base * step / warmup while warming up; then base, or half a cosine from base
+// down to min at step `total`, and min from there on.
+double learning_rate_at(const Attrs& attrs, int64_t step) {
+  const double base = attrs.real("base");
+  const int64_t warmup = attrs.integer_or("warmup", 0);
+  if (step < warmup) return base * static_cast<double>(step) / static_cast<double>(warmup);
+  if (attrs.text("kind") == "constant") return base;
+  const double min = attrs.real("min");
+  const int64_t total = attrs.integer("total");
+  if (step >= total) return min;
+  const double progress = static_cast<double>(step - warmup) / static_cast<double>(total - warmup);
+  return min + 0.5 * (base - min) * (1 + std::cos(std::numbers::pi * progress));
+}
+
+void learning_rate_cpu(const KernelArgs& args) {
+  with_float(args.out[0].dtype, [&]<class T>(T) {
+    args.out[0].as<T>()[0] =
+        static_cast<T>(learning_rate_at(args.attrs, args.in[0].as<const int32_t>()[0]));
+  });
+}
+
+// --- Updates -------------------------------------------------------------------------------------
+
+// Parameters in bf16 may have their moments, and the scalars, in another float type.
+void expect_update_types(const OpCall& call, size_t floats) {
+  for (size_t i = 0; i < floats; ++i) {
+    const DType t = call.in[i].dtype, p = call.in[0].dtype;
+    if (!is_float(t) || (t != p && p != DType::kBF16)) {
+      fail("operand {} must be {}, got {}", i + 1, name_of(p), to_string(call.in[i]));
+    }
+  }
+}
+
+std::vector<TensorType> infer_adamw(const OpCall& call) {
+  expect_update_types(call, 6);
+  if (call.in[6].dtype != DType::kI32) {
+    fail("adamw: the step must be an i32, got {}", to_string(call.in[6]));
+  }
+  return {call.in[0], call.in[2], call.in[3]};
+}
+
+std::vector<TensorType> infer_sgd(const OpCall& call) {
+  expect_update_types(call, 5);
+  return {call.in[0], call.in[2]};
+}
+
+// One step of AdamW on n elements, with the step's scalars worked out.
+template <class T>
+struct AdamW {
+  T decay, clip, beta1, beta2, step_size, root_correction, eps;
+
+  void update(T p, T g, T m, T v, T& new_p, T& new_m, T& new_v) const {
+    g *= clip;
+    m += (g - m) * (1 - beta1);
+    v = v * beta2 + g * g * (1 - beta2);
+    new_p = p * decay - step_size * (m / (std::sqrt(v) / root_correction + eps));
+    new_m = m;
+    new_v = v;
+  }
+};
+
+void adamw_cpu(const KernelArgs& args) {
+  with_float(args.in[0].dtype, [&]<class T>(T) {
+    const auto scalar = [&](size_t i) { return args.in[i].as<const T>()[0]; };
+    const double beta1 = args.attrs.real("beta1"), beta2 = args.attrs.real("beta2");
+    const double lr = static_cast<double>(scalar(4)), step = args.in[6].as<const int32_t>()[0];
+    const AdamW<T> adam = {
+        .decay = static_cast<T>(1 - lr * args.attrs.real("weight_decay")),
+        .clip = scalar(5),
+        .beta1 = static_cast<T>(beta1),
+        .beta2 = static_cast<T>(beta2),
+        .step_size = static_cast<T>(lr / (1 - std::pow(beta1, step))),
+        .root_correction = static_cast<T>(std::sqrt(1 - std::pow(beta2, step))),
+        .eps = static_cast<T>(args.attrs.real("eps")),
+    };
+    const auto nest = nest_over<7>(
+        args, factors_of(args.signature.inputs()[0]),
+        {in_strides(args, 0), in_strides(args, 1), in_strides(args, 2), in_strides(args, 3),
+         out_strides(args, 0), out_strides(args, 1), out_strides(args, 2)});
+    for_each_row(nest, [&](const auto& at, int64_t n, const auto& s) {
+      const T* p = args.in[0].as<const T>() + at[0];
+      const T* g = args.in[1].as<const T>() + at[1];
+      const T* m = args.in[2].as<const T>() + at[2];
+      const T* v = args.in[3].as<const T>() + at[3];
+      T* new_p = args.out[0].as<T>() + at[4];
+      T* new_m = args.out[1].as<T>() + at[5];
+      T* new_v = args.out[2].as<T>() + at[6];
+      if (std::all_of(s.begin(), s.end(), [](int64_t stride) { return stride == 1; })) {
+        // Outputs may be the inputs' memory, but only at the same index.
+#pragma GCC ivdep
+        for (int64_t i = 0; i < n; ++i) {
+          adam.update(p[i], g[i], m[i], v[i], new_p[i], new_m[i], new_v[i]);
+        }
+      } else {
+        for (int64_t i = 0; i < n; ++i) {
+          adam.update(p[i * s[0]], g[i * s[1]], m[i * s[2]], v[i * s[3]], new_p[i * s[4]],
+                      new_m[i * s[5]], new_v[i * s[6]]);
+        }
+      }
+    });
+  });
+}
+
+void sgd_cpu(const KernelArgs& args) {
+  with_float(args.in[0].dtype, [&]<class T>(T) {
+    const T lr = args.in[3].as<const T>()[0], clip = args.in[4].as<const T>()[0];
+    const T momentum = static_cast<T>(args.attrs.real("momentum"));
+    const T decay = static_cast<T>(args.attrs.real("weight_decay"));
+    const auto nest = nest_over<5>(args, factors_of(args.signature.inputs()[0]),
+                                   {in_strides(args, 0), in_strides(args, 1), in_strides(args, 2),
+                                    out_strides(args, 0), out_strides(args, 1)});
+    for_each_row(nest, [&](const auto& at, int64_t n, const auto& s) {
+      const T* p = args.in[0].as<const T>() + at[0];
+      const T* g = args.in[1].as<const T>() + at[1];
+      const T* buffer = args.in[2].as<const T>() + at[2];
+      T* new_p = args.out[0].as<T>() + at[3];
+      T* new_buffer = args.out[1].as<T>() + at[4];
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) {
+        const T weight = p[i * s[0]];
+        const T b = momentum * buffer[i * s[2]] + (g[i * s[1]] * clip + decay * weight);
+        new_buffer[i * s[4]] = b;
+        new_p[i * s[3]] = weight - lr * b;
+      }
+    });
+  });
+}
+
+}  // namespace
+
+constinit const OpDef ops::sum_squares = {
+    .name = "sum_squares",
+    .factors = "ab->",  // callers give the parameter's own dimensions
+    .cpu = sum_squares_cpu,
+};
+
+constinit const OpDef ops::clip_coefficient = {
+    .name = "clip_coefficient",
+    .factors = "->,",
+    .infer = infer_clip_coefficient,
+    .cpu = clip_coefficient_cpu,
+};
+
+constinit const OpDef ops::increment = {
+    .name = "increment",
+    .factors = "->",
+    .infer = infer_increment,
+    .cpu = increment_cpu,
+};
+
+constinit const OpDef ops::learning_rate = {
+    .name = "learning_rate",
+    .factors = "->",
+    .infer = infer_learning_rate,
+    .cpu = learning_rate_cpu,
+};
+
+constinit const OpDef ops::adamw = {
+    .name = "adamw",
+    .factors = "ab,ab,ab,ab,,,->ab,ab,ab",
+    .infer = infer_adamw,
+    .flops = flops_each<14>,
+    .cpu = adamw_cpu,
+};
+
+constinit const OpDef ops::sgd = {
+    .name = "sgd",
+    .factors = "ab,ab,ab,,->ab,ab",
+    .infer = infer_sgd,
+    .flops = flops_each<6>,
+    .cpu = sgd_cpu,
+};
+
+}  // namespace cleave
