@@ -122,6 +122,8 @@ class Tensor {
 
   // --- For code that adds nodes itself (layers, optimizers, autodiff) ---
   Tracer& tracer() const;
+  int32_t record() const { return record_; }
+  int32_t output() const { return output_; }
   // The newest value, re-derived when an alias was written. In the forward phase a parameter kept
   // in another type than the tracer's compute type is read through one cast.
   Value value() const;
@@ -253,8 +255,9 @@ class Tracer {
   Tensor apply1(const OpDef& op, std::initializer_list<Tensor> inputs, std::string_view factors,
                 Attrs attrs, Loc loc);
   // The same, with output i written over targets[i] (an undefined target: a new storage). A target
-  // is a whole storage, such as a parameter or a state, or any view that can be written; afterwards
-  // it and its aliases read the new contents. Inputs are read as they are stored (no cast).
+  // is a whole storage, such as a parameter or a state, or a view that can be written; afterwards
+  // it and its aliases read the new contents. The op's kernel reads an element before it writes the
+  // same one. Optimizers call this in the update phase, where parameters are read as stored.
   std::vector<Tensor> apply_in_place(const OpDef& op, std::span<const Tensor> inputs,
                                      std::string_view factors, Attrs attrs,
                                      std::span<const Tensor> targets, Loc loc);
@@ -266,11 +269,12 @@ class Tracer {
   // afterwards.
   Graph finish();
 
+  struct State;  // tracer/state.h: private to tracer/
+  State& state() const { return *state_; }
+
  private:
   friend class Tensor;
-  friend class Scope;
-  friend class LocationScope;
-  struct State;
+  Tensor tensor(int32_t record, int32_t output) { return {this, record, output}; }
   std::unique_ptr<State> state_;
   Tracer* outer_;
 };

@@ -1,0 +1,121 @@
+#include "tracer/functional.h"
+
+#include <cmath>
+
+#include "graph/error.h"
+#include "kernels/ops.h"
+#include "tracer/state.h"
+
+namespace cleave {
+
+namespace {
+
+// Refuses a floating operand of another element type than the first.
+Tracer& checked(std::span<const Tensor> operands, std::string_view op, Loc loc) {
+  Tracer& tracer = common_tracer(operands, op, loc);
+  for (const Tensor& t : operands) {
+    if (is_float(t.dtype()) && t.dtype() != operands[0].dtype()) {
+      tracer.state().refuse(loc, op, operands, "the element types differ: use to()");
+    }
+  }
+  return tracer;
+}
+
+void need_ids(const Tensor& ids, std::span<const Tensor> operands, std::string_view op, Loc loc) {
+  if (ids.dtype() == DType::kI32) return;
+  ids.tracer().state().refuse(loc, op, operands, "the last operand holds i32 numbers of classes");
+}
+
+}  // namespace
+
+Tensor embedding(const Tensor& table, const Tensor& ids, Loc loc) {
+  const Tensor operands[] = {table, ids};
+  Tracer& tracer = checked(operands, "embedding", loc);
+  need_ids(ids, operands, "embedding", loc);
+  return tracer.apply(ops::embedding, operands, {}, {}, loc)[0];
+}
+
+Tensor layer_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, Loc loc) {
+  const Tensor operands[] = {x, gamma, beta};
+  return checked(operands, "layer_norm", loc)
+      .apply(ops::layer_norm, operands, {}, {{"eps", eps}}, loc)[0];
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& gamma, double eps, Loc loc) {
+  const Tensor operands[] = {x, gamma};
+  return checked(operands, "rms_norm", loc)
+      .apply(ops::rms_norm, operands, {}, {{"eps", eps}}, loc)[0];
+}
+
+Tensor rotary(const Tensor& x, double theta, Loc loc) {
+  Tracer& tracer = checked(one(x), "rotary", loc);
+  if (x.rank() != 4 || x.size(-1) % 2 != 0) {
+    tracer.state().refuse(loc, "rotary", one(x), "it needs [b, s, h, e] with an even e");
+  }
+  return tracer.apply1(ops::rotary, {x}, "bshE->bshE|s:indexed",
+                       {{"theta", theta}, {"inverse", int64_t{0}}}, loc);
+}
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, AttentionOptions options,
+                 Loc loc) {
+  const Tensor operands[] = {q, k, v};
+  Tracer& tracer = checked(operands, "attention", loc);
+  const auto refuse = [&](const std::string& why) {
+    tracer.state().refuse(loc, "attention", operands, why);
+  };
+  if (q.rank() != 4 || k.rank() != 4 || v.rank() != 4) {
+    refuse("it needs q [b, s, h, e], k [b, t, g, e] and v [b, t, g, f]");
+  }
+  const int64_t heads = q.size(2), groups = k.size(2);
+  if (heads % groups != 0) refuse("q's heads are no multiple of k's");
+  if (options.causal && q.size(1) != k.size(1)) {
+    refuse("causal attention needs as many queries as keys");
+  }
+  if (options.dropout != 0) {
+    refuse("attention without dropout only: drop its result, or its weights by primitive ops");
+  }
+  const double scale = options.scale.value_or(1 / std::sqrt(static_cast<double>(q.size(3))));
+  return tracer.apply(
+      ops::attention, operands, "bs(gr)E,bTgE,bTgV->bs(gr)V,bs(gr)|s:indexed,T:indexed",
+      {{"r", heads / groups}, {"causal", int64_t{options.causal}}, {"scale", scale}}, loc)[0];
+}
+
+Tensor dropout(const Tensor& x, double p, Loc loc) {
+  Tracer& tracer = checked(one(x), "dropout", loc);
+  if (!(p >= 0 && p < 1)) {
+    tracer.state().refuse(loc, "dropout", one(x), fmt::format("p = {} is not in [0, 1)", p));
+  }
+  if (p == 0) return x;
+  Tracer::State& s = tracer.state();
+  // The n-th dropout of a scope has its own stream of random numbers.
+  const int number = s.dropouts[tracer.scope()]++;
+  const std::string name = (tracer.scope().empty() ? "" : tracer.scope() + ".") + "dropout" +
+                           (number == 0 ? "" : fmt::format(".{}", number));
+  const std::string letters = letters_for(x.shape().size());
+  std::string notes;
+  for (char c : letters) notes += fmt::format("{}{}:indexed", notes.empty() ? "|" : ",", c);
+  return tracer.apply1(ops::dropout, {x, tracer.step()}, letters + ",->" + letters + notes,
+                       {{"p", p}, {"name", name}}, loc);
+}
+
+Tensor swiglu(const Tensor& gate, const Tensor& up, Loc loc) {
+  const Tensor operands[] = {gate, up};
+  return checked(operands, "swiglu", loc).apply(ops::swiglu, operands, {}, {}, loc)[0];
+}
+
+Tensor cross_entropy(const Tensor& logits, const Tensor& targets, std::optional<int64_t> ignore,
+                     Loc loc) {
+  const Tensor operands[] = {logits, targets};
+  Tracer& tracer = checked(operands, "cross_entropy", loc);
+  need_ids(targets, operands, "cross_entropy", loc);
+  Attrs attrs;
+  if (ignore) attrs.set("ignore", *ignore);
+  const Tensor losses = tracer.apply(ops::cross_entropy, operands, {}, attrs, loc)[0];
+  if (!ignore) return mean(losses, {}, false, loc);
+  const Attrs counted{{"value", *ignore}, {"dtype", std::string(name_of(losses.dtype()))}};
+  const Tensor count =
+      sum(tracer.apply1(ops::not_equal, {targets}, {}, counted, loc), {}, false, loc);
+  return Operand(sum(losses, {}, false, loc), loc) / Operand(count, loc);
+}
+
+}  // namespace cleave
