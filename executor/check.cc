@@ -1,0 +1,232 @@
+// The checks that go across instructions: data flow, memory shared between tensors, sources and
+// outputs, and the arena. The typing of single instructions is in check_types.cc.
+#include <algorithm>
+#include <set>
+
+#include "executor/memory_layout.h"
+#include "executor/typing.h"
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+template <class... Args>
+[[noreturn]] void refuse(const std::string& subject, fmt::format_string<Args...> format,
+                         Args&&... args) {
+  throw InternalError(subject + ": " + fmt::format(format, std::forward<Args>(args)...));
+}
+
+// Follows the instructions in order and knows which tensors can be read.
+class DataFlow {
+ public:
+  explicit DataFlow(const Program& program)
+      : p_(program), state_(program.tensors.size()), of_buffer_(program.buffers.size()) {}
+
+  void check() {
+    for (const ProgramSource& s : p_.sources) {
+      state_[static_cast<size_t>(s.tensor)].written = true;
+      live_in(s.tensor).push_back(s.tensor);
+    }
+    for (size_t i = 0; i < p_.instrs.size(); ++i) {
+      check_types(p_, i);
+      step(i);
+    }
+    for (const ProgramOutput& o : p_.outputs) need_readable("output " + o.name, o.tensor);
+    for (const ProgramSource& s : p_.sources) {
+      if (s.kind != SourceKind::kData) {
+        need_readable(fmt::format("final value of {} {}", name_of(s.kind), s.name), s.final);
+      }
+    }
+  }
+
+ private:
+  struct State {
+    bool written = false;
+    int64_t overwritten_by = -1;  // an instruction
+  };
+
+  // The readable tensors of the buffer in which `t` lies.
+  std::vector<TensorId>& live_in(TensorId t) {
+    return of_buffer_[static_cast<size_t>(p_.tensor(t).buffer)];
+  }
+
+  void need_readable(const std::string& subject, TensorId t) {
+    const State& s = state_[static_cast<size_t>(t)];
+    const std::string& name = p_.tensor(t).name;
+    if (!s.written) refuse(subject, "{} is read before it is written", name);
+    if (s.overwritten_by >= 0) {
+      refuse(subject, "{} is read after {} has overwritten it", name,
+             describe_instr(p_, static_cast<size_t>(s.overwritten_by)));
+    }
+  }
+
+  void step(size_t index) {
+    const Instr& instr = p_.instrs[index];
+    const std::string subject = describe_instr(p_, index);
+    for (TensorId t : instr.in) need_readable(subject, t);
+    const bool view = is_view(p_, instr);
+    if (!view) check_shared_memory(instr, subject);
+    for (TensorId t : instr.out) {
+      State& s = state_[static_cast<size_t>(t)];
+      if (s.written) refuse(subject, "{} is written twice", p_.tensor(t).name);
+      s.written = true;
+      std::vector<TensorId>& live = live_in(t);
+      if (!view) {
+        std::erase_if(live, [&](TensorId old) {
+          if (!may_overlap(p_.tensor(old), p_.tensor(t))) return false;
+          state_[static_cast<size_t>(old)].overwritten_by = static_cast<int64_t>(index);
+          return true;
+        });
+      }
+    }
+    for (TensorId t : instr.out) live_in(t).push_back(t);
+  }
+
+  // Which results may lie on which operands.
+  void check_shared_memory(const Instr& instr, const std::string& subject) {
+    for (size_t o = 0; o < instr.out.size(); ++o) {
+      const ProgramTensor& out = p_.tensor(instr.out[o]);
+      for (size_t d = 0; d < out.geometry.shape.size(); ++d) {
+        if (out.geometry.strides[d] == 0 && out.geometry.shape[d] > 1) {
+          refuse(subject, "{} is written with stride 0", out.name);
+        }
+      }
+      for (size_t other = 0; other < o; ++other) {
+        if (may_overlap(out, p_.tensor(instr.out[other]))) {
+          refuse(subject, "results {} and {} overlap", p_.tensor(instr.out[other]).name, out.name);
+        }
+      }
+      for (size_t i = 0; i < instr.in.size(); ++i) {
+        const ProgramTensor& in = p_.tensor(instr.in[i]);
+        if (may_overlap(out, in) && !may_overwrite(instr, i, o)) {
+          refuse(subject, "{} cannot be written over {}", out.name, in.name);
+        }
+      }
+    }
+  }
+
+  // In place means element by element: exactly the same elements, or a part that the kernel writes
+  // without reading.
+  bool may_overwrite(const Instr& instr, size_t i, size_t o) const {
+    const ProgramTensor& in = p_.tensor(instr.in[i]);
+    const ProgramTensor& out = p_.tensor(instr.out[o]);
+    const bool same = in.geometry == out.geometry && in.dtype == out.dtype;
+    switch (instr.kind) {
+      case InstrKind::kCompute: break;
+      case InstrKind::kAllReduce:
+      case InstrKind::kMask:
+      case InstrKind::kCopy: return same && i == o;
+      default: return false;
+    }
+    if (same && instr.signature->inputs()[i] == instr.signature->outputs()[o]) return true;
+    if (instr.op->written == nullptr || i == 0) return false;
+    const auto types = local_input_types(p_, instr);
+    const auto sizes = local_sizes(instr, p_.mesh);
+    const auto parts = instr.op->written({*instr.signature, sizes, instr.attrs, types},
+                                         p_.tensor(instr.in[0]).geometry);
+    return parts && o < parts->size() &&
+           !byte_range((*parts)[o], out.dtype).overlaps(byte_range(in.geometry, in.dtype));
+  }
+
+  const Program& p_;
+  std::vector<State> state_;                     // by tensor
+  std::vector<std::vector<TensorId>> of_buffer_;  // readable tensors, by buffer
+};
+
+void check_sources(const Program& p) {
+  std::set<std::string> names;
+  std::vector<const ProgramSource*> owner(p.buffers.size(), nullptr);
+  const auto known = [&](TensorId t) {
+    return t >= 0 && static_cast<size_t>(t) < p.tensors.size();
+  };
+  for (const ProgramSource& s : p.sources) {
+    const std::string subject = fmt::format("{} {}", name_of(s.kind), s.name);
+    if (!names.insert(s.name).second) refuse(subject, "another source has this name");
+    if (!known(s.tensor)) refuse(subject, "there is no tensor {}", s.tensor);
+    const ProgramTensor& t = p.tensor(s.tensor);
+    for (const Placement& placement : t.layout.placements) {
+      if (placement.is_partial()) refuse(subject, "a source cannot be a partial result");
+    }
+    if (t.geometry.strides != contiguous_strides(t.geometry.shape)) {
+      refuse(subject, "a source must be contiguous");
+    }
+    const ProgramSource*& other = owner[static_cast<size_t>(t.buffer)];
+    if (other != nullptr) refuse(subject, "it shares a buffer with {}", other->name);
+    other = &s;
+    const bool kept = s.kind != SourceKind::kData;
+    if (p.buffers[static_cast<size_t>(t.buffer)].persistent != kept) {
+      refuse(subject, "its buffer must {}be persistent", kept ? "" : "not ");
+    }
+    if (!kept) continue;
+    if (!known(s.final)) refuse(subject, "it has no final value");
+    const ProgramTensor& f = p.tensor(s.final);
+    if (f.buffer != t.buffer || f.layout != t.layout || f.geometry != t.geometry ||
+        f.dtype != t.dtype) {
+      refuse(subject, "it ends as {} [{}], not where and as it began [{}]", f.name,
+             to_string(f.layout, p.mesh), to_string(t.layout, p.mesh));
+    }
+  }
+  for (const ProgramOutput& o : p.outputs) {
+    if (!known(o.tensor)) refuse("output " + o.name, "there is no tensor {}", o.tensor);
+    const Layout& layout = p.tensor(o.tensor).layout;
+    for (const Placement& placement : layout.placements) {
+      if (!placement.is_replicate()) {
+        refuse("output " + o.name, "it is {}, must be replicated", to_string(layout, p.mesh));
+      }
+    }
+  }
+}
+
+// Buffers that are live together do not overlap, and all lie in the arena below the workspace.
+void check_arena(const Program& p) {
+  const auto lives = buffer_lifetimes(p);
+  const int64_t end = p.arena_bytes - largest_workspace(p);
+  if (p.workspace_bytes < largest_workspace(p)) {
+    refuse("arena", "the workspace has {} bytes, kernels need {}", p.workspace_bytes,
+           largest_workspace(p));
+  }
+  std::vector<size_t> order;
+  for (size_t b = 0; b < p.buffers.size(); ++b) {
+    const Buffer& buffer = p.buffers[b];
+    if (lives[b].last < 0 || buffer.bytes == 0) continue;
+    if (buffer.offset < 0 || buffer.offset % kArenaAlignment != 0 ||
+        buffer.offset + buffer.bytes > end) {
+      refuse("arena", "buffer {} at {} of {} bytes is not aligned inside the {} bytes for buffers",
+             b, buffer.offset, buffer.bytes, end);
+    }
+    order.push_back(b);
+  }
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return lives[a].first < lives[b].first; });
+  std::vector<size_t> live;
+  for (size_t b : order) {
+    std::erase_if(live, [&](size_t other) { return lives[other].last < lives[b].first; });
+    for (size_t other : live) {
+      const Buffer &x = p.buffers[b], &y = p.buffers[other];
+      if (x.offset < y.offset + y.bytes && y.offset < x.offset + x.bytes) {
+        refuse("arena", "buffers {} and {} are live together and overlap", std::min(b, other),
+               std::max(b, other));
+      }
+    }
+    live.push_back(b);
+  }
+}
+
+}  // namespace
+
+void check(const Program& program) {
+  for (const MeshAxis& a : program.mesh.axes) {
+    if (a.size < 1) refuse("mesh", "axis {} has size {}", a.name, a.size);
+  }
+  for (const Buffer& b : program.buffers) {
+    if (b.bytes < 0) refuse("buffers", "one has {} bytes", b.bytes);
+  }
+  for (size_t t = 0; t < program.tensors.size(); ++t) {
+    check_tensor(program, static_cast<TensorId>(t));
+  }
+  check_sources(program);
+  DataFlow(program).check();
+  if (program.arena_bytes > 0) check_arena(program);
+}
+
+}  // namespace cleave

@@ -1,0 +1,51 @@
+#include "executor/typing.h"
+
+#include "graph/error.h"
+
+namespace cleave {
+
+std::string_view name_of(const Instr& instr) {
+  return instr.kind == InstrKind::kCompute && instr.op != nullptr ? instr.op->name
+                                                                  : name_of(instr.kind);
+}
+
+std::string describe_instr(const Program& program, size_t index) {
+  const Instr& instr = program.instrs[index];
+  std::string operands;
+  for (TensorId t : instr.in) {
+    const bool known = t >= 0 && static_cast<size_t>(t) < program.tensors.size();
+    operands += (operands.empty() ? "" : ", ") + (known ? program.tensor(t).name : "?");
+  }
+  return fmt::format("instruction {} {}({})", index, name_of(instr), operands);
+}
+
+bool is_view(const Program& program, const Instr& instr) {
+  return instr.kind == InstrKind::kCompute && instr.op->view != nullptr && !instr.in.empty() &&
+         !instr.out.empty() &&
+         program.tensor(instr.out[0]).buffer == program.tensor(instr.in[0]).buffer;
+}
+
+std::vector<TensorType> local_input_types(const Program& program, const Instr& instr) {
+  std::vector<TensorType> types;
+  for (TensorId t : instr.in) {
+    types.push_back({program.tensor(t).dtype, program.tensor(t).layout.local_shape(program.mesh)});
+  }
+  return types;
+}
+
+ByteRange byte_range(const Geometry& geometry, DType dtype) {
+  int64_t low = geometry.offset, high = geometry.offset + 1;
+  for (size_t d = 0; d < geometry.shape.size(); ++d) {
+    if (geometry.shape[d] == 0) return {};
+    const int64_t reach = (geometry.shape[d] - 1) * geometry.strides[d];
+    (reach < 0 ? low : high) += reach;
+  }
+  return {low * size_of(dtype), high * size_of(dtype)};
+}
+
+bool may_overlap(const ProgramTensor& a, const ProgramTensor& b) {
+  return a.buffer == b.buffer &&
+         byte_range(a.geometry, a.dtype).overlaps(byte_range(b.geometry, b.dtype));
+}
+
+}  // namespace cleave

@@ -1,0 +1,38 @@
+// Small questions about an instruction that the check, the memory layout and the runtimes share.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "executor/program.h"
+
+namespace cleave {
+
+// "matmul" or "all-gather".
+std::string_view name_of(const Instr& instr);
+// "instruction 12 all-gather(%7, %8)".
+std::string describe_instr(const Program& program, size_t index);
+
+// Whether the instruction only renames its input's memory: its op has a view, and its outputs share
+// the buffer of input 0.
+bool is_view(const Program& program, const Instr& instr);
+
+// The local types of a compute instruction's operands.
+std::vector<TensorType> local_input_types(const Program& program, const Instr& instr);
+
+// Bytes from the start of a buffer that a tensor touches, [first, last); everything between its
+// lowest and its highest element.
+struct ByteRange {
+  int64_t first = 0, last = 0;
+  bool overlaps(const ByteRange& other) const { return first < other.last && other.first < last; }
+};
+ByteRange byte_range(const Geometry& geometry, DType dtype);
+// Whether the two tensors may share memory: same buffer, overlapping ranges.
+bool may_overlap(const ProgramTensor& a, const ProgramTensor& b);
+
+// The checks of one tensor by itself, and of one instruction's placements; see check(). They throw
+// InternalError.
+void check_tensor(const Program& program, TensorId t);
+void check_types(const Program& program, size_t index);
+
+}  // namespace cleave
