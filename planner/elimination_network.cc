@@ -1,0 +1,181 @@
+// Both prunings go by work list: a variable that lost choices has its factors, or its neighbours,
+// looked at again. Tables are sliced through the store, so equal layers are pruned once.
+#include "planner/elimination_network.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <span>
+#include <utility>
+
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+int32_t axis_of(const Factor& factor, int32_t variable) {
+  const auto at = std::find(factor.scope.begin(), factor.scope.end(), variable);
+  return static_cast<int32_t>(at - factor.scope.begin());
+}
+
+void check_term(const MinSumProblem& problem, const CostTerm& term) {
+  CLEAVE_ASSERT(term.table != nullptr, "a term has no table");
+  CLEAVE_ASSERT(term.variables.size() == term.table->sizes.size(),
+                "a term over {} variables has a table of {} axes", term.variables.size(),
+                term.table->sizes.size());
+  for (size_t i = 0; i < term.variables.size(); ++i) {
+    const int32_t v = term.variables[i];
+    CLEAVE_ASSERT(v >= 0 && v < static_cast<int32_t>(problem.domain_sizes.size()),
+                  "a term's variable {} does not exist", v);
+    CLEAVE_ASSERT(term.table->sizes[i] == problem.domain_sizes[v],
+                  "variable {} has {} choices, a term's table {}", v, problem.domain_sizes[v],
+                  term.table->sizes[i]);
+    CLEAVE_ASSERT(std::find(term.variables.begin(), term.variables.begin() + i, v) ==
+                      term.variables.begin() + i,
+                  "a term has variable {} twice", v);
+  }
+}
+
+// The choices left when each that another dominates is dropped. Two that dominate each other are
+// equal, and the lower one stays. A choice may only be dropped for one that stays, or stayed then.
+std::vector<int32_t> undominated(const std::vector<double>& excess, int32_t n) {
+  std::vector<int32_t> kept(n);
+  std::iota(kept.begin(), kept.end(), 0);
+  for (int32_t b = n; b-- > 0;) {
+    const bool dominated = std::any_of(kept.begin(), kept.end(), [&](int32_t a) {
+      return a != b && excess[static_cast<size_t>(a) * n + b] <= 0;
+    });
+    if (dominated) kept.erase(kept.begin() + b);
+  }
+  return kept;
+}
+
+// Indices waiting for their turn, each at most once.
+class WorkList {
+ public:
+  explicit WorkList(size_t size) : waiting_(size, 1), items_(size) {
+    std::iota(items_.rbegin(), items_.rend(), 0);
+  }
+  void push(int32_t item) {
+    if (!std::exchange(waiting_[item], 1)) items_.push_back(item);
+  }
+  bool empty() const { return items_.empty(); }
+  int32_t pop() {
+    const int32_t item = items_.back();
+    items_.pop_back();
+    waiting_[item] = 0;
+    return item;
+  }
+
+ private:
+  std::vector<char> waiting_;
+  std::vector<int32_t> items_;
+};
+
+}  // namespace
+
+Network make_network(const MinSumProblem& problem, TableStore& store) {
+  Network network;
+  const size_t count = problem.domain_sizes.size();
+  network.choices.resize(count);
+  network.factors_of.resize(count);
+  for (size_t v = 0; v < count; ++v) {
+    CLEAVE_ASSERT(problem.domain_sizes[v] >= 0, "variable {} has {} choices", v,
+                  problem.domain_sizes[v]);
+    network.choices[v].resize(problem.domain_sizes[v]);
+    std::iota(network.choices[v].begin(), network.choices[v].end(), 0);
+    if (network.choices[v].empty()) network.constant = kInfinity;
+  }
+  for (const CostTerm& term : problem.terms) {
+    check_term(problem, term);
+    Factor factor{store.intern(term.table), {}};
+    for (const int32_t v : term.variables) {
+      if (problem.domain_sizes[v] != 1) factor.scope.push_back(v);
+    }
+    if (factor.scope.empty()) {
+      network.constant += store.cost(factor.table)[0];
+      continue;
+    }
+    for (const int32_t v : factor.scope) {
+      network.factors_of[v].push_back(static_cast<int32_t>(network.factors.size()));
+    }
+    network.factors.push_back(std::move(factor));
+  }
+  return network;
+}
+
+void restrict_choices(Network& network, TableStore& store, int32_t variable,
+                      const std::vector<int32_t>& keep) {
+  std::vector<int32_t>& choices = network.choices[variable];
+  store.statistics.choices_pruned += static_cast<int64_t>(choices.size() - keep.size());
+  for (size_t i = 0; i < keep.size(); ++i) choices[i] = choices[keep[i]];
+  choices.resize(keep.size());
+  if (keep.empty()) {
+    network.constant = kInfinity;
+    return;
+  }
+  for (const int32_t f : network.factors_of[variable]) {
+    Factor& factor = network.factors[f];
+    const int32_t axis = axis_of(factor, variable);
+    factor.table = store.slice(factor.table, axis, keep);
+    if (keep.size() > 1) continue;
+    factor.scope.erase(factor.scope.begin() + axis);
+    if (factor.scope.empty()) network.constant += store.cost(factor.table)[0];
+  }
+  if (keep.size() == 1) network.factors_of[variable].clear();
+}
+
+void prune_impossible(Network& network, TableStore& store) {
+  WorkList work(network.factors.size());
+  while (!work.empty() && network.constant < kInfinity) {
+    const int32_t f = work.pop();
+    for (size_t axis = 0; axis < network.factors[f].scope.size(); ++axis) {
+      const Factor& factor = network.factors[f];
+      const int32_t v = factor.scope[axis];
+      const std::vector<int32_t>& possible = store.possible_choices(factor.table)[axis];
+      if (possible.size() == network.choices[v].size()) continue;
+      for (const int32_t other : network.factors_of[v]) work.push(other);
+      restrict_choices(network, store, v, possible);
+      break;  // the factor's turn comes again
+    }
+  }
+}
+
+void prune_dominated(Network& network, TableStore& store, int32_t kept) {
+  // Equal layers ask the same question: which choices stay, given these tables.
+  std::map<std::vector<std::pair<TableId, int32_t>>, std::vector<int32_t>> answers;
+  WorkList work(network.choices.size());
+  while (!work.empty() && network.constant < kInfinity) {
+    const int32_t v = work.pop();
+    const auto n = static_cast<int32_t>(network.choices[v].size());
+    if (v == kept || n == 1 || network.factors_of[v].empty()) continue;
+    std::vector<std::pair<TableId, int32_t>> question;
+    for (const int32_t f : network.factors_of[v]) {
+      const Factor& factor = network.factors[f];
+      question.emplace_back(factor.table, axis_of(factor, v));
+    }
+    std::sort(question.begin(), question.end());
+    const auto [answer, is_new] = answers.try_emplace(std::move(question));
+    if (is_new) {
+      std::vector<double> total(static_cast<size_t>(n) * n, 0.0);
+      for (const auto& [table, axis] : answer->first) {
+        const std::vector<double>& excess = store.excess(table, axis);
+        for (size_t i = 0; i < total.size(); ++i) {
+          // +infinity: a is forbidden where b is not. -infinity: b is forbidden everywhere.
+          total[i] = std::max(total[i], excess[i]) == kInfinity ? kInfinity : total[i] + excess[i];
+        }
+      }
+      answer->second = undominated(total, n);
+    }
+    if (static_cast<int32_t>(answer->second.size()) == n) continue;
+    for (const int32_t f : network.factors_of[v]) {
+      for (const int32_t u : network.factors[f].scope) work.push(u);
+    }
+    restrict_choices(network, store, v, answer->second);
+  }
+}
+
+}  // namespace cleave
