@@ -1,0 +1,47 @@
+// What a built-in model is made of: a family, a size, and the numbers that a user may change.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace cleave {
+
+// The same fields for every family; a family ignores what it has no use for.
+struct ModelConfig {
+  std::string family;  // "gpt2"
+  std::string size;    // "124m"
+  int64_t layers = 1;
+  int64_t hidden = 1;  // width of the residual stream
+  int64_t heads = 1;   // query heads
+  int64_t kv_heads =
+      0;                // key and value heads, each shared by heads / kv_heads; 0: as many as heads
+  int64_t ffn = 0;      // inner width of the MLP; 0: 4 * hidden
+  int64_t vocab = 256;  // padded to a multiple of 128, so that it splits
+  int64_t sequence = 64;  // tokens in a sequence, and learned positions
+  int64_t batch = 8;      // sequences in a step, over all devices
+  double dropout = 0;
+  double theta = 10000;  // base of the rotary frequencies
+  double eps = 1e-5;     // of the norms
+  bool tied = false;     // the head shares the embedding's table
+
+  int64_t num_kv_heads() const { return kv_heads > 0 ? kv_heads : heads; }
+  int64_t ffn_width() const { return ffn > 0 ? ffn : 4 * hidden; }
+  int64_t head_size() const { return hidden / heads; }
+  std::string name() const { return family + ":" + size; }
+};
+
+// The built-in model named "family:size". Throws Error listing what there is.
+ModelConfig model_named(std::string_view name);
+// Every built-in "family:size", in the table's order.
+std::vector<std::string> model_names();
+
+// Applies "key=value", as in `--set layers=4`. Throws Error listing the known keys.
+void set_value(ModelConfig& config, std::string_view assignment);
+// "layers=12", "hidden=768", ...: every key with its value.
+std::vector<std::string> values_of(const ModelConfig& config);
+// Throws Error when the numbers do not make a model (heads that do not divide the width).
+void check(const ModelConfig& config);
+
+}  // namespace cleave

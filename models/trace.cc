@@ -1,0 +1,51 @@
+#include "models/trace.h"
+
+#include "graph/error.h"
+#include "models/models.h"
+
+namespace cleave {
+
+namespace {
+
+struct Family {
+  std::string_view name;
+  Tensor (*loss)(const ModelConfig&, const Tensor& tokens, const Tensor& targets);
+  Objective objective = Objective::kNextToken;
+};
+
+constexpr Family kFamilies[] = {
+    {"gpt2", gpt2},   {"megatron", gpt2}, {"gpt3", gpt2},
+    {"llama", llama}, {"mlp", mlp},       {"bert", bert, Objective::kMaskedTokens},
+};
+
+const Family& family_of(const ModelConfig& config) {
+  for (const Family& family : kFamilies) {
+    if (family.name == config.family) return family;
+  }
+  fail("there is no model family '{}'", config.family);
+}
+
+}  // namespace
+
+Graph trace(const ModelConfig& config, const TraceOptions& options) {
+  check(config);
+  const Family& family = family_of(config);
+  const auto loss = [&] {
+    const Shape shape = {config.batch, config.sequence};
+    const std::vector<std::string> roles = {"batch", "sequence"};
+    const Tensor tokens = data("tokens", shape, DType::kI32, roles);
+    const Tensor targets = data("targets", shape, DType::kI32, roles);
+    return family.loss(config, tokens, targets);
+  };
+  const TracerOptions compute = {.compute = options.dtype};
+  if (options.training) {
+    return trace_training_step(config.name(), loss, options.optimizer, compute);
+  }
+  Tracer tracer(config.name(), compute);
+  tracer.output("loss", loss());
+  return without_dead_nodes(tracer.finish());
+}
+
+Objective objective_of(const ModelConfig& config) { return family_of(config).objective; }
+
+}  // namespace cleave

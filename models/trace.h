@@ -1,0 +1,30 @@
+// From a built-in model's configuration to its graph.
+#pragma once
+
+#include <string_view>
+
+#include "graph/graph.h"
+#include "models/config.h"
+#include "tracer/optimizer.h"
+
+namespace cleave {
+
+struct TraceOptions {
+  DType dtype = DType::kF32;  // of the computation; kBF16 keeps the parameters in f32
+  bool training = true;       // backward and update too; else the loss only
+  OptimizerOptions optimizer;
+};
+
+// The graph of one step. Data: "tokens" and "targets", i32 [batch, sequence] with the roles
+// "batch" and "sequence". Outputs: "loss", and when training "grad_norm" and "lr". No weight is
+// allocated. Throws Error when the configuration makes no sense.
+Graph trace(const ModelConfig& config, const TraceOptions& options = {});
+
+// What a family learns, which decides what its targets are.
+enum class Objective : uint8_t {
+  kNextToken,     // targets[i] = tokens[i + 1]
+  kMaskedTokens,  // targets are the masked tokens; -100 elsewhere
+};
+Objective objective_of(const ModelConfig& config);
+
+}  // namespace cleave

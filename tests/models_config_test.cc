@@ -1,0 +1,89 @@
+// The models' configuration: names, --set, and messages that say what to do.
+#include <gtest/gtest.h>
+
+#include "graph/error.h"
+#include "models/config.h"
+
+namespace cleave {
+namespace {
+
+std::string message_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(ModelConfig, NamesAreFound) {
+  for (const std::string& name : model_names()) EXPECT_EQ(model_named(name).name(), name);
+  const ModelConfig c = model_named("gpt3:175b");
+  EXPECT_EQ(c.layers, 96);
+  EXPECT_EQ(c.hidden, 12288);
+  EXPECT_EQ(c.ffn_width(), 4 * 12288);
+}
+
+TEST(ModelConfig, EveryVocabularyIsPaddedAndEveryModelMakesSense) {
+  for (const std::string& name : model_names()) {
+    const ModelConfig c = model_named(name);
+    EXPECT_EQ(c.vocab % 128, 0) << name;
+    EXPECT_NO_THROW(check(c));
+  }
+}
+
+TEST(ModelConfig, AnUnknownNameListsWhatThereIs) {
+  const std::string family = message_of([] { model_named("gpt2:7b"); });
+  EXPECT_NE(family.find("gpt2:1558m"), std::string::npos) << family;
+  EXPECT_EQ(family.find("llama"), std::string::npos) << family;
+  const std::string all = message_of([] { model_named("resnet"); });
+  EXPECT_NE(all.find("llama:405b"), std::string::npos) << all;
+}
+
+TEST(ModelConfig, SetChangesEveryKey) {
+  ModelConfig c = model_named("llama:tiny");
+  for (const char* s : {"layers=7", "dropout=0.25", "tied=true", "theta=5e5", "kv_heads=1"}) {
+    set_value(c, s);
+  }
+  EXPECT_EQ(c.layers, 7);
+  EXPECT_EQ(c.dropout, 0.25);
+  EXPECT_TRUE(c.tied);
+  EXPECT_EQ(c.theta, 500000);
+  EXPECT_EQ(c.num_kv_heads(), 1);
+}
+
+TEST(ModelConfig, ValuesCanBeSetBack) {
+  ModelConfig c = model_named("llama:70b");
+  set_value(c, "dropout=0.1");
+  ModelConfig copy = model_named("gpt2:tiny");
+  for (const std::string& v : values_of(c)) set_value(copy, v);
+  EXPECT_EQ(values_of(copy), values_of(c));
+}
+
+TEST(ModelConfig, WrongSettingsSayWhatIsRight) {
+  ModelConfig c = model_named("gpt2:tiny");
+  const auto set = [&](const char* text) { return message_of([&] { set_value(c, text); }); };
+  EXPECT_NE(set("depth=3").find("layers, hidden, heads"), std::string::npos) << set("depth=3");
+  EXPECT_NE(set("layers").find("key=value"), std::string::npos);
+  EXPECT_NE(set("layers=two").find("'two' is not a whole number"), std::string::npos);
+  EXPECT_NE(set("layers=4x").find("is not a whole number"), std::string::npos);
+  EXPECT_NE(set("layers=").find("is not a whole number"), std::string::npos);
+  EXPECT_NE(set("tied=maybe").find("is not true or false"), std::string::npos);
+}
+
+TEST(ModelConfig, NumbersThatMakeNoModelAreRefused) {
+  const auto broken = [](const char* model, const char* text) {
+    ModelConfig c = model_named(model);
+    set_value(c, text);
+    return message_of([&] { check(c); });
+  };
+  EXPECT_NE(broken("gpt2:tiny", "heads=3").find("hidden=128 is not a multiple of heads=3"),
+            std::string::npos);
+  EXPECT_NE(broken("llama:8b", "kv_heads=5").find("kv_heads=5"), std::string::npos);
+  EXPECT_NE(broken("gpt2:tiny", "layers=0").find("layers=0"), std::string::npos);
+  EXPECT_NE(broken("gpt2:tiny", "dropout=1").find("dropout=1"), std::string::npos);
+  EXPECT_NE(broken("llama:tiny", "heads=128").find("even head size"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace cleave

@@ -1,0 +1,187 @@
+#include "tracer/optimizer.h"
+
+#include <array>
+
+#include "graph/error.h"
+#include "kernels/ops.h"
+#include "tracer/autodiff.h"
+#include "tracer/state.h"
+
+namespace cleave {
+
+namespace {
+
+constexpr Init kZero = {Init::Kind::kConstant, 0};
+
+// "ab,ab,,->ab": `count` operands with these dimensions, then scalars; `results` like the first.
+std::string update_factors(const std::string& dims, int count, int scalars, int results) {
+  std::string text = dims;
+  for (int i = 1; i < count; ++i) text += "," + dims;
+  text.append(static_cast<size_t>(scalars), ',');
+  text += "->" + dims;
+  for (int i = 1; i < results; ++i) text += "," + dims;
+  return text;
+}
+
+// While it lives, nodes carry the line that made a parameter, in the scope of its layer.
+class AtParameter {
+ public:
+  explicit AtParameter(Tracer& tracer, const Tensor& parameter)
+      : state_(tracer.state()),
+        cursor_(state_.graph.cursor),
+        scope_(state_.scope),
+        located_(state_.located) {
+    const std::string& name = tracer.name_of(parameter);
+    const size_t dot = name.rfind('.');
+    state_.scope = name.substr(0, dot == std::string::npos ? 0 : dot);
+    state_.graph.cursor.loc = tracer.made_at(parameter);
+    state_.located = true;
+  }
+  ~AtParameter() {
+    state_.graph.cursor = cursor_;
+    state_.scope = scope_;
+    state_.located = located_;
+  }
+  AtParameter(const AtParameter&) = delete;
+  AtParameter& operator=(const AtParameter&) = delete;
+
+  void follow(NodeId node) { state_.graph.cursor.follows = node; }
+
+ private:
+  Tracer::State& state_;
+  Cursor cursor_;
+  std::string scope_;
+  bool located_;
+};
+
+// The update phase of one step.
+class Update {
+ public:
+  Update(Tracer& tracer, const OptimizerOptions& options, Loc loc)
+      : tracer_(tracer), options_(options), loc_(loc) {}
+
+  void run(const std::vector<Tensor>& parameters, const std::vector<Tensor>& grads) {
+    const Tensor total = total_squares(parameters, grads);
+    const std::vector<Tensor> clip = tracer_.apply(ops::clip_coefficient, std::array{total}, "",
+                                                   {{"max_norm", options_.max_norm}}, loc_);
+    norm = clip[0], clip_ = clip[1];
+    step_ = tracer_.step();
+    tracer_.apply_in_place(ops::increment, std::array{step_}, "", {}, std::array{step_}, loc_);
+    lr = learning_rate();
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      if (options_.kind == OptimizerOptions::Kind::kAdamW) {
+        adamw(parameters[i], grads[i], squares_[i]);
+      } else {
+        sgd(parameters[i], grads[i], squares_[i]);
+      }
+    }
+  }
+
+  Tensor norm, lr;  // scalars, in the parameters' type
+
+ private:
+  // The sum of squares of all gradients, each squared by a node of its own.
+  Tensor total_squares(const std::vector<Tensor>& parameters, const std::vector<Tensor>& grads) {
+    std::vector<Tensor> squares;
+    for (size_t i = 0; i < grads.size(); ++i) {
+      const AtParameter at(tracer_, parameters[i]);
+      const std::string factors = letters_for(grads[i].shape().size()) + "->";
+      squares.push_back(tracer_.apply1(ops::sum_squares, {grads[i]}, factors, {}, loc_));
+      squares_.push_back(static_cast<NodeId>(tracer_.graph().nodes().size() - 1));
+    }
+    if (squares.size() == 1) return squares[0];
+    return tracer_.apply(ops::add_n, squares,
+                         update_factors("", static_cast<int>(squares.size()), 0, 1), {}, loc_)[0];
+  }
+
+  Tensor learning_rate() {
+    const bool cosine = options_.schedule == OptimizerOptions::Schedule::kCosine;
+    return tracer_.apply1(ops::learning_rate, {step_}, "",
+                          {{"base", options_.lr},
+                           {"min", options_.min_lr},
+                           {"warmup", options_.warmup},
+                           {"total", options_.total_steps},
+                           {"kind", std::string(cosine ? "cosine" : "constant")},
+                           {"dtype", std::string(name_of(tracer_.parameter_dtype()))}},
+                          loc_);
+  }
+
+  // Both overwrite the parameter and its moments. They follow the split of the node that squared
+  // the gradient: it walks over the same numbers, by the same letters.
+  void adamw(const Tensor& p, const Tensor& grad, NodeId squares) {
+    const Tensor m = moment("adam.m.", p), v = moment("adam.v.", p);
+    AtParameter at(tracer_, p);
+    at.follow(squares);
+    tracer_.apply_in_place(ops::adamw, std::array{p, grad, m, v, lr, clip_, step_},
+                           update_factors(letters_for(p.shape().size()), 4, 3, 3),
+                           {{"beta1", options_.beta1},
+                            {"beta2", options_.beta2},
+                            {"eps", options_.eps},
+                            {"weight_decay", decay_of(p)}},
+                           std::array{p, m, v}, loc_);
+  }
+
+  void sgd(const Tensor& p, const Tensor& grad, NodeId squares) {
+    const Tensor momentum = moment("sgd.momentum.", p);
+    AtParameter at(tracer_, p);
+    at.follow(squares);
+    tracer_.apply_in_place(ops::sgd, std::array{p, grad, momentum, lr, clip_},
+                           update_factors(letters_for(p.shape().size()), 3, 2, 2),
+                           {{"momentum", options_.momentum}, {"weight_decay", decay_of(p)}},
+                           std::array{p, momentum}, loc_);
+  }
+
+  // Norms and biases do not decay.
+  double decay_of(const Tensor& p) const { return p.rank() >= 2 ? options_.weight_decay : 0.0; }
+
+  Tensor moment(const char* prefix, const Tensor& p) {
+    return state(prefix + tracer_.name_of(p), p.shape(), tracer_.parameter_dtype(), kZero, loc_);
+  }
+
+  Tracer& tracer_;
+  const OptimizerOptions& options_;
+  Loc loc_;
+  std::vector<NodeId> squares_;  // the node that squares each parameter's gradient
+  Tensor clip_, step_;
+};
+
+void check(const OptimizerOptions& o) {
+  if (o.lr < 0 || o.min_lr < 0) {
+    fail("lr={} and min_lr={} must not be negative", o.lr, o.min_lr);
+  }
+  if (o.warmup < 0) fail("warmup={} must not be negative", o.warmup);
+  if (o.schedule == OptimizerOptions::Schedule::kCosine && o.total_steps <= o.warmup) {
+    fail("total_steps={} must be more than warmup={}", o.total_steps, o.warmup);
+  }
+  if (o.beta1 < 0 || o.beta1 >= 1 || o.beta2 < 0 || o.beta2 >= 1) {
+    fail("beta1={} and beta2={} must be at least 0 and below 1", o.beta1, o.beta2);
+  }
+  if (o.max_norm < 0) fail("max_norm={} must not be negative", o.max_norm);
+}
+
+}  // namespace
+
+void optimize(const Tensor& loss, const OptimizerOptions& options, Loc loc) {
+  check(options);
+  Tracer& tracer = loss.tracer();
+  const std::vector<Tensor> parameters = tracer.parameters();
+  if (parameters.empty()) fail("there are no parameters to train");
+  // Before the phases change: in the backward and the update, tensors are read as they are stored.
+  tracer.output("loss", loss);
+  const std::vector<Tensor> grads = gradients(loss, parameters, loc);
+
+  tracer.set_phase(Phase::kUpdate);
+  Update update(tracer, options, loc);
+  update.run(parameters, grads);
+  tracer.output("grad_norm", update.norm);
+  tracer.output("lr", update.lr);
+}
+
+Graph trace_training_step(std::string name, const std::function<Tensor()>& model_loss,
+                          const OptimizerOptions& options, TracerOptions tracer_options, Loc loc) {
+  Tracer tracer(std::move(name), tracer_options);
+  optimize(model_loss(), options, loc);
+  return without_dead_nodes(tracer.finish());
+}
+
+}  // namespace cleave
