@@ -131,7 +131,9 @@ std::string expand_factors(std::string_view factors, std::span<const TensorType>
   }
   std::string letters;
   for (char c : std::string_view("bsuvwxyzacdefghijklmnopqrt")) {
-    if (factors.find(c) == std::string_view::npos) letters += c;
+    // Nodes follow one another by letter, whatever its case: "s" is not free beside "S".
+    const char capital = static_cast<char>(c - 'a' + 'A');
+    if (factors.find_first_of(std::string{c, capital}) == std::string_view::npos) letters += c;
   }
   CLEAVE_ASSERT(batch.size() <= letters.size(), "'{}': too many dimensions", factors);
   std::string result;

@@ -1,9 +1,237 @@
-// The cases of the fused ops.
+// The cases of softmax, norms, embedding, rotary, attention, dropout, the loss and the optimizers.
+#include <fmt/format.h>
+
 #include "kernels/ops.h"
 #include "tests/support/op_cases.h"
 
 namespace cleave::testing {
+namespace {
 
-std::vector<OpCase> fused_op_cases() { return {}; }
+constexpr Range kAny = {-2, 2}, kPositive = {0.5, 2};
+
+void add_softmax(std::vector<OpCase>& cases) {
+  cases.push_back({.op = &ops::softmax, .in = {f64({4, 8, 12})}, .ranges = {{-4, 4}}});
+  cases.push_back({.op = &ops::softmax, .in = {f64({16})}, .ranges = {{-4, 4}}});
+  // Along a dimension that is not the last.
+  cases.push_back({.op = &ops::softmax, .factors = "aXb->aXb", .in = {f64({4, 8, 12})}});
+  cases.push_back({.op = &ops::softmax_backward, .in = {f64({4, 8, 12}), f64({4, 8, 12})}});
+  cases.push_back({.op = &ops::softmax_backward,
+                   .factors = "aXb,aXb->aXb",
+                   .in = {f64({4, 8, 12}), f64({4, 8, 12})}});
+}
+
+void add_norms(std::vector<OpCase>& cases) {
+  for (const Shape& shape : {Shape{4, 8, 20}, Shape{8, 12}, Shape{16}}) {
+    const Shape rows(shape.begin(), shape.end() - 1), width = {shape.back()};
+    const TensorType x = f64(shape), d = f64(width), row = f64(rows);
+    const Attrs eps = {{"eps", 1e-5}};
+    cases.push_back({.op = &ops::layer_norm,
+                     .attrs = eps,
+                     .in = {x, d, d},
+                     .ranges = {kAny},
+                     .grad_outputs = 1});
+    cases.push_back({.op = &ops::layer_norm_backward,
+                     .in = {x, x, d, row, row},
+                     .ranges = {kAny, kAny, kAny, kAny, kPositive}});
+    cases.push_back(
+        {.op = &ops::rms_norm, .attrs = eps, .in = {x, d}, .ranges = {kAny}, .grad_outputs = 1});
+    cases.push_back({.op = &ops::rms_norm_backward,
+                     .in = {x, x, d, row},
+                     .ranges = {kAny, kAny, kAny, kPositive}});
+  }
+}
+
+void add_embeddings(std::vector<OpCase>& cases) {
+  const Range ids = {0, 16};
+  cases.push_back({.op = &ops::embedding, .in = {f64({16, 12}), i32({4, 8})}, .ranges = {{}, ids}});
+  cases.push_back({.op = &ops::embedding, .in = {f64({16, 4}), i32({8})}, .ranges = {{}, ids}});
+  cases.push_back({.op = &ops::embedding_backward,
+                   .attrs = {{"v", int64_t{16}}},
+                   .in = {f64({4, 8, 12}), i32({4, 8})},
+                   .ranges = {{}, ids}});
+  cases.push_back({.op = &ops::embedding_backward,
+                   .factors = "bd,b->vd|v:indexed",
+                   .attrs = {{"v", int64_t{20}}},
+                   .in = {f64({8, 4}), i32({8})},
+                   .ranges = {{}, ids}});
+}
+
+void add_rotary(std::vector<OpCase>& cases) {
+  for (const int64_t inverse : {0, 1}) {
+    cases.push_back({.op = &ops::rotary,
+                     .attrs = {{"theta", 100.0}, {"inverse", inverse}},
+                     .in = {f64({4, 8, 12, 8})}});
+  }
+  cases.push_back({.op = &ops::rotary,
+                   .factors = "bhsE->bhsE|s:indexed",
+                   .attrs = {{"theta", 10000.0}},
+                   .in = {f64({4, 4, 8, 16})}});
+}
+
+struct AttentionCase {
+  int64_t b, s, t, g, r, e, v;
+  bool causal;
+  double dropout = 0;
+};
+
+void add_attention(std::vector<OpCase>& cases) {
+  for (const AttentionCase& c : {
+           AttentionCase{4, 8, 8, 4, 1, 12, 12, true},
+           AttentionCase{4, 8, 12, 4, 4, 8, 4, false},  // cross attention, grouped heads
+           AttentionCase{1, 16, 8, 4, 4, 4, 8, true},
+           AttentionCase{4, 8, 16, 1, 4, 8, 12, true},
+           AttentionCase{4, 8, 8, 4, 4, 8, 4, true, 0.25},
+       }) {
+    const TensorType q = f64({c.b, c.s, c.g * c.r, c.e}), k = f64({c.b, c.t, c.g, c.e}),
+                     v = f64({c.b, c.t, c.g, c.v}), o = f64({c.b, c.s, c.g * c.r, c.v}),
+                     lse = f64({c.b, c.s, c.g * c.r});
+    Attrs attrs = {{"causal", int64_t{c.causal}}, {"scale", 0.4}, {"r", c.r}};
+    const bool dropout = c.dropout > 0;
+    if (dropout) {
+      attrs.set("dropout", c.dropout);
+      attrs.set("name", std::string("h.0.attention"));
+    }
+    const std::string step = dropout ? "," : "",
+                      notes = dropout ? ",b:indexed,g:indexed,r:indexed" : "";
+    const auto with_step = [&](OpCase op_case) {
+      if (dropout) op_case.in.push_back(i32({}));
+      op_case.ranges.resize(op_case.in.size(), kAny);
+      op_case.ranges.back() = dropout ? Range{1, 9} : kAny;
+      cases.push_back(std::move(op_case));
+    };
+    with_step(
+        {.op = &ops::attention,
+         .factors = "bs(gr)E,bTgE,bTgV" + step + "->bs(gr)V,bs(gr)|s:indexed,T:indexed" + notes,
+         .attrs = attrs,
+         .in = {q, k, v},
+         .grad_outputs = 1});
+    with_step({.op = &ops::attention_backward,
+               .factors = "bs(gr)V,bs(gr)E,btgE,btgV,bs(gr)V,bs(gr)" + step +
+                          "->bs(gr)E,btgE,btgV|s:indexed,t:indexed" + notes,
+               .attrs = attrs,
+               .in = {o, q, k, v, o, lse}});
+    // Blocks of keys, as a split along the keys makes them.
+    attrs.set("t", int64_t{4});
+    with_step({.op = &ops::attention,
+               .factors = "bs(gr)E,b(tT)gE,b(tT)gV" + step +
+                          "->bts(gr)V,bts(gr)|s:indexed,T:indexed,t:indexed" + notes,
+               .attrs = attrs,
+               .in = {q, k, v},
+               .gradient = false});
+  }
+}
+
+void add_dropout(std::vector<OpCase>& cases) {
+  const Attrs attrs = {{"p", 0.3}, {"name", std::string("drop")}};
+  const std::vector<Range> ranges = {kAny, {1, 9}};
+  cases.push_back({.op = &ops::dropout,
+                   .factors = "bsd,->bsd|b:indexed,s:indexed,d:indexed",
+                   .attrs = attrs,
+                   .in = {f64({4, 8, 20}), i32({})},
+                   .ranges = ranges,
+                   .in_place = {{0, 0}}});
+  Attrs heads = attrs;
+  heads.set("h", int64_t{4});
+  cases.push_back({.op = &ops::dropout,
+                   .factors = "b(hd),->b(hd)|b:indexed,h:indexed,d:indexed",
+                   .attrs = heads,
+                   .in = {f64({8, 48}), i32({})},
+                   .ranges = ranges});
+}
+
+void ignore_some(std::vector<HostTensor>& in) {
+  for (size_t i = 0; i < in[1].numbers.size(); i += 3) in[1].numbers[i] = -100;
+}
+
+void add_losses(std::vector<OpCase>& cases) {
+  for (void (*prepare)(std::vector<HostTensor>&) :
+       {+[](std::vector<HostTensor>&) {}, +ignore_some}) {
+    const TensorType logits = f64({4, 8, 20}), targets = i32({4, 8}), row = f64({4, 8});
+    const Range classes = {0, 20};
+    cases.push_back({.op = &ops::cross_entropy,
+                     .attrs = {{"ignore", int64_t{-100}}},
+                     .in = {logits, targets},
+                     .ranges = {{-4, 4}, classes},
+                     .prepare = prepare});
+    cases.push_back({.op = &ops::cross_entropy,
+                     .in = {f64({8, 12}), i32({8})},
+                     .ranges = {{-4, 4}, {0, 12}},
+                     .grad_outputs = 1,
+                     .prepare = prepare});
+    cases.push_back({.op = &ops::cross_entropy_backward,
+                     .in = {logits, targets, row, row},
+                     .ranges = {kAny, classes, {2, 4}, kAny},
+                     .prepare = prepare});
+    cases.push_back(
+        {.op = &ops::pick, .in = {logits, targets}, .ranges = {kAny, classes}, .prepare = prepare});
+  }
+  cases.push_back({.op = &ops::pick,
+                   .factors = "vb,b->b|v:indexed",
+                   .in = {f64({12, 8}), i32({8})},
+                   .ranges = {kAny, {0, 12}}});
+  cases.push_back({.op = &ops::cross_entropy_backward,
+                   .factors = "bv,b,b,b->bv|v:indexed",
+                   .in = {f64({8, 12}), i32({8}), f64({8}), f64({8})},
+                   .ranges = {kAny, {0, 12}, {2, 4}, kAny}});
+}
+
+void add_optimizers(std::vector<OpCase>& cases) {
+  cases.push_back({.op = &ops::sum_squares, .in = {f64({8, 12})}});
+  cases.push_back({.op = &ops::sum_squares, .factors = "a->", .in = {f64({20})}});
+  for (const double max_norm : {0.0, 1.0, 50.0}) {
+    cases.push_back({.op = &ops::clip_coefficient,
+                     .attrs = {{"max_norm", max_norm}},
+                     .in = {f64({})},
+                     .ranges = {{4, 9}}});
+  }
+  cases.push_back(
+      {.op = &ops::increment, .in = {i32({})}, .ranges = {{0, 9}}, .in_place = {{0, 0}}});
+  cases.push_back({.op = &ops::increment, .in = {i32({})}, .ranges = {{100, 109}}});
+  for (const char* kind : {"constant", "cosine"}) {
+    cases.push_back({.op = &ops::learning_rate,
+                     .attrs = {{"base", 1e-3},
+                               {"min", 1e-4},
+                               {"warmup", int64_t{10}},
+                               {"total", int64_t{100}},
+                               {"kind", std::string(kind)},
+                               {"dtype", std::string("f64")}},
+                     .in = {i32({})},
+                     .ranges = {{1, 120}}});
+  }
+  const TensorType scalar = f64({});
+  const auto add = [&](const std::string& dims, const Shape& shape) {
+    const TensorType p = f64(shape);
+    cases.push_back(
+        {.op = &ops::adamw,
+         .factors = fmt::format("{0},{0},{0},{0},,,->{0},{0},{0}", dims),
+         .attrs = {{"beta1", 0.9}, {"beta2", 0.95}, {"eps", 1e-8}, {"weight_decay", 0.1}},
+         .in = {p, p, p, p, scalar, scalar, i32({})},
+         .ranges = {kAny, kAny, kAny, kPositive, {0.01, 0.1}, {0.5, 1}, {1, 20}},
+         .in_place = {{0, 0}, {1, 2}, {2, 3}}});
+    cases.push_back({.op = &ops::sgd,
+                     .factors = fmt::format("{0},{0},{0},,->{0},{0}", dims),
+                     .attrs = {{"momentum", 0.9}, {"weight_decay", 0.1}},
+                     .in = {p, p, p, scalar, scalar},
+                     .ranges = {kAny, kAny, kAny, {0.01, 0.1}, {0.5, 1}},
+                     .in_place = {{0, 0}, {1, 2}}});
+  };
+  add("ab", {8, 12});
+  add("a", {20});
+}
+
+}  // namespace
+
+std::vector<OpCase> fused_op_cases() {
+  std::vector<OpCase> cases;
+  add_softmax(cases);
+  add_norms(cases);
+  add_embeddings(cases);
+  add_rotary(cases);
+  add_attention(cases);
+  add_dropout(cases);
+  add_losses(cases);
+  add_optimizers(cases);
+  return cases;
+}
 
 }  // namespace cleave::testing
