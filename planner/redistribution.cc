@@ -27,23 +27,22 @@ double collective_seconds(StepKind kind, double bytes, int64_t ranks, const Link
 }
 
 PlacementSpace::PlacementSpace(const Cluster& cluster, const Mesh& mesh, std::vector<int64_t> atoms,
-                               std::vector<int8_t> atom_dim, DType dtype, bool bundled)
+                               std::vector<int8_t> atom_dim, DType dtype,
+                               std::span<const Reduction> partials, bool bundled)
     : mesh_(mesh), layout_{std::move(atoms), std::move(atom_dim), {}}, dtype_(dtype) {
-  enumerate();
+  enumerate(partials);
   find_ways(cluster, bundled);
 }
 
-// Every combination of replicate, partial(sum | max | lse) and shard(atom) over the axes that
+// Every combination of replicate, partial and shard(atom) over the axes that
 // divides. Partial sums of different kinds do not mix in one value.
-void PlacementSpace::enumerate() {
+void PlacementSpace::enumerate(std::span<const Reduction> partials) {
   std::vector<Placement> choices = {Placement::replicate()};
   for (size_t i = 0; i < layout_.atoms.size(); ++i) {
     if (layout_.atoms[i] > 1) choices.push_back(Placement::shard(static_cast<int>(i)));
   }
   if (is_float(dtype_)) {
-    for (Reduction r : {Reduction::kSum, Reduction::kMax, Reduction::kLogSumExp}) {
-      choices.push_back(Placement::partial(r));
-    }
+    for (Reduction r : partials) choices.push_back(Placement::partial(r));
   }
   std::vector<size_t> pick(mesh_.axes.size(), 0);
   while (true) {
@@ -138,8 +137,7 @@ std::vector<Step> PlacementSpace::neighbours(size_t from, const Cluster& cluster
   return result;
 }
 
-// Shortest paths (Floyd and Warshall's algorithm would do; Bellman-Ford rounds keep the step count
-// in view): cheapest first, then fewest steps, then lowest index.
+// Dijkstra's algorithm from each placement: cheapest first, then fewest steps, then lowest index.
 void PlacementSpace::find_ways(const Cluster& cluster, bool bundled) {
   const size_t n = size();
   seconds_.assign(n * n, std::numeric_limits<double>::infinity());

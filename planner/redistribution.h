@@ -2,7 +2,7 @@
 // placement to any other.
 #pragma once
 
-#include <memory>
+#include <span>
 #include <vector>
 
 #include "planner/cluster.h"
@@ -32,10 +32,11 @@ double collective_seconds(StepKind kind, double bytes, int64_t ranks, const Link
 // any two. Immutable; one object serves every value with the same atoms.
 class PlacementSpace {
  public:
-  // `bundled`: many such values are moved at once (gradients before the update), so that only
+  // `partials`: the kinds of partial result that the value may be. `bundled`: many such values are moved at once (gradients before the update), so that only
   // bytes count and not the start of each collective.
   PlacementSpace(const Cluster& cluster, const Mesh& mesh, std::vector<int64_t> atoms,
-                 std::vector<int8_t> atom_dim, DType dtype, bool bundled);
+                 std::vector<int8_t> atom_dim, DType dtype, std::span<const Reduction> partials,
+                 bool bundled);
 
   size_t size() const { return placements_.size(); }
   const Placements& at(size_t index) const { return placements_[index]; }
@@ -49,7 +50,7 @@ class PlacementSpace {
   std::vector<Step> steps(size_t from, size_t to) const;
 
  private:
-  void enumerate();
+  void enumerate(std::span<const Reduction> partials);
   void find_ways(const Cluster& cluster, bool bundled);
   std::vector<Step> neighbours(size_t from, const Cluster& cluster, bool bundled,
                                std::vector<int32_t>& targets) const;

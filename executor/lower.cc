@@ -1,0 +1,374 @@
+#include "executor/lower.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <tuple>
+
+#include "executor/buffers.h"
+#include "graph/error.h"
+#include "planner/decomposition.h"
+
+namespace cleave {
+namespace {
+
+InstrKind kind_of(StepKind kind) {
+  switch (kind) {
+    case StepKind::kAllReduce: return InstrKind::kAllReduce;
+    case StepKind::kAllGather: return InstrKind::kAllGather;
+    case StepKind::kReduceScatter: return InstrKind::kReduceScatter;
+    case StepKind::kAllToAll: return InstrKind::kAllToAll;
+    case StepKind::kSlice: return InstrKind::kSlice;
+    case StepKind::kMask: return InstrKind::kMask;
+  }
+  return InstrKind::kCopy;
+}
+
+class Lowering {
+ public:
+  Lowering(const Graph& graph, const Plan& plan) : graph_(graph), plan_(plan) {
+    program_.mesh = plan.mesh;
+    for (const auto& forms : plan.values) tensors_.emplace_back(forms.size(), -1);
+  }
+
+  Program run() {
+    add_sources();
+    bool updating = false;
+    for (size_t n = 0; n < graph_.nodes().size(); ++n) {
+      if (graph_.nodes()[n].phase == Phase::kUpdate && !updating) {
+        updating = true;
+        bundle(gradient_forms());
+      }
+      add_node(static_cast<NodeId>(n));
+    }
+    bundle(final_forms());
+    finish_sources();
+    for (size_t o = 0; o < graph_.outputs().size(); ++o) {
+      const Output& out = graph_.outputs()[o];
+      program_.outputs.push_back({out.name, ensure(out.value, plan_.output_form[o])});
+    }
+    assign_buffers(program_, wishes_);
+    return std::move(program_);
+  }
+
+ private:
+  TensorId& tensor(Value v, int32_t form) {
+    return tensors_[static_cast<size_t>(v)][static_cast<size_t>(form)];
+  }
+  const Form& form(Value v, int32_t f) const {
+    return plan_.values[static_cast<size_t>(v)][static_cast<size_t>(f)];
+  }
+
+  TensorId add_tensor(DType dtype, Layout layout, std::string name) {
+    ProgramTensor t;
+    t.dtype = dtype;
+    t.name = std::move(name);
+    const Shape local = layout.local_shape(plan_.mesh);
+    t.geometry = {0, local, contiguous_strides(local)};
+    t.layout = std::move(layout);
+    program_.tensors.push_back(std::move(t));
+    return static_cast<TensorId>(program_.tensors.size() - 1);
+  }
+
+  std::string name(Value v) const {
+    const Source* s = graph_.source_of(v);
+    return s != nullptr ? s->name : fmt::format("%{}", v);
+  }
+
+  std::string where(NodeId n) const {
+    const Node& node = graph_.node(n);
+    return fmt::format("{} {}", graph_.scopes()[static_cast<size_t>(node.scope)], graph_.place(node.loc));
+  }
+
+  void add_sources() {
+    for (const Source& s : graph_.sources()) {
+      const TensorId t = add_tensor(graph_.type(s.value).dtype, plan_.layout(s.value, 0), s.name);
+      tensor(s.value, 0) = t;
+      program_.sources.push_back(
+          {.kind = s.kind, .name = s.name, .init = s.init, .roles = s.roles, .tensor = t, .final = -1});
+    }
+  }
+
+  // A state that ends in another tensor wishes to end in its own memory.
+  void finish_sources() {
+    for (size_t i = 0; i < graph_.sources().size(); ++i) {
+      const Source& s = graph_.sources()[i];
+      if (s.kind == SourceKind::kData) continue;
+      ProgramSource& p = program_.sources[i];
+      p.final = s.final == s.value ? p.tensor : ensure(s.final, plan_.final_form[i]);
+      if (p.final != p.tensor) wishes_.push_back({.tensor = p.final, .target = p.tensor, .must = true});
+    }
+  }
+
+  // The tensor of a form, made now if it is not yet there.
+  TensorId ensure(Value v, int32_t f) {
+    if (tensor(v, f) >= 0) return tensor(v, f);
+    const Form& target = form(v, f);
+    CLEAVE_ASSERT(target.from >= 0, "%{} is read before it is made", v);
+    TensorId t = ensure(v, target.from);
+    for (const Step& step : target.steps) t = add_step(v, t, step, target.phase);
+    return tensor(v, f) = t;
+  }
+
+  TensorId add_step(Value v, TensorId from, const Step& step, Phase phase) {
+    const Instr instr = step_instr(v, from, step, phase);
+    program_.instrs.push_back(instr);
+    return instr.out[0];
+  }
+
+  Instr step_instr(Value v, TensorId from, const Step& step, Phase phase) {
+    Layout layout = program_.tensor(from).layout;
+    Instr instr;
+    instr.kind = kind_of(step.kind);
+    instr.axis = step.axis;
+    instr.phase = phase;
+    Placement& p = layout.placements[static_cast<size_t>(step.axis)];
+    if (p.is_partial()) instr.reduction = p.reduction;
+    p = step.to;
+    instr.in = {from};
+    instr.out = {add_tensor(program_.tensor(from).dtype, std::move(layout), name(v))};
+    const NodeId producer = graph_.value(v).producer;
+    instr.where = producer == kNoNode ? name(v) : where(producer);
+    return instr;
+  }
+
+  struct Bundled {
+    Value value;
+    int32_t form;
+  };
+
+  std::vector<Bundled> gradient_forms() const {
+    std::vector<Bundled> result;
+    for (size_t v = 0; v < plan_.values.size(); ++v) {
+      const NodeId producer = graph_.values()[v].producer;
+      if (producer != kNoNode && graph_.node(producer).phase == Phase::kUpdate) continue;
+      for (size_t f = 0; f < plan_.values[v].size(); ++f) {
+        if (plan_.values[v][f].bundled) {
+          result.push_back({static_cast<Value>(v), static_cast<int32_t>(f)});
+        }
+      }
+    }
+    return result;
+  }
+
+  std::vector<Bundled> final_forms() const {
+    std::vector<Bundled> result;
+    for (size_t i = 0; i < graph_.sources().size(); ++i) {
+      const Source& s = graph_.sources()[i];
+      if (s.final == s.value) continue;
+      const int32_t f = plan_.final_form[i];
+      if (form(s.final, f).bundled) result.push_back({s.final, f});
+    }
+    return result;
+  }
+
+  // Runs the steps of all these forms round by round; in a round, collectives of one kind on one
+  // axis with one element type are one instruction.
+  void bundle(const std::vector<Bundled>& forms) {
+    std::vector<TensorId> at;
+    size_t rounds = 0;
+    for (const Bundled& b : forms) {
+      at.push_back(ensure(b.value, form(b.value, b.form).from));
+      rounds = std::max(rounds, form(b.value, b.form).steps.size());
+    }
+    for (size_t r = 0; r < rounds; ++r) {
+      std::map<std::tuple<InstrKind, int32_t, DType, Reduction>, size_t> joined;
+      for (size_t i = 0; i < forms.size(); ++i) {
+        const Form& f = form(forms[i].value, forms[i].form);
+        if (r >= f.steps.size()) continue;
+        Instr instr = step_instr(forms[i].value, at[i], f.steps[r], f.phase);
+        at[i] = instr.out[0];
+        if (!is_collective(instr.kind)) {
+          program_.instrs.push_back(std::move(instr));
+          continue;
+        }
+        const DType dtype = program_.tensor(at[i]).dtype;
+        const auto [known, added] = joined.emplace(
+            std::make_tuple(instr.kind, instr.axis, dtype, instr.reduction), program_.instrs.size());
+        if (added) {
+          instr.where = "bundle";
+          program_.instrs.push_back(std::move(instr));
+        } else {
+          Instr& bundle = program_.instrs[known->second];
+          bundle.in.push_back(instr.in[0]);
+          bundle.out.push_back(instr.out[0]);
+        }
+      }
+    }
+    for (size_t i = 0; i < forms.size(); ++i) tensor(forms[i].value, forms[i].form) = at[i];
+  }
+
+  void add_node(NodeId n) {
+    const Node& node = graph_.node(n);
+    const NodePlan& plan = plan_.nodes[static_cast<size_t>(n)];
+    std::vector<TensorId> in;
+    for (size_t i = 0; i < node.inputs.size(); ++i) in.push_back(ensure(node.inputs[i], plan.input_forms[i]));
+    if (std::any_of(plan.axes.begin(), plan.axes.end(), [](const auto& on) { return on.decomposed; })) {
+      add_decomposed(n, in);
+      return;
+    }
+    Instr instr;
+    instr.op = node.op;
+    instr.signature = node.signature;
+    instr.attrs = node.attrs;
+    instr.node = n;
+    instr.phase = node.phase;
+    instr.where = where(n);
+    instr.in = in;
+    for (const MemberSplit::OnAxis& on : plan.axes) {
+      instr.splits.push_back(split_of(*node.signature, on.factor, on.atom, on.partial));
+    }
+    set_letter_atoms(instr, plan_.dimensions->factors[static_cast<size_t>(n)]);
+    for (size_t o = 0; o < node.outputs.size(); ++o) {
+      const Value v = node.outputs[o];
+      const TensorId t = add_tensor(graph_.type(v).dtype, plan_.layout(v, 0), name(v));
+      instr.out.push_back(t);
+      tensor(v, 0) = t;
+      if (const Value target = node.overwrites(o); target != kNoValue) wish(t, target, in);
+    }
+    program_.instrs.push_back(std::move(instr));
+  }
+
+  static Split split_of(const Signature& signature, int factor, int8_t atom, bool partial) {
+    Split s;
+    s.partial = partial;
+    if (factor < 0) return s;
+    s.letter = signature.factors()[static_cast<size_t>(factor)].letter;
+    s.atom = atom;
+    return s;
+  }
+
+  static void set_letter_atoms(Instr& instr, const std::vector<std::vector<Atom>>& factors) {
+    for (const auto& factor : factors) {
+      instr.letter_atoms.emplace_back();
+      for (const Atom& a : factor) instr.letter_atoms.back().push_back(a.size);
+    }
+  }
+
+  // The new version wishes to lie where the old one does: in the form that was read, if any.
+  void wish(TensorId t, Value target, const std::vector<TensorId>& in) {
+    TensorId best = -1;
+    for (TensorId candidate : tensors_[static_cast<size_t>(target)]) {
+      if (candidate < 0 || program_.tensor(candidate).layout != program_.tensor(t).layout) continue;
+      if (best < 0 || std::find(in.begin(), in.end(), candidate) != in.end()) best = candidate;
+    }
+    if (best >= 0) wishes_.push_back({.tensor = t, .target = best, .must = false});
+  }
+
+  // An op written out: each part is split along the classes that its split means, and its partial
+  // results are combined at once.
+  void add_decomposed(NodeId n, const std::vector<TensorId>& in) {
+    const Node& node = graph_.node(n);
+    const NodePlan& plan = plan_.nodes[static_cast<size_t>(n)];
+    const std::vector<TensorType> types = graph_.input_types(node);
+    std::vector<std::vector<ValueAtom>> atoms;
+    for (Value v : node.inputs) atoms.push_back(plan_.dimensions->values[static_cast<size_t>(v)]);
+    char letter = 0;
+    int64_t shards = 1;
+    for (size_t a = 0; a < plan.axes.size(); ++a) {
+      if (!plan.axes[a].decomposed) continue;
+      letter = node.signature->factors()[static_cast<size_t>(plan.axes[a].factor)].letter;
+      shards *= plan_.mesh.axes[a].size;
+    }
+    const auto d = decompose(*node.op, Graph::call(node, types), letter, shards, atoms);
+    CLEAVE_ASSERT(d.has_value(), "{} was planned to be split along {}", node.op->name, letter);
+    std::vector<ClassId> axis_class(plan.axes.size(), -1);
+    for (size_t a = 0; a < plan.axes.size(); ++a) {
+      for (size_t i = 0; i < in.size() && axis_class[a] < 0; ++i) {
+        const Placement& p = program_.tensor(in[i]).layout.placements[a];
+        if (p.is_shard()) axis_class[a] = d->dimensions.values[i][static_cast<size_t>(p.atom)].dimension_class;
+      }
+    }
+    std::vector<TensorId> inner(d->graph.values().size(), -1);
+    std::copy(in.begin(), in.end(), inner.begin());
+    for (const DecomposedNode& part : split_decomposition(*d, axis_class)) {
+      add_part(*d, part, n, inner);
+    }
+    for (size_t o = 0; o < node.outputs.size(); ++o) {
+      const TensorId t = inner[static_cast<size_t>(d->outputs[o])];
+      CLEAVE_ASSERT(program_.tensor(t).layout == plan_.layout(node.outputs[o], 0),
+                    "{}: its parts end as {}", node.op->name,
+                    to_string(program_.tensor(t).layout, plan_.mesh));
+      tensor(node.outputs[o], 0) = t;
+    }
+  }
+
+  void add_part(const Decomposition& d, const DecomposedNode& part, NodeId n,
+                std::vector<TensorId>& inner) {
+    const Node& node = d.graph.node(part.node);
+    const auto& factors = d.dimensions.factors[static_cast<size_t>(part.node)];
+    Instr instr;
+    instr.op = node.op;
+    instr.signature = node.signature;
+    instr.attrs = node.attrs;
+    instr.node = n;
+    instr.phase = graph_.node(n).phase;
+    instr.where = where(n);
+    for (Value v : node.inputs) instr.in.push_back(inner[static_cast<size_t>(v)]);
+    for (const auto& s : part.splits) {
+      instr.splits.push_back(split_of(*node.signature, s.factor, s.atom, false));
+    }
+    set_letter_atoms(instr, factors);
+    for (size_t o = 0; o < node.outputs.size(); ++o) {
+      const Value v = node.outputs[o];
+      Placements p;
+      for (const auto& s : part.splits) {
+        const int at = s.factor < 0 ? -1
+                                    : atom_in_operand(node.signature->outputs()[o],
+                                                      d.dimensions.values[static_cast<size_t>(v)],
+                                                      factors, s.factor, s.atom);
+        p.push_back(at >= 0 ? Placement::shard(at)
+                    : s.factor >= 0 && node.signature->reduced_in(s.factor, o)
+                        ? Placement::partial(
+                              node.signature->factors()[static_cast<size_t>(s.factor)].reduction)
+                        : Placement::replicate());
+      }
+      inner[static_cast<size_t>(v)] =
+          add_tensor(d.graph.type(v).dtype, layout_of(d.dimensions, v, std::move(p)),
+                     fmt::format("%{}.{}", n, v));
+      instr.out.push_back(inner[static_cast<size_t>(v)]);
+    }
+    program_.instrs.push_back(std::move(instr));
+    for (Value v : node.outputs) {
+      TensorId& t = inner[static_cast<size_t>(v)];
+      for (size_t a = 0; a < part.splits.size(); ++a) {
+        if (!program_.tensor(t).layout.placements[a].is_partial()) continue;
+        Layout layout = program_.tensor(t).layout;
+        Instr reduce;
+        reduce.kind = InstrKind::kAllReduce;
+        reduce.axis = static_cast<int32_t>(a);
+        reduce.reduction = layout.placements[a].reduction;
+        reduce.phase = graph_.node(n).phase;
+        reduce.where = where(n);
+        layout.placements[a] = Placement::replicate();
+        reduce.in = {t};
+        t = add_tensor(program_.tensor(t).dtype, std::move(layout), program_.tensor(t).name);
+        reduce.out = {t};
+        program_.instrs.push_back(std::move(reduce));
+      }
+    }
+  }
+
+  const Graph& graph_;
+  const Plan& plan_;
+  Program program_;
+  std::vector<std::vector<TensorId>> tensors_;  // by value, form
+  std::vector<SharingWish> wishes_;
+};
+
+}  // namespace
+
+Program lower(const Graph& graph, const Plan& plan) {
+  Program program = Lowering(graph, plan).run();
+  plan_memory(program);
+  check(program);
+  return program;
+}
+
+int64_t peak_bytes(const Graph& graph, const Plan& plan) {
+  Program program = Lowering(graph, plan).run();
+  plan_memory(program);
+  return program.arena_bytes;
+}
+
+}  // namespace cleave

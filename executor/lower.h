@@ -1,0 +1,18 @@
+// From a plan to the program that each rank executes.
+#pragma once
+
+#include "executor/program.h"
+#include "planner/plan.h"
+
+namespace cleave {
+
+// Lowers the graph as the plan says: forms become tensors, their steps collectives and local cuts,
+// bundled steps single collectives, ops whose whole factor is split their decompositions. In-place
+// versions share a buffer where nothing reads the old one later. The program is laid out
+// (plan_memory) and checked (check) before it is returned.
+Program lower(const Graph& graph, const Plan& plan);
+
+// The peak of one rank's memory, in bytes: arena_bytes of the lowered program.
+int64_t peak_bytes(const Graph& graph, const Plan& plan);
+
+}  // namespace cleave

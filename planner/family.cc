@@ -1,0 +1,358 @@
+#include "planner/family.h"
+
+#include <algorithm>
+#include <cctype>
+#include <unordered_map>
+
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+char small(char letter) { return static_cast<char>(std::tolower(letter)); }
+
+template <class T>
+void append(std::string& key, const T& x) {
+  key.append(reinterpret_cast<const char*>(&x), sizeof x);
+}
+
+// Sizes of a node's factors on one rank; nothing when a split does not divide.
+std::optional<std::vector<int64_t>> local_extents(const std::vector<std::vector<Atom>>& factors,
+                                                  const MemberSplit& s, const Mesh& mesh) {
+  std::vector<int64_t> sizes;
+  for (size_t f = 0; f < factors.size(); ++f) {
+    int64_t size = 1;
+    for (size_t k = 0; k < factors[f].size(); ++k) {
+      int64_t atom = factors[f][k].size;
+      for (size_t a = 0; a < s.axes.size(); ++a) {
+        if (s.axes[a].factor != static_cast<int>(f) || s.axes[a].atom != static_cast<int>(k)) continue;
+        if (atom % mesh.axes[a].size != 0) return std::nullopt;
+        atom /= mesh.axes[a].size;
+      }
+      size *= atom;
+    }
+    sizes.push_back(size);
+  }
+  return sizes;
+}
+
+}  // namespace
+
+int atom_in_operand(const OperandDims& dims, const std::vector<ValueAtom>& atoms,
+                    const std::vector<std::vector<Atom>>& factors, int factor, int atom) {
+  for (size_t d = 0; d < dims.size(); ++d) {
+    int at = 0;
+    while (atoms[static_cast<size_t>(at)].dim != static_cast<int>(d)) ++at;
+    for (int8_t f : dims[d]) {
+      if (f == factor) return at + atom;
+      const auto& own = factors[static_cast<size_t>(f)];
+      // A factor of size 1 inside a compound has no atom in the value.
+      const bool vanishes = dims[d].size() > 1 && own.size() == 1 && own[0].size == 1;
+      at += vanishes ? 0 : static_cast<int>(own.size());
+    }
+  }
+  return -1;
+}
+
+Families::Families(const Graph& graph, const Dimensions& dimensions, const Cluster& cluster,
+                   const Mesh& mesh, Restrictions restrictions)
+    : graph_(graph),
+      dims_(dimensions),
+      cluster_(cluster),
+      mesh_(mesh),
+      restrictions_(std::move(restrictions)) {
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const NodeId follows = graph.nodes()[n].follows;
+    if (follows == kNoNode) {
+      family_of_.push_back(static_cast<int32_t>(families_.size()));
+      families_.emplace_back();
+    } else {
+      family_of_.push_back(family_of_[static_cast<size_t>(follows)]);
+    }
+    Family& family = families_[static_cast<size_t>(family_of_.back())];
+    member_of_.push_back(static_cast<int32_t>(family.members.size()));
+    family.members.push_back(static_cast<NodeId>(n));
+  }
+  std::unordered_map<std::string, int32_t> known;
+  for (Family& family : families_) {
+    const auto [at, added] = known.emplace(key(family), static_cast<int32_t>(kinds_.size()));
+    family.kind = at->second;
+    if (added) kinds_.push_back(build(family));
+  }
+}
+
+// Everything that build() reads, so that equal keys mean equal kinds.
+std::string Families::key(const Family& family) const {
+  std::string k;
+  for (NodeId n : family.members) {
+    const Node& node = graph_.node(n);
+    append(k, node.op);
+    append(k, node.signature);
+    for (const auto& [name, value] : node.attrs.items()) {
+      // Texts name random streams and types; types show in the operands.
+      if (const auto* i = std::get_if<int64_t>(&value)) k += name, append(k, *i);
+      if (const auto* r = std::get_if<double>(&value)) k += name, append(k, *r);
+    }
+    for (const auto* list : {&node.inputs, &node.outputs}) {
+      for (Value v : *list) {
+        append(k, graph_.type(v).dtype);
+        for (const ValueAtom& a : dims_.values[static_cast<size_t>(v)]) append(k, a.size), append(k, a.dim);
+        k += ';';
+      }
+    }
+    const auto& factors = dims_.factors[static_cast<size_t>(n)];
+    for (size_t f = 0; f < factors.size(); ++f) {
+      k += dims_.contradicts[static_cast<size_t>(n)][f] ? '!' : ',';
+      for (const Atom& a : factors[f]) {
+        append(k, a.size);
+        for (size_t axis = 0; axis < mesh_.axes.size(); ++axis) {
+          k += allowed(family.members[0], axis, a.dimension_class) ? '+' : '-';
+        }
+      }
+    }
+  }
+  return k;
+}
+
+// Whether the leader's op multiplies and adds along some factor.
+static bool contracts(const Node& node) {
+  for (size_t f = 0; f < node.extents.size(); ++f) {
+    for (size_t o = 0; o < node.outputs.size(); ++o) {
+      if (node.signature->reduced_in(static_cast<int>(f), o)) return true;
+    }
+  }
+  return false;
+}
+
+bool Families::allowed(NodeId leader, size_t axis, ClassId c) const {
+  const Restrictions& r = restrictions_;
+  const Node& node = graph_.node(leader);
+  if (node.phase == Phase::kUpdate) return true;  // optimizer states may be split as they fit best
+  switch (r.roles[axis]) {
+    case AxisRole::kAny: return true;
+    case AxisRole::kData: return c == r.batch;
+    case AxisRole::kInner:
+      if (c == r.batch) return false;
+      if (!contracts(node) && c == r.sequence) return true;
+      return c != r.sequence && std::find(r.width.begin(), r.width.end(), c) == r.width.end();
+  }
+  return true;
+}
+
+std::vector<AxisOption> Families::options(const Family& family, size_t axis) const {
+  const NodeId leader = family.members[0];
+  const Node& node = graph_.node(leader);
+  std::vector<AxisOption> result = {{}};
+  const bool linear = std::all_of(family.members.begin(), family.members.end(),
+                                  [&](NodeId n) { return graph_.node(n).op->linear; });
+  if (linear) {
+    result.push_back({.kind = AxisOption::Kind::kPartialLeader});
+    if (family.members.size() > 1) result.push_back({.kind = AxisOption::Kind::kPartialFollowers});
+  }
+  const auto& factors = dims_.factors[static_cast<size_t>(leader)];
+  for (size_t f = 0; f < factors.size(); ++f) {
+    for (size_t k = 0; k < factors[f].size(); ++k) {
+      const Atom& atom = factors[f][k];
+      if (atom.size % mesh_.axes[axis].size != 0) continue;
+      if (!allowed(leader, axis, atom.dimension_class)) continue;
+      result.push_back({.kind = AxisOption::Kind::kFactor,
+                        .letter = small(node.signature->factors()[f].letter),
+                        .atom = static_cast<int8_t>(k)});
+    }
+  }
+  return result;
+}
+
+FamilyKind Families::build(const Family& family) const {
+  FamilyKind kind;
+  kind.members.resize(family.members.size());
+  std::vector<std::vector<AxisOption>> per_axis;
+  for (size_t a = 0; a < mesh_.axes.size(); ++a) per_axis.push_back(options(family, a));
+  std::vector<size_t> pick(per_axis.size(), 0);
+  while (true) {
+    std::vector<AxisOption> choice;
+    for (size_t a = 0; a < pick.size(); ++a) choice.push_back(per_axis[a][pick[a]]);
+    std::vector<MemberSplit> splits;
+    double seconds = 0;
+    for (size_t m = 0; m < family.members.size(); ++m) {
+      auto s = split(family.members[m], m == 0, choice);
+      if (!s) break;
+      seconds += s->seconds;
+      splits.push_back(std::move(*s));
+    }
+    if (splits.size() == family.members.size()) {
+      kind.choices.push_back(std::move(choice));
+      kind.seconds.push_back(seconds);
+      for (size_t m = 0; m < splits.size(); ++m) kind.members[m].push_back(std::move(splits[m]));
+    }
+    size_t a = pick.size();
+    while (a > 0 && ++pick[a - 1] == per_axis[a - 1].size()) pick[--a] = 0;
+    if (a == 0) break;
+  }
+  CLEAVE_ASSERT(!kind.choices.empty(), "{} cannot even be replicated",
+                graph_.node(family.members[0]).op->name);
+  return kind;
+}
+
+std::optional<MemberSplit> Families::split(NodeId n, bool leader,
+                                           const std::vector<AxisOption>& choice) const {
+  const Node& node = graph_.node(n);
+  const auto& factors = dims_.factors[static_cast<size_t>(n)];
+  MemberSplit s;
+  for (const AxisOption& option : choice) {
+    MemberSplit::OnAxis on;
+    on.partial = option.kind == (leader ? AxisOption::Kind::kPartialLeader
+                                        : AxisOption::Kind::kPartialFollowers);
+    for (size_t f = 0; f < factors.size() && option.kind == AxisOption::Kind::kFactor; ++f) {
+      const Factor& factor = node.signature->factors()[f];
+      if (small(factor.letter) != option.letter) continue;
+      if (static_cast<size_t>(option.atom) >= factors[f].size()) return std::nullopt;
+      if (dims_.contradicts[static_cast<size_t>(n)][f]) return std::nullopt;
+      if (factor.whole && node.op->split == nullptr) return std::nullopt;
+      on.factor = static_cast<int8_t>(f);
+      on.atom = option.atom;
+      on.decomposed = factor.whole;
+    }
+    s.axes.push_back(on);
+  }
+  if (!set_placements(n, s) || !set_seconds(n, s)) return std::nullopt;
+  return s;
+}
+
+bool Families::set_placements(NodeId n, MemberSplit& s) const {
+  const Node& node = graph_.node(n);
+  const auto& factors = dims_.factors[static_cast<size_t>(n)];
+  const auto place = [&](Value v, const OperandDims& dims, int output) {
+    Placements p;
+    for (const MemberSplit::OnAxis& on : s.axes) {
+      Placement q;
+      const int at = on.factor < 0 ? -1
+                                   : atom_in_operand(dims, dims_.values[static_cast<size_t>(v)],
+                                                     factors, on.factor, on.atom);
+      if (on.partial && is_float(graph_.type(v).dtype)) q = Placement::partial();
+      if (at >= 0) {
+        q = Placement::shard(at);
+      } else if (output >= 0 && on.factor >= 0 && !on.decomposed &&
+                 node.signature->in_inputs(on.factor)) {
+        q = Placement::partial(
+            node.signature->factors()[static_cast<size_t>(on.factor)].reduction);
+      }
+      p.push_back(q);
+    }
+    return p;
+  };
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    s.inputs.push_back(place(node.inputs[i], node.signature->inputs()[i], -1));
+  }
+  for (size_t o = 0; o < node.outputs.size(); ++o) {
+    s.outputs.push_back(place(node.outputs[o], node.signature->outputs()[o], static_cast<int>(o)));
+    // Partial results of different kinds do not mix in one value.
+    const Placement* first = nullptr;
+    for (const Placement& p : s.outputs.back()) {
+      if (!p.is_partial()) continue;
+      if (first != nullptr && first->reduction != p.reduction) return false;
+      first = &p;
+    }
+  }
+  return true;
+}
+
+double Families::op_seconds(const OpDef& op, const OpCall& call,
+                            const std::vector<TensorType>& out) const {
+  const double bytes = op.bytes(call, out);
+  const double flops = op.flops(call);
+  if (bytes == 0 && flops == 0) return 0;
+  DType dtype = DType::kF32;
+  for (const TensorType& t : call.in) {
+    if (is_float(t.dtype)) {
+      dtype = t.dtype;
+      break;
+    }
+  }
+  const double rate = cluster_.peak_flops(dtype) * cluster_.device.matmul_efficiency;
+  return std::max(flops / rate, bytes / cluster_.device.bandwidth) + cluster_.device.op_latency;
+}
+
+bool Families::set_seconds(NodeId n, MemberSplit& s) const {
+  const Node& node = graph_.node(n);
+  const auto extents = local_extents(dims_.factors[static_cast<size_t>(n)], s, mesh_);
+  if (!extents) return false;
+  if (std::any_of(s.axes.begin(), s.axes.end(), [](const auto& on) { return on.decomposed; })) {
+    return decomposed_seconds(n, s);
+  }
+  std::vector<TensorType> in, out;
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    in.push_back({graph_.type(node.inputs[i]).dtype, shape_of(node.signature->inputs()[i], *extents)});
+  }
+  for (size_t o = 0; o < node.outputs.size(); ++o) {
+    out.push_back(
+        {graph_.type(node.outputs[o]).dtype, shape_of(node.signature->outputs()[o], *extents)});
+  }
+  s.seconds = op_seconds(*node.op, {*node.signature, *extents, node.attrs, in}, out);
+  return true;
+}
+
+bool Families::decomposed_seconds(NodeId n, MemberSplit& s) const {
+  const Node& node = graph_.node(n);
+  const std::vector<TensorType> in = graph_.input_types(node);
+  std::vector<std::vector<ValueAtom>> atoms;
+  for (Value v : node.inputs) atoms.push_back(dims_.values[static_cast<size_t>(v)]);
+  char letter = 0;
+  int64_t shards = 1;
+  for (size_t a = 0; a < s.axes.size(); ++a) {
+    if (!s.axes[a].decomposed) continue;
+    const char l = node.signature->factors()[static_cast<size_t>(s.axes[a].factor)].letter;
+    if (letter != 0 && letter != l) return false;  // one whole factor at a time
+    letter = l;
+    shards *= mesh_.axes[a].size;
+  }
+  const auto d = decompose(*node.op, Graph::call(node, in), letter, shards, atoms);
+  if (!d) return false;
+  // The class of each axis inside the decomposition, found through an input.
+  std::vector<ClassId> axis_class(s.axes.size(), -1);
+  for (size_t a = 0; a < s.axes.size(); ++a) {
+    if (s.axes[a].factor < 0) continue;
+    for (size_t i = 0; i < node.inputs.size() && axis_class[a] < 0; ++i) {
+      if (s.inputs[i][a].is_shard()) {
+        axis_class[a] = d->dimensions.values[i][static_cast<size_t>(s.inputs[i][a].atom)].dimension_class;
+      }
+    }
+    if (axis_class[a] < 0) return false;
+  }
+  for (const DecomposedNode& part : split_decomposition(*d, axis_class)) {
+    const Node& inner = d->graph.node(part.node);
+    MemberSplit m;
+    for (const auto& x : part.splits) m.axes.push_back({x.factor, x.atom, false, false});
+    const auto& factors = d->dimensions.factors[static_cast<size_t>(part.node)];
+    const auto extents = local_extents(factors, m, mesh_);
+    if (!extents) return false;
+    std::vector<TensorType> inner_in, inner_out;
+    for (size_t i = 0; i < inner.inputs.size(); ++i) {
+      inner_in.push_back(
+          {d->graph.type(inner.inputs[i]).dtype, shape_of(inner.signature->inputs()[i], *extents)});
+    }
+    for (size_t o = 0; o < inner.outputs.size(); ++o) {
+      inner_out.push_back(
+          {d->graph.type(inner.outputs[o]).dtype, shape_of(inner.signature->outputs()[o], *extents)});
+      const double bytes =
+          static_cast<double>(numel(inner_out[o].shape) * size_of(inner_out[o].dtype));
+      for (size_t a = 0; a < m.axes.size(); ++a) {
+        if (m.axes[a].factor < 0) continue;
+        if (inner.signature->factors()[static_cast<size_t>(m.axes[a].factor)].whole) return false;
+        if (!inner.signature->reduced_in(m.axes[a].factor, o)) continue;
+        const double ranks = static_cast<double>(mesh_.axes[a].size);
+        Step step{.kind = StepKind::kAllReduce, .axis = static_cast<int8_t>(a), .to = {}};
+        step.bytes = 2 * bytes * (ranks - 1) / ranks;
+        step.seconds = collective_seconds(step.kind, step.bytes, mesh_.axes[a].size,
+                                          cluster_.link(mesh_, a));
+        s.inner.push_back(step);
+        s.seconds += step.seconds;
+      }
+    }
+    s.seconds +=
+        op_seconds(*inner.op, {*inner.signature, *extents, inner.attrs, inner_in}, inner_out);
+  }
+  return true;
+}
+
+}  // namespace cleave

@@ -1,0 +1,116 @@
+// A family: a node and the nodes that follow it (its backward), which share one iteration space and
+// are split alike. Families of the same kind (op, factors, sizes, pins) share everything computed
+// here, so that repeated layers cost as much as one.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "planner/cluster.h"
+#include "planner/decomposition.h"
+#include "planner/dimensions.h"
+#include "planner/redistribution.h"
+
+namespace cleave {
+
+// What may be split on one mesh axis.
+enum class AxisRole : uint8_t {
+  kAny,   // any class
+  kData,  // "dp": the batch, or nothing
+  kInner, // "tp": a class that lives inside layers or at the model's ends. Where an op contracts, not
+          // the batch, nor the sequence, nor the width (the classes of the values that pass from one
+          // repeated layer to the next); elsewhere the sequence too, which follows.
+};
+
+// How one family uses one mesh axis.
+struct AxisOption {
+  enum class Kind : uint8_t {
+    kReplicate,
+    kPartialLeader,     // the leader passes partial sums through; its followers are not split
+    kPartialFollowers,  // the followers pass partial sums through; the leader is not split
+    kFactor,            // the factor with this letter (a small one) is split at this atom
+  };
+  Kind kind = Kind::kReplicate;
+  char letter = 0;
+  int8_t atom = 0;
+  bool operator==(const AxisOption&) const = default;
+};
+
+// One member under one choice.
+struct MemberSplit {
+  struct OnAxis {
+    int8_t factor = -1;  // of the member's signature; -1: not split
+    int8_t atom = 0;
+    bool partial = false;
+    bool decomposed = false;  // the factor is whole: OpDef::split writes the op out
+    bool operator==(const OnAxis&) const = default;
+  };
+  std::vector<OnAxis> axes;
+  std::vector<Placements> inputs, outputs;  // what it needs and what it makes
+  double seconds = 0;                       // compute and inner collectives
+  std::vector<Step> inner;                  // the collectives inside a decomposition
+};
+
+struct FamilyKind {
+  std::vector<std::vector<AxisOption>> choices;  // by choice, axis
+  std::vector<std::vector<MemberSplit>> members;  // by member, choice
+  std::vector<double> seconds;                   // by choice: sum over the members
+};
+
+struct Family {
+  std::vector<NodeId> members;  // ascending; the first is the leader
+  int32_t kind = -1;
+};
+
+// What restricts the choices: the role of each axis, and classes with a meaning.
+struct Restrictions {
+  std::vector<AxisRole> roles;  // one an axis
+  ClassId batch = -1, sequence = -1;
+  std::vector<ClassId> width;  // carried from one repeated layer to the next; batch and sequence not
+};
+
+class Families {
+ public:
+  Families(const Graph& graph, const Dimensions& dimensions, const Cluster& cluster,
+           const Mesh& mesh, Restrictions restrictions);
+
+  const std::vector<Family>& all() const { return families_; }
+  int32_t family_of(NodeId n) const { return family_of_[static_cast<size_t>(n)]; }
+  // The node's place among its family's members.
+  int32_t member_of(NodeId n) const { return member_of_[static_cast<size_t>(n)]; }
+  const FamilyKind& kind(int32_t k) const { return kinds_[static_cast<size_t>(k)]; }
+  const FamilyKind& kind_of(NodeId n) const {
+    return kind(families_[static_cast<size_t>(family_of(n))].kind);
+  }
+  size_t num_kinds() const { return kinds_.size(); }
+
+ private:
+  std::string key(const Family& family) const;
+  FamilyKind build(const Family& family) const;
+  std::vector<AxisOption> options(const Family& family, size_t axis) const;
+  std::optional<MemberSplit> split(NodeId n, bool leader, const std::vector<AxisOption>& choice) const;
+  bool set_placements(NodeId n, MemberSplit& s) const;
+  bool set_seconds(NodeId n, MemberSplit& s) const;
+  bool decomposed_seconds(NodeId n, MemberSplit& s) const;
+  double op_seconds(const OpDef& op, const OpCall& call, const std::vector<TensorType>& out) const;
+  bool allowed(NodeId leader, size_t axis, ClassId c) const;
+
+  const Graph& graph_;
+  const Dimensions& dims_;
+  const Cluster& cluster_;
+  const Mesh& mesh_;
+  Restrictions restrictions_;
+  std::vector<Family> families_;
+  std::vector<int32_t> family_of_, member_of_;
+  std::vector<FamilyKind> kinds_;
+};
+
+// Where in an operand the atom of a factor lies: the index among the value's atoms, or -1 when the
+// operand does not carry the factor.
+int atom_in_operand(const OperandDims& dims, const std::vector<ValueAtom>& atoms,
+                    const std::vector<std::vector<Atom>>& factors, int factor, int atom);
+
+}  // namespace cleave

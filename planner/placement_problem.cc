@@ -1,0 +1,428 @@
+#include "planner/placement_problem.h"
+
+#include <algorithm>
+#include <limits>
+#include <set>
+
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+template <class... Parts>
+std::string key_of(const char* what, const Parts&... parts) {
+  std::string key = what;
+  (key.append(reinterpret_cast<const char*>(&parts), sizeof parts), ...);
+  return key;
+}
+
+}  // namespace
+
+PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensions,
+                                   const Families& families, const Cluster& cluster,
+                                   const Mesh& mesh, double seconds_per_byte,
+                                   const Preferences& preferences)
+    : graph_(graph),
+      dims_(dimensions),
+      families_(families),
+      cluster_(cluster),
+      mesh_(mesh),
+      seconds_per_byte_(seconds_per_byte),
+      ways_(graph.values().size()),
+      uses_(graph.values().size()),
+      storage_saved_(static_cast<size_t>(graph.num_storages()), false) {
+  collect_uses();
+  add_families(preferences);
+  // Sources first: a next value's way ends in its source's held form.
+  for (const Source& s : graph.sources()) add_value(s.value, preferences);
+  for (size_t v = 0; v < ways_.size(); ++v) {
+    if (graph.values()[v].source < 0) add_value(static_cast<Value>(v), preferences);
+  }
+}
+
+void PlacementProblem::collect_uses() {
+  for (size_t n = 0; n < graph_.nodes().size(); ++n) {
+    const Node& node = graph_.nodes()[n];
+    for (size_t i = 0; i < node.inputs.size(); ++i) {
+      uses_[static_cast<size_t>(node.inputs[i])].push_back(
+          {static_cast<NodeId>(n), static_cast<int32_t>(i)});
+    }
+  }
+  for (size_t s = 0; s < graph_.sources().size(); ++s) {
+    const Source& source = graph_.sources()[s];
+    if (source.final != source.value) {
+      ways_[static_cast<size_t>(source.final)].final_of = static_cast<int32_t>(s);
+    }
+  }
+}
+
+int32_t PlacementProblem::add_variable(size_t domain) {
+  problem_.domain_sizes.push_back(static_cast<int32_t>(domain));
+  return static_cast<int32_t>(problem_.domain_sizes.size() - 1);
+}
+
+void PlacementProblem::add_families(const Preferences& preferences) {
+  for (const Family& family : families_.all()) {
+    const FamilyKind& kind = families_.kind(family.kind);
+    const int32_t variable = add_variable(kind.choices.size());
+    if (preferences.choice) {
+      auto table = std::make_shared<CostTable>();
+      table->sizes = {static_cast<int32_t>(kind.choices.size())};
+      for (size_t c = 0; c < kind.choices.size(); ++c) {
+        table->cost.push_back(kind.seconds[c] +
+                              preferences.choice(family.members[0], kind.choices[c]));
+      }
+      problem_.terms.push_back({{variable}, table});
+    } else {
+      add_term({variable}, memoised(key_of("family", family.kind),
+                                    {static_cast<int32_t>(kind.choices.size())},
+                                    [&](const int32_t* c) { return kind.seconds[size_t(c[0])]; }));
+    }
+  }
+}
+
+// Tables are made once for equal keys; equal layers then share them by address.
+std::shared_ptr<const CostTable> PlacementProblem::memoised(
+    const std::string& key, std::vector<int32_t> sizes,
+    const std::function<double(const int32_t*)>& cost) {
+  auto& entry = tables_[key];
+  if (entry) return entry;
+  auto table = std::make_shared<CostTable>();
+  std::vector<int32_t> index(sizes.size(), 0);
+  while (true) {
+    table->cost.push_back(cost(index.data()));
+    size_t i = sizes.size();
+    while (i > 0 && ++index[i - 1] == sizes[i - 1]) index[--i] = 0;
+    if (i == 0) break;
+  }
+  table->sizes = std::move(sizes);
+  entry = std::move(table);
+  return entry;
+}
+
+// A variable of -1 stands for a constant: its (only) choice is dropped from the table's variables.
+// Two ends of one variable are brought together on the diagonal.
+void PlacementProblem::add_term(std::vector<int32_t> variables,
+                                std::shared_ptr<const CostTable> table) {
+  std::vector<int32_t> distinct;
+  for (int32_t v : variables) {
+    if (v >= 0 && std::find(distinct.begin(), distinct.end(), v) == distinct.end()) {
+      distinct.push_back(v);
+    }
+  }
+  if (distinct.size() == variables.size()) {
+    problem_.terms.push_back({std::move(variables), std::move(table)});
+    return;
+  }
+  std::string key = key_of("diagonal", table);
+  std::vector<int32_t> sizes;
+  for (int32_t v : variables) {
+    const auto at = std::find(distinct.begin(), distinct.end(), v);
+    key += static_cast<char>(v < 0 ? 'x' : 'a' + (at - distinct.begin()));
+  }
+  for (int32_t v : distinct) sizes.push_back(problem_.domain_sizes[static_cast<size_t>(v)]);
+  auto reduced = memoised(key, sizes, [&](const int32_t* c) {
+    size_t index = 0;
+    for (size_t i = 0; i < variables.size(); ++i) {
+      int32_t at = 0;
+      for (size_t d = 0; d < distinct.size(); ++d) {
+        if (distinct[d] == variables[i]) at = c[d];
+      }
+      index = index * static_cast<size_t>(table->sizes[i]) + static_cast<size_t>(at);
+    }
+    return table->cost[index];
+  });
+  problem_.terms.push_back({std::move(distinct), std::move(reduced)});
+}
+
+int32_t PlacementProblem::space_for(Value v) {
+  std::vector<Reduction> partials = {Reduction::kSum};
+  const ValueInfo& info = graph_.value(v);
+  if (info.producer != kNoNode) {
+    for (const Factor& f : graph_.node(info.producer).signature->factors()) {
+      if (std::find(partials.begin(), partials.end(), f.reduction) == partials.end()) {
+        partials.push_back(f.reduction);
+      }
+    }
+  }
+  std::string key = key_of("space", info.type.dtype);
+  std::vector<int64_t> atoms;
+  std::vector<int8_t> dims;
+  for (const ValueAtom& a : dims_.values[static_cast<size_t>(v)]) {
+    key += key_of("", a.size, a.dim);
+    atoms.push_back(a.size);
+    dims.push_back(a.dim);
+  }
+  for (Reduction r : partials) key += key_of("p", r);
+  const auto [at, added] = space_named_.emplace(key, static_cast<int32_t>(spaces_.size()));
+  if (added) {
+    Space s;
+    for (bool bundled : {false, true}) {
+      (bundled ? s.bundled : s.plain) = std::make_unique<PlacementSpace>(
+          cluster_, mesh_, atoms, dims, info.type.dtype, partials, bundled);
+    }
+    spaces_.push_back(std::move(s));
+  }
+  return at->second;
+}
+
+const PlacementProblem::Indices* PlacementProblem::placements_of(int32_t kind, int32_t member,
+                                                                 int32_t operand, bool output,
+                                                                 int32_t space_id) {
+  auto& entry = indices_[{0, kind, member, operand, output, space_id}];
+  if (entry) return entry.get();
+  entry = std::make_unique<Indices>();
+  for (const MemberSplit& m : families_.kind(kind).members[static_cast<size_t>(member)]) {
+    const Placements& p = (output ? m.outputs : m.inputs)[static_cast<size_t>(operand)];
+    const int index = space(space_id, false).index_of(p);
+    CLEAVE_ASSERT(index >= 0, "a family's placement does not divide");
+    entry->push_back(index);
+  }
+  return entry.get();
+}
+
+PlacementProblem::End PlacementProblem::end_of(NodeId node, int32_t operand, bool output,
+                                               int32_t space_id) {
+  const int32_t family = families_.family_of(node);
+  return {family, {placements_of(families_.all()[static_cast<size_t>(family)].kind,
+                                 families_.member_of(node), operand, output, space_id)}};
+}
+
+bool PlacementProblem::is_bundled(const ValueWays& w, Value v, Phase reader) const {
+  if (w.data) return false;
+  if (w.final_of >= 0 && reader == Phase::kUpdate) return true;
+  const NodeId producer = graph_.value(v).producer;
+  return reader == Phase::kUpdate && producer != kNoNode &&
+         graph_.node(producer).phase != Phase::kUpdate;
+}
+
+// The placements in which a shared value may be held: those in which it is made or read. Partial
+// sums are held only for readers that take them.
+const PlacementProblem::Indices* PlacementProblem::candidates(const ValueWays& w,
+                                                              const std::vector<const End*>& ends) {
+  std::set<int32_t> found;
+  const PlacementSpace& s = space(w.space, false);
+  for (const End* e : ends) {
+    for (const Indices* list : e->needs) found.insert(list->begin(), list->end());
+  }
+  for (const Indices* list : w.producer.needs) {
+    for (int32_t p : *list) {
+      if (!s.has_partial(static_cast<size_t>(p))) found.insert(p);
+    }
+  }
+  if (w.source) std::erase_if(found, [&](int32_t p) { return s.has_partial(static_cast<size_t>(p)); });
+  found.insert(s.replicated());
+  std::vector<int64_t> key = {1};
+  key.insert(key.end(), found.begin(), found.end());
+  auto& entry = indices_[key];
+  if (!entry) entry = std::make_unique<Indices>(found.begin(), found.end());
+  return entry.get();
+}
+
+PlacementProblem::End PlacementProblem::held_end(const ValueWays& w) const {
+  if (w.held < 0) return w.producer;
+  return {w.held, {w.held_forms}};
+}
+
+PlacementProblem::End PlacementProblem::handed_out(const Readers& r) const {
+  if (r.hand_out >= 0) return {r.hand_out, {r.hand_out_forms}};
+  return r.ends[0];
+}
+
+double PlacementProblem::conversion(int32_t space_id, bool bundled, int32_t from, const End& to,
+                                    size_t choice) const {
+  const PlacementSpace& s = space(space_id, bundled);
+  double cost = 0;
+  for (size_t i = 0; i < to.needs.size(); ++i) {
+    const int32_t need = (*to.needs[i])[choice];
+    bool repeated = false;  // one copy serves all operands that need the same
+    for (size_t j = 0; j < i; ++j) repeated |= (*to.needs[j])[choice] == need;
+    if (!repeated) cost += s.seconds(static_cast<size_t>(from), static_cast<size_t>(need));
+  }
+  return cost;
+}
+
+void PlacementProblem::add_conversion(const ValueWays& w, const End& from, const End& to,
+                                      bool bundled) {
+  std::string key = key_of("convert", w.space, bundled, from.needs[0]);
+  for (const Indices* n : to.needs) key += key_of("", n);
+  const auto size = [](const End& e) { return static_cast<int32_t>(e.needs[0]->size()); };
+  auto table = memoised(key, {size(from), size(to)}, [&](const int32_t* c) {
+    return conversion(w.space, bundled, (*from.needs[0])[static_cast<size_t>(c[0])], to,
+                      static_cast<size_t>(c[1]));
+  });
+  add_term({from.variable, to.variable}, std::move(table));
+}
+
+void PlacementProblem::add_value(Value v, const Preferences& preferences) {
+  ValueWays& w = ways_[static_cast<size_t>(v)];
+  const ValueInfo& info = graph_.value(v);
+  const Source* source = graph_.source_of(v);
+  w.space = space_for(v);
+  w.data = source != nullptr && source->kind == SourceKind::kData;
+  w.source = source != nullptr && !w.data;
+  if (info.producer != kNoNode) w.producer = end_of(info.producer, info.output, true, w.space);
+
+  size_t families = 0;
+  for (const Use& use : uses_[static_cast<size_t>(v)]) {
+    Readers& r = w.readers[static_cast<size_t>(graph_.node(use.node).phase)];
+    const End end = end_of(use.node, use.operand, false, w.space);
+    r.uses.push_back(use);
+    auto known = std::find_if(r.ends.begin(), r.ends.end(),
+                              [&](const End& e) { return e.variable == end.variable; });
+    if (known == r.ends.end()) {
+      r.ends.push_back(end);
+      ++families;
+    } else if (std::find(known->needs.begin(), known->needs.end(), end.needs[0]) ==
+               known->needs.end()) {
+      known->needs.push_back(end.needs[0]);
+    }
+  }
+  auto& whole = indices_[{2, w.space}];
+  if (!whole) whole = std::make_unique<Indices>(1, space(w.space, false).replicated());
+  for (const Output& o : graph_.outputs()) {
+    if (o.value == v) w.fixed.push_back({-1, {whole.get()}});
+  }
+  if (w.final_of >= 0) {
+    const Source& s = graph_.sources()[static_cast<size_t>(w.final_of)];
+    w.fixed.push_back(held_end(ways_[static_cast<size_t>(s.value)]));
+  }
+  if (w.data) {
+    w.held_forms = whole.get();
+    w.producer = {-1, {whole.get()}};
+  }
+  // A state that one family reads and writes alike lies as that family needs it.
+  if (w.source && families == 1 && w.readers[2].ends.size() == 1 && source->final != v) {
+    const ValueInfo& next = graph_.value(source->final);
+    const End made = end_of(next.producer, next.output, true, w.space);
+    if (uses_[static_cast<size_t>(source->final)].empty() &&
+        made.variable == w.readers[2].ends[0].variable && w.readers[2].ends[0].needs.size() == 1 &&
+        *made.needs[0] == *w.readers[2].ends[0].needs[0]) {
+      const End& end = w.readers[2].ends[0];
+      if (seconds_per_byte_ > 0) {
+        add_term({end.variable},
+                 memoised(key_of("state bytes", w.space, end.needs[0]),
+                          {static_cast<int32_t>(end.needs[0]->size())}, [&](const int32_t* c) {
+                            return seconds_per_byte_ *
+                                   space(w.space, false)
+                                       .local_bytes(static_cast<size_t>(
+                                           (*end.needs[0])[static_cast<size_t>(c[0])]));
+                          }));
+      }
+      w.producer = end;
+      return;
+    }
+  }
+  const size_t groups = families + w.fixed.size();
+  if (groups == 0 && !w.source) return;
+  const bool needs_hold = !w.data && (w.source || groups > 1);
+  if (needs_hold) {
+    std::vector<const End*> ends;
+    for (const Readers& r : w.readers) {
+      for (const End& e : r.ends) ends.push_back(&e);
+    }
+    for (const End& e : w.fixed) ends.push_back(&e);
+    End made;
+    if (w.source && source->final != v && graph_.value(source->final).producer != kNoNode) {
+      const ValueInfo& next = graph_.value(source->final);
+      made = end_of(next.producer, next.output, true, w.space);
+      ends.push_back(&made);
+    }
+    w.held_forms = candidates(w, ends);
+    w.held = add_variable(w.held_forms->size());
+    if (preferences.held) {
+      auto table = std::make_shared<CostTable>();
+      table->sizes = {static_cast<int32_t>(w.held_forms->size())};
+      for (int32_t p : *w.held_forms) {
+        table->cost.push_back(preferences.held(v, space(w.space, false).at(static_cast<size_t>(p))));
+      }
+      problem_.terms.push_back({{w.held}, table});
+    }
+  }
+  add_ways(v, w);
+}
+
+void PlacementProblem::add_ways(Value v, ValueWays& w) {
+  const NodeId producer = graph_.value(v).producer;
+  // Views of one storage are priced once.
+  const size_t storage = static_cast<size_t>(graph_.value(v).storage);
+  const bool crosses = producer != kNoNode && graph_.node(producer).phase == Phase::kForward &&
+                       !w.readers[1].ends.empty();
+  w.saved = crosses && !storage_saved_[storage];
+  if (w.saved) storage_saved_[storage] = true;
+
+  for (size_t p = 0; p < 3; ++p) {
+    Readers& r = w.readers[p];
+    if (r.ends.size() < 2 || w.data) continue;
+    std::vector<const End*> ends;
+    for (const End& e : r.ends) ends.push_back(&e);
+    ValueWays only_readers;
+    only_readers.space = w.space;
+    r.hand_out_forms = candidates(only_readers, ends);
+    r.hand_out = add_variable(r.hand_out_forms->size());
+  }
+  const PlacementSpace& plain = space(w.space, false);
+  const End held = held_end(w);
+  if (w.held >= 0 && !w.source) add_conversion(w, w.producer, held, false);
+  if (w.source && seconds_per_byte_ > 0) {
+    add_term({w.held}, memoised(key_of("held bytes", w.space, w.held_forms),
+                                {static_cast<int32_t>(w.held_forms->size())}, [&](const int32_t* c) {
+                                  return seconds_per_byte_ *
+                                         plain.local_bytes(static_cast<size_t>(
+                                             (*w.held_forms)[static_cast<size_t>(c[0])]));
+                                }));
+  }
+  for (size_t p = 0; p < 3; ++p) {
+    const Readers& r = w.readers[p];
+    if (r.ends.empty()) continue;
+    const bool bundled = is_bundled(w, v, static_cast<Phase>(p));
+    if (w.data) {
+      for (const End& e : r.ends) add_conversion(w, held, e, bundled);
+      continue;
+    }
+    const End out = handed_out(r);
+    if (p == 1 && (crosses || w.source)) {
+      add_backward_term(w, w.readers[0], r);
+    } else {
+      add_conversion(w, held, out, bundled);
+    }
+    if (r.hand_out < 0) continue;
+    for (const End& e : r.ends) add_conversion(w, out, e, bundled);
+  }
+  for (const End& e : w.fixed) {
+    add_conversion(w, held, e, w.final_of >= 0 && e.variable >= 0);
+  }
+}
+
+// What the backward hands out: made from the held form, which is then kept, or from what the
+// forward handed out, which is kept instead. The cheaper of the two, bytes priced.
+void PlacementProblem::add_backward_term(const ValueWays& w, const Readers& f, const Readers& b) {
+  const End held = held_end(w);
+  const End out = handed_out(b);
+  const bool from_forward = !f.ends.empty() && handed_out(f).needs.size() == 1;
+  const End forward = from_forward ? handed_out(f) : End{-1, {held.needs[0]}};
+  std::string key = key_of("backward", w.space, w.saved, w.source, from_forward, held.needs[0],
+                           forward.needs[0]);
+  for (const Indices* n : out.needs) key += key_of("", n);
+  const auto size = [](const End& e) { return static_cast<int32_t>(e.needs[0]->size()); };
+  const int32_t forward_size = from_forward ? size(forward) : 1;
+  const PlacementSpace& s = space(w.space, false);
+  auto table = memoised(key, {size(held), forward_size, size(out)}, [&](const int32_t* c) {
+    const int32_t h = (*held.needs[0])[static_cast<size_t>(c[0])];
+    const double held_price =
+        w.saved ? seconds_per_byte_ * s.local_bytes(static_cast<size_t>(h)) : 0;
+    double cost = conversion(w.space, false, h, out, static_cast<size_t>(c[2])) + held_price;
+    if (!from_forward) return cost;
+    const int32_t kept = (*forward.needs[0])[static_cast<size_t>(c[1])];
+    const bool same = kept == h;
+    const double kept_price = w.saved || (w.source && !same)
+                                  ? seconds_per_byte_ * s.local_bytes(static_cast<size_t>(kept))
+                                  : 0;
+    return std::min(cost, conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) + kept_price);
+  });
+  add_term({held.variable, from_forward ? forward.variable : -1, out.variable}, std::move(table));
+}
+
+}  // namespace cleave

@@ -1,0 +1,128 @@
+// The choice of a split as a min-sum problem: one variable for each family of nodes, and for each
+// value that several read, variables for the form in which it is held and handed out.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "graph/graph.h"
+#include "planner/elimination.h"
+#include "planner/family.h"
+#include "planner/plan.h"
+#include "planner/redistribution.h"
+
+namespace cleave {
+
+// Extra cost of choices: how users' pins, loaded plans and tests steer the search. Infinite forbids.
+struct Preferences {
+  std::function<double(NodeId leader, const std::vector<AxisOption>&)> choice;
+  std::function<double(Value, const Placements&)> held;
+  bool empty() const { return !choice && !held; }
+};
+
+// A value's way from its producer to its readers:
+//
+//   produced --> held --> handed out in the forward  --> each reader's need
+//                    \--> handed out in the backward --> each reader's need
+//                    \--> the update's needs
+//
+// `held` exists when several families, or several phases, read the value; a hand-out when several
+// families of one phase do. What the backward hands out is made from the held form, or from what
+// the forward handed out when keeping that is cheaper.
+class PlacementProblem {
+ public:
+  // `seconds_per_byte` prices the bytes that must be held at the end of the forward (parameters,
+  // states, and values kept for the backward): the Lagrange multiplier of the memory limit.
+  PlacementProblem(const Graph& graph, const Dimensions& dimensions, const Families& families,
+                   const Cluster& cluster, const Mesh& mesh, double seconds_per_byte,
+                   const Preferences& preferences);
+
+  const MinSumProblem& problem() const { return problem_; }
+  // The nodes' and values' part of a plan that a solution means; costs are summed again from its
+  // steps into predicted.step_seconds (and compute/communication).
+  void read_solution(std::span<const int32_t> choice, Plan& plan) const;
+
+ private:
+  using Indices = std::vector<int32_t>;  // by choice of a variable: a placement of a space
+
+  // A variable seen from one value: for each of its choices, a placement.
+  struct End {
+    int32_t variable = -1;  // -1: a constant
+    std::vector<const Indices*> needs;  // several when a family reads a value in several operands
+  };
+  struct Space {
+    std::unique_ptr<PlacementSpace> plain, bundled;
+  };
+  struct Use {
+    NodeId node = kNoNode;
+    int32_t operand = 0;
+  };
+  // The readers of a value in one phase.
+  struct Readers {
+    std::vector<Use> uses;
+    std::vector<End> ends;       // one a family
+    int32_t hand_out = -1;       // variable; -1: at most one family reads
+    const Indices* hand_out_forms = nullptr;
+  };
+  struct ValueWays {
+    int32_t space = -1;
+    End producer;
+    bool data = false;      // replicated on the host: any form is a slice away
+    bool source = false;    // a parameter or state
+    bool saved = false;     // priced: held from the forward to the backward
+    int32_t held = -1;      // variable; -1: the readers take it as produced
+    const Indices* held_forms = nullptr;
+    Readers readers[3];     // by phase
+    std::vector<End> fixed;  // outputs: replicated
+    int32_t final_of = -1;   // index of the source whose next value this is
+  };
+
+  void collect_uses();
+  void add_families(const Preferences& preferences);
+  void add_value(Value v, const Preferences& preferences);
+  void add_ways(Value v, ValueWays& w);
+  void add_backward_term(const ValueWays& w, const Readers& f, const Readers& b);
+  int32_t space_for(Value v);
+  End end_of(NodeId node, int32_t operand, bool output, int32_t space);
+  const Indices* placements_of(int32_t kind, int32_t member, int32_t operand, bool output,
+                               int32_t space);
+  const Indices* candidates(const ValueWays& w, const std::vector<const End*>& ends);
+  int32_t add_variable(size_t domain);
+  void add_term(std::vector<int32_t> variables, std::shared_ptr<const CostTable> table);
+  // Cost of making every distinct need of `to` from `from`'s placement.
+  void add_conversion(const ValueWays& w, const End& from, const End& to, bool bundled);
+  double conversion(int32_t space, bool bundled, int32_t from, const End& to, size_t choice) const;
+  End held_end(const ValueWays& w) const;
+  End handed_out(const Readers& r) const;
+  const PlacementSpace& space(int32_t s, bool bundled) const {
+    return bundled ? *spaces_[static_cast<size_t>(s)].bundled : *spaces_[static_cast<size_t>(s)].plain;
+  }
+  bool is_bundled(const ValueWays& w, Value v, Phase reader) const;
+  std::shared_ptr<const CostTable> memoised(const std::string& key, std::vector<int32_t> sizes,
+                                            const std::function<double(const int32_t*)>& cost);
+
+  int32_t form_for(std::span<const int32_t> choice, Value v, const End& end, size_t need,
+                   int32_t from, Phase phase, bool bundled, Plan& plan) const;
+  void read_value(std::span<const int32_t> choice, Value v, Plan& plan) const;
+  void read_phase(std::span<const int32_t> choice, Value v, size_t phase, int32_t held,
+                  int32_t& forward_form, Plan& plan) const;
+  const Graph& graph_;
+  const Dimensions& dims_;
+  const Families& families_;
+  const Cluster& cluster_;
+  const Mesh& mesh_;
+  double seconds_per_byte_;
+  MinSumProblem problem_;
+  std::vector<ValueWays> ways_;                // by value
+  std::vector<std::vector<Use>> uses_;         // by value
+  std::vector<bool> storage_saved_;            // by storage: one of its values is priced already
+  std::vector<Space> spaces_;
+  std::map<std::string, int32_t> space_named_;
+  std::map<std::vector<int64_t>, std::unique_ptr<Indices>> indices_;
+  std::map<std::string, std::shared_ptr<const CostTable>> tables_;
+};
+
+}  // namespace cleave

@@ -1,0 +1,94 @@
+// A plan: where every value lies on the mesh, how it gets there, and what that is predicted to cost.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "planner/dimensions.h"
+#include "planner/family.h"
+#include "planner/mesh.h"
+#include "planner/redistribution.h"
+
+namespace cleave {
+
+// One way in which a value is held. The first form of a value is as its producer makes it; others
+// are made from an earlier form by steps.
+struct Form {
+  Placements placements;
+  int32_t from = -1;  // index of the form it is made from; -1: as produced
+  std::vector<Step> steps;
+  Phase phase = Phase::kForward;  // when it is made
+  bool bundled = false;           // its collectives are joined with others of the same kind
+};
+
+struct NodePlan {
+  std::vector<MemberSplit::OnAxis> axes;  // how the op is split
+  std::vector<Step> inner;                // collectives inside, when its factor is whole
+  std::vector<int32_t> input_forms;       // which form of each input it reads
+  double seconds = 0;                     // compute and inner collectives
+};
+
+// All collectives of one kind along one axis in one phase.
+struct PlannedCollectives {
+  StepKind kind = StepKind::kAllReduce;
+  int32_t axis = 0;
+  Phase phase = Phase::kForward;
+  bool parameters = false;  // they move parameters, gradients and states; otherwise activations
+  int64_t count = 0;        // a bundle counts as one
+  double bytes = 0;         // sent by one rank in one step
+  double seconds = 0;
+};
+
+struct Prediction {
+  double step_seconds = 0;
+  double compute_seconds = 0;
+  double communication_seconds = 0;
+  double tokens_per_second = 0;
+  double mfu_full = 0;    // attention counted as if nothing were masked
+  double mfu_causal = 0;  // masked work not counted
+  int64_t peak_bytes = 0;       // of one rank
+  int64_t state_bytes = 0;      // parameters and optimizer states, of one rank
+};
+
+struct Certificate {
+  double cost = 0;         // seconds: of this plan
+  double lower_bound = 0;  // no plan of the searched space that fits is faster
+  double gap() const { return lower_bound > 0 ? cost / lower_bound - 1 : 0; }
+};
+
+// What the search compared on its way: one mesh, and what came of it.
+struct Candidate {
+  Mesh mesh;
+  double cost = 0;         // seconds; infinite when nothing fits
+  double lower_bound = 0;
+  int64_t peak_bytes = 0;
+  std::string why_not;  // empty when it was chosen
+};
+
+struct Plan {
+  Mesh mesh;  // axes named by the role that came out
+  std::vector<AxisRole> roles;  // as asked for
+  Cluster cluster;
+  std::shared_ptr<const Dimensions> dimensions;
+  std::vector<NodePlan> nodes;                // by node
+  std::vector<std::vector<Form>> values;      // by value: its forms; none when it is never needed
+  std::vector<int32_t> final_form;            // by source: the form of `final` that is kept
+  std::vector<int32_t> output_form;           // by graph output
+  std::vector<std::vector<AxisOption>> choices;  // by node: of its family; empty for followers
+  std::vector<PlannedCollectives> collectives;
+  int zero = 0;                   // ZeRO stage over the batch axis: 0, 1 (states), 3 (parameters)
+  int64_t kept = 0, regathered = 0;  // values read again in the backward: gathered form kept, or
+                                     // gathered a second time
+  Prediction predicted;
+  Certificate certificate;
+  double search_seconds = 0;
+  std::vector<Candidate> candidates;
+
+  Layout layout(Value v, int32_t form) const;
+};
+
+// The layout of a value under these placements.
+Layout layout_of(const Dimensions& dimensions, Value v, Placements placements);
+
+}  // namespace cleave

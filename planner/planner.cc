@@ -1,0 +1,347 @@
+#include "planner/planner.h"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "graph/error.h"
+#include "graph/repeats.h"
+#include "planner/roles.h"
+
+namespace cleave {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Every way to write n as an ordered product of at most `axes` factors above 1; {n} comes first.
+void factorisations(int64_t n, size_t axes, std::vector<int64_t>& head,
+                    std::vector<std::vector<int64_t>>& result) {
+  if (n > 1 || head.empty()) {
+    head.push_back(n);
+    result.push_back(head);
+    head.pop_back();
+  }
+  if (axes < 2) return;
+  for (int64_t f = 2; f * 2 <= n; ++f) {
+    if (n % f != 0) continue;
+    head.push_back(f);
+    factorisations(n / f, axes - 1, head, result);
+    head.pop_back();
+  }
+}
+
+std::vector<Mesh> meshes(const Cluster& cluster, const PlannerOptions& options,
+                         std::vector<std::vector<AxisRole>>& roles) {
+  std::vector<std::vector<int64_t>> sizes;
+  std::vector<AxisRole> asked = options.mesh.roles;
+  if (options.mesh.empty()) {
+    std::vector<int64_t> head;
+    factorisations(cluster.size(), options.max_axes, head, sizes);
+  } else {
+    sizes.push_back(options.mesh.sizes);
+  }
+  std::vector<Mesh> result;
+  for (const auto& s : sizes) {
+    // Axes of one tier are alike: only the descending order is kept.
+    if (options.mesh.empty() && cluster.nodes == 1 && !std::is_sorted(s.rbegin(), s.rend())) continue;
+    Mesh mesh;
+    std::vector<AxisRole> r;
+    for (size_t a = 0; a < s.size(); ++a) {
+      if (s[a] == 1 && s.size() > 1) continue;  // an axis of one device splits nothing
+      mesh.axes.push_back({fmt::format("a{}", a), s[a]});
+      r.push_back(options.mesh.empty() ? AxisRole::kAny : asked[a]);
+    }
+    if (mesh.axes.empty()) {
+      mesh.axes.push_back({"a0", 1});
+      r.push_back(AxisRole::kAny);
+    }
+    if (mesh.size() != cluster.size()) {
+      fail("mesh {} has {} devices, the cluster {} has {}", mesh.to_string(), mesh.size(),
+           cluster.spec, cluster.size());
+    }
+    result.push_back(std::move(mesh));
+    roles.push_back(std::move(r));
+  }
+  return result;
+}
+
+// The classes of the values that pass from one repeated layer of the forward to the next.
+std::vector<ClassId> width_classes(const Graph& graph, const Dimensions& dims) {
+  std::vector<ClassId> width;
+  for (const Repeat& r : repeats(graph)) {
+    const NodeId end = r.first + r.period * r.count;
+    for (NodeId n = r.first + r.period; n < end; ++n) {
+      for (Value v : graph.node(n).inputs) {
+        const NodeId producer = graph.value(v).producer;
+        if (producer < r.first || (producer - r.first) / r.period + 1 != (n - r.first) / r.period) {
+          continue;
+        }
+        for (const ValueAtom& a : dims.values[static_cast<size_t>(v)]) {
+          if (dims.classes[static_cast<size_t>(a.dimension_class)].role.empty()) {
+            width.push_back(a.dimension_class);
+          }
+        }
+      }
+    }
+  }
+  std::sort(width.begin(), width.end());
+  width.erase(std::unique(width.begin(), width.end()), width.end());
+  return width;
+}
+
+// Solves one mesh: first without pricing memory, then, when that does not fit, by bisection on the
+// price of a byte. For every price the minimum of (seconds + price * (held bytes - limit)) is a
+// lower bound on the seconds of any plan that fits.
+class MeshSearch {
+ public:
+  MeshSearch(const Graph& graph, std::shared_ptr<const Dimensions> dims, const Cluster& cluster,
+             const Mesh& mesh, std::vector<AxisRole> roles, const Restrictions& restrictions,
+             const PlannerOptions& options, double limit)
+      : graph_(graph),
+        dims_(std::move(dims)),
+        cluster_(cluster),
+        mesh_(mesh),
+        roles_(std::move(roles)),
+        families_(graph, *dims_, cluster, mesh, restrictions),
+        options_(options),
+        limit_(limit) {}
+
+  // `best_so_far`: seconds; a mesh whose bound is not below is given up.
+  std::optional<Plan> search(double best_so_far, Candidate& report) {
+    auto plan = solve(0);
+    report.lower_bound = lower_bound_;
+    if (!plan) {
+      report.why_not = "no placement works";
+      return std::nullopt;
+    }
+    report.cost = plan->certificate.cost;
+    if (plan->certificate.cost >= best_so_far) {
+      report.why_not = fmt::format("slower by {:.1f} %", 100 * (report.cost / best_so_far - 1));
+      return std::nullopt;
+    }
+    report.peak_bytes = plan->predicted.peak_bytes;
+    if (fits(*plan)) return finish(std::move(*plan));
+    return squeeze(std::move(*plan), best_so_far, report);
+  }
+
+ private:
+  bool fits(const Plan& plan) const {
+    return static_cast<double>(plan.predicted.peak_bytes) <= limit_;
+  }
+
+  std::optional<Plan> solve(double seconds_per_byte) {
+    const PlacementProblem problem(graph_, *dims_, families_, cluster_, mesh_, seconds_per_byte,
+                                   options_.preferences);
+    const MinSumResult result = solve_by_elimination(problem.problem());
+    if (result.status == MinSumStatus::kTooLarge) {
+      fail("the search over mesh {} needs a table of {:.3g} entries; fix the mesh's roles, as in "
+           "--mesh dp=2,tp=4",
+           mesh_.to_string(), result.needed_table);
+    }
+    if (!result.solved()) return std::nullopt;
+    Plan plan;
+    plan.mesh = mesh_;
+    plan.roles = roles_;
+    plan.cluster = cluster_;
+    plan.dimensions = dims_;
+    problem.read_solution(result.solution.choice, plan);
+    plan.certificate.cost = seconds_per_byte == 0 ? result.solution.cost
+                                                  : plan.predicted.step_seconds;
+    const double bound = result.solution.cost - (seconds_per_byte > 0 ? seconds_per_byte * limit_ : 0);
+    lower_bound_ = std::max(lower_bound_, bound);
+    if (options_.peak_bytes) plan.predicted.peak_bytes = options_.peak_bytes(plan);
+    return plan;
+  }
+
+  std::optional<Plan> squeeze(Plan unlimited, double best_so_far, Candidate& report) {
+    // From a price at which the excess would cost as much as the step, upwards until it fits.
+    const double excess = static_cast<double>(unlimited.predicted.peak_bytes) - limit_;
+    double high = unlimited.certificate.cost / excess, low = 0;
+    std::optional<Plan> best;
+    const auto consider = [&](double price) {
+      auto plan = solve(price);
+      if (!plan) return false;
+      report.peak_bytes = std::min(report.peak_bytes, plan->predicted.peak_bytes);
+      if (!fits(*plan)) return false;
+      if (!best || plan->certificate.cost < best->certificate.cost) best = std::move(plan);
+      return true;
+    };
+    int tries = 0;
+    while (!consider(high)) {
+      low = high;
+      high *= 16;
+      if (++tries == 8) break;
+    }
+    if (!best) {
+      report.cost = kInfinity;
+      report.why_not = "does not fit in memory";
+      return std::nullopt;
+    }
+    for (int i = 0; i < 12 && lower_bound_ < best->certificate.cost * (1 - 1e-3); ++i) {
+      const double middle = low == 0 ? high / 4 : std::sqrt(low * high);
+      (consider(middle) ? high : low) = middle;
+    }
+    report.cost = best->certificate.cost;
+    report.lower_bound = lower_bound_;
+    report.peak_bytes = best->predicted.peak_bytes;
+    if (best->certificate.cost >= best_so_far) {
+      report.why_not = "slower once it fits in memory";
+      return std::nullopt;
+    }
+    return finish(std::move(*best));
+  }
+
+  Plan finish(Plan plan) const {
+    plan.certificate.lower_bound = std::min(lower_bound_, plan.certificate.cost);
+    return plan;
+  }
+
+  const Graph& graph_;
+  std::shared_ptr<const Dimensions> dims_;
+  const Cluster& cluster_;
+  Mesh mesh_;
+  std::vector<AxisRole> roles_;
+  Families families_;
+  const PlannerOptions& options_;
+  double limit_;
+  double lower_bound_ = 0;
+};
+
+bool contracts(const Node& node) {
+  for (size_t f = 0; f < node.extents.size(); ++f) {
+    for (size_t o = 0; o < node.outputs.size(); ++o) {
+      if (node.signature->reduced_in(static_cast<int>(f), o)) return true;
+    }
+  }
+  return false;
+}
+
+void predict(const Graph& graph, Plan& plan) {
+  Prediction& p = plan.predicted;
+  p.tokens_per_second = tokens_per_step(graph) / p.step_seconds;
+  DType dtype = DType::kF32;  // of the widest product: what the peak is quoted for
+  double most = 0;
+  for (const Node& n : graph.nodes()) {
+    if (n.phase != Phase::kForward || !contracts(n)) continue;
+    const auto in = graph.input_types(n);
+    const double flops = n.op->flops(Graph::call(n, in));
+    if (flops > most) most = flops, dtype = in[0].dtype;
+  }
+  const double peak = plan.cluster.peak_flops(dtype) * static_cast<double>(plan.cluster.size());
+  p.mfu_full = model_flops(graph, true) / p.step_seconds / peak;
+  p.mfu_causal = model_flops(graph, false) / p.step_seconds / peak;
+  p.state_bytes = 0;
+  for (const Source& s : graph.sources()) {
+    if (s.kind == SourceKind::kData) continue;
+    const Shape local = plan.layout(s.value, 0).local_shape(plan.mesh);
+    p.state_bytes += numel(local) * size_of(graph.type(s.value).dtype);
+  }
+}
+
+}  // namespace
+
+double tokens_per_step(const Graph& graph) {
+  for (const Source& s : graph.sources()) {
+    if (s.kind != SourceKind::kData || s.roles.empty() || s.roles[0] != "batch") continue;
+    return static_cast<double>(numel(graph.type(s.value).shape));
+  }
+  return 0;
+}
+
+double model_flops(const Graph& graph, bool masked_too) {
+  double flops = 0;
+  for (const Node& n : graph.nodes()) {
+    if (n.phase != Phase::kForward || !contracts(n)) continue;
+    const auto in = graph.input_types(n);
+    Attrs attrs = n.attrs;
+    if (masked_too && attrs.has("causal")) attrs.set("causal", int64_t{0});
+    flops += n.op->flops({*n.signature, n.extents, attrs, in});
+  }
+  return 3 * flops;
+}
+
+MeshRequest parse_mesh(std::string_view text) {
+  MeshRequest request;
+  const auto number = [&](std::string_view s) {
+    int64_t n = 0;
+    const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), n);
+    if (error != std::errc() || end != s.data() + s.size() || n < 1) {
+      fail("mesh '{}': '{}' is not a size; write 2x4, or dp=2,tp=4", text, s);
+    }
+    return n;
+  };
+  const bool named = text.find('=') != std::string_view::npos;
+  for (std::string_view rest = text; ;) {
+    const std::string_view part = rest.substr(0, rest.find(named ? ',' : 'x'));
+    if (named) {
+      const size_t equals = part.find('=');
+      const std::string_view role = part.substr(0, equals);
+      if (equals == std::string_view::npos || (role != "dp" && role != "tp")) {
+        fail("mesh '{}': '{}' is not an axis; write dp=N and tp=N, or sizes alone as in 2x4", text, part);
+      }
+      const AxisRole r = role == "dp" ? AxisRole::kData : AxisRole::kInner;
+      if (std::find(request.roles.begin(), request.roles.end(), r) != request.roles.end()) {
+        fail("mesh '{}' has two axes named {}", text, role);
+      }
+      request.roles.push_back(r);
+      request.sizes.push_back(number(part.substr(equals + 1)));
+    } else {
+      request.roles.push_back(AxisRole::kAny);
+      request.sizes.push_back(number(part));
+    }
+    if (part.size() == rest.size()) break;
+    rest.remove_prefix(part.size() + 1);
+  }
+  if (request.sizes.size() > 2) fail("mesh '{}' has {} axes; at most 2 are planned for now", text, request.sizes.size());
+  return request;
+}
+
+PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  PlanResult result;
+  const auto dims = std::make_shared<const Dimensions>(find_dimensions(graph));
+  Restrictions restrictions;
+  restrictions.batch = dims->class_with_role("batch");
+  restrictions.sequence = dims->class_with_role("sequence");
+  restrictions.width = width_classes(graph, *dims);
+  const double limit = options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
+  std::vector<std::vector<AxisRole>> roles;
+  const std::vector<Mesh> all = meshes(cluster, options, roles);
+  double bound = kInfinity;
+  for (size_t m = 0; m < all.size(); ++m) {
+    restrictions.roles = roles[m];
+    MeshSearch search(graph, dims, cluster, all[m], roles[m], restrictions, options, limit);
+    Candidate report{.mesh = all[m]};
+    const double best = result.plan ? result.plan->certificate.cost : kInfinity;
+    auto plan = search.search(best, report);
+    bound = std::min(bound, report.lower_bound);
+    if (plan) {
+      if (result.plan) {
+        for (Candidate& c : result.candidates) {
+          if (c.why_not.empty()) {
+            c.why_not = fmt::format("slower by {:.1f} %", 100 * (c.cost / plan->certificate.cost - 1));
+          }
+        }
+      }
+      result.plan = std::move(plan);
+    }
+    if (result.smallest_peak == 0 || report.peak_bytes < result.smallest_peak) {
+      result.smallest_peak = report.peak_bytes;
+    }
+    result.candidates.push_back(std::move(report));
+  }
+  if (result.plan) {
+    Plan& plan = *result.plan;
+    plan.certificate.lower_bound = std::min(plan.certificate.cost, bound);
+    name_axes(graph, plan);
+    predict(graph, plan);
+    plan.candidates = result.candidates;
+    plan.search_seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  return result;
+}
+
+}  // namespace cleave

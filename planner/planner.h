@@ -1,0 +1,53 @@
+// The search: which mesh, and which split of every op on it, is predicted to be fastest among those
+// that fit in memory.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "graph/graph.h"
+#include "planner/cluster.h"
+#include "planner/placement_problem.h"
+#include "planner/plan.h"
+
+namespace cleave {
+
+// A mesh as asked for: sizes with roles left open ("2x4"), or named ("dp=2,tp=4"); empty: chosen.
+struct MeshRequest {
+  std::vector<int64_t> sizes;
+  std::vector<AxisRole> roles;  // as many as sizes
+  bool empty() const { return sizes.empty(); }
+};
+
+// Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more axes than max_axes.
+MeshRequest parse_mesh(std::string_view text);
+
+struct PlannerOptions {
+  MeshRequest mesh;
+  double memory_limit = 0;  // bytes a device; 0: the cluster's own; infinite: no limit
+  size_t max_axes = 2;
+  // The peak of one rank's memory under a plan, in bytes: the executor's own memory layout.
+  std::function<int64_t(const Plan&)> peak_bytes;
+  Preferences preferences;
+};
+
+struct PlanResult {
+  std::optional<Plan> plan;  // empty: nothing that was searched fits
+  int64_t smallest_peak = 0;  // bytes: of the plan that came nearest
+  std::vector<Candidate> candidates;
+};
+
+// Plans a graph for a cluster. Throws Error when the request cannot be met by any mesh (sizes that
+// do not multiply to the number of devices).
+PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOptions& options);
+
+// Tokens of one step: the product of the sizes of the first data input with a batch dimension.
+double tokens_per_step(const Graph& graph);
+
+// Floating-point operations of the model itself: those of the contractions of the forward, three
+// times (the backward does each twice). `masked_too`: as if attention masked nothing.
+double model_flops(const Graph& graph, bool masked_too);
+
+}  // namespace cleave

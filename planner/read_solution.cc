@@ -1,0 +1,209 @@
+// From a solution of the placement problem back to a plan: the forms of every value, and the sums
+// that the search minimised, added up again step by step.
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+#include "graph/error.h"
+#include "planner/placement_problem.h"
+
+namespace cleave {
+
+// The form of v that an end needs, made from form `from` unless that is it already or the same way
+// was gone before in this phase.
+int32_t PlacementProblem::form_for(std::span<const int32_t> choice, Value v, const End& end,
+                                   size_t need, int32_t from, Phase phase, bool bundled,
+                                   Plan& plan) const {
+  const ValueWays& w = ways_[static_cast<size_t>(v)];
+  const PlacementSpace& s = space(w.space, bundled);
+  const size_t pick = end.variable < 0 ? 0 : static_cast<size_t>(choice[static_cast<size_t>(end.variable)]);
+  const size_t target = static_cast<size_t>((*end.needs[need])[pick]);
+  std::vector<Form>& forms = plan.values[static_cast<size_t>(v)];
+  const Placements& have = forms[static_cast<size_t>(from)].placements;
+  if (have == s.at(target)) return from;
+  for (size_t f = 0; f < forms.size(); ++f) {
+    if (forms[f].from == from && forms[f].placements == s.at(target) && forms[f].phase == phase &&
+        forms[f].bundled == bundled) {
+      return static_cast<int32_t>(f);
+    }
+  }
+  Form form;
+  form.placements = s.at(target);
+  form.from = from;
+  form.steps = s.steps(static_cast<size_t>(s.index_of(have)), target);
+  form.phase = phase;
+  form.bundled = bundled;
+  forms.push_back(std::move(form));
+  return static_cast<int32_t>(forms.size() - 1);
+}
+
+void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size_t phase,
+                                  int32_t held, int32_t& forward_form, Plan& plan) const {
+  const ValueWays& w = ways_[static_cast<size_t>(v)];
+  const Readers& r = w.readers[phase];
+  if (r.ends.empty()) return;
+  const Phase p = static_cast<Phase>(phase);
+  const bool bundled = is_bundled(w, v, p);
+  const PlacementSpace& s = space(w.space, false);
+  int32_t from = held;
+  const NodeId producer = graph_.value(v).producer;
+  const bool crosses = producer != kNoNode && graph_.node(producer).phase == Phase::kForward;
+  if (phase == 1 && !w.data && (crosses || w.source) && !w.readers[0].ends.empty() &&
+      forward_form >= 0 && forward_form != held) {
+    // The same comparison as add_backward_term makes.
+    const End out = handed_out(r);
+    const size_t pick = static_cast<size_t>(choice[static_cast<size_t>(out.variable)]);
+    const auto index = [&](int32_t form) {
+      return s.index_of(plan.values[static_cast<size_t>(v)][static_cast<size_t>(form)].placements);
+    };
+    const int32_t h = index(held), k = index(forward_form);
+    const double held_price = w.saved ? seconds_per_byte_ * s.local_bytes(size_t(h)) : 0;
+    const double kept_price = seconds_per_byte_ * s.local_bytes(size_t(k)) * (w.saved || w.source);
+    const double again = conversion(w.space, false, h, out, pick);
+    if (conversion(w.space, false, k, out, pick) + kept_price < again + held_price) {
+      from = forward_form;
+      ++plan.kept;
+    } else if (again > 0) {
+      ++plan.regathered;
+    }
+  }
+  if (r.hand_out >= 0) {
+    from = form_for(choice, v, handed_out(r), 0, from, p, bundled, plan);
+  }
+  int32_t first = from;
+  for (const Use& use : r.uses) {
+    const int32_t family = families_.family_of(use.node);
+    const End& end = *std::find_if(r.ends.begin(), r.ends.end(),
+                                   [&](const End& e) { return e.variable == family; });
+    const Placements& need =
+        families_.kind_of(use.node)
+            .members[static_cast<size_t>(families_.member_of(use.node))]
+                    [static_cast<size_t>(choice[static_cast<size_t>(family)])]
+            .inputs[static_cast<size_t>(use.operand)];
+    size_t which = 0;
+    while (s.at(static_cast<size_t>(
+               (*end.needs[which])[static_cast<size_t>(choice[static_cast<size_t>(family)])])) != need) {
+      ++which;
+    }
+    const int32_t form = form_for(choice, v, end, which, from, p, bundled, plan);
+    plan.nodes[static_cast<size_t>(use.node)].input_forms[static_cast<size_t>(use.operand)] = form;
+    first = form;
+  }
+  if (phase == 0) forward_form = r.hand_out >= 0 ? from : r.ends[0].needs.size() == 1 ? first : -1;
+}
+
+void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan& plan) const {
+  const ValueWays& w = ways_[static_cast<size_t>(v)];
+  std::vector<Form>& forms = plan.values[static_cast<size_t>(v)];
+  const PlacementSpace& s = space(w.space, false);
+  const auto placement = [&](const End& end) {
+    const size_t pick = end.variable < 0 ? 0 : static_cast<size_t>(choice[static_cast<size_t>(end.variable)]);
+    return s.at(static_cast<size_t>((*end.needs[0])[pick]));
+  };
+  Form made;
+  if (w.source && w.held >= 0) {
+    made.placements = placement(held_end(w));
+  } else if (!w.producer.needs.empty()) {
+    made.placements = placement(w.producer);
+  } else {
+    made.placements.assign(mesh_.axes.size(), Placement::replicate());
+  }
+  forms.push_back(std::move(made));
+  int32_t held = 0;
+  const NodeId producer = graph_.value(v).producer;
+  if (w.held >= 0 && !w.source) {
+    held = form_for(choice, v, held_end(w), 0, 0, graph_.node(producer).phase, false, plan);
+  }
+  int32_t forward_form = -1;
+  for (size_t phase = 0; phase < 3; ++phase) read_phase(choice, v, phase, held, forward_form, plan);
+  for (size_t o = 0; o < graph_.outputs().size(); ++o) {
+    if (graph_.outputs()[o].value != v) continue;
+    const Phase phase = producer == kNoNode ? Phase::kForward : graph_.node(producer).phase;
+    plan.output_form[o] = form_for(choice, v, w.fixed[0], 0, held, phase, false, plan);
+  }
+  if (w.final_of >= 0) {
+    plan.final_form[static_cast<size_t>(w.final_of)] =
+        form_for(choice, v, w.fixed.back(), 0, held, Phase::kUpdate, true, plan);
+  }
+}
+
+void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan) const {
+  plan.nodes.assign(graph_.nodes().size(), {});
+  plan.values.assign(graph_.values().size(), {});
+  plan.final_form.assign(graph_.sources().size(), 0);
+  plan.output_form.assign(graph_.outputs().size(), 0);
+  plan.choices.assign(graph_.nodes().size(), {});
+  plan.collectives.clear();
+  plan.kept = plan.regathered = 0;
+  double compute = 0, communication = 0;
+  // Collectives by (kind, axis, phase, of parameters).
+  std::map<std::tuple<StepKind, int32_t, Phase, bool>, PlannedCollectives> sums;
+  const auto add_step = [&](const Step& step, Phase phase, bool parameters, bool counted) {
+    communication += step.seconds;
+    if (!is_collective(step.kind)) return;
+    PlannedCollectives& c = sums[{step.kind, step.axis, phase, parameters}];
+    c.kind = step.kind, c.axis = step.axis, c.phase = phase, c.parameters = parameters;
+    c.count += counted;
+    c.bytes += step.bytes;
+    c.seconds += step.seconds;
+  };
+  for (size_t n = 0; n < graph_.nodes().size(); ++n) {
+    const int32_t family = families_.family_of(static_cast<NodeId>(n));
+    const size_t pick = static_cast<size_t>(choice[static_cast<size_t>(family)]);
+    const FamilyKind& kind = families_.kind_of(static_cast<NodeId>(n));
+    const size_t member = static_cast<size_t>(families_.member_of(static_cast<NodeId>(n)));
+    const MemberSplit& m = kind.members[member][pick];
+    NodePlan& node = plan.nodes[n];
+    node.axes = m.axes;
+    node.inner = m.inner;
+    node.seconds = m.seconds;
+    node.input_forms.assign(graph_.nodes()[n].inputs.size(), 0);
+    if (member == 0) plan.choices[n] = kind.choices[pick];
+    compute += m.seconds;
+    for (const Step& step : m.inner) {
+      compute -= step.seconds;
+      add_step(step, graph_.nodes()[n].phase, false, true);
+    }
+  }
+  // A bundle is one collective: the steps of one kind, axis and element type in the same round.
+  std::map<std::tuple<size_t, StepKind, int32_t, DType, bool>, int64_t> bundles;
+  for (size_t v = 0; v < graph_.values().size(); ++v) {
+    read_value(choice, static_cast<Value>(v), plan);
+    for (const Form& form : plan.values[v]) {
+      const bool parameter = form.bundled || ways_[v].source;
+      for (size_t i = 0; i < form.steps.size(); ++i) {
+        const Step& step = form.steps[i];
+        bool first = true;
+        if (form.bundled) {
+          first = bundles[{i, step.kind, step.axis, graph_.values()[v].type.dtype,
+                           ways_[v].final_of >= 0}]++ == 0;
+        }
+        add_step(step, form.phase, parameter, first);
+      }
+    }
+  }
+  for (const auto& [key, count] : bundles) {
+    if (is_collective(std::get<1>(key))) communication += cluster_.link(mesh_, size_t(std::get<2>(key))).start;
+  }
+  for (auto& [key, sum] : sums) plan.collectives.push_back(sum);
+  plan.predicted.compute_seconds = compute;
+  plan.predicted.communication_seconds = communication;
+  plan.predicted.step_seconds = compute + communication;
+}
+
+Layout layout_of(const Dimensions& dimensions, Value v, Placements placements) {
+  Layout layout;
+  for (const ValueAtom& a : dimensions.values[static_cast<size_t>(v)]) {
+    layout.atoms.push_back(a.size);
+    layout.atom_dim.push_back(a.dim);
+  }
+  layout.placements = std::move(placements);
+  return layout;
+}
+
+Layout Plan::layout(Value v, int32_t form) const {
+  return layout_of(*dimensions, v,
+                   values[static_cast<size_t>(v)][static_cast<size_t>(form)].placements);
+}
+
+}  // namespace cleave
