@@ -138,6 +138,7 @@ class Graph {
   }
 
  private:
+  friend struct GraphSurgeon;  // tests break graphs with it, to see that verify notices
   Value add_value(ValueInfo info);
 
   std::vector<Node> nodes_;
