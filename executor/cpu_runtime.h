@@ -1,0 +1,65 @@
+// Runs a program on one machine: a thread is a rank, and has an arena of its own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "executor/communicator.h"
+#include "executor/program.h"
+
+namespace cleave {
+
+struct RunOptions {
+  uint64_t seed = 0;
+  // After every step, compare the outputs of all ranks bit by bit; InternalError when they differ.
+  bool compare_ranks = false;
+};
+
+struct StepOutput {
+  std::string name;
+  Shape shape;
+  std::vector<double> values;
+};
+
+struct StepResult {
+  std::vector<StepOutput> outputs;
+  double seconds = 0;                        // wall-clock, of the program alone
+  std::vector<CollectiveCount> collectives;  // as executed by one rank
+  // The only number of this output. Throws Error when there is no such output, or it is no scalar.
+  double value(std::string_view name) const;
+};
+
+class CpuRuntime {
+ public:
+  // Checks the program, lays out its memory unless that is done, and starts the threads. Memory
+  // that no kernel has written yet reads as NaN.
+  explicit CpuRuntime(Program program, RunOptions options = {});
+  ~CpuRuntime();
+
+  // Gives every parameter and state its initial value.
+  void initialize();
+  // Fills a data input for the next step from the whole tensor, row-major. Data do not outlive a
+  // step.
+  void set_data(std::string_view name, std::span<const std::byte> whole);
+  // Runs the program once. After a failed step the runtime is of no use any more.
+  StepResult step();
+
+  // A parameter or state as one whole tensor, row-major. Reading checks that ranks which hold the
+  // same part hold the same bits.
+  std::vector<std::byte> read_source(std::string_view name) const;
+  void write_source(std::string_view name, std::span<const std::byte> whole);
+  TensorType source_type(std::string_view name) const;  // of the whole
+
+  const Program& program() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace cleave
