@@ -48,14 +48,15 @@ TEST(Layers, NameTheirParametersUnderTheScope) {
 
 TEST(Layers, KeepTheShapeOfTheResidualStream) {
   Tracer tracer("layers");
-  const Tensor x = input({2, 6, 32});
-  EXPECT_EQ(SelfAttention("fused", 32, 4)(x).shape(), x.shape());
-  EXPECT_EQ(SelfAttention("turned", 32, 4, {.theta = 10000})(x).shape(), x.shape());
-  EXPECT_EQ(GroupedAttention("grouped", 32, 4, 1, {.theta = 10000})(x).shape(), x.shape());
-  EXPECT_EQ(Mlp("mlp", 32, 64)(x).shape(), x.shape());
-  EXPECT_EQ(SwigluMlp("swiglu", 32, 64)(x).shape(), x.shape());
-  EXPECT_EQ(LayerNorm("ln", 32)(x).shape(), x.shape());
-  EXPECT_EQ(RmsNorm("rms", 32)(x).shape(), x.shape());
+  const Shape stream = {2, 6, 32};
+  const Tensor x = input(stream);
+  EXPECT_EQ(SelfAttention("fused", 32, 4)(x).shape(), stream);
+  EXPECT_EQ(SelfAttention("turned", 32, 4, {.theta = 10000})(x).shape(), stream);
+  EXPECT_EQ(GroupedAttention("grouped", 32, 4, 1, {.theta = 10000})(x).shape(), stream);
+  EXPECT_EQ(Mlp("mlp", 32, 64)(x).shape(), stream);
+  EXPECT_EQ(SwigluMlp("swiglu", 32, 64)(x).shape(), stream);
+  EXPECT_EQ(LayerNorm("ln", 32)(x).shape(), stream);
+  EXPECT_EQ(RmsNorm("rms", 32)(x).shape(), stream);
   EXPECT_EQ(Linear("linear", 32, 5)(x).shape(), (Shape{2, 6, 5}));
   const Tensor ids = data("ids", {2, 6}, DType::kI32);
   EXPECT_EQ(Embedding("embedding", 100, 8)(ids).shape(), (Shape{2, 6, 8}));
@@ -112,8 +113,9 @@ TEST(Layers, DropoutsDrawDifferentNumbers) {
 // --- The optimizer -------------------------------------------------------------------------------
 
 Tensor small_loss() {
-  const Tensor x = input({8, 16});
-  return mean(square(Linear("b", 32, 4)(gelu(Linear("a", 16, 32)(x)))));
+  const Tensor x = data("x", {8, 16}, Tracer::current().compute_dtype());
+  const Linear a("a", 16, 32), b("b", 32, 4);
+  return mean(square(b(gelu(a(x)))));
 }
 
 Graph step_with(const OptimizerOptions& options, DType dtype = DType::kF32) {

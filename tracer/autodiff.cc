@@ -42,6 +42,9 @@ class Backward {
     if (terms.empty()) return kNoValue;
     if (terms.size() > 1) {
       stand_at(graph_.value(v).producer, kNoNode);
+      if (const int32_t s = graph_.value(v).source; s >= 0) {
+        graph_.cursor.loc = tracer_.state().made[static_cast<size_t>(s)];
+      }
       const std::string letters = letters_for(graph_.type(v).shape.size());
       std::string factors = letters;
       for (size_t i = 1; i < terms.size(); ++i) factors += "," + letters;
