@@ -106,6 +106,14 @@ class Decomposition {
 
   Value add(const OpDef& op, std::vector<Value> inputs, std::string_view factors,
             Attrs attrs = {}) const {
+    // The factors of a compound dimension cannot be told from its size.
+    bool compound = false;
+    for (const char c : factors.substr(0, factors.find('|'))) {
+      if (c == '(' || c == ')') compound = c == '(';
+      if (compound && c != '(' && request_.call.signature.factor(c) >= 0) {
+        attrs.set(std::string_view(&c, 1), request_.call.extent(c));
+      }
+    }
     return request_.graph.add1(op, std::move(inputs), factors, std::move(attrs));
   }
   // op(a) where the result lies as `text`.
