@@ -129,7 +129,7 @@ class DataFlow {
   }
 
   const Program& p_;
-  std::vector<State> state_;                     // by tensor
+  std::vector<State> state_;                      // by tensor
   std::vector<std::vector<TensorId>> of_buffer_;  // readable tensors, by buffer
 };
 
@@ -162,8 +162,8 @@ void check_sources(const Program& p) {
     const ProgramTensor& f = p.tensor(s.final);
     if (f.buffer != t.buffer || f.layout != t.layout || f.geometry != t.geometry ||
         f.dtype != t.dtype) {
-      refuse(subject, "it ends as {} [{}], not where and as it began [{}]", f.name,
-             to_string(f.layout, p.mesh), to_string(t.layout, p.mesh));
+      refuse(subject, "it ends as {} (buffer {}, {}), not where and as it began (buffer {}, {})",
+             f.name, f.buffer, to_string(f.layout, p.mesh), t.buffer, to_string(t.layout, p.mesh));
     }
   }
   for (const ProgramOutput& o : p.outputs) {

@@ -192,8 +192,8 @@ class InstrTyping {
     int at = 0;
     for (size_t d = 0; d < dims.size(); ++d) {
       if (dims[d].empty()) {
-        at += static_cast<int>(std::count(t.layout.atom_dim.begin(), t.layout.atom_dim.end(),
-                                          static_cast<int8_t>(d)));
+        at += static_cast<int>(
+            std::count(t.layout.atom_dim.begin(), t.layout.atom_dim.end(), static_cast<int8_t>(d)));
       }
       for (int8_t g : dims[d]) {
         if (g == f && found >= 0) {
@@ -217,12 +217,12 @@ class InstrTyping {
   void check_view() {
     const auto types = local_input_types(p_, instr_);
     const auto sizes = local_sizes(instr_, p_.mesh);
-    const auto views = instr_.op->view({*instr_.signature, sizes, instr_.attrs, types},
-                                       in(0).geometry);
+    const auto views =
+        instr_.op->view({*instr_.signature, sizes, instr_.attrs, types}, in(0).geometry);
     if (!views) refuse(subject_, "{} cannot be a view of {}", out(0).name, in(0).name);
     for (size_t i = 0; i < instr_.out.size(); ++i) {
-      if (out(i).buffer != in(0).buffer || i >= views->size() ||
-          out(i).geometry != (*views)[i] || out(i).dtype != in(0).dtype) {
+      if (out(i).buffer != in(0).buffer || i >= views->size() || out(i).geometry != (*views)[i] ||
+          out(i).dtype != in(0).dtype) {
         refuse(subject_, "{} does not lie where a view of {} must", out(i).name, in(0).name);
       }
     }
@@ -335,8 +335,7 @@ void check_tensor(const Program& program, TensorId id) {
   const Layout& layout = t.layout;
   const std::string subject = "tensor " + t.name;
   if (layout.atom_dim.size() != layout.atoms.size()) {
-    refuse(subject, "{} atoms, but dimensions for {}", layout.atoms.size(),
-           layout.atom_dim.size());
+    refuse(subject, "{} atoms, but dimensions for {}", layout.atoms.size(), layout.atom_dim.size());
   }
   for (size_t i = 0; i < layout.atoms.size(); ++i) {
     const int step = layout.atom_dim[i] - (i == 0 ? -1 : layout.atom_dim[i - 1]);
@@ -368,8 +367,8 @@ void check_tensor(const Program& program, TensorId id) {
       }
       // A sum of maxima is not the maximum of sums: with two kinds the order would matter.
       if (partial != nullptr && partial->reduction != p.reduction) {
-        refuse(subject, "it mixes partial results of kinds {} and {}",
-               name_of(partial->reduction), name_of(p.reduction));
+        refuse(subject, "it mixes partial results of kinds {} and {}", name_of(partial->reduction),
+               name_of(p.reduction));
       }
       partial = &p;
     }

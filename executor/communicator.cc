@@ -55,8 +55,8 @@ std::string to_string(const std::vector<CollectiveCount>& counts, const Mesh& me
 }
 
 double bytes_sent(InstrKind kind, int64_t bytes, int64_t ranks) {
-  const double part = static_cast<double>(bytes) * static_cast<double>(ranks - 1) /
-                      static_cast<double>(ranks);
+  const double part =
+      static_cast<double>(bytes) * static_cast<double>(ranks - 1) / static_cast<double>(ranks);
   return kind == InstrKind::kAllReduce ? 2 * part : part;
 }
 

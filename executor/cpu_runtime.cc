@@ -212,7 +212,8 @@ bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
 }
 
 // Whether the counts are those promised. Sums of bytes over three ranks are not exact.
-bool as_promised(const std::vector<CollectiveCount>& got, const std::vector<CollectiveCount>& want) {
+bool as_promised(const std::vector<CollectiveCount>& got,
+                 const std::vector<CollectiveCount>& want) {
   return std::equal(got.begin(), got.end(), want.begin(), want.end(),
                     [](const CollectiveCount& a, const CollectiveCount& b) {
                       return a.kind == b.kind && a.axis == b.axis && a.count == b.count &&
@@ -288,18 +289,17 @@ struct CpuRuntime::Impl {
         first &= c[a] == 0 || t.layout.placements[a].is_shard();
       }
       const std::byte* data = ranks[r]->data(t);
-      for_each_run(t.layout, shard_of(t.layout, program.mesh, c),
-                   [&](int64_t at, int64_t from, int64_t n) {
-                     std::byte* to = whole.data() + at * element;
-                     const auto bytes = static_cast<size_t>(n * element);
-                     if (first) {
-                       std::memcpy(to, data + from * element, bytes);
-                     } else if (std::memcmp(to, data + from * element, bytes) != 0) {
-                       throw InternalError(fmt::format(
-                           "rank {} holds other bits of '{}' than the first rank with its part", r,
-                           s.name));
-                     }
-                   });
+      for_each_run(
+          t.layout, shard_of(t.layout, program.mesh, c), [&](int64_t at, int64_t from, int64_t n) {
+            std::byte* to = whole.data() + at * element;
+            const auto bytes = static_cast<size_t>(n * element);
+            if (first) {
+              std::memcpy(to, data + from * element, bytes);
+            } else if (std::memcmp(to, data + from * element, bytes) != 0) {
+              throw InternalError(fmt::format(
+                  "rank {} holds other bits of '{}' than the first rank with its part", r, s.name));
+            }
+          });
     }
     return whole;
   }
@@ -320,7 +320,7 @@ struct CpuRuntime::Impl {
   std::vector<std::unique_ptr<Rank>> ranks;
   std::vector<bool> filled;  // by source; of data: for the next step
   std::vector<CollectiveCount> promised;
-  std::string failure;  // what the first failed step said
+  std::string failure;                   // what the first failed step said
   std::unique_ptr<RankThreads> threads;  // last: they stop before what they use is gone
 };
 
@@ -332,7 +332,8 @@ CpuRuntime::CpuRuntime(Program program, RunOptions options)
   impl_->promised = count_collectives(p);
   impl_->filled.assign(p.sources.size(), false);
   impl_->ranks.resize(static_cast<size_t>(p.mesh.size()));
-  impl_->threads = std::make_unique<RankThreads>(p.mesh.size(), [w = &impl_->world] { w->abort(); });
+  impl_->threads =
+      std::make_unique<RankThreads>(p.mesh.size(), [w = &impl_->world] { w->abort(); });
   // Each rank makes its own memory, which the system then puts near the rank's core.
   impl_->run_on_ranks([this](int64_t r) {
     impl_->ranks[static_cast<size_t>(r)] =

@@ -38,12 +38,9 @@ void fill_initial(const ProgramSource& source, const ProgramTensor& tensor, cons
                   const std::vector<int64_t>& coordinates, uint64_t seed, std::byte* data) {
   const Shard shard = shard_of(tensor.layout, mesh, coordinates);
   switch (tensor.dtype) {
-    case DType::kF32:
-      return fill(source, tensor, shard, seed, reinterpret_cast<float*>(data));
-    case DType::kF64:
-      return fill(source, tensor, shard, seed, reinterpret_cast<double*>(data));
-    case DType::kI32:
-      return fill(source, tensor, shard, seed, reinterpret_cast<int32_t*>(data));
+    case DType::kF32: return fill(source, tensor, shard, seed, reinterpret_cast<float*>(data));
+    case DType::kF64: return fill(source, tensor, shard, seed, reinterpret_cast<double*>(data));
+    case DType::kI32: return fill(source, tensor, shard, seed, reinterpret_cast<int32_t*>(data));
     case DType::kBF16: fail("{}: bf16 is only planned with, not run on the CPU", source.name);
   }
 }

@@ -43,11 +43,10 @@ Placing place_in_order(std::span<const Lifetime> lives, std::span<const size_t> 
     result.offsets[b] = best;
     result.peak = std::max(result.peak, best + bytes);
     const Placed now{best, best + bytes, lives[b].first, lives[b].last};
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), now,
-                                   [](const Placed& x, const Placed& y) {
-                                     return x.begin < y.begin;
-                                   }),
-                  now);
+    placed.insert(
+        std::upper_bound(placed.begin(), placed.end(), now,
+                         [](const Placed& x, const Placed& y) { return x.begin < y.begin; }),
+        now);
   }
   return result;
 }

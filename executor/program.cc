@@ -102,8 +102,8 @@ std::string describe_splits(const Program& program, const Instr& instr) {
 std::string to_text(const Program& program) {
   std::string text = fmt::format("mesh {}\n", program.mesh.to_string());
   if (program.arena_bytes > 0) {
-    text += fmt::format("arena {} bytes, workspace {}\n", program.arena_bytes,
-                        program.workspace_bytes);
+    text +=
+        fmt::format("arena {} bytes, workspace {}\n", program.arena_bytes, program.workspace_bytes);
   }
   for (const ProgramSource& s : program.sources) {
     text += fmt::format("{} {}: {}\n", name_of(s.kind), s.name, describe(program, s.tensor));

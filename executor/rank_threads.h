@@ -30,8 +30,8 @@ class RankThreads {
   std::mutex mutex_;
   std::condition_variable start_, done_;
   const std::function<void(int64_t)>* work_ = nullptr;  // of the current generation
-  int64_t generation_ = 0;  // counts calls of run
-  int64_t running_ = 0;     // ranks that have not finished the current generation
+  int64_t generation_ = 0;                              // counts calls of run
+  int64_t running_ = 0;  // ranks that have not finished the current generation
   bool stop_ = false;
   std::exception_ptr first_error_;
   std::vector<std::thread> threads_;

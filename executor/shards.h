@@ -34,7 +34,7 @@ void for_each_run(std::span<const int64_t> box, BoxPlace a, BoxPlace b, F&& run)
   CLEAVE_ASSERT(box.size() <= kMaxAtoms, "a tensor of {} atoms", box.size());
   std::array<int64_t, kMaxAtoms> step_a{}, step_b{}, at{};
   int64_t count = 1, at_a = 0, at_b = 0, pitch_a = 1, pitch_b = 1;
-  size_t dims = 0;       // the outer dimensions that are walked one by one
+  size_t dims = 0;      // the outer dimensions that are walked one by one
   bool merging = true;  // while all inner dimensions are whole in both tensors
   for (size_t d = box.size(); d-- > 0;) {
     if (box[d] == 0) return;

@@ -18,8 +18,8 @@ std::string describe(const Request& request, const Mesh& mesh) {
   if (request.axis < 0) return "waiting for all ranks";
   std::string text = fmt::format("{} over {}", name_of(request.kind),
                                  mesh.axes[static_cast<size_t>(request.axis)].name);
-  const bool reduces = request.kind == InstrKind::kAllReduce ||
-                       request.kind == InstrKind::kReduceScatter;
+  const bool reduces =
+      request.kind == InstrKind::kAllReduce || request.kind == InstrKind::kReduceScatter;
   if (reduces) text += fmt::format(" by {}", name_of(request.reduction));
   for (const CollectiveTensor& t : request.tensors) {
     text += fmt::format(" {}[{}]", name_of(t.dtype), fmt::join(t.sizes, ", "));
@@ -266,10 +266,12 @@ void ThreadCommunicator::exchange(InstrKind kind, int32_t axis,
       to_start[static_cast<size_t>(t.in_cut)] = rank * box[static_cast<size_t>(t.in_cut)];
       const std::byte* source = peers_[static_cast<size_t>(rank)];
       std::byte* target = static_cast<std::byte*>(t.out);
-      for_each_run(box, {in, from_start}, {out, to_start}, [&](int64_t from, int64_t to, int64_t n) {
-        std::memcpy(target + static_cast<size_t>(to) * element,
-                    source + static_cast<size_t>(from) * element, static_cast<size_t>(n) * element);
-      });
+      for_each_run(box, {in, from_start}, {out, to_start},
+                   [&](int64_t from, int64_t to, int64_t n) {
+                     std::memcpy(target + static_cast<size_t>(to) * element,
+                                 source + static_cast<size_t>(from) * element,
+                                 static_cast<size_t>(n) * element);
+                   });
     }
   }
   g.wait();
