@@ -14,8 +14,9 @@ Tensor mlp(const ModelConfig& c, const Tensor& tokens, const Tensor& targets) {
     const Mlp mlp("mlp", c.hidden, c.ffn_width(), c.dropout);
     x = x + mlp(norm(x));
   }
+  const LayerNorm norm("norm", c.hidden, c.eps);
   const Linear head("head", c.hidden, c.vocab, /*with_bias=*/false);
-  return cross_entropy(head(x), targets);
+  return cross_entropy(head(norm(x)), targets);
 }
 
 }  // namespace cleave

@@ -1,9 +1,12 @@
 // Layers and the optimizer: names, shapes, lines, and the structure of an update.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "graph/error.h"
+#include "tests/support/interpreter.h"
 #include "tracer/nn.h"
 #include "tracer/optimizer.h"
 
@@ -200,6 +203,38 @@ TEST(Optimizer, Bf16KeepsParametersMomentsAndGradientsInF32) {
   }
   for (const Node* node : nodes_of(g, "matmul")) {
     EXPECT_EQ(g.type(node->outputs[0]).dtype, DType::kBF16);
+  }
+}
+
+// Three steps of SGD on mean((w - 3)^2), by hand.
+TEST(Optimizer, SgdFollowsItsFormula) {
+  for (const double max_norm : {0.0, 0.25}) {
+    OptimizerOptions options;
+    options.kind = OptimizerOptions::Kind::kSgd;
+    options.schedule = OptimizerOptions::Schedule::kConstant;
+    options.lr = 0.5;
+    options.warmup = 2;
+    options.momentum = 0.75;
+    options.weight_decay = 0.125;
+    options.max_norm = max_norm;
+    const auto model = [] { return mean(square(parameter("w", {2, 2}, constant(1)) - 3.0)); };
+    const Graph graph = trace_training_step("w", model, options, {.compute = DType::kF64});
+    Interpreter interpreter(graph);
+    double w = 1, buffer = 0;
+    for (int step = 1; step <= 3; ++step) {
+      interpreter.run();
+      const auto results = interpreter.results();
+      EXPECT_NEAR(results.at("loss")[0], (w - 3) * (w - 3), 1e-12);
+      const double grad = 2 * (w - 3) / 4, norm = std::abs(grad) * 2;
+      EXPECT_NEAR(results.at("grad_norm")[0], norm, 1e-12);
+      const double lr = options.lr * std::min(1.0, step / 2.0);
+      EXPECT_NEAR(results.at("lr")[0], lr, 1e-15);
+      const double clip = max_norm == 0 ? 1 : std::min(1.0, max_norm / (norm + 1e-6));
+      buffer = 0.75 * buffer + grad * clip + 0.125 * w;
+      w -= lr * buffer;
+      for (const double x : results.at("w")) EXPECT_NEAR(x, w, 1e-12) << step;
+      for (const char* s : {"w", "sgd.momentum.w", "step"}) interpreter.set(s, results.at(s));
+    }
   }
 }
 
