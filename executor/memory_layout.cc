@@ -10,6 +10,9 @@
 namespace cleave {
 namespace {
 
+// Pairs of buffers that one strategy's second tries may compare; bounds the time they take.
+constexpr double kPairBudget = 1e8;
+
 int64_t aligned(int64_t bytes) {
   return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
 }
@@ -93,9 +96,22 @@ Placing place(std::span<const Lifetime> lifetimes) {
   Placing best;
   for (const auto& order : orders) {
     for (bool tightest : {true, false}) {
-      Placing candidate = place_in_order(lifetimes, order, tightest);
-      if (best.offsets.empty() || candidate.peak < best.peak) best = std::move(candidate);
+      Placing placing = place_in_order(lifetimes, order, tightest);
+      if (best.offsets.empty() || placing.peak < best.peak) best = std::move(placing);
       if (best.peak == bound) return best;
+    }
+  }
+  // The buffers that reach the peak go first, and all is placed again, a few times.
+  const auto pairs = static_cast<double>(used.size()) * static_cast<double>(used.size());
+  const int rounds = static_cast<int>(std::min(50.0, kPairBudget / std::max(pairs, 1.0)));
+  for (std::vector<size_t> order : orders) {
+    for (int round = 0; round < rounds; ++round) {
+      const Placing placing = place_in_order(lifetimes, order, true);
+      if (placing.peak < best.peak) best = placing;
+      if (best.peak == bound) return best;
+      std::stable_partition(order.begin(), order.end(), [&](size_t b) {
+        return placing.offsets[b] + aligned(lifetimes[b].bytes) == placing.peak;
+      });
     }
   }
   return best;
