@@ -7,7 +7,7 @@
 
 #include "executor/buffers.h"
 #include "graph/error.h"
-#include "planner/decomposition.h"
+#include "planner/expansion.h"
 
 namespace cleave {
 namespace {
@@ -203,8 +203,8 @@ class Lowering {
     const NodePlan& plan = plan_.nodes[static_cast<size_t>(n)];
     std::vector<TensorId> in;
     for (size_t i = 0; i < node.inputs.size(); ++i) in.push_back(ensure(node.inputs[i], plan.input_forms[i]));
-    if (std::any_of(plan.axes.begin(), plan.axes.end(), [](const auto& on) { return on.decomposed; })) {
-      add_decomposed(n, in);
+    if (std::any_of(plan.axes.begin(), plan.axes.end(), [](const auto& on) { return on.expanded; })) {
+      add_expanded(n, in);
       return;
     }
     Instr instr;
@@ -257,7 +257,7 @@ class Lowering {
 
   // An op written out: each part is split along the classes that its split means, and its partial
   // results are combined at once.
-  void add_decomposed(NodeId n, const std::vector<TensorId>& in) {
+  void add_expanded(NodeId n, const std::vector<TensorId>& in) {
     const Node& node = graph_.node(n);
     const NodePlan& plan = plan_.nodes[static_cast<size_t>(n)];
     const std::vector<TensorType> types = graph_.input_types(node);
@@ -266,11 +266,11 @@ class Lowering {
     char letter = 0;
     int64_t shards = 1;
     for (size_t a = 0; a < plan.axes.size(); ++a) {
-      if (!plan.axes[a].decomposed) continue;
+      if (!plan.axes[a].expanded) continue;
       letter = node.signature->factors()[static_cast<size_t>(plan.axes[a].factor)].letter;
       shards *= plan_.mesh.axes[a].size;
     }
-    const auto d = decompose(*node.op, Graph::call(node, types), letter, shards, atoms);
+    const auto d = expand_op(*node.op, Graph::call(node, types), letter, shards, atoms);
     CLEAVE_ASSERT(d.has_value(), "{} was planned to be split along {}", node.op->name, letter);
     std::vector<ClassId> axis_class(plan.axes.size(), -1);
     for (size_t a = 0; a < plan.axes.size(); ++a) {
@@ -281,7 +281,7 @@ class Lowering {
     }
     std::vector<TensorId> inner(d->graph.values().size(), -1);
     std::copy(in.begin(), in.end(), inner.begin());
-    for (const DecomposedNode& part : split_decomposition(*d, axis_class)) {
+    for (const ExpandedNode& part : split_expansion(*d, axis_class)) {
       add_part(*d, part, n, inner);
     }
     for (size_t o = 0; o < node.outputs.size(); ++o) {
@@ -293,7 +293,7 @@ class Lowering {
     }
   }
 
-  void add_part(const Decomposition& d, const DecomposedNode& part, NodeId n,
+  void add_part(const Expansion& d, const ExpandedNode& part, NodeId n,
                 std::vector<TensorId>& inner) {
     const Node& node = d.graph.node(part.node);
     const auto& factors = d.dimensions.factors[static_cast<size_t>(part.node)];

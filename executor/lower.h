@@ -7,7 +7,7 @@
 namespace cleave {
 
 // Lowers the graph as the plan says: forms become tensors, their steps collectives and local cuts,
-// bundled steps single collectives, ops whose whole factor is split their decompositions. In-place
+// bundled steps single collectives, ops whose whole factor is split their expansions. In-place
 // versions share a buffer where nothing reads the old one later. The program is laid out
 // (plan_memory) and checked (check) before it is returned.
 Program lower(const Graph& graph, const Plan& plan);

@@ -104,26 +104,24 @@ struct Step {
 };
 
 Outcome Solver::eliminate(std::vector<Factor> factors, int64_t branches, int32_t kept) {
-  std::vector<int32_t> variables;  // the graph's numbers, in the order of the problem's
-  for (const Factor& f : factors) {
-    variables.insert(variables.end(), f.scope.begin(), f.scope.end());
-  }
-  std::sort(variables.begin(), variables.end());
-  variables.erase(std::unique(variables.begin(), variables.end()), variables.end());
-  const auto local = [&](int32_t v) {
-    return static_cast<int32_t>(std::lower_bound(variables.begin(), variables.end(), v) -
-                                variables.begin());
-  };
-  std::vector<int32_t> domain_sizes(variables.size());
+  // The graph numbers the variables of these factors 0, 1, ... in the order of the problem's.
+  std::vector<int32_t> local(value_.size(), -1), variables, domain_sizes;
   for (const Factor& f : factors) {
     const std::vector<int32_t>& sizes = store_.sizes(f.table);
-    for (size_t i = 0; i < sizes.size(); ++i) domain_sizes[local(f.scope[i])] = sizes[i];
+    for (size_t i = 0; i < sizes.size(); ++i) local[f.scope[i]] = sizes[i];
+  }
+  for (size_t v = 0; v < local.size(); ++v) {
+    if (local[v] < 0) continue;
+    domain_sizes.push_back(local[v]);
+    local[v] = static_cast<int32_t>(variables.size());
+    variables.push_back(static_cast<int32_t>(v));
   }
   EliminationGraph graph(std::move(domain_sizes));
-  if (kept >= 0) graph.keep(local(kept));
+  if (kept >= 0) graph.keep(local[kept]);
+  std::vector<int32_t> scope;
   const auto add_to_graph = [&](const Factor& factor) {
-    std::vector<int32_t> scope;
-    for (const int32_t v : factor.scope) scope.push_back(local(v));
+    scope.clear();
+    for (const int32_t v : factor.scope) scope.push_back(local[v]);
     graph.add(scope);
   };
   for (const Factor& f : factors) add_to_graph(f);
@@ -276,8 +274,8 @@ std::vector<Factor> factors_with_scope(const Network& network) {
 MinSumResult Solver::solve(const MinSumProblem& problem, const Network& network) {
   MinSumResult result;
   Outcome outcome = Outcome::infeasible();
+  value_.assign(network.choices.size(), 0);
   if (network.constant < kInfinity) {
-    value_.assign(network.choices.size(), 0);
     outcome = eliminate(factors_with_scope(network), limits_.max_branches);
   }
   result.status = outcome.status;
@@ -303,6 +301,7 @@ MinSumResult Solver::solve(const MinSumProblem& problem, const Network& network)
 std::vector<double> Solver::costs_of(const Network& network, int32_t variable) {
   const size_t count = network.choices[variable].size();
   if (network.constant == kInfinity) return std::vector<double>(count, kInfinity);
+  value_.assign(network.choices.size(), 0);
   if (!network.factors_of[variable].empty()) {
     const Outcome outcome = eliminate(factors_with_scope(network), limits_.max_branches, variable);
     if (outcome.status == MinSumStatus::kInfeasible) return std::vector<double>(count, kInfinity);
@@ -316,7 +315,6 @@ std::vector<double> Solver::costs_of(const Network& network, int32_t variable) {
   }
   // It has no factors, or keeping it to the end makes tables too large: fix it to each choice.
   std::vector<double> costs;
-  value_.assign(network.choices.size(), 0);
   for (size_t c = 0; c < count; ++c) {
     Network fixed = network;
     if (count > 1) restrict_choices(fixed, store_, variable, {static_cast<int32_t>(c)});

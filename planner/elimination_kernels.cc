@@ -55,9 +55,10 @@ __attribute__((target("avx2"))) void min_plus_avx2(double* best, int64_t width, 
                                                    int64_t choices) {
   min_plus_body(best, width, rows, stride, scalars, choices);
 }
-const auto min_plus = __builtin_cpu_supports("avx2") ? min_plus_avx2 : min_plus_portable;
+
+auto* best_min_plus() { return __builtin_cpu_supports("avx2") ? min_plus_avx2 : min_plus_portable; }
 #else
-const auto min_plus = min_plus_portable;
+auto* best_min_plus() { return min_plus_portable; }
 #endif
 
 }  // namespace
@@ -93,6 +94,7 @@ void add_tables(std::span<const int64_t> sizes, std::span<const StridedTable> ta
 
 void minimize_sum(std::span<const int64_t> outer_sizes, int64_t choices, int64_t width,
                   std::span<const MinimizedTable> tables, double* out) {
+  const auto min_plus = best_min_plus();
   // Some table has the width, if it is not 1. Rows of a block stay in the first cache while the
   // choices go past.
   const int64_t block = std::max<int64_t>(64, 4096 / choices);

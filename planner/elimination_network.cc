@@ -15,6 +15,7 @@ namespace cleave {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr size_t kMostComparisons = size_t{1} << 24;  // a table; more is not worth the pruning
 
 int32_t axis_of(const Factor& factor, int32_t variable) {
   const auto at = std::find(factor.scope.begin(), factor.scope.end(), variable);
@@ -132,6 +133,7 @@ void prune_impossible(Network& network, TableStore& store) {
   WorkList work(network.factors.size());
   while (!work.empty() && network.constant < kInfinity) {
     const int32_t f = work.pop();
+    if (!store.has_infinite(network.factors[f].table)) continue;
     for (size_t axis = 0; axis < network.factors[f].scope.size(); ++axis) {
       const Factor& factor = network.factors[f];
       const int32_t v = factor.scope[axis];
@@ -153,10 +155,13 @@ void prune_dominated(Network& network, TableStore& store, int32_t kept) {
     const auto n = static_cast<int32_t>(network.choices[v].size());
     if (v == kept || n == 1 || network.factors_of[v].empty()) continue;
     std::vector<std::pair<TableId, int32_t>> question;
+    size_t comparisons = 0;
     for (const int32_t f : network.factors_of[v]) {
       const Factor& factor = network.factors[f];
       question.emplace_back(factor.table, axis_of(factor, v));
+      comparisons = std::max(comparisons, store.cost(factor.table).size() * n);
     }
+    if (comparisons > kMostComparisons) continue;
     std::sort(question.begin(), question.end());
     const auto [answer, is_new] = answers.try_emplace(std::move(question));
     if (is_new) {

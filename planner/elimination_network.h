@@ -27,7 +27,8 @@ void restrict_choices(Network& network, TableStore& store, int32_t variable,
 void prune_impossible(Network& network, TableStore& store);
 
 // Drops a choice b when an a costs no more whatever the neighbours choose: the sum, over the
-// factors, of the most that a can exceed b by is at most zero. Spares the variable `kept`.
+// factors, of the most that a can exceed b by is at most zero. Spares the variable `kept`, and
+// those in tables so large that comparing their choices would cost more than eliminating.
 void prune_dominated(Network& network, TableStore& store, int32_t kept = -1);
 
 }  // namespace cleave

@@ -53,12 +53,17 @@ int32_t EliminationGraph::add(std::span<const int32_t> scope) {
     for (const int32_t u : scope) {
       if (u != v) changed |= link(v, u);
     }
-    if (changed) offer(v);
+    if (changed && started_) offer(v);
   }
   return factor;
 }
 
 std::optional<int32_t> EliminationGraph::next() {
+  if (!std::exchange(started_, true)) {
+    for (size_t v = 0; v < neighbours_.size(); ++v) {
+      if (variable_alive_[v] && !factors_of_[v].empty()) offer(static_cast<int32_t>(v));
+    }
+  }
   while (!queue_.empty()) {
     const Candidate best = queue_.top();
     if (variable_alive_[best.variable] && best.variable != kept_ &&

@@ -66,6 +66,7 @@ class EliminationGraph {
   std::vector<char> factor_alive_;
   std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue_;
   int32_t kept_ = -1;
+  bool started_ = false;  // before the first `next` nothing is offered
 };
 
 // What a whole elimination would need, found without computing a table.

@@ -94,9 +94,9 @@ TableId TableStore::intern(const std::shared_ptr<const CostTable>& table) {
   CLEAVE_ASSERT(product(table->sizes) == static_cast<int64_t>(table->cost.size()),
                 "a cost table of {} entries should have {}", table->cost.size(),
                 product(table->sizes));
-  for (const double c : table->cost) {
-    CLEAVE_ASSERT(c > -kInfinity, "a cost is {}", c);  // false for NaN too
-  }
+  bool is_valid = true;  // a loop without exits, for speed
+  for (const double c : table->cost) is_valid &= c > -kInfinity;
+  CLEAVE_ASSERT(is_valid, "a cost table holds a NaN or -infinity");
   std::vector<int32_t> sizes;
   std::copy_if(table->sizes.begin(), table->sizes.end(), std::back_inserter(sizes),
                [](int32_t size) { return size != 1; });
@@ -127,6 +127,14 @@ TableId TableStore::slice(TableId table, int32_t axis, const std::vector<int32_t
     sliced_sizes[axis] = static_cast<int32_t>(keep.size());
   }
   return known->second = store(std::move(sliced_sizes), std::move(sliced));
+}
+
+bool TableStore::has_infinite(TableId table) {
+  const auto [known, is_new] = has_infinite_.try_emplace(table, false);
+  if (is_new) {
+    for (const double c : cost(table)) known->second |= c == kInfinity;
+  }
+  return known->second;
 }
 
 const std::vector<std::vector<int32_t>>& TableStore::possible_choices(TableId table) {
@@ -324,6 +332,13 @@ TableStore::Eliminated TableStore::compute(std::span<const Operand> operands,
                          [](const Bundle& a, const Bundle& b) { return a.size < b.size; });
     inner = std::move(*largest);
     bundles.erase(largest);
+    // The rows of the largest group that has it stay in cache while the loops it lacks run.
+    const Group* rows = nullptr;
+    for (const Group& g : groups) {
+      if (g.has(inner.axes[0]) && (!rows || g.entries > rows->entries)) rows = &g;
+    }
+    std::stable_partition(bundles.begin(), bundles.end(),
+                          [&](const Bundle& b) { return rows->has(b.axes[0]); });
   }
 
   const int64_t choices = joint_sizes[0];

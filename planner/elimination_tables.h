@@ -33,6 +33,7 @@ class TableStore {
   // The table with only the choices `keep` of one axis; without the axis if that is one choice.
   TableId slice(TableId table, int32_t axis, const std::vector<int32_t>& keep);
 
+  bool has_infinite(TableId table);
   // For each axis the choices that have a finite entry.
   const std::vector<std::vector<int32_t>>& possible_choices(TableId table);
 
@@ -83,6 +84,7 @@ class TableStore {
   std::unordered_multimap<uint64_t, TableId> by_content_;
   std::unordered_map<Key, TableId, KeyHash> slices_, sums_;
   std::unordered_map<Key, Eliminated, KeyHash> eliminations_;
+  std::unordered_map<TableId, bool> has_infinite_;
   std::unordered_map<TableId, std::vector<std::vector<int32_t>>> possible_;
   std::unordered_map<int64_t, std::vector<double>> excess_;
 };

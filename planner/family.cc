@@ -38,6 +38,16 @@ std::optional<std::vector<int64_t>> local_extents(const std::vector<std::vector<
 
 }  // namespace
 
+bool contracts(const Node& node) {
+  for (size_t f = 0; f < node.extents.size(); ++f) {
+    if (node.signature->factors()[f].whole) continue;
+    for (size_t o = 0; o < node.outputs.size(); ++o) {
+      if (node.signature->reduced_in(static_cast<int>(f), o)) return true;
+    }
+  }
+  return false;
+}
+
 int atom_in_operand(const OperandDims& dims, const std::vector<ValueAtom>& atoms,
                     const std::vector<std::vector<Atom>>& factors, int factor, int atom) {
   for (size_t d = 0; d < dims.size(); ++d) {
@@ -112,16 +122,6 @@ std::string Families::key(const Family& family) const {
     }
   }
   return k;
-}
-
-// Whether the leader's op multiplies and adds along some factor.
-static bool contracts(const Node& node) {
-  for (size_t f = 0; f < node.extents.size(); ++f) {
-    for (size_t o = 0; o < node.outputs.size(); ++o) {
-      if (node.signature->reduced_in(static_cast<int>(f), o)) return true;
-    }
-  }
-  return false;
 }
 
 bool Families::allowed(NodeId leader, size_t axis, ClassId c) const {
@@ -211,7 +211,7 @@ std::optional<MemberSplit> Families::split(NodeId n, bool leader,
       if (factor.whole && node.op->split == nullptr) return std::nullopt;
       on.factor = static_cast<int8_t>(f);
       on.atom = option.atom;
-      on.decomposed = factor.whole;
+      on.expanded = factor.whole;
     }
     s.axes.push_back(on);
   }
@@ -232,7 +232,7 @@ bool Families::set_placements(NodeId n, MemberSplit& s) const {
       if (on.partial && is_float(graph_.type(v).dtype)) q = Placement::partial();
       if (at >= 0) {
         q = Placement::shard(at);
-      } else if (output >= 0 && on.factor >= 0 && !on.decomposed &&
+      } else if (output >= 0 && on.factor >= 0 && !on.expanded &&
                  node.signature->in_inputs(on.factor)) {
         q = Placement::partial(
             node.signature->factors()[static_cast<size_t>(on.factor)].reduction);
@@ -277,8 +277,8 @@ bool Families::set_seconds(NodeId n, MemberSplit& s) const {
   const Node& node = graph_.node(n);
   const auto extents = local_extents(dims_.factors[static_cast<size_t>(n)], s, mesh_);
   if (!extents) return false;
-  if (std::any_of(s.axes.begin(), s.axes.end(), [](const auto& on) { return on.decomposed; })) {
-    return decomposed_seconds(n, s);
+  if (std::any_of(s.axes.begin(), s.axes.end(), [](const auto& on) { return on.expanded; })) {
+    return expanded_seconds(n, s);
   }
   std::vector<TensorType> in, out;
   for (size_t i = 0; i < node.inputs.size(); ++i) {
@@ -292,7 +292,7 @@ bool Families::set_seconds(NodeId n, MemberSplit& s) const {
   return true;
 }
 
-bool Families::decomposed_seconds(NodeId n, MemberSplit& s) const {
+bool Families::expanded_seconds(NodeId n, MemberSplit& s) const {
   const Node& node = graph_.node(n);
   const std::vector<TensorType> in = graph_.input_types(node);
   std::vector<std::vector<ValueAtom>> atoms;
@@ -300,15 +300,15 @@ bool Families::decomposed_seconds(NodeId n, MemberSplit& s) const {
   char letter = 0;
   int64_t shards = 1;
   for (size_t a = 0; a < s.axes.size(); ++a) {
-    if (!s.axes[a].decomposed) continue;
+    if (!s.axes[a].expanded) continue;
     const char l = node.signature->factors()[static_cast<size_t>(s.axes[a].factor)].letter;
     if (letter != 0 && letter != l) return false;  // one whole factor at a time
     letter = l;
     shards *= mesh_.axes[a].size;
   }
-  const auto d = decompose(*node.op, Graph::call(node, in), letter, shards, atoms);
+  const auto d = expand_op(*node.op, Graph::call(node, in), letter, shards, atoms);
   if (!d) return false;
-  // The class of each axis inside the decomposition, found through an input.
+  // The class of each axis inside the expansion, found through an input.
   std::vector<ClassId> axis_class(s.axes.size(), -1);
   for (size_t a = 0; a < s.axes.size(); ++a) {
     if (s.axes[a].factor < 0) continue;
@@ -319,7 +319,7 @@ bool Families::decomposed_seconds(NodeId n, MemberSplit& s) const {
     }
     if (axis_class[a] < 0) return false;
   }
-  for (const DecomposedNode& part : split_decomposition(*d, axis_class)) {
+  for (const ExpandedNode& part : split_expansion(*d, axis_class)) {
     const Node& inner = d->graph.node(part.node);
     MemberSplit m;
     for (const auto& x : part.splits) m.axes.push_back({x.factor, x.atom, false, false});

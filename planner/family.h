@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "planner/cluster.h"
-#include "planner/decomposition.h"
+#include "planner/expansion.h"
 #include "planner/dimensions.h"
 #include "planner/redistribution.h"
 
@@ -45,13 +45,13 @@ struct MemberSplit {
     int8_t factor = -1;  // of the member's signature; -1: not split
     int8_t atom = 0;
     bool partial = false;
-    bool decomposed = false;  // the factor is whole: OpDef::split writes the op out
+    bool expanded = false;  // the factor is whole: OpDef::split writes the op out
     bool operator==(const OnAxis&) const = default;
   };
   std::vector<OnAxis> axes;
   std::vector<Placements> inputs, outputs;  // what it needs and what it makes
   double seconds = 0;                       // compute and inner collectives
-  std::vector<Step> inner;                  // the collectives inside a decomposition
+  std::vector<Step> inner;                  // the collectives inside an expansion
 };
 
 struct FamilyKind {
@@ -94,7 +94,7 @@ class Families {
   std::optional<MemberSplit> split(NodeId n, bool leader, const std::vector<AxisOption>& choice) const;
   bool set_placements(NodeId n, MemberSplit& s) const;
   bool set_seconds(NodeId n, MemberSplit& s) const;
-  bool decomposed_seconds(NodeId n, MemberSplit& s) const;
+  bool expanded_seconds(NodeId n, MemberSplit& s) const;
   double op_seconds(const OpDef& op, const OpCall& call, const std::vector<TensorType>& out) const;
   bool allowed(NodeId leader, size_t axis, ClassId c) const;
 
@@ -107,6 +107,10 @@ class Families {
   std::vector<int32_t> family_of_, member_of_;
   std::vector<FamilyKind> kinds_;
 };
+
+// Whether the op reduces a factor that can be split: a matrix product, a table look-up, a sum. Norms
+// and the like, which need a dimension whole, do not count.
+bool contracts(const Node& node);
 
 // Where in an operand the atom of a factor lies: the index among the value's atoms, or -1 when the
 // operand does not carry the factor.

@@ -209,7 +209,8 @@ class MeshSearch {
   double lower_bound_ = 0;
 };
 
-bool contracts(const Node& node) {
+// Matrix products and attention, by what they do: some factor is reduced, whole or not.
+bool reduces(const Node& node) {
   for (size_t f = 0; f < node.extents.size(); ++f) {
     for (size_t o = 0; o < node.outputs.size(); ++o) {
       if (node.signature->reduced_in(static_cast<int>(f), o)) return true;
@@ -224,7 +225,7 @@ void predict(const Graph& graph, Plan& plan) {
   DType dtype = DType::kF32;  // of the widest product: what the peak is quoted for
   double most = 0;
   for (const Node& n : graph.nodes()) {
-    if (n.phase != Phase::kForward || !contracts(n)) continue;
+    if (n.phase != Phase::kForward || !reduces(n)) continue;
     const auto in = graph.input_types(n);
     const double flops = n.op->flops(Graph::call(n, in));
     if (flops > most) most = flops, dtype = in[0].dtype;
@@ -253,7 +254,7 @@ double tokens_per_step(const Graph& graph) {
 double model_flops(const Graph& graph, bool masked_too) {
   double flops = 0;
   for (const Node& n : graph.nodes()) {
-    if (n.phase != Phase::kForward || !contracts(n)) continue;
+    if (n.phase != Phase::kForward || !reduces(n)) continue;
     const auto in = graph.input_types(n);
     Attrs attrs = n.attrs;
     if (masked_too && attrs.has("causal")) attrs.set("causal", int64_t{0});

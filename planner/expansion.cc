@@ -1,14 +1,14 @@
-#include "planner/decomposition.h"
+#include "planner/expansion.h"
 
 #include <fmt/format.h>
 
 namespace cleave {
 
-std::optional<Decomposition> decompose(const OpDef& op, const OpCall& call, char letter,
+std::optional<Expansion> expand_op(const OpDef& op, const OpCall& call, char letter,
                                        int64_t shards,
                                        const std::vector<std::vector<ValueAtom>>& value_atoms) {
   if (op.split == nullptr) return std::nullopt;
-  Decomposition d;
+  Expansion d;
   std::vector<Value> inputs;
   for (size_t i = 0; i < call.in.size(); ++i) {
     Source source;
@@ -32,11 +32,11 @@ std::optional<Decomposition> decompose(const OpDef& op, const OpCall& call, char
   return d;
 }
 
-std::vector<DecomposedNode> split_decomposition(const Decomposition& d,
+std::vector<ExpandedNode> split_expansion(const Expansion& d,
                                                 const std::vector<ClassId>& axis_class) {
-  std::vector<DecomposedNode> result;
+  std::vector<ExpandedNode> result;
   for (size_t n = 0; n < d.graph.nodes().size(); ++n) {
-    DecomposedNode split;
+    ExpandedNode split;
     split.node = static_cast<NodeId>(n);
     split.splits.resize(axis_class.size());
     const auto& factors = d.dimensions.factors[n];
