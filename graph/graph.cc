@@ -202,22 +202,30 @@ Graph without_dead_nodes(const Graph& graph) {
     for (Value v : values) mapped.push_back(v == kNoValue ? v : moved[static_cast<size_t>(v)]);
     return mapped;
   };
-  // A target that a dead write made is replaced by the newest live value of its storage.
-  std::vector<Value> newest(static_cast<size_t>(graph.num_storages()), kNoValue);
+  // A target that a dead write made is replaced by the newest live value that lies as it does; with
+  // none, the write makes the storage.
+  std::vector<std::vector<Value>> kept(static_cast<size_t>(graph.num_storages()));
+  const auto keep = [&](Value v) {
+    kept[static_cast<size_t>(graph.value(v).storage)].push_back(moved[static_cast<size_t>(v)]);
+  };
   for (const Source& s : graph.sources()) {
-    newest[static_cast<size_t>(graph.value(s.value).storage)] = moved[static_cast<size_t>(s.value)];
+    if (moved[static_cast<size_t>(s.value)] != kNoValue) keep(s.value);
   }
+  const auto target = [&](Value old) {
+    if (moved[static_cast<size_t>(old)] != kNoValue) return moved[static_cast<size_t>(old)];
+    const std::vector<Value>& values = kept[static_cast<size_t>(graph.value(old).storage)];
+    const auto at = std::find_if(values.rbegin(), values.rend(), [&](Value v) {
+      const ValueInfo& info = result.value(v);
+      return info.version == result.newest_version(info.storage) &&
+             info.type == graph.type(old) && info.geometry == graph.value(old).geometry;
+    });
+    return at == values.rend() ? kNoValue : *at;
+  };
   for (size_t n = 0; n < live.size(); ++n) {
     if (!live[n]) continue;
     const Node& node = graph.nodes()[n];
-    std::vector<Value> writes = map(node.writes);
-    for (size_t o = 0; o < writes.size(); ++o) {
-      if (node.writes[o] == kNoValue) continue;
-      const Value last = newest[static_cast<size_t>(graph.value(node.writes[o]).storage)];
-      // With no live value before it, the write makes the storage.
-      const bool same = last != kNoValue && result.type(last) == graph.type(node.outputs[o]);
-      writes[o] = same ? last : kNoValue;
-    }
+    std::vector<Value> writes;
+    for (Value old : node.writes) writes.push_back(old == kNoValue ? old : target(old));
     if (std::all_of(writes.begin(), writes.end(), [](Value v) { return v == kNoValue; })) {
       writes.clear();
     }
@@ -231,7 +239,7 @@ Graph without_dead_nodes(const Graph& graph) {
                                 std::move(writes));
     for (size_t o = 0; o < out.size(); ++o) {
       moved[static_cast<size_t>(node.outputs[o])] = out[o];
-      newest[static_cast<size_t>(graph.value(node.outputs[o]).storage)] = out[o];
+      keep(node.outputs[o]);
     }
     moved_node[n] = static_cast<NodeId>(result.nodes().size() - 1);
   }

@@ -39,44 +39,69 @@ Value Tracer::State::apart_from(Value value, int32_t storage, const Geometry& wr
   return graph.add1(ops::copy, {value});
 }
 
-void Tracer::State::renew(int32_t base, Value value) {
-  Record& r = records[static_cast<size_t>(base)];
-  r.values[0] = value;
-  ++r.version;
+bool Tracer::State::whole(int32_t record) const {
+  const Record& r = records[static_cast<size_t>(record)];
+  if (r.parent < 0) return true;
+  return (r.op == &ops::reshape || r.op == &ops::transpose) && whole(r.parent);
+}
+
+Value Tracer::State::viewed_back(const Record& r, Value value) {
+  if (r.op == &ops::transpose) {
+    const size_t arrow = r.factors.find("->");
+    return graph.add1(ops::transpose, {value},
+                      r.factors.substr(arrow + 2) + "->" + r.factors.substr(0, arrow));
+  }
+  CLEAVE_ASSERT(r.op == &ops::reshape, "no writing through {}", r.op->name);
+  const Record& parent = records[static_cast<size_t>(r.parent)];
+  const Shape& shape = graph.type(parent.values[static_cast<size_t>(r.parent_output)]).shape;
+  const ReshapeFactors f = reshape_factors(graph.type(value).shape, shape);
+  return graph.add1(ops::reshape, {value}, f.text, f.attrs);
+}
+
+void Tracer::State::renew(int32_t record, Value value) {
+  const Record r = records[static_cast<size_t>(record)];
+  if (r.parent >= 0) {
+    const Value viewed = viewed_back(r, value);
+    CLEAVE_ASSERT(graph.value(viewed).storage == graph.value(value).storage,
+                  "{} cannot be undone as a view", r.op->name);
+    renew(r.parent, viewed);
+  }
+  Record& mine = records[static_cast<size_t>(record)];
+  mine.values[0] = value;
+  ++mine.version;
+  if (r.parent >= 0) mine.seen = records[static_cast<size_t>(r.parent)].version;
 }
 
 void Tracer::State::write_part(int32_t record, int32_t output, Value value,
                                const std::string& factors, int64_t start, int64_t stop,
                                int64_t step) {
-  const bool base = records[static_cast<size_t>(record)].parent < 0;
   const Value target = read(record, output);
   const Attrs attrs{{"start", start}, {"stop", stop}, {"step", step}};
-  if (!base) {
+  if (!whole(record)) {
     write(record, output, graph.add1(ops::write_slice, {target, value}, factors, attrs));
     return;
   }
-  const ValueInfo whole = graph.value(target);
-  Geometry part = whole.geometry;
+  Geometry part = graph.value(target).geometry;
   const size_t dim = factors.find('X');
   part.offset += start * part.strides[dim];
   part.strides[dim] *= step;
   part.shape[dim] = graph.type(value).shape[dim];
-  value = apart_from(value, whole.storage, part);
+  value = apart_from(value, graph.value(target).storage, part);
   renew(record, graph.add1(ops::write_slice, {target, value}, factors, attrs, {target}));
 }
 
 void Tracer::State::write(int32_t record, int32_t output, Value value) {
-  const Record r = records[static_cast<size_t>(record)];
-  if (r.parent < 0) {
-    const Value old = r.values[0];
-    if (graph.type(old) != graph.type(value)) {
-      fail("{}: {} written over {}", graph.place(graph.cursor.loc), to_string(graph.type(value)),
-           to_string(graph.type(old)));
-    }
+  const Value old = read(record, output);
+  if (graph.type(old) != graph.type(value)) {
+    fail("{}: {} written over {}", graph.place(graph.cursor.loc), to_string(graph.type(value)),
+         to_string(graph.type(old)));
+  }
+  if (whole(record)) {
     value = apart_from(value, graph.value(old).storage, graph.value(old).geometry);
     renew(record, graph.add1(ops::copy, {value}, {}, {}, {old}));
     return;
   }
+  const Record r = records[static_cast<size_t>(record)];
   const std::string from = r.factors.substr(0, r.factors.find("->"));
   if (r.op == &ops::slice) {
     const std::string part = r.factors.substr(from.size() + 2);
@@ -91,18 +116,8 @@ void Tracer::State::write(int32_t record, int32_t output, Value value) {
     part[dim] = 'Y';
     write_part(r.parent, r.parent_output, graph.add1(ops::reshape, {value}, f.text, f.attrs),
                from + "," + part + "->" + from, output, output + 1, 1);
-  } else if (r.op == &ops::transpose) {
-    const std::string to = r.factors.substr(from.size() + 2);
-    write(r.parent, r.parent_output, graph.add1(ops::transpose, {value}, to + "->" + from));
   } else {
-    CLEAVE_ASSERT(r.op == &ops::reshape, "no writing through {}", r.op->name);
-    const Shape& whole =
-        graph
-            .type(
-                records[static_cast<size_t>(r.parent)].values[static_cast<size_t>(r.parent_output)])
-            .shape;
-    const ReshapeFactors f = reshape_factors(graph.type(value).shape, whole);
-    write(r.parent, r.parent_output, graph.add1(ops::reshape, {value}, f.text, f.attrs));
+    write(r.parent, r.parent_output, viewed_back(r, value));
   }
 }
 
@@ -116,9 +131,9 @@ std::vector<Tensor> Tracer::apply_in_place(const OpDef& op, std::span<const Tens
   std::vector<Value> writes;
   for (const Tensor& t : targets) {
     if (t.defined()) s.check_writable(t, op.name, loc);
-    const bool base = t.defined() && s.records[static_cast<size_t>(t.record())].parent < 0;
-    writes.push_back(base ? t.stored() : kNoValue);
-    if (!base) continue;
+    const bool whole = t.defined() && s.whole(t.record());
+    writes.push_back(whole ? t.stored() : kNoValue);
+    if (!whole) continue;
     const ValueInfo target = s.graph.value(writes.back());
     for (Value& v : values) v = s.apart_from(v, target.storage, target.geometry);
   }

@@ -57,8 +57,13 @@ struct Tracer::State {
   // write_slice.
   void write_part(int32_t record, int32_t output, Value value, const std::string& factors,
                   int64_t start, int64_t stop, int64_t step);
-  // `value` is the base's next version.
-  void renew(int32_t base, Value value);
+  // Whether a record shows each element of its storage once: a base, transposed and reshaped. Such
+  // a view is overwritten as if it were the base.
+  bool whole(int32_t record) const;
+  // What the viewed tensor is when its transpose or reshape is `value`.
+  Value viewed_back(const Record& view, Value value);
+  // `value`, which has overwritten a whole record, is its newest one.
+  void renew(int32_t record, Value value);
   // Refuses targets that must not be written, and says why.
   void check_writable(const Tensor& target, std::string_view what, Loc loc);
   // A copy of `value` where it shares elements with `written`, part of a storage about to be

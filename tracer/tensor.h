@@ -60,7 +60,7 @@ class Tensor {
  public:
   Tensor() = default;  // undefined: holds nothing, defined() is false
   bool defined() const { return tracer_ != nullptr; }
-  const Shape& shape() const;
+  const Shape& shape() const;  // a reference that lasts until the next op
   int64_t size(int64_t dim) const;
   int64_t rank() const { return static_cast<int64_t>(shape().size()); }
   int64_t numel() const { return cleave::numel(shape()); }
