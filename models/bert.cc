@@ -1,3 +1,4 @@
+// BERT (Devlin et al., 2018) trained on masked tokens.
 #include <fmt/format.h>
 
 #include "models/models.h"

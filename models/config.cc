@@ -1,3 +1,4 @@
+// The table of built-in models, and --set.
 #include "models/config.h"
 
 #include <fmt/ranges.h>

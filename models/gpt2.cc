@@ -1,3 +1,5 @@
+// GPT-2 (Radford et al., 2019); Megatron's GPT and GPT-3 (here with dense attention in all layers)
+// differ in their sizes.
 #include <fmt/format.h>
 
 #include <cmath>

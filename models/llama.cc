@@ -1,3 +1,4 @@
+// Llama 3 (Grattafiori et al., 2024), without its scaling of the rotary frequencies.
 #include <fmt/format.h>
 
 #include <cmath>

@@ -1,3 +1,4 @@
+// A residual MLP on each token by itself.
 #include <fmt/format.h>
 
 #include "models/models.h"

@@ -1,3 +1,4 @@
+// The table of families, each a loss as a function of tokens and targets.
 #include "models/trace.h"
 
 #include "graph/error.h"

@@ -1,3 +1,4 @@
+// Layers made of the functions of tracer/tensor.h and tracer/functional.h.
 #include "tracer/nn.h"
 
 namespace cleave {

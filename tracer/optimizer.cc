@@ -1,3 +1,4 @@
+// The update of every parameter as nodes of the graph.
 #include "tracer/optimizer.h"
 
 #include <array>
