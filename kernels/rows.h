@@ -2,7 +2,7 @@
 // losses, embeddings).
 #pragma once
 
-#include <optional>
+#include <utility>
 #include <vector>
 
 #include "kernels/loops.h"
@@ -16,49 +16,65 @@ inline std::vector<int8_t> factors_without(const OperandDims& dims, int factor) 
   return factors;
 }
 
-// Input i with elements along `factor` next to each other: its own memory when it lies so, a copy
-// otherwise.
+// An operand of which the elements along one factor, a row, are to be next to each other: its own
+// memory when they are, else room for a copy.
 template <class T>
-class RowInput {
+class Rows {
  public:
-  RowInput(const KernelArgs& args, size_t i, int factor)
-      : view_(args.in[i]), strides_(in_strides(args, i)) {
-    if (strides_[static_cast<size_t>(factor)] != 1) {
-      copy_.emplace(view_);
-      view_.data = const_cast<T*>(copy_->data());
-      view_.strides = contiguous_strides(view_.shape);
-      strides_ = factor_strides(args, args.signature.inputs()[i], view_);
-    }
-  }
-  const T* data() const { return view_.as<const T>(); }
   const Shape& strides() const { return strides_; }  // one a factor
 
- private:
-  TensorView view_;
+ protected:
+  Rows(const KernelArgs& args, const OperandDims& dims, const TensorView& view, int factor)
+      : own_(view.as<T>()), data_(own_), strides_(factor_strides(args, dims, view)) {
+    const auto extent = [&](int8_t f) { return args.extents[static_cast<size_t>(f)].local; };
+    if (strides_[static_cast<size_t>(factor)] == 1 || extent(static_cast<int8_t>(factor)) == 1) {
+      return;
+    }
+    std::vector<int8_t> order = factors_without(dims, factor);
+    order.push_back(static_cast<int8_t>(factor));
+    const Shape own_strides = strides_;
+    int64_t size = 1;
+    for (size_t d = order.size(); d-- > 0; size *= extent(order[d])) {
+      strides_[static_cast<size_t>(order[d])] = size;
+    }
+    copy_.resize(static_cast<size_t>(size));
+    data_ = copy_.data();
+    own_and_copy_ = nest_over<2>(args, order, {own_strides, strides_});
+  }
+
+  T* own_;
+  T* data_;
   Shape strides_;
-  std::optional<ContiguousInput<T>> copy_;
+  std::vector<T> copy_;
+  LoopNest<2> own_and_copy_;
 };
 
-// The same for output i, which is complete when this object is destroyed.
+// Input i with rows along `factor`.
 template <class T>
-class RowOutput {
+class RowInput : public Rows<T> {
+ public:
+  RowInput(const KernelArgs& args, size_t i, int factor)
+      : Rows<T>(args, args.signature.inputs()[i], args.in[i], factor) {
+    if (this->data_ != this->own_) copy_rows<T>(this->own_and_copy_, this->own_, this->data_);
+  }
+  RowInput(const RowInput&) = delete;
+  const T* data() const { return this->data_; }
+};
+
+// Output i with rows along `factor`; complete when this object is destroyed.
+template <class T>
+class RowOutput : public Rows<T> {
  public:
   RowOutput(const KernelArgs& args, size_t i, int factor)
-      : view_(args.out[i]), strides_(out_strides(args, i)) {
-    if (strides_[static_cast<size_t>(factor)] != 1) {
-      copy_.emplace(view_);
-      view_.data = copy_->data();
-      view_.strides = contiguous_strides(view_.shape);
-      strides_ = factor_strides(args, args.signature.outputs()[i], view_);
-    }
+      : Rows<T>(args, args.signature.outputs()[i], args.out[i], factor) {}
+  RowOutput(const RowOutput&) = delete;
+  ~RowOutput() {
+    if (this->data_ == this->own_) return;
+    LoopNest<2> back = this->own_and_copy_;
+    for (auto& step : back.steps) std::swap(step[0], step[1]);
+    copy_rows<T>(back, this->data_, this->own_);
   }
-  T* data() const { return view_.as<T>(); }
-  const Shape& strides() const { return strides_; }
-
- private:
-  TensorView view_;
-  Shape strides_;
-  std::optional<ContiguousOutput<T>> copy_;
+  T* data() const { return this->data_; }
 };
 
 }  // namespace cleave

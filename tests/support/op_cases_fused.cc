@@ -74,6 +74,7 @@ struct AttentionCase {
   double dropout = 0;
 };
 
+// Attention by blocks of keys is what its split makes, and is checked there.
 void add_attention(std::vector<OpCase>& cases) {
   for (const AttentionCase& c : {
            AttentionCase{4, 8, 8, 4, 1, 12, 12, true},
@@ -110,14 +111,6 @@ void add_attention(std::vector<OpCase>& cases) {
                           "->bs(gr)E,btgE,btgV|s:indexed,t:indexed" + notes,
                .attrs = attrs,
                .in = {o, q, k, v, o, lse}});
-    // Blocks of keys, as a split along the keys makes them.
-    attrs.set("t", int64_t{4});
-    with_step({.op = &ops::attention,
-               .factors = "bs(gr)E,b(tT)gE,b(tT)gV" + step +
-                          "->bts(gr)V,bts(gr)|s:indexed,T:indexed,t:indexed" + notes,
-               .attrs = attrs,
-               .in = {q, k, v},
-               .gradient = false});
   }
 }
 
