@@ -88,12 +88,8 @@ std::vector<int32_t> EliminationGraph::eliminate(int32_t variable) {
     factor_alive_[f] = 0;
   }
   variable_alive_[variable] = 0;
-  const auto& around = neighbours_[variable];
-  for (const int32_t u : around) {
+  for (const int32_t u : neighbours_[variable]) {
     unlink(u, variable);
-    for (const int32_t w : around) {
-      if (w != u) link(u, w);
-    }
     offer(u);
   }
   return factors;

@@ -28,8 +28,8 @@ class EliminationGraph {
   // The entries of the table that eliminating the variable would leave.
   double entries_after(int32_t variable) const;
 
-  // Removes the variable, joins its neighbours, and returns the factors it was in, ascending.
-  // The caller adds their minimum, a factor over `neighbours` as they were.
+  // Removes the variable, and returns the factors it was in, ascending. The caller adds their
+  // minimum, a factor over `neighbours` as they were.
   std::vector<int32_t> eliminate(int32_t variable);
 
   // Removes the variable from every scope, as when it is fixed to a choice.

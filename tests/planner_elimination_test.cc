@@ -451,6 +451,30 @@ TEST(Elimination, CornerCases) {
   EXPECT_THROW(solve_by_elimination({{2}, {{{0}, wrong}}}), InternalError);
 }
 
+TEST(Elimination, PrunesWhatItCan) {
+  const auto equal = std::make_shared<CostTable>(CostTable{
+      {3, 3}, {0, kInfinity, kInfinity, kInfinity, 0, kInfinity, kInfinity, kInfinity, 0}});
+  const auto only_one = std::make_shared<CostTable>(CostTable{{3}, {kInfinity, 5, kInfinity}});
+  MinSumProblem chain;
+  chain.domain_sizes.assign(10, 3);
+  for (int32_t v = 0; v < 9; ++v) chain.terms.push_back({{v, v + 1}, equal});
+  chain.terms.push_back({{4}, only_one});
+  const MinSumResult result = solve_by_elimination(chain);
+  EXPECT_EQ(result.statistics.choices_pruned, 20);
+  EXPECT_EQ(result.statistics.tables_computed, 0);
+  EXPECT_EQ(result.solution.cost, 5.0);
+
+  // Of the rows the first dominates the second, of the columns the second the third; what is
+  // forbidden to both does not count.
+  const auto table =
+      std::make_shared<CostTable>(CostTable{{3, 3}, {kInfinity, 0, 1, kInfinity, 1, 2, 0, 5, 5}});
+  EliminationLimits dominance;
+  dominance.prune_dominated = true;
+  const MinSumProblem pair{{3, 3}, {{{0, 1}, table}}};
+  EXPECT_EQ(solve_by_elimination(pair, dominance).statistics.choices_pruned, 2);
+  EXPECT_EQ(solve_by_elimination(pair).statistics.choices_pruned, 0);
+}
+
 // Milliseconds of this process's time, which other processes disturb less than the clock's.
 double milliseconds_of(const std::function<void()>& work) {
   const std::clock_t start = std::clock();
