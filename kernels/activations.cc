@@ -1,4 +1,5 @@
 // Activation functions and their derivatives.
+#include "kernels/letters.h"
 #include "kernels/ops.h"
 #include "kernels/pointwise.h"
 #include "kernels/vector_math.h"
@@ -9,7 +10,7 @@ namespace {
 // One backward op on (a, dy), where a is the forward's input or its output.
 std::vector<Value> backward(GradContext& ctx, const OpDef& op, Value a) {
   const std::string x = ctx.signature().input_text(0);
-  return {ctx.add1(op, {a, ctx.grad(0)}, x + "," + x + "->" + x)};
+  return {add_backward(ctx, op, {a, ctx.grad(0)}, x + "," + x + "->" + x)};
 }
 
 std::vector<Value> relu_grad(GradContext& ctx) {
@@ -30,8 +31,9 @@ std::vector<Value> gelu_grad(GradContext& ctx) {
 
 std::vector<Value> swiglu_grad(GradContext& ctx) {
   const std::string x = ctx.signature().input_text(0);
-  return ctx.add(ops::swiglu_backward, {ctx.in(0), ctx.in(1), ctx.grad(0)},
-                 x + "," + x + "," + x + "->" + x + "," + x);
+  const std::string factors = x + "," + x + "," + x + "->" + x + "," + x;
+  return ctx.add(ops::swiglu_backward, {ctx.in(0), ctx.in(1), ctx.grad(0)}, factors,
+                 with_compound_sizes(ctx, factors, {}));
 }
 
 // gelu in its tanh form: x/2 (1 + tanh(c (x + a x^3))).

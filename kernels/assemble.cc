@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <string>
 
+#include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
 
@@ -17,11 +18,6 @@ void check_dtypes(const OpCall& call) {
 std::vector<TensorType> same_dtype(const OpCall& call) {
   check_dtypes(call);
   return {{call.in[0].dtype, shape_of(call.signature.outputs()[0], call.extents)}};
-}
-
-Attrs with_size(Attrs attrs, char letter, int64_t size) {
-  attrs.set(std::string_view(&letter, 1), size);
-  return attrs;
 }
 
 char letter_of(const Signature& s, const DimFactors& dim) {
@@ -72,14 +68,8 @@ std::vector<Value> stack_grad(GradContext& ctx) {
     if (i != 0) parts += ',';
     parts += s.input_text(i);
   }
-  Attrs sizes;  // a compound dimension is not to be solved from its product
-  for (const DimFactors& dim : s.outputs()[0]) {
-    for (size_t i = 1; i < dim.size(); ++i) {
-      const char letter = s.factors()[static_cast<size_t>(dim[i])].letter;
-      sizes = with_size(std::move(sizes), letter, ctx.extent(letter));
-    }
-  }
-  return ctx.add(ops::unbind, {ctx.grad(0)}, s.output_text(0) + "->" + parts, sizes);
+  const std::string factors = s.output_text(0) + "->" + parts;
+  return ctx.add(ops::unbind, {ctx.grad(0)}, factors, with_compound_sizes(ctx, factors, {}));
 }
 
 void stack_cpu(const KernelArgs& args) {
@@ -119,8 +109,9 @@ std::vector<Value> concat_grad(GradContext& ctx) {
   for (size_t i = 0; i < s.inputs().size(); ++i) {
     const int64_t size = ctx.in_type(i).shape[d];
     const Attrs attrs = {{"start", start}, {"stop", start + size}, {"step", int64_t{1}}};
-    grads.push_back(ctx.add1(ops::slice, {ctx.grad(0)}, s.output_text(0) + "->" + s.input_text(i),
-                             with_size(attrs, letter_of(s, s.inputs()[i][d]), size)));
+    grads.push_back(add_backward(ctx, ops::slice, {ctx.grad(0)},
+                                 s.output_text(0) + "->" + s.input_text(i),
+                                 with_size(attrs, letter_of(s, s.inputs()[i][d]), size)));
     start += size;
   }
   return grads;
@@ -170,8 +161,8 @@ std::vector<Value> unslice_grad(GradContext& ctx) {
   const int64_t start = ctx.attrs().integer("start"), step = ctx.attrs().integer("step");
   const int64_t size = ctx.in_type(0).shape[d];
   const Attrs attrs = {{"start", start}, {"stop", start + (size - 1) * step + 1}, {"step", step}};
-  return {ctx.add1(ops::slice, {ctx.grad(0)}, s.output_text(0) + "->" + s.input_text(0),
-                   with_size(attrs, letter_of(s, s.inputs()[0][d]), size))};
+  return {add_backward(ctx, ops::slice, {ctx.grad(0)}, s.output_text(0) + "->" + s.input_text(0),
+                       with_size(attrs, letter_of(s, s.inputs()[0][d]), size))};
 }
 
 void unslice_cpu(const KernelArgs& args) {
@@ -218,12 +209,12 @@ std::vector<Value> write_slice_grad(GradContext& ctx) {
     const char letter = s.factors()[static_cast<size_t>(f)].letter;
     sizes = with_size(std::move(sizes), letter, ctx.extent(letter));
   }
-  const Value zeros = ctx.add1(ops::fill, {}, "->" + u, sizes);
+  const Value zeros = add_backward(ctx, ops::fill, {}, "->" + u, sizes);
   const size_t d = differing_dim(s, s.inputs()[1]);
   const char letter = letter_of(s, s.inputs()[1][d]);
   const Attrs slice = with_size(ctx.attrs(), letter, ctx.extent(letter));
-  return {ctx.add1(ops::write_slice, {ctx.grad(0), zeros}, s.text(), ctx.attrs()),
-          ctx.add1(ops::slice, {ctx.grad(0)}, x + "->" + u, slice)};
+  return {add_backward(ctx, ops::write_slice, {ctx.grad(0), zeros}, s.text(), ctx.attrs()),
+          add_backward(ctx, ops::slice, {ctx.grad(0)}, x + "->" + u, slice)};
 }
 
 // In place, only the slice is touched.

@@ -1,6 +1,7 @@
 // Any contraction of two operands, in the letters of its factor string: a linear layer is
 // "bsk,nk->bsn", a batched product "bmk,bkn->bmn".
 #include "kernels/blas.h"
+#include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
 
@@ -31,8 +32,8 @@ std::vector<TensorType> matmul_infer(const OpCall& call) {
 std::vector<Value> matmul_grad(GradContext& ctx) {
   const Signature& s = ctx.signature();
   const std::string a = s.input_text(0), b = s.input_text(1), c = s.output_text(0);
-  return {ctx.add1(ops::matmul, {ctx.grad(0), ctx.in(1)}, c + "," + b + "->" + a),
-          ctx.add1(ops::matmul, {ctx.in(0), ctx.grad(0)}, a + "," + c + "->" + b)};
+  return {add_backward(ctx, ops::matmul, {ctx.grad(0), ctx.in(1)}, c + "," + b + "->" + a),
+          add_backward(ctx, ops::matmul, {ctx.in(0), ctx.grad(0)}, a + "," + c + "->" + b)};
 }
 
 // The factors by where they occur, each list in the order of the operand named first.

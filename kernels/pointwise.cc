@@ -4,6 +4,7 @@
 #include <cmath>
 #include <deque>
 
+#include "kernels/letters.h"
 #include "kernels/ops.h"
 #include "kernels/vector_math.h"
 
@@ -38,7 +39,7 @@ std::vector<TensorType> same_shape_infer(const OpCall& call) {
 
 Value sum_to_input(GradContext& ctx, Value grad, size_t i) {
   const std::string from = ctx.signature().output_text(0), to = ctx.signature().input_text(i);
-  return from == to ? grad : ctx.add1(ops::sum, {grad}, from + "->" + to);
+  return from == to ? grad : add_backward(ctx, ops::sum, {grad}, from + "->" + to);
 }
 
 namespace {
@@ -62,23 +63,23 @@ std::vector<Value> add_grad(GradContext& ctx) {
 std::vector<Value> sub_grad(GradContext& ctx) {
   const Value db = sum_to_input(ctx, ctx.grad(0), 1);
   const std::string b = ctx.signature().input_text(1);
-  return {sum_to_input(ctx, ctx.grad(0), 0), ctx.add1(ops::neg, {db}, b + "->" + b)};
+  return {sum_to_input(ctx, ctx.grad(0), 0), add_backward(ctx, ops::neg, {db}, b + "->" + b)};
 }
 
 std::vector<Value> mul_grad(GradContext& ctx) {
-  const Value da = ctx.add1(ops::mul, {ctx.grad(0), ctx.in(1)}, meets_input(ctx, 1));
-  const Value db = ctx.add1(ops::mul, {ctx.grad(0), ctx.in(0)}, meets_input(ctx, 0));
+  const Value da = add_backward(ctx, ops::mul, {ctx.grad(0), ctx.in(1)}, meets_input(ctx, 1));
+  const Value db = add_backward(ctx, ops::mul, {ctx.grad(0), ctx.in(0)}, meets_input(ctx, 0));
   return {sum_to_input(ctx, da, 0), sum_to_input(ctx, db, 1)};
 }
 
 // y = a / b: da = dy / b, db = -(dy y) / b.
 std::vector<Value> div_grad(GradContext& ctx) {
   const std::string b = ctx.signature().input_text(1);
-  const Value da = ctx.add1(ops::div, {ctx.grad(0), ctx.in(1)}, meets_input(ctx, 1));
-  const Value dy_y = ctx.add1(ops::mul, {ctx.grad(0), ctx.out(0)}, like_output(ctx, 2));
+  const Value da = add_backward(ctx, ops::div, {ctx.grad(0), ctx.in(1)}, meets_input(ctx, 1));
+  const Value dy_y = add_backward(ctx, ops::mul, {ctx.grad(0), ctx.out(0)}, like_output(ctx, 2));
   const Value quotient =
-      ctx.add1(ops::div, {sum_to_input(ctx, dy_y, 1), ctx.in(1)}, b + "," + b + "->" + b);
-  return {sum_to_input(ctx, da, 0), ctx.add1(ops::neg, {quotient}, b + "->" + b)};
+      add_backward(ctx, ops::div, {sum_to_input(ctx, dy_y, 1), ctx.in(1)}, b + "," + b + "->" + b);
+  return {sum_to_input(ctx, da, 0), add_backward(ctx, ops::neg, {quotient}, b + "->" + b)};
 }
 
 std::vector<Value> add_n_grad(GradContext& ctx) {
@@ -88,44 +89,45 @@ std::vector<Value> add_n_grad(GradContext& ctx) {
 std::vector<Value> same_grad(GradContext& ctx) { return {ctx.grad(0)}; }
 
 std::vector<Value> scale_grad(GradContext& ctx) {
-  return {ctx.add1(ops::scale, {ctx.grad(0)}, like_output(ctx, 1),
-                   {{"value", ctx.attrs().real("value")}})};
+  return {add_backward(ctx, ops::scale, {ctx.grad(0)}, like_output(ctx, 1),
+                       {{"value", ctx.attrs().real("value")}})};
 }
 
 std::vector<Value> neg_grad(GradContext& ctx) {
-  return {ctx.add1(ops::neg, {ctx.grad(0)}, like_output(ctx, 1))};
+  return {add_backward(ctx, ops::neg, {ctx.grad(0)}, like_output(ctx, 1))};
 }
 
 std::vector<Value> exp_grad(GradContext& ctx) {
-  return {ctx.add1(ops::mul, {ctx.grad(0), ctx.out(0)}, like_output(ctx, 2))};
+  return {add_backward(ctx, ops::mul, {ctx.grad(0), ctx.out(0)}, like_output(ctx, 2))};
 }
 
 std::vector<Value> log_grad(GradContext& ctx) {
-  return {ctx.add1(ops::div, {ctx.grad(0), ctx.in(0)}, like_output(ctx, 2))};
+  return {add_backward(ctx, ops::div, {ctx.grad(0), ctx.in(0)}, like_output(ctx, 2))};
 }
 
 std::vector<Value> sqrt_grad(GradContext& ctx) {
-  const Value quotient = ctx.add1(ops::div, {ctx.grad(0), ctx.out(0)}, like_output(ctx, 2));
-  return {ctx.add1(ops::scale, {quotient}, like_output(ctx, 1), {{"value", 0.5}})};
+  const Value quotient =
+      add_backward(ctx, ops::div, {ctx.grad(0), ctx.out(0)}, like_output(ctx, 2));
+  return {add_backward(ctx, ops::scale, {quotient}, like_output(ctx, 1), {{"value", 0.5}})};
 }
 
 std::vector<Value> square_grad(GradContext& ctx) {
-  const Value product = ctx.add1(ops::mul, {ctx.grad(0), ctx.in(0)}, like_output(ctx, 2));
-  return {ctx.add1(ops::scale, {product}, like_output(ctx, 1), {{"value", 2.0}})};
+  const Value product = add_backward(ctx, ops::mul, {ctx.grad(0), ctx.in(0)}, like_output(ctx, 2));
+  return {add_backward(ctx, ops::scale, {product}, like_output(ctx, 1), {{"value", 2.0}})};
 }
 
 // y = 1 / x: dx = -dy y^2.
 std::vector<Value> reciprocal_grad(GradContext& ctx) {
-  const Value squared = ctx.add1(ops::square, {ctx.out(0)}, like_output(ctx, 1));
-  const Value product = ctx.add1(ops::mul, {ctx.grad(0), squared}, like_output(ctx, 2));
-  return {ctx.add1(ops::neg, {product}, like_output(ctx, 1))};
+  const Value squared = add_backward(ctx, ops::square, {ctx.out(0)}, like_output(ctx, 1));
+  const Value product = add_backward(ctx, ops::mul, {ctx.grad(0), squared}, like_output(ctx, 2));
+  return {add_backward(ctx, ops::neg, {product}, like_output(ctx, 1))};
 }
 
 std::vector<Value> cast_grad(GradContext& ctx) {
   const DType from = ctx.in_type(0).dtype;
   if (!is_float(from)) return {kNoValue};
-  return {ctx.add1(ops::cast, {ctx.grad(0)}, like_output(ctx, 1),
-                   {{"dtype", std::string(name_of(from))}})};
+  return {add_backward(ctx, ops::cast, {ctx.grad(0)}, like_output(ctx, 1),
+                       {{"dtype", std::string(name_of(from))}})};
 }
 
 void scale_cpu(const KernelArgs& args) {

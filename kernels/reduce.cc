@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
 #include "kernels/vector_math.h"
@@ -42,42 +43,37 @@ std::vector<Value> sum_grad(GradContext& ctx) {
   const Signature& s = ctx.signature();
   const OperandDims &in = s.inputs()[0], &out = s.outputs()[0];
   const auto letter = [&](int8_t f) { return s.factors()[static_cast<size_t>(f)].letter; };
-  const auto set_size = [&](Attrs& attrs, int8_t f) {
-    const char name = letter(f);
-    attrs.set(std::string_view(&name, 1), ctx.extent(name));
-  };
   Attrs made;  // sizes of the factors that were reduced
   bool inside_compound = false;
   for (const DimFactors& dim : in) {
     size_t reduced = 0;
     for (const int8_t f : dim) {
       if (Signature::carries(out, f)) continue;
-      set_size(made, f);
+      made = with_size(std::move(made), letter(f), ctx.extent(letter(f)));
       ++reduced;
     }
     const bool stays = std::find(out.begin(), out.end(), dim) != out.end();
     inside_compound |= dim.size() > 1 && reduced != dim.size() && !stays;
   }
-  for (const DimFactors& dim : out) {
-    for (size_t i = 1; i < dim.size(); ++i) set_size(made, dim[i]);
-  }
   const std::string from = s.output_text(0), to = s.input_text(0);
-  if (!inside_compound) return {ctx.add1(ops::expand, {ctx.grad(0)}, from + "->" + to, made)};
+  if (!inside_compound)
+    return {add_backward(ctx, ops::expand, {ctx.grad(0)}, from + "->" + to, made)};
   // A compound of old and new factors has no stride: take all apart, expand, and put together.
   std::string apart, apart_to;
   for (const int8_t f : factors_of(out)) apart += letter(f);
   for (const int8_t f : factors_of(in)) apart_to += letter(f);
-  const Value flat = ctx.add1(ops::reshape, {ctx.grad(0)}, from + "->" + apart, made);
-  const Value wide = ctx.add1(ops::expand, {flat}, apart + "->" + apart_to, made);
-  return {ctx.add1(ops::reshape, {wide}, apart_to + "->" + to)};
+  const Value flat = add_backward(ctx, ops::reshape, {ctx.grad(0)}, from + "->" + apart, made);
+  const Value wide = add_backward(ctx, ops::expand, {flat}, apart + "->" + apart_to, made);
+  return {add_backward(ctx, ops::reshape, {wide}, apart_to + "->" + to)};
 }
 
 // y = log sum exp(x): dx = dy exp(x - y).
 std::vector<Value> logsumexp_grad(GradContext& ctx) {
   const std::string x = ctx.signature().input_text(0), y = ctx.signature().output_text(0);
-  const Value shifted = ctx.add1(ops::sub, {ctx.in(0), ctx.out(0)}, x + "," + y + "->" + x);
-  const Value shares = ctx.add1(ops::exp, {shifted}, x + "->" + x);
-  return {ctx.add1(ops::mul, {shares, ctx.grad(0)}, x + "," + y + "->" + x)};
+  const Value shifted =
+      add_backward(ctx, ops::sub, {ctx.in(0), ctx.out(0)}, x + "," + y + "->" + x);
+  const Value shares = add_backward(ctx, ops::exp, {shifted}, x + "->" + x);
+  return {add_backward(ctx, ops::mul, {shares, ctx.grad(0)}, x + "," + y + "->" + x)};
 }
 
 // --- Kernels -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
 
@@ -125,19 +126,13 @@ std::optional<std::vector<Geometry>> reshape_view(const OpCall& call, const Geom
 
 std::vector<Value> reshape_grad(GradContext& ctx) {
   const Signature& s = ctx.signature();
-  Attrs sizes;
-  const auto name = [&](int8_t f) {
-    const char letter = s.factors()[static_cast<size_t>(f)].letter;
-    sizes.set(std::string_view(&letter, 1), ctx.extent(letter));
-  };
-  // What the reversed string cannot read off its operand: compounds, and factors it makes.
-  for (const DimFactors& dim : s.outputs()[0]) {
-    for (size_t i = 1; i < dim.size(); ++i) name(dim[i]);
-  }
+  Attrs made;  // sizes of the factors that the output does not have
   for (const int8_t f : factors_of(s.inputs()[0])) {
-    if (!Signature::carries(s.outputs()[0], f)) name(f);
+    if (Signature::carries(s.outputs()[0], f)) continue;
+    const char letter = s.factors()[static_cast<size_t>(f)].letter;
+    made = with_size(std::move(made), letter, ctx.extent(letter));
   }
-  return {ctx.add1(ops::reshape, {ctx.grad(0)}, reversed(s), sizes)};
+  return {add_backward(ctx, ops::reshape, {ctx.grad(0)}, reversed(s), made)};
 }
 
 // Both sides hold the same elements in row-major order.
@@ -166,7 +161,7 @@ std::vector<TensorType> transpose_infer(const OpCall& call) {
 }
 
 std::vector<Value> transpose_grad(GradContext& ctx) {
-  return {ctx.add1(ops::transpose, {ctx.grad(0)}, reversed(ctx.signature()))};
+  return {add_backward(ctx, ops::transpose, {ctx.grad(0)}, reversed(ctx.signature()))};
 }
 
 // Each output dimension is made of the input's factors, or of new ones, with stride 0.
@@ -197,7 +192,7 @@ std::vector<TensorType> expand_infer(const OpCall& call) {
 }
 
 std::vector<Value> expand_grad(GradContext& ctx) {
-  return {ctx.add1(ops::sum, {ctx.grad(0)}, reversed(ctx.signature()))};
+  return {add_backward(ctx, ops::sum, {ctx.grad(0)}, reversed(ctx.signature()))};
 }
 
 // --- slice ---------------------------------------------------------------------------------------
@@ -248,8 +243,8 @@ std::vector<Value> slice_grad(GradContext& ctx) {
   const Signature& s = ctx.signature();
   Attrs attrs = {{"start", ctx.attrs().integer("start")}, {"step", ctx.attrs().integer("step")}};
   const char letter = s.factors()[static_cast<size_t>(s.inputs()[0][d][0])].letter;
-  attrs.set(std::string_view(&letter, 1), ctx.in_type(0).shape[d]);
-  return {ctx.add1(ops::unslice, {ctx.grad(0)}, reversed(s), attrs)};
+  attrs = with_size(std::move(attrs), letter, ctx.in_type(0).shape[d]);
+  return {add_backward(ctx, ops::unslice, {ctx.grad(0)}, reversed(s), attrs)};
 }
 
 // --- unbind --------------------------------------------------------------------------------------
@@ -302,21 +297,13 @@ std::vector<Value> unbind_grad(GradContext& ctx) {
     Attrs attrs = {{"value", 0.0}, {"dtype", std::string(name_of(ctx.in_type(0).dtype))}};
     for (const int8_t g : factors_of(s.outputs()[i])) {
       const char letter = s.factors()[static_cast<size_t>(g)].letter;
-      attrs.set(std::string_view(&letter, 1), ctx.extent(letter));
+      attrs = with_size(std::move(attrs), letter, ctx.extent(letter));
     }
-    grads[i] = ctx.add1(ops::fill, {}, "->" + s.output_text(i), attrs);
+    grads[i] = add_backward(ctx, ops::fill, {}, "->" + s.output_text(i), attrs);
   }
   const char letter = s.factors()[f].letter;
-  Attrs attrs;
-  attrs.set(std::string_view(&letter, 1), ctx.extent(letter));
-  // A compound dimension is not to be solved from its product.
-  for (const DimFactors& dim : s.outputs()[0]) {
-    for (size_t i = 1; i < dim.size(); ++i) {
-      const char inner = s.factors()[static_cast<size_t>(dim[i])].letter;
-      attrs.set(std::string_view(&inner, 1), ctx.extent(inner));
-    }
-  }
-  return {ctx.add1(ops::stack, grads, factors + "->" + s.input_text(0), attrs)};
+  return {add_backward(ctx, ops::stack, grads, factors + "->" + s.input_text(0),
+                       with_size({}, letter, ctx.extent(letter)))};
 }
 
 }  // namespace

@@ -25,12 +25,12 @@ struct Range {
 // split 2 and 4 ways, and better a size of its own, so that mistaken letters show.
 struct OpCase {
   const OpDef* op = nullptr;
-  std::string factors;  // empty: the op's own
-  Attrs attrs;
-  std::vector<TensorType> in;  // f64 and i32; the same case is run in f32 too
-  std::vector<Range> ranges;   // by input; [-1, 1) where the list ends
+  std::string factors = {};  // empty: the op's own
+  Attrs attrs = {};
+  std::vector<TensorType> in = {};  // f64 and i32; the same case is run in f32 too
+  std::vector<Range> ranges = {};   // by input; [-1, 1) where the list ends
   // Pairs (output, input) that may share memory.
-  std::vector<std::pair<size_t, size_t>> in_place;
+  std::vector<std::pair<size_t, size_t>> in_place = {};
   size_t grad_outputs = 99;     // only the first so many outputs may have a gradient (not an lse)
   bool gradient = true;         // whether central differences make sense
   double f32_tolerance = 2e-5;  // of f32 against f64: |a - b| <= tolerance * (1 + |b|)

@@ -124,7 +124,7 @@ void add_views(std::vector<OpCase>& cases) {
   add(ops::reshape, "bshd->bs(hd)", {f64({4, 8, 4, 12})});
   add(ops::reshape, "(ab)c->a(bc)", {f64({32, 12})}, {{"a", int64_t{4}}});
   add(ops::reshape, "AB->CD", {f64({6, 10})}, {{"C", int64_t{4}}, {"D", int64_t{15}}});
-  add(ops::reshape, "bAB->bCD", {f64({4, 6, 10})}, {{"C", int64_t{15}}, {"D", int64_t{4}}});
+  add(ops::reshape, "aBC->aDE", {f64({4, 6, 10})}, {{"D", int64_t{15}}, {"E", int64_t{4}}});
   add(ops::reshape, "ab->a1b", {f64({4, 8})});
   add(ops::reshape, "a1b->(ab)", {f64({4, 1, 8})});
   cases.push_back({.op = &ops::reshape, .in = {i32({4, 8})}, .ranges = {{-9, 9}}});
