@@ -382,12 +382,13 @@ StepResult CpuRuntime::step() {
   const Program& p = impl_->program;
   impl_->need_sound();
   for (size_t s = 0; s < p.sources.size(); ++s) {
+    if (impl_->filled[s]) continue;
     const bool data = p.sources[s].kind == SourceKind::kData;
-    if (!impl_->filled[s]) {
-      fail("{} '{}' has no value{}", name_of(p.sources[s].kind), p.sources[s].name,
-           data ? " for this step" : ": initialize it");
-    }
-    if (data) impl_->filled[s] = false;
+    fail("{} '{}' has no value{}", name_of(p.sources[s].kind), p.sources[s].name,
+         data ? " for this step" : ": initialize it");
+  }
+  for (size_t s = 0; s < p.sources.size(); ++s) {
+    if (p.sources[s].kind == SourceKind::kData) impl_->filled[s] = false;
   }
   const auto begin = std::chrono::steady_clock::now();
   impl_->run_on_ranks([&](int64_t r) { impl_->ranks[static_cast<size_t>(r)]->run(); });
