@@ -58,10 +58,8 @@ void layer_norm_backward_cpu(const KernelArgs& args) {
     const RowInput<T> dy_rows(args, 0, f), x_rows(args, 1, f), gammas(args, 2, f);
     const RowOutput<T> dx_rows(args, 0, f), dgammas(args, 1, f), dbetas(args, 2, f);
     const T* gamma = gammas.data();
-    T* __restrict dgamma = dgammas.data();
-    T* __restrict dbeta = dbetas.data();
-    std::fill(dgamma, dgamma + n, T{0});
-    std::fill(dbeta, dbeta + n, T{0});
+    std::fill(dgammas.data(), dgammas.data() + n, T{0});
+    std::fill(dbetas.data(), dbetas.data() + n, T{0});
     const auto rows = nest_over<5>(args, factors_without(args.signature.outputs()[0], f),
                                    {dy_rows.strides(), x_rows.strides(), in_strides(args, 3),
                                     in_strides(args, 4), dx_rows.strides()});
@@ -70,11 +68,14 @@ void layer_norm_backward_cpu(const KernelArgs& args) {
       const T* __restrict x = x_rows.data() + at[1];
       const T mean = args.in[3].as<const T>()[at[2]], rstd = args.in[4].as<const T>()[at[3]];
       T* __restrict dx = dx_rows.data() + at[4];
+      T* __restrict dgamma = dgammas.data();
+      T* __restrict dbeta = dbetas.data();
       const T count = static_cast<T>(n);
       const T g_mean = lane_sum<T>(n, [=](int64_t i) { return dy[i] * gamma[i]; }) / count;
       const T gh_mean =
           lane_sum<T>(n, [=](int64_t i) { return dy[i] * gamma[i] * ((x[i] - mean) * rstd); }) /
           count;
+#pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) {
         const T h = (x[i] - mean) * rstd;
         dx[i] = rstd * (dy[i] * gamma[i] - g_mean - h * gh_mean);
@@ -167,8 +168,7 @@ void rms_norm_backward_cpu(const KernelArgs& args) {
     const RowInput<T> dy_rows(args, 0, f), x_rows(args, 1, f), gammas(args, 2, f);
     const RowOutput<T> dx_rows(args, 0, f), dgammas(args, 1, f);
     const T* gamma = gammas.data();
-    T* __restrict dgamma = dgammas.data();
-    std::fill(dgamma, dgamma + n, T{0});
+    std::fill(dgammas.data(), dgammas.data() + n, T{0});
     const auto rows =
         nest_over<4>(args, factors_without(args.signature.outputs()[0], f),
                      {dy_rows.strides(), x_rows.strides(), in_strides(args, 3), dx_rows.strides()});
@@ -177,9 +177,11 @@ void rms_norm_backward_cpu(const KernelArgs& args) {
       const T* __restrict x = x_rows.data() + at[1];
       const T rstd = args.in[3].as<const T>()[at[2]];
       T* __restrict dx = dx_rows.data() + at[3];
+      T* __restrict dgamma = dgammas.data();
       const T gh_mean =
           lane_sum<T>(n, [=](int64_t i) { return dy[i] * gamma[i] * (x[i] * rstd); }) /
           static_cast<T>(n);
+#pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) {
         const T h = x[i] * rstd;
         dx[i] = rstd * (dy[i] * gamma[i] - h * gh_mean);

@@ -5,35 +5,33 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 namespace cleave {
 
 inline double exp_of(double x) { return std::exp(x); }
 
-// Within 2 units in the last place. exp(x) = 2^n * exp(r) with |r| <= ln(2)/2; results that would
-// be denormal are 0.
+// e^x within one unit in the last place; subnormal results, infinities and NaN as they should be.
+// exp(x) = 2^n * exp(r) with |r| <= ln(2)/2.
 inline float exp_of(float x) {
-  constexpr float kLowest = -87.33654f, kHighest = 88.37626f;
-  float v = x < kLowest ? kLowest : x;
-  v = v > kHighest ? kHighest : v;
+  // Beyond these the result is 0 and infinity. The order of the operands keeps NaN.
+  x = x < -104.0f ? -104.0f : x;
+  x = x > 89.0f ? 89.0f : x;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const float shifted = v * 1.44269504f + kRound;
+  const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
-  const float r = (v - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  // The low bits of `shifted` are n; move them into the exponent.
-  const uint32_t power = (std::bit_cast<uint32_t>(shifted) + 127u) << 23;
-  float y = p * std::bit_cast<float>(power);
-  y = x < kLowest ? 0.0f : y;
-  y = x > kHighest ? std::numeric_limits<float>::infinity() : y;
-  return x != x ? x : y;
+  p = p * (r * r) + r + 1.0f;
+  // The low bits of `shifted` are n. 2^n may be out of range where the result is not: two factors.
+  const int32_t e = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(kRound);
+  const int32_t half = e >> 1;
+  return p * std::bit_cast<float>((half + 127) << 23) *
+         std::bit_cast<float>((e - half + 127) << 23);
 }
 
 inline double tanh_of(double x) { return std::tanh(x); }

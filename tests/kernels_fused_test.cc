@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 
 #include "graph/error.h"
 #include "graph/graph.h"
@@ -11,6 +13,7 @@
 #include "kernels/dropout_mask.h"
 #include "kernels/ops.h"
 #include "kernels/shard_index.h"
+#include "kernels/vector_math.h"
 #include "tests/support/op_runner.h"
 
 namespace cleave {
@@ -100,6 +103,27 @@ TEST(Philox, NormalsHaveTheirMoments) {
   EXPECT_NEAR(sum / kCount, 0, 0.015);
   EXPECT_NEAR(squares / kCount, 1, 0.02);
   EXPECT_NEAR(fourth / kCount, 3, 0.15);
+}
+
+// --- Exponential ---------------------------------------------------------------------------------
+
+TEST(Exponential, WithinOneUnitInTheLastPlace) {
+  for (uint64_t bits = 0; bits < 0xFFFFFFFF; bits += 9973) {
+    const float x = std::bit_cast<float>(static_cast<uint32_t>(bits));
+    const float got = exp_of(x);
+    if (std::isnan(x)) {
+      ASSERT_TRUE(std::isnan(got));
+      continue;
+    }
+    const double exact = std::exp(static_cast<double>(x));
+    const float rounded = static_cast<float>(exact);
+    if (std::isinf(rounded)) {
+      ASSERT_EQ(got, rounded) << x;
+      continue;
+    }
+    const double unit = std::nextafter(rounded, std::numeric_limits<float>::infinity()) - rounded;
+    ASSERT_LE(std::abs(got - exact), std::max(unit, 0x1p-149)) << x;
+  }
 }
 
 // --- Shards --------------------------------------------------------------------------------------
