@@ -26,6 +26,19 @@ void need_ids(const Tensor& ids, std::span<const Tensor> operands, std::string_v
   ids.tracer().state().refuse(loc, op, operands, "the last operand holds i32 numbers of classes");
 }
 
+void check_rate(double p, std::string_view op, std::span<const Tensor> operands, Loc loc) {
+  if (p >= 0 && p < 1) return;
+  operands[0].tracer().state().refuse(loc, op, operands,
+                                      fmt::format("the dropout rate {} is not in [0, 1)", p));
+}
+
+// The stream of random numbers of the scope's next dropout.
+std::string dropout_name(Tracer& tracer) {
+  const int number = tracer.state().dropouts[tracer.scope()]++;
+  return fmt::format("{}{}dropout{}", tracer.scope(), tracer.scope().empty() ? "" : ".",
+                     number == 0 ? "" : fmt::format(".{}", number));
+}
+
 }  // namespace
 
 Tensor embedding(const Tensor& table, const Tensor& ids, Loc loc) {
@@ -58,7 +71,7 @@ Tensor rotary(const Tensor& x, double theta, Loc loc) {
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, AttentionOptions options,
                  Loc loc) {
-  const Tensor operands[] = {q, k, v};
+  std::vector<Tensor> operands = {q, k, v};
   Tracer& tracer = checked(operands, "attention", loc);
   const auto refuse = [&](const std::string& why) {
     tracer.state().refuse(loc, "attention", operands, why);
@@ -71,31 +84,31 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, AttentionOpt
   if (options.causal && q.size(1) != k.size(1)) {
     refuse("causal attention needs as many queries as keys");
   }
-  if (options.dropout != 0) {
-    refuse("attention without dropout only: drop its result, or its weights by primitive ops");
-  }
+  check_rate(options.dropout, "attention", operands, loc);
   const double scale = options.scale.value_or(1 / std::sqrt(static_cast<double>(q.size(3))));
-  return tracer.apply(
-      ops::attention, operands, "bs(gr)E,bTgE,bTgV->bs(gr)V,bs(gr)|s:indexed,T:indexed",
-      {{"r", heads / groups}, {"causal", int64_t{options.causal}}, {"scale", scale}}, loc)[0];
+  Attrs attrs{{"r", heads / groups}, {"causal", int64_t{options.causal}}, {"scale", scale}};
+  std::string_view factors = "bs(gr)E,bTgE,bTgV->bs(gr)V,bs(gr)|s:indexed,T:indexed";
+  if (options.dropout > 0) {
+    // Which weights are dropped depends on their place in all of [b, g, r, s, T].
+    factors =
+        "bs(gr)E,bTgE,bTgV,->bs(gr)V,bs(gr)"
+        "|b:indexed,s:indexed,g:indexed,r:indexed,T:indexed";
+    operands.push_back(tracer.step());
+    attrs.set("dropout", options.dropout);
+    attrs.set("name", dropout_name(tracer));
+  }
+  return tracer.apply(ops::attention, operands, factors, std::move(attrs), loc)[0];
 }
 
 Tensor dropout(const Tensor& x, double p, Loc loc) {
   Tracer& tracer = checked(one(x), "dropout", loc);
-  if (!(p >= 0 && p < 1)) {
-    tracer.state().refuse(loc, "dropout", one(x), fmt::format("p = {} is not in [0, 1)", p));
-  }
+  check_rate(p, "dropout", one(x), loc);
   if (p == 0) return x;
-  Tracer::State& s = tracer.state();
-  // The n-th dropout of a scope has its own stream of random numbers.
-  const int number = s.dropouts[tracer.scope()]++;
-  const std::string name = (tracer.scope().empty() ? "" : tracer.scope() + ".") + "dropout" +
-                           (number == 0 ? "" : fmt::format(".{}", number));
   const std::string letters = letters_for(x.shape().size());
   std::string notes;
   for (char c : letters) notes += fmt::format("{}{}:indexed", notes.empty() ? "|" : ",", c);
   return tracer.apply1(ops::dropout, {x, tracer.step()}, letters + ",->" + letters + notes,
-                       {{"p", p}, {"name", name}}, loc);
+                       {{"p", p}, {"name", dropout_name(tracer)}}, loc);
 }
 
 Tensor swiglu(const Tensor& gate, const Tensor& up, Loc loc) {

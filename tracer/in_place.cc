@@ -188,12 +188,13 @@ Tensor update(const Tensor& target, const OpDef& op, const Tensor& other, std::s
     const Tensor both[] = {target, other};
     target.tracer().state().refuse(loc, what, both, "the element types differ: use to()");
   }
+  target.tracer().state().check_writable(target, what, loc);
   const Tensor inputs[] = {target, other};
   return target.tracer().apply_in_place(op, inputs, {}, {}, one(target), loc)[0];
 }
 
 Tensor update(const Tensor& target, const OpDef& op, double value, std::string_view what, Loc loc) {
-  common_tracer(one(target), what, loc);
+  common_tracer(one(target), what, loc).state().check_writable(target, what, loc);
   return target.tracer().apply_in_place(op, one(target), {}, {{"value", value}}, one(target),
                                         loc)[0];
 }
@@ -234,6 +235,7 @@ Tensor Tensor::copy_(const Tensor& other, Loc loc) const {
 Tensor Tensor::fill_(double value, Loc loc) const {
   Tracer& tracer = common_tracer(one(*this), "fill_", loc);
   const At at(tracer, loc);
+  tracer.state().check_writable(*this, "fill_", loc);
   const std::string letters = letters_for(shape().size());
   Attrs attrs{{"value", value}, {"dtype", std::string(name_of(dtype()))}};
   for (size_t d = 0; d < letters.size(); ++d) attrs.set(letters.substr(d, 1), shape()[d]);
