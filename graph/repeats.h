@@ -40,10 +40,11 @@ struct Layer {
   bool operator==(const Layer&) const = default;
 };
 
-// Nodes of the forward by their place; a node that follows another belongs where that one does;
-// other nodes of the backward and the update belong where their parameters do, or else where the
-// makers of all of their inputs do. A source belongs where all of its readers in the forward do,
-// or, with none there, all of its readers.
+// Nodes of the forward by their place. Of the backward and the update: a node that follows another
+// belongs where that one does, one that reads parameters where they do. Of the rest, a node of the
+// backward (a sum of gradients) belongs where the last of its inputs was made, one of the update
+// where all of them were. A source belongs where all of its readers in the forward do, or, with
+// none there, all of its readers.
 struct Layers {
   std::vector<Layer> nodes, sources;  // by index
 };
