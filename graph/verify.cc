@@ -56,8 +56,10 @@ class Verifier {
   template <class... Args>
   void check(bool condition, fmt::format_string<Args...> format, Args&&... args) const {
     if (condition) return;
+    std::string place = what_;
+    if (printable_ != kNoNode) place += ", " + to_text(graph_, printable_);
     throw InternalError(
-        fmt::format("{}: {}", what_, fmt::format(format, std::forward<Args>(args)...)));
+        fmt::format("{}: {}", place, fmt::format(format, std::forward<Args>(args)...)));
   }
 
   void source(int32_t index) {
@@ -92,10 +94,11 @@ class Verifier {
     check(in_range(n.scope, graph_.scopes()), "no scope {}", n.scope);
     check(n.loc.file == -1 || in_range(n.loc.file, graph_.files()), "no file {}", n.loc.file);
     check(n.follows >= kNoNode && n.follows < id, "follows node {}", n.follows);
-    what_ = fmt::format("node {}, {}", id, to_text(graph_, id));
+    printable_ = id;
     types(n);
     if (n.follows != kNoNode) follows(n, graph_.node(n.follows));
     storages(n, id);
+    printable_ = kNoNode;
   }
 
   void operand(Value v, NodeId id, std::string_view verb) const {
@@ -182,7 +185,8 @@ class Verifier {
   std::vector<bool> defined_;    // by value
   std::vector<int32_t> newest_;  // version so far, by storage; -1: not begun
   std::unordered_set<std::string> names_;
-  std::string what_;
+  std::string what_;            // is checked now
+  NodeId printable_ = kNoNode;  // the node that is, once its indices are known to be sound
 };
 
 }  // namespace
