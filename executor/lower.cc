@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "executor/buffers.h"
+#include "executor/memory_layout.h"
 #include "graph/error.h"
 #include "planner/expansion.h"
 
@@ -369,6 +370,11 @@ int64_t peak_bytes(const Graph& graph, const Plan& plan) {
   Program program = Lowering(graph, plan).run();
   plan_memory(program);
   return program.arena_bytes;
+}
+
+int64_t live_bytes(const Graph& graph, const Plan& plan) {
+  const Program program = Lowering(graph, plan).run();
+  return most_live_bytes(buffer_lifetimes(program)) + largest_workspace(program);
 }
 
 }  // namespace cleave

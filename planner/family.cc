@@ -71,6 +71,16 @@ Families::Families(const Graph& graph, const Dimensions& dimensions, const Clust
       cluster_(cluster),
       mesh_(mesh),
       restrictions_(std::move(restrictions)) {
+  std::vector<bool> from_data(graph.values().size(), false);
+  for (const Source& source : graph.sources()) {
+    from_data[static_cast<size_t>(source.value)] = source.kind == SourceKind::kData;
+  }
+  for (const Node& node : graph.nodes()) {
+    reads_data_.push_back(std::any_of(node.inputs.begin(), node.inputs.end(), [&](Value v) {
+      return from_data[static_cast<size_t>(v)];
+    }));
+    for (Value v : node.outputs) from_data[static_cast<size_t>(v)] = reads_data_.back();
+  }
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const NodeId follows = graph.nodes()[n].follows;
     if (follows == kNoNode) {
@@ -127,7 +137,9 @@ std::string Families::key(const Family& family) const {
 bool Families::allowed(NodeId leader, size_t axis, ClassId c) const {
   const Restrictions& r = restrictions_;
   const Node& node = graph_.node(leader);
-  if (node.phase == Phase::kUpdate) return true;  // optimizer states may be split as they fit best
+  // Roles speak of the model's work on its data; parameters and optimizer states may be kept, cast
+  // and updated in whatever parts fit best.
+  if (node.phase == Phase::kUpdate || !reads_data_[static_cast<size_t>(leader)]) return true;
   switch (r.roles[axis]) {
     case AxisRole::kAny: return true;
     case AxisRole::kData: return c == r.batch;
@@ -143,6 +155,7 @@ std::vector<AxisOption> Families::options(const Family& family, size_t axis) con
   const NodeId leader = family.members[0];
   const Node& node = graph_.node(leader);
   std::vector<AxisOption> result = {{}};
+  if (mesh_.axes[axis].size == 1) return result;  // nothing to split
   const bool linear = std::all_of(family.members.begin(), family.members.end(),
                                   [&](NodeId n) { return graph_.node(n).op->linear; });
   if (linear) {

@@ -22,14 +22,15 @@ std::string key_of(const char* what, const Parts&... parts) {
 
 PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensions,
                                    const Families& families, const Cluster& cluster,
-                                   const Mesh& mesh, double seconds_per_byte,
-                                   const Preferences& preferences)
+                                   const Mesh& mesh, const Layers& layers,
+                                   const MemoryPrice& price, const Preferences& preferences)
     : graph_(graph),
       dims_(dimensions),
       families_(families),
       cluster_(cluster),
       mesh_(mesh),
-      seconds_per_byte_(seconds_per_byte),
+      layers_(layers),
+      price_(price),
       ways_(graph.values().size()),
       uses_(graph.values().size()),
       storage_saved_(static_cast<size_t>(graph.num_storages()), false) {
@@ -190,6 +191,13 @@ PlacementProblem::End PlacementProblem::end_of(NodeId node, int32_t operand, boo
                                  families_.member_of(node), operand, output, space_id)}};
 }
 
+double PlacementProblem::price_of(Value v) const {
+  const ValueInfo& info = graph_.value(v);
+  const Layer layer = info.source >= 0 ? layers_.sources[static_cast<size_t>(info.source)]
+                                       : layers_.nodes[static_cast<size_t>(info.producer)];
+  return layer.copy >= 0 && layer.copy < price_.split ? price_.low : price_.high;
+}
+
 bool PlacementProblem::is_bundled(const ValueWays& w, Value v, Phase reader) const {
   if (w.data) return false;
   if (w.final_of >= 0 && reader == Phase::kUpdate) return true;
@@ -301,12 +309,11 @@ void PlacementProblem::add_value(Value v, const Preferences& preferences) {
         made.variable == w.readers[2].ends[0].variable && w.readers[2].ends[0].needs.size() == 1 &&
         *made.needs[0] == *w.readers[2].ends[0].needs[0]) {
       const End& end = w.readers[2].ends[0];
-      if (seconds_per_byte_ > 0) {
+      if (const double price = price_of(v); price > 0) {
         add_term({end.variable},
-                 memoised(key_of("state bytes", w.space, end.needs[0]),
+                 memoised(key_of("state bytes", w.space, end.needs[0], price),
                           {static_cast<int32_t>(end.needs[0]->size())}, [&](const int32_t* c) {
-                            return seconds_per_byte_ *
-                                   space(w.space, false)
+                            return price * space(w.space, false)
                                        .local_bytes(static_cast<size_t>(
                                            (*end.needs[0])[static_cast<size_t>(c[0])]));
                           }));
@@ -366,11 +373,10 @@ void PlacementProblem::add_ways(Value v, ValueWays& w) {
   const PlacementSpace& plain = space(w.space, false);
   const End held = held_end(w);
   if (w.held >= 0 && !w.source) add_conversion(w, w.producer, held, false);
-  if (w.source && seconds_per_byte_ > 0) {
-    add_term({w.held}, memoised(key_of("held bytes", w.space, w.held_forms),
+  if (const double price = price_of(v); w.source && price > 0) {
+    add_term({w.held}, memoised(key_of("held bytes", w.space, w.held_forms, price),
                                 {static_cast<int32_t>(w.held_forms->size())}, [&](const int32_t* c) {
-                                  return seconds_per_byte_ *
-                                         plain.local_bytes(static_cast<size_t>(
+                                  return price * plain.local_bytes(static_cast<size_t>(
                                              (*w.held_forms)[static_cast<size_t>(c[0])]));
                                 }));
   }
@@ -384,7 +390,7 @@ void PlacementProblem::add_ways(Value v, ValueWays& w) {
     }
     const End out = handed_out(r);
     if (p == 1 && (crosses || w.source)) {
-      add_backward_term(w, w.readers[0], r);
+      add_backward_term(v, w);
     } else {
       add_conversion(w, held, out, bundled);
     }
@@ -398,13 +404,15 @@ void PlacementProblem::add_ways(Value v, ValueWays& w) {
 
 // What the backward hands out: made from the held form, which is then kept, or from what the
 // forward handed out, which is kept instead. The cheaper of the two, bytes priced.
-void PlacementProblem::add_backward_term(const ValueWays& w, const Readers& f, const Readers& b) {
+void PlacementProblem::add_backward_term(Value v, const ValueWays& w) {
+  const Readers &f = w.readers[0], &b = w.readers[1];
+  const double price = price_of(v);
   const End held = held_end(w);
   const End out = handed_out(b);
   const bool from_forward = !f.ends.empty() && handed_out(f).needs.size() == 1;
   const End forward = from_forward ? handed_out(f) : End{-1, {held.needs[0]}};
   std::string key = key_of("backward", w.space, w.saved, w.source, from_forward, held.needs[0],
-                           forward.needs[0]);
+                           forward.needs[0], price);
   for (const Indices* n : out.needs) key += key_of("", n);
   const auto size = [](const End& e) { return static_cast<int32_t>(e.needs[0]->size()); };
   const int32_t forward_size = from_forward ? size(forward) : 1;
@@ -412,13 +420,13 @@ void PlacementProblem::add_backward_term(const ValueWays& w, const Readers& f, c
   auto table = memoised(key, {size(held), forward_size, size(out)}, [&](const int32_t* c) {
     const int32_t h = (*held.needs[0])[static_cast<size_t>(c[0])];
     const double held_price =
-        w.saved ? seconds_per_byte_ * s.local_bytes(static_cast<size_t>(h)) : 0;
+        w.saved ? price * s.local_bytes(static_cast<size_t>(h)) : 0;
     double cost = conversion(w.space, false, h, out, static_cast<size_t>(c[2])) + held_price;
     if (!from_forward) return cost;
     const int32_t kept = (*forward.needs[0])[static_cast<size_t>(c[1])];
     const bool same = kept == h;
     const double kept_price = w.saved || (w.source && !same)
-                                  ? seconds_per_byte_ * s.local_bytes(static_cast<size_t>(kept))
+                                  ? price * s.local_bytes(static_cast<size_t>(kept))
                                   : 0;
     return std::min(cost, conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) + kept_price);
   });

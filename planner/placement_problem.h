@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "graph/graph.h"
+#include "graph/repeats.h"
 #include "planner/elimination.h"
 #include "planner/family.h"
 #include "planner/plan.h"
@@ -34,11 +35,11 @@ struct Preferences {
 // the forward handed out when keeping that is cheaper.
 class PlacementProblem {
  public:
-  // `seconds_per_byte` prices the bytes that must be held at the end of the forward (parameters,
-  // states, and values kept for the backward): the Lagrange multiplier of the memory limit.
+  // `layers` says which layer a node or source belongs to, for the price of its bytes. Everything
+  // referred to must outlive the problem.
   PlacementProblem(const Graph& graph, const Dimensions& dimensions, const Families& families,
-                   const Cluster& cluster, const Mesh& mesh, double seconds_per_byte,
-                   const Preferences& preferences);
+                   const Cluster& cluster, const Mesh& mesh, const Layers& layers,
+                   const MemoryPrice& price, const Preferences& preferences);
 
   const MinSumProblem& problem() const { return problem_; }
   // The nodes' and values' part of a plan that a solution means; costs are summed again from its
@@ -84,7 +85,7 @@ class PlacementProblem {
   void add_families(const Preferences& preferences);
   void add_value(Value v, const Preferences& preferences);
   void add_ways(Value v, ValueWays& w);
-  void add_backward_term(const ValueWays& w, const Readers& f, const Readers& b);
+  void add_backward_term(Value v, const ValueWays& w);
   int32_t space_for(Value v);
   End end_of(NodeId node, int32_t operand, bool output, int32_t space);
   const Indices* placements_of(int32_t kind, int32_t member, int32_t operand, bool output,
@@ -100,6 +101,7 @@ class PlacementProblem {
   const PlacementSpace& space(int32_t s, bool bundled) const {
     return bundled ? *spaces_[static_cast<size_t>(s)].bundled : *spaces_[static_cast<size_t>(s)].plain;
   }
+  double price_of(Value v) const;
   bool is_bundled(const ValueWays& w, Value v, Phase reader) const;
   std::shared_ptr<const CostTable> memoised(const std::string& key, std::vector<int32_t> sizes,
                                             const std::function<double(const int32_t*)>& cost);
@@ -114,7 +116,8 @@ class PlacementProblem {
   const Families& families_;
   const Cluster& cluster_;
   const Mesh& mesh_;
-  double seconds_per_byte_;
+  const Layers& layers_;
+  MemoryPrice price_;
   MinSumProblem problem_;
   std::vector<ValueWays> ways_;                // by value
   std::vector<std::vector<Use>> uses_;         // by value

@@ -49,6 +49,18 @@ struct Prediction {
   double mfu_causal = 0;  // masked work not counted
   int64_t peak_bytes = 0;       // of one rank
   int64_t state_bytes = 0;      // parameters and optimizer states, of one rank
+  int64_t held_bytes = 0;       // those, and what is kept for the backward: never above the peak
+};
+
+// What a byte costs that must be held at the end of the forward: parameters, states, and values kept
+// for the backward. The Lagrange multiplier of the memory limit. Layers before `split` (copies of
+// the repeated layers) may have another price than the rest, so that some keep what others make
+// again.
+struct MemoryPrice {
+  double low = 0;   // seconds a byte, of the layers before `split`
+  double high = 0;  // of everything else
+  int32_t split = 0;
+  bool free() const { return low == 0 && high == 0; }
 };
 
 struct Certificate {
@@ -80,6 +92,7 @@ struct Plan {
   int zero = 0;                   // ZeRO stage over the batch axis: 0, 1 (states), 3 (parameters)
   int64_t kept = 0, regathered = 0;  // values read again in the backward: gathered form kept, or
                                      // gathered a second time
+  MemoryPrice price;  // under which it was found
   Prediction predicted;
   Certificate certificate;
   double search_seconds = 0;

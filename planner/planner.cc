@@ -91,16 +91,19 @@ std::vector<ClassId> width_classes(const Graph& graph, const Dimensions& dims) {
   return width;
 }
 
-// Solves one mesh: first without pricing memory, then, when that does not fit, by bisection on the
-// price of a byte. For every price the minimum of (seconds + price * (held bytes - limit)) is a
-// lower bound on the seconds of any plan that fits.
+// Solves one mesh: first without pricing memory; when that does not fit, at the price at which the
+// plan that is too large and one that fits cost the same (the dual's maximum is reached in a few
+// such steps), and at last with the cheaper price for as many layers as fit. For every price the
+// minimum of (seconds + price * (held bytes - limit)) is a lower bound on the seconds of any plan
+// that fits, since what is held is never more than the peak.
 class MeshSearch {
  public:
-  MeshSearch(const Graph& graph, std::shared_ptr<const Dimensions> dims, const Cluster& cluster,
-             const Mesh& mesh, std::vector<AxisRole> roles, const Restrictions& restrictions,
-             const PlannerOptions& options, double limit)
+  MeshSearch(const Graph& graph, std::shared_ptr<const Dimensions> dims, const Layers& layers,
+             const Cluster& cluster, const Mesh& mesh, std::vector<AxisRole> roles,
+             const Restrictions& restrictions, const PlannerOptions& options, double limit)
       : graph_(graph),
         dims_(std::move(dims)),
+        layers_(layers),
         cluster_(cluster),
         mesh_(mesh),
         roles_(std::move(roles)),
@@ -110,35 +113,43 @@ class MeshSearch {
 
   // `best_so_far`: seconds; a mesh whose bound is not below is given up.
   std::optional<Plan> search(double best_so_far, Candidate& report) {
-    auto plan = solve(0);
+    auto plan = solve({});
     report.lower_bound = lower_bound_;
     if (!plan) {
       report.why_not = "no placement works";
       return std::nullopt;
     }
     report.cost = plan->certificate.cost;
-    if (plan->certificate.cost >= best_so_far) {
+    if (report.cost >= best_so_far) {
       report.why_not = fmt::format("slower by {:.1f} %", 100 * (report.cost / best_so_far - 1));
       return std::nullopt;
     }
+    if (!fits(*plan)) {
+      plan = squeeze(std::move(*plan), report);
+      if (!plan) return std::nullopt;
+      report.cost = plan->certificate.cost;
+      report.lower_bound = lower_bound_;
+      if (report.cost >= best_so_far) {
+        report.why_not = "slower once it fits in memory";
+        return std::nullopt;
+      }
+    }
     report.peak_bytes = plan->predicted.peak_bytes;
-    if (fits(*plan)) return finish(std::move(*plan));
-    return squeeze(std::move(*plan), best_so_far, report);
+    plan->certificate.lower_bound = std::min(lower_bound_, plan->certificate.cost);
+    return plan;
   }
 
- private:
-  bool fits(const Plan& plan) const {
-    return static_cast<double>(plan.predicted.peak_bytes) <= limit_;
-  }
-
-  std::optional<Plan> solve(double seconds_per_byte) {
-    const PlacementProblem problem(graph_, *dims_, families_, cluster_, mesh_, seconds_per_byte,
+  // The plan at one price, without looking at the limit.
+  std::optional<Plan> solve(const MemoryPrice& price) {
+    const PlacementProblem problem(graph_, *dims_, families_, cluster_, mesh_, layers_, price,
                                    options_.preferences);
-    const MinSumResult result = solve_by_elimination(problem.problem());
+    EliminationLimits limits;
+    limits.prune_dominated = true;
+    const MinSumResult result = solve_by_elimination(problem.problem(), limits);
     if (result.status == MinSumStatus::kTooLarge) {
-      fail("the search over mesh {} needs a table of {:.3g} entries; fix the mesh's roles, as in "
+      fail("the search over mesh {} needs tables of {:.2g} entries; fix the mesh's roles, as in "
            "--mesh dp=2,tp=4",
-           mesh_.to_string(), result.needed_table);
+           mesh_.to_string(), std::max(result.needed_table, result.needed_total));
     }
     if (!result.solved()) return std::nullopt;
     Plan plan;
@@ -147,59 +158,90 @@ class MeshSearch {
     plan.cluster = cluster_;
     plan.dimensions = dims_;
     problem.read_solution(result.solution.choice, plan);
-    plan.certificate.cost = seconds_per_byte == 0 ? result.solution.cost
-                                                  : plan.predicted.step_seconds;
-    const double bound = result.solution.cost - (seconds_per_byte > 0 ? seconds_per_byte * limit_ : 0);
-    lower_bound_ = std::max(lower_bound_, bound);
-    if (options_.peak_bytes) plan.predicted.peak_bytes = options_.peak_bytes(plan);
+    CLEAVE_ASSERT(!price.free() || !options_.preferences.empty() ||
+                      std::abs(plan.certificate.cost - result.solution.cost) <=
+                          1e-9 * result.solution.cost,
+                  "the plan costs {}, the search found {}", plan.certificate.cost,
+                  result.solution.cost);
+    if (price.split == 0) {
+      lower_bound_ = std::max(lower_bound_, price.free() ? result.solution.cost
+                                                         : result.solution.cost - price.high * limit_);
+    }
+    plan.predicted.peak_bytes =
+        options_.live_bytes ? options_.live_bytes(plan) : plan.predicted.held_bytes;
     return plan;
   }
 
-  std::optional<Plan> squeeze(Plan unlimited, double best_so_far, Candidate& report) {
-    // From a price at which the excess would cost as much as the step, upwards until it fits.
-    const double excess = static_cast<double>(unlimited.predicted.peak_bytes) - limit_;
-    double high = unlimited.certificate.cost / excess, low = 0;
+ private:
+  // Asks for the exact peak only where the quick one would do.
+  bool fits(Plan& plan) const {
+    if (static_cast<double>(plan.predicted.peak_bytes) > limit_) return false;
+    if (options_.peak_bytes) plan.predicted.peak_bytes = options_.peak_bytes(plan);
+    return static_cast<double>(plan.predicted.peak_bytes) <= limit_;
+  }
+
+  static double held(const Plan& plan) { return static_cast<double>(plan.predicted.held_bytes); }
+
+  std::optional<Plan> squeeze(Plan over, Candidate& report) {
     std::optional<Plan> best;
-    const auto consider = [&](double price) {
-      auto plan = solve(price);
-      if (!plan) return false;
-      report.peak_bytes = std::min(report.peak_bytes, plan->predicted.peak_bytes);
-      if (!fits(*plan)) return false;
-      if (!best || plan->certificate.cost < best->certificate.cost) best = std::move(plan);
+    report.peak_bytes = over.predicted.peak_bytes;
+    const auto consider = [&](Plan& plan) {
+      report.peak_bytes = std::min(report.peak_bytes, plan.predicted.peak_bytes);
+      if (!fits(plan)) return false;
+      if (!best || plan.certificate.cost < best->certificate.cost) best = plan;
       return true;
     };
-    int tries = 0;
-    while (!consider(high)) {
-      low = high;
-      high *= 16;
-      if (++tries == 8) break;
+    // From a price at which the excess would cost as much as the step, upwards until it fits.
+    const double excess = static_cast<double>(over.predicted.peak_bytes) - limit_;
+    double price = 4 * over.certificate.cost / excess;
+    std::optional<Plan> under;
+    for (int tries = 0; tries < 6 && !best; ++tries, price *= 64) {
+      under = solve({.low = price, .high = price});
+      if (!under) break;
+      if (!consider(*under)) over = *under;
     }
     if (!best) {
       report.cost = kInfinity;
       report.why_not = "does not fit in memory";
       return std::nullopt;
     }
-    for (int i = 0; i < 12 && lower_bound_ < best->certificate.cost * (1 - 1e-3); ++i) {
-      const double middle = low == 0 ? high / 4 : std::sqrt(low * high);
-      (consider(middle) ? high : low) = middle;
+    for (int i = 0; i < 12 && held(over) > held(*under); ++i) {
+      const double slope = (under->certificate.cost - over.certificate.cost) / (held(over) - held(*under));
+      if (slope <= 0) break;
+      price = slope;
+      auto middle = solve({.low = price, .high = price});
+      if (!middle) break;
+      const double known = over.certificate.cost + price * held(over);
+      const double found = middle->certificate.cost + price * held(*middle);
+      const bool same = found >= known * (1 - 1e-9);
+      if (consider(*middle)) {
+        under = std::move(middle);
+      } else {
+        over = std::move(*middle);
+      }
+      if (same) break;
     }
-    report.cost = best->certificate.cost;
-    report.lower_bound = lower_bound_;
-    report.peak_bytes = best->predicted.peak_bytes;
-    if (best->certificate.cost >= best_so_far) {
-      report.why_not = "slower once it fits in memory";
-      return std::nullopt;
-    }
-    return finish(std::move(*best));
+    mix(price, consider, best);
+    return best;
   }
 
-  Plan finish(Plan plan) const {
-    plan.certificate.lower_bound = std::min(lower_bound_, plan.certificate.cost);
-    return plan;
+  // As many layers as fit at a slightly lower price than the others.
+  template <class Consider>
+  void mix(double price, const Consider& consider, const std::optional<Plan>& best) {
+    int32_t copies = 0;
+    for (const Layer& l : layers_.nodes) copies = std::max(copies, l.copy + 1);
+    int32_t fit = 0, over = copies + 1;
+    while (over - fit > 1 && best->certificate.cost > lower_bound_ * (1 + 1e-3)) {
+      const int32_t middle = (fit + over) / 2;
+      auto plan = solve({.low = price * (1 - 1e-3), .high = price * (1 + 1e-3), .split = middle});
+      if (!plan) break;
+      (consider(*plan) ? fit : over) = middle;
+    }
   }
 
   const Graph& graph_;
   std::shared_ptr<const Dimensions> dims_;
+  const Layers& layers_;
   const Cluster& cluster_;
   Mesh mesh_;
   std::vector<AxisRole> roles_;
@@ -310,11 +352,13 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
   const double limit = options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
   std::vector<std::vector<AxisRole>> roles;
   const std::vector<Mesh> all = meshes(cluster, options, roles);
+  const Layers layers = layers_of(graph, repeats(graph));
   double bound = kInfinity;
   for (size_t m = 0; m < all.size(); ++m) {
     restrictions.roles = roles[m];
-    MeshSearch search(graph, dims, cluster, all[m], roles[m], restrictions, options, limit);
-    Candidate report{.mesh = all[m]};
+    MeshSearch search(graph, dims, layers, cluster, all[m], roles[m], restrictions, options, limit);
+    Candidate report;
+    report.mesh = all[m];
     const double best = result.plan ? result.plan->certificate.cost : kInfinity;
     auto plan = search.search(best, report);
     bound = std::min(bound, report.lower_bound);

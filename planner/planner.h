@@ -28,8 +28,10 @@ struct PlannerOptions {
   MeshRequest mesh;
   double memory_limit = 0;  // bytes a device; 0: the cluster's own; infinite: no limit
   size_t max_axes = 2;
-  // The peak of one rank's memory under a plan, in bytes: the executor's own memory layout.
-  std::function<int64_t(const Plan&)> peak_bytes;
+  // The memory of one rank under a plan, in bytes: what is live at once at most, asked often; and
+  // the peak of the executor's own layout, asked of the plan that is chosen. Without them what is
+  // held at the end of the forward stands for both.
+  std::function<int64_t(const Plan&)> live_bytes, peak_bytes;
   Preferences preferences;
 };
 

@@ -57,15 +57,22 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
       return s.index_of(plan.values[static_cast<size_t>(v)][static_cast<size_t>(form)].placements);
     };
     const int32_t h = index(held), k = index(forward_form);
-    const double held_price = w.saved ? seconds_per_byte_ * s.local_bytes(size_t(h)) : 0;
-    const double kept_price = seconds_per_byte_ * s.local_bytes(size_t(k)) * (w.saved || w.source);
+    const double price = price_of(v);
+    const double held_price = w.saved ? price * s.local_bytes(size_t(h)) : 0;
+    const double kept_price = price * s.local_bytes(size_t(k)) * (w.saved || w.source);
     const double again = conversion(w.space, false, h, out, pick);
     if (conversion(w.space, false, k, out, pick) + kept_price < again + held_price) {
       from = forward_form;
       ++plan.kept;
+      if (w.source) plan.predicted.held_bytes += static_cast<int64_t>(s.local_bytes(size_t(k)));
     } else if (again > 0) {
       ++plan.regathered;
     }
+  }
+  if (phase == 1 && w.saved) {
+    const Placements& kept = plan.values[static_cast<size_t>(v)][static_cast<size_t>(from)].placements;
+    plan.predicted.held_bytes +=
+        static_cast<int64_t>(s.local_bytes(static_cast<size_t>(s.index_of(kept))));
   }
   if (r.hand_out >= 0) {
     from = form_for(choice, v, handed_out(r), 0, from, p, bundled, plan);
@@ -108,6 +115,10 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
   } else {
     made.placements.assign(mesh_.axes.size(), Placement::replicate());
   }
+  if (w.source) {
+    plan.predicted.held_bytes +=
+        static_cast<int64_t>(s.local_bytes(static_cast<size_t>(s.index_of(made.placements))));
+  }
   forms.push_back(std::move(made));
   int32_t held = 0;
   const NodeId producer = graph_.value(v).producer;
@@ -135,6 +146,8 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   plan.choices.assign(graph_.nodes().size(), {});
   plan.collectives.clear();
   plan.kept = plan.regathered = 0;
+  plan.predicted = {};
+  plan.price = price_;
   double compute = 0, communication = 0;
   // Collectives by (kind, axis, phase, of parameters).
   std::map<std::tuple<StepKind, int32_t, Phase, bool>, PlannedCollectives> sums;
@@ -182,6 +195,8 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
       }
     }
   }
+  plan.certificate.cost = compute + communication;
+  // What the search leaves out, since it is the same for nearly all plans: starting each bundle.
   for (const auto& [key, count] : bundles) {
     if (is_collective(std::get<1>(key))) communication += cluster_.link(mesh_, size_t(std::get<2>(key))).start;
   }
