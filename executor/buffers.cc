@@ -19,13 +19,20 @@ class Assigner {
     std::vector<const SharingWish*> wish_of(program_.tensors.size(), nullptr);
     for (const SharingWish& w : wishes) wish_of[static_cast<size_t>(w.tensor)] = &w;
     for (const ProgramSource& s : program_.sources) new_buffer(s.tensor, s.kind != SourceKind::kData);
-    for (size_t i = 0; i < program_.instrs.size(); ++i) {
-      Instr& instr = program_.instrs[i];
-      if (make_views(instr)) continue;
-      for (TensorId t : instr.out) {
-        const SharingWish* w = wish_of[static_cast<size_t>(t)];
-        if (w == nullptr || !share(t, w->target, static_cast<int32_t>(i), instr)) new_buffer(t, false);
+    std::vector<Instr> instrs = std::move(program_.instrs);
+    program_.instrs.clear();
+    for (size_t i = 0; i < instrs.size(); ++i) {
+      Instr& instr = instrs[i];
+      if (is_collective(instr.kind)) make_contiguous(instr, static_cast<int32_t>(i));
+      if (!make_views(instr)) {
+        for (TensorId t : instr.out) {
+          const SharingWish* w = wish_of[static_cast<size_t>(t)];
+          if (w == nullptr || !share(t, w->target, static_cast<int32_t>(i), instr)) {
+            new_buffer(t, false);
+          }
+        }
       }
+      program_.instrs.push_back(std::move(instr));
     }
     copy_unmet(wishes);
     for (size_t t = 0; t < program_.tensors.size(); ++t) {
@@ -61,6 +68,30 @@ class Assigner {
     const int32_t b = buffer_of_[static_cast<size_t>(host)];
     buffer_of_[static_cast<size_t>(t)] = b;
     members_[static_cast<size_t>(b)].push_back(t);
+  }
+
+  // Collectives take contiguous memory: operands that are views are copied first. `i`: where the
+  // instruction stands among those of the lowering.
+  void make_contiguous(Instr& instr, int32_t i) {
+    for (TensorId& t : instr.in) {
+      ProgramTensor packed = program_.tensor(t);
+      const Shape strides = contiguous_strides(packed.geometry.shape);
+      if (packed.geometry.strides == strides) continue;
+      packed.geometry.offset = 0;
+      packed.geometry.strides = strides;
+      Instr copy;
+      copy.kind = InstrKind::kCopy;
+      copy.in = {t};
+      copy.phase = instr.phase;
+      copy.where = instr.where;
+      t = static_cast<TensorId>(program_.tensors.size());
+      copy.out = {t};
+      program_.tensors.push_back(std::move(packed));
+      buffer_of_.push_back(-1);
+      last_read_.push_back(i);
+      new_buffer(t, false);
+      program_.instrs.push_back(std::move(copy));
+    }
   }
 
   bool make_views(const Instr& instr) {

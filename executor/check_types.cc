@@ -70,13 +70,20 @@ class InstrTyping {
     if (is_view(p_, instr_)) check_view();
   }
 
-  // A dimension's atoms are those of its factors, one after the other; a broadcast dimension has
-  // atoms of size 1.
+  // A factor of size 1 inside a compound has no atom in the operand.
+  bool vanishes(const DimFactors& dim, int8_t factor) const {
+    const auto& atoms = instr_.letter_atoms[static_cast<size_t>(factor)];
+    return dim.size() > 1 && atoms.size() == 1 && atoms[0] == 1;
+  }
+
+  // A dimension's atoms are those of its factors, one after the other; a broadcast dimension, and a
+  // compound of size 1, have atoms of size 1.
   void check_atoms(const ProgramTensor& t, const OperandDims& dims) {
     size_t at = 0;
     for (size_t d = 0; d < dims.size(); ++d) {
       std::vector<int64_t> want, got;
       for (int8_t f : dims[d]) {
+        if (vanishes(dims[d], f)) continue;
         const auto& atoms = instr_.letter_atoms[static_cast<size_t>(f)];
         want.insert(want.end(), atoms.begin(), atoms.end());
       }
@@ -189,19 +196,18 @@ class InstrTyping {
   // Which atom of the operand is atom `k` of factor `f`; -1 when the operand lacks the factor.
   int atom_index(const OperandDims& dims, int f, int k, const ProgramTensor& t) {
     int found = -1;
-    int at = 0;
+    const auto& dim_of = t.layout.atom_dim;
     for (size_t d = 0; d < dims.size(); ++d) {
-      if (dims[d].empty()) {
-        at += static_cast<int>(
-            std::count(t.layout.atom_dim.begin(), t.layout.atom_dim.end(), static_cast<int8_t>(d)));
-      }
+      int at = static_cast<int>(
+          std::lower_bound(dim_of.begin(), dim_of.end(), static_cast<int8_t>(d)) - dim_of.begin());
       for (int8_t g : dims[d]) {
         if (g == f && found >= 0) {
           refuse(subject_, "{} carries factor '{}' twice, which cannot be split", t.name,
                  instr_.signature->factors()[static_cast<size_t>(f)].letter);
         }
         if (g == f) found = at + k;
-        at += static_cast<int>(instr_.letter_atoms[static_cast<size_t>(g)].size());
+        if (!vanishes(dims[d], g))
+          at += static_cast<int>(instr_.letter_atoms[static_cast<size_t>(g)].size());
       }
     }
     return found;
