@@ -1,6 +1,7 @@
 // A plan: where every value lies on the mesh, how it gets there, and what that is predicted to cost.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -88,6 +89,7 @@ struct Plan {
   std::vector<int32_t> final_form;            // by source: the form of `final` that is kept
   std::vector<int32_t> output_form;           // by graph output
   std::vector<std::vector<AxisOption>> choices;  // by node: of its family; empty for followers
+  std::map<Value, Placements> held;  // the held form of every value that several read
   std::vector<PlannedCollectives> collectives;
   int zero = 0;                   // ZeRO stage over the batch axis: 0, 1 (states), 3 (parameters)
   int64_t kept = 0, regathered = 0;  // values read again in the backward: gathered form kept, or

@@ -91,6 +91,14 @@ std::vector<ClassId> width_classes(const Graph& graph, const Dimensions& dims) {
   return width;
 }
 
+Restrictions restrictions_of(const Graph& graph, const Dimensions& dims) {
+  Restrictions r;
+  r.batch = dims.class_with_role("batch");
+  r.sequence = dims.class_with_role("sequence");
+  r.width = width_classes(graph, dims);
+  return r;
+}
+
 // Solves one mesh: first without pricing memory; when that does not fit, at the price at which the
 // plan that is too large and one that fits cost the same (the dual's maximum is reached in a few
 // such steps), and at last with the cheaper price for as many layers as fit. For every price the
@@ -341,14 +349,32 @@ MeshRequest parse_mesh(std::string_view text) {
   return request;
 }
 
+std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const Mesh& mesh,
+                              const std::vector<AxisRole>& roles, const MemoryPrice& price,
+                              const PlannerOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto dims = std::make_shared<const Dimensions>(find_dimensions(graph));
+  Restrictions restrictions = restrictions_of(graph, *dims);
+  restrictions.roles = roles;
+  const Layers layers = layers_of(graph, repeats(graph));
+  auto plan = MeshSearch(graph, dims, layers, cluster, mesh, roles, restrictions, options, kInfinity)
+                  .solve(price);
+  if (!plan) return plan;
+  if (options.peak_bytes) plan->predicted.peak_bytes = options.peak_bytes(*plan);
+  plan->certificate.lower_bound = plan->certificate.cost;
+  name_axes(graph, *plan);
+  plan->mesh = mesh;
+  predict(graph, *plan);
+  plan->search_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return plan;
+}
+
 PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   PlanResult result;
   const auto dims = std::make_shared<const Dimensions>(find_dimensions(graph));
-  Restrictions restrictions;
-  restrictions.batch = dims->class_with_role("batch");
-  restrictions.sequence = dims->class_with_role("sequence");
-  restrictions.width = width_classes(graph, *dims);
+  Restrictions restrictions = restrictions_of(graph, *dims);
   const double limit = options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
   std::vector<std::vector<AxisRole>> roles;
   const std::vector<Mesh> all = meshes(cluster, options, roles);

@@ -45,6 +45,12 @@ struct PlanResult {
 // do not multiply to the number of devices).
 PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOptions& options);
 
+// The best plan on one mesh at one price of memory, whatever the limit; empty when the preferences
+// leave none. Axes keep the mesh's names.
+std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const Mesh& mesh,
+                              const std::vector<AxisRole>& roles, const MemoryPrice& price,
+                              const PlannerOptions& options);
+
 // Tokens of one step: the product of the sizes of the first data input with a batch dimension.
 double tokens_per_step(const Graph& graph);
 

@@ -122,6 +122,7 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
   forms.push_back(std::move(made));
   int32_t held = 0;
   const NodeId producer = graph_.value(v).producer;
+  if (w.held >= 0) plan.held[v] = placement(held_end(w));
   if (w.held >= 0 && !w.source) {
     held = form_for(choice, v, held_end(w), 0, 0, graph_.node(producer).phase, false, plan);
   }
@@ -145,6 +146,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   plan.output_form.assign(graph_.outputs().size(), 0);
   plan.choices.assign(graph_.nodes().size(), {});
   plan.collectives.clear();
+  plan.held.clear();
   plan.kept = plan.regathered = 0;
   plan.predicted = {};
   plan.price = price_;

@@ -1,0 +1,234 @@
+#include "planner/plan_json.h"
+
+#include <limits>
+#include <map>
+
+#include "graph/error.h"
+#include "graph/philox.h"
+
+namespace cleave {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string text_of(const AxisOption& o) {
+  switch (o.kind) {
+    case AxisOption::Kind::kReplicate: return "-";
+    case AxisOption::Kind::kPartialLeader: return "partial";
+    case AxisOption::Kind::kPartialFollowers: return "partial-backward";
+    case AxisOption::Kind::kFactor: return fmt::format("{}{}", o.letter, o.atom);
+  }
+  return "?";
+}
+
+std::string_view text_of(AxisRole role) {
+  switch (role) {
+    case AxisRole::kAny: return "any";
+    case AxisRole::kData: return "dp";
+    case AxisRole::kInner: return "tp";
+  }
+  return "?";
+}
+
+AxisRole role_named(const std::string& name) {
+  for (AxisRole r : {AxisRole::kAny, AxisRole::kData, AxisRole::kInner}) {
+    if (text_of(r) == name) return r;
+  }
+  fail("plan: unknown axis role '{}'", name);
+}
+
+std::string hex(uint64_t x) { return fmt::format("{:016x}", x); }
+
+Json placements_json(const Plan& plan, Value v, int32_t form) {
+  Json j = Json::object();
+  const Layout layout = plan.layout(v, form);
+  for (size_t a = 0; a < plan.mesh.axes.size(); ++a) {
+    j[plan.mesh.axes[a].name] = to_string(layout.placements[a], layout);
+  }
+  return j;
+}
+
+std::string value_name(const Graph& graph, Value v) {
+  const Source* s = graph.source_of(v);
+  return s != nullptr ? s->name : fmt::format("%{}", v);
+}
+
+Json collectives_json(const Plan& plan) {
+  Json list = Json::array();
+  for (const PlannedCollectives& c : plan.collectives) {
+    list.push_back({{"kind", name_of(c.kind)},
+                    {"axis", plan.mesh.axes[static_cast<size_t>(c.axis)].name},
+                    {"count", c.count},
+                    {"bytes", c.bytes},
+                    {"where", fmt::format("{}, {}", name_of(c.phase),
+                                          c.parameters ? "parameters and gradients" : "activations")},
+                    {"phase", name_of(c.phase)},
+                    {"seconds", c.seconds}});
+  }
+  return list;
+}
+
+// The held form of a value: where it is kept between its readers.
+std::string held_text(const Placements& placements) {
+  std::string text;
+  for (const Placement& p : placements) {
+    if (!text.empty()) text += ' ';
+    if (p.is_replicate()) text += 'r';
+    if (p.is_shard()) text += fmt::format("s{}", p.atom);
+    if (p.is_partial()) text += fmt::format("p:{}", name_of(p.reduction));
+  }
+  return text;
+}
+
+// What a file says of the choices, before they are tried on a graph.
+struct SavedChoices {
+  Mesh mesh;
+  std::vector<AxisRole> roles;
+  MemoryPrice price;
+  std::map<NodeId, std::string> choices;
+  std::map<Value, std::string> held;
+};
+
+// A field of a saved plan, or a one-line Error that names it.
+template <class T>
+T field(const Json& json, const char* name) {
+  try {
+    return json.at(name).get<T>();
+  } catch (const nlohmann::json::exception&) {
+    fail("plan: field '{}' is missing or of the wrong type", name);
+  }
+}
+
+}  // namespace
+
+uint64_t graph_hash(const Graph& graph) {
+  std::string text;
+  for (const Source& s : graph.sources()) {
+    text += fmt::format("{} {} {} {} {};", name_of(s.kind), s.name, s.value, s.final,
+                        to_string(graph.type(s.value)));
+  }
+  for (const Node& n : graph.nodes()) {
+    text += fmt::format("{} {} {} {} {} {} {};", n.op->name, n.signature->text(),
+                        fmt::join(n.inputs, ","), fmt::join(n.outputs, ","),
+                        fmt::join(n.extents, ","), static_cast<int>(n.phase), n.follows);
+    for (Value v : n.outputs) text += name_of(graph.type(v).dtype);
+  }
+  for (const Output& o : graph.outputs()) text += fmt::format("{} {};", o.name, o.value);
+  return stream_of(text);
+}
+
+Json plan_to_json(const Graph& graph, const Plan& plan) {
+  Json j;
+  j["format"] = "cleave-plan";
+  j["version"] = kPlanFormatVersion;
+  j["graph"] = {{"name", graph.name}, {"hash", hex(graph_hash(graph))}};
+  j["cluster"] = plan.cluster.spec;
+  j["mesh"] = Json::object();
+  for (const MeshAxis& a : plan.mesh.axes) j["mesh"][a.name] = a.size;
+  j["pipeline"] = {{"stages", 1}, {"virtual", 1}, {"schedule", "none"}, {"micro_batches", 1}};
+  j["zero"] = plan.zero;
+  j["recompute"] = "none";
+  j["kept_for_backward"] = plan.kept;
+  j["gathered_again"] = plan.regathered;
+  const Prediction& p = plan.predicted;
+  j["predicted"] = {{"step_seconds", p.step_seconds},
+                    {"compute_seconds", p.compute_seconds},
+                    {"communication_seconds", p.communication_seconds},
+                    {"tokens_per_second", p.tokens_per_second},
+                    {"mfu_full", p.mfu_full},
+                    {"mfu_causal", p.mfu_causal},
+                    {"peak_bytes", p.peak_bytes},
+                    {"state_bytes", p.state_bytes}};
+  j["collectives"] = collectives_json(plan);
+  j["certificate"] = {{"cost", plan.certificate.cost},
+                      {"lower_bound", plan.certificate.lower_bound},
+                      {"gap", plan.certificate.gap()}};
+  Json candidates = Json::array();
+  for (const Candidate& c : plan.candidates) {
+    Json sizes = Json::array();
+    for (const MeshAxis& a : c.mesh.axes) sizes.push_back(a.size);
+    // Infinity is not JSON: what does not fit has no cost.
+    candidates.push_back({{"mesh", sizes},
+                          {"cost", c.cost < std::numeric_limits<double>::infinity() ? Json(c.cost) : Json()},
+                          {"lower_bound", c.lower_bound},
+                          {"peak_bytes", c.peak_bytes},
+                          {"why_not", c.why_not}});
+  }
+  j["search"] = {{"seconds", plan.search_seconds}, {"candidates", candidates}};
+  j["values"] = Json::array();
+  for (size_t v = 0; v < plan.values.size(); ++v) {
+    if (plan.values[v].empty()) continue;
+    const Layout layout = plan.layout(static_cast<Value>(v), 0);
+    j["values"].push_back({{"name", value_name(graph, static_cast<Value>(v))},
+                           {"shape", layout.global_shape()},
+                           {"local_shape", layout.local_shape(plan.mesh)},
+                           {"placement", placements_json(plan, static_cast<Value>(v), 0)}});
+  }
+  Json roles = Json::array(), choices = Json::array(), held = Json::array();
+  for (AxisRole r : plan.roles) roles.push_back(text_of(r));
+  for (size_t n = 0; n < plan.choices.size(); ++n) {
+    if (plan.choices[n].empty()) continue;
+    std::string text;
+    for (const AxisOption& o : plan.choices[n]) text += (text.empty() ? "" : " ") + text_of(o);
+    choices.push_back({n, text});
+  }
+  for (const auto& [v, placements] : plan.held) held.push_back({v, held_text(placements)});
+  j["choices"] = {{"roles", roles},
+                  {"price", {plan.price.low, plan.price.high, plan.price.split}},
+                  {"nodes", choices},
+                  {"held", held}};
+  return j;
+}
+
+Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& options) {
+  if (!json.is_object() || json.value("format", "") != "cleave-plan") {
+    fail("not a plan: the file has no \"format\": \"cleave-plan\"");
+  }
+  if (const int version = field<int>(json, "version"); version != kPlanFormatVersion) {
+    fail("the plan has format version {}, this build reads {}", version, kPlanFormatVersion);
+  }
+  if (field<std::string>(field<Json>(json, "graph"), "hash") != hex(graph_hash(graph))) {
+    fail("the plan was made for another graph than this {}: plan again", graph.name);
+  }
+  const Json choices = field<Json>(json, "choices");
+  SavedChoices saved;
+  for (const auto& [name, size] : field<Json>(json, "mesh").items()) {
+    if (!size.is_number_integer() || size.get<int64_t>() < 1) fail("plan: mesh axis '{}' has no size", name);
+    saved.mesh.axes.push_back({name, size.get<int64_t>()});
+  }
+  for (const auto& r : field<std::vector<std::string>>(choices, "roles")) saved.roles.push_back(role_named(r));
+  if (saved.roles.size() != saved.mesh.axes.size()) fail("plan: as many roles as mesh axes are needed");
+  const Json price = field<Json>(choices, "price");
+  try {
+    saved.price = {price.at(0).get<double>(), price.at(1).get<double>(), price.at(2).get<int32_t>()};
+    for (const Json& item : field<Json>(choices, "nodes")) {
+      saved.choices[item.at(0).get<NodeId>()] = item.at(1).get<std::string>();
+    }
+    for (const Json& item : field<Json>(choices, "held")) {
+      saved.held[item.at(0).get<Value>()] = item.at(1).get<std::string>();
+    }
+  } catch (const nlohmann::json::exception&) {
+    fail("plan: the field 'choices' is malformed");
+  }
+  constexpr double kForbidden = std::numeric_limits<double>::infinity();
+  PlannerOptions fixed = options;
+  fixed.preferences.choice = [&saved](NodeId leader, const std::vector<AxisOption>& choice) {
+    std::string text;
+    for (const AxisOption& o : choice) text += (text.empty() ? "" : " ") + text_of(o);
+    const auto at = saved.choices.find(leader);
+    return at != saved.choices.end() && at->second == text ? 0.0 : kForbidden;
+  };
+  fixed.preferences.held = [&saved](Value v, const Placements& placements) {
+    const auto at = saved.held.find(v);
+    return at == saved.held.end() || at->second == held_text(placements) ? 0.0 : kForbidden;
+  };
+  const Cluster cluster = parse_cluster(field<std::string>(json, "cluster"));
+  if (cluster.size() != saved.mesh.size()) {
+    fail("plan: its mesh has {} devices, its cluster {} has {}", saved.mesh.size(), cluster.spec, cluster.size());
+  }
+  auto plan = plan_with(graph, cluster, saved.mesh, saved.roles, saved.price, fixed);
+  if (!plan) fail("plan: its choices do not make a plan of this graph");
+  return std::move(*plan);
+}
+
+}  // namespace cleave
