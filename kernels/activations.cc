@@ -36,22 +36,22 @@ std::vector<Value> swiglu_grad(GradContext& ctx) {
                  with_compound_sizes(ctx, factors, {}));
 }
 
-// gelu in its tanh form: x/2 (1 + tanh(c (x + a x^3))).
-constexpr double kGeluC = 0.7978845608028654;  // sqrt(2 / pi)
+// gelu in its tanh form: x/2 (1 + tanh(u)) with u = c (x + a x^3). As (1 + tanh(u))/2 is
+// sigmoid(2u), that is x sigmoid(2u).
+constexpr double kGelu2C = 2 * 0.7978845608028654;  // 2 sqrt(2 / pi)
 constexpr double kGeluA = 0.044715;
 
 template <class T>
 T gelu_of(T x) {
-  const T inner = static_cast<T>(kGeluC) * (x + static_cast<T>(kGeluA) * x * x * x);
-  return T(0.5) * x * (1 + tanh_of(inner));
+  return x * sigmoid_of(static_cast<T>(kGelu2C) * (x + static_cast<T>(kGeluA) * x * x * x));
 }
 
 template <class T>
 T gelu_slope(T x) {
   const T square = x * x;
-  const T t = tanh_of(static_cast<T>(kGeluC) * (x + static_cast<T>(kGeluA) * x * square));
-  const T inner_slope = static_cast<T>(kGeluC) * (1 + 3 * static_cast<T>(kGeluA) * square);
-  return T(0.5) * (1 + t) + T(0.5) * x * (1 - t * t) * inner_slope;
+  const T s = sigmoid_of(static_cast<T>(kGelu2C) * (x + static_cast<T>(kGeluA) * x * square));
+  const T slope = static_cast<T>(kGelu2C) * (1 + static_cast<T>(3 * kGeluA) * square);
+  return s + x * s * (1 - s) * slope;
 }
 
 template <class T>
@@ -66,7 +66,7 @@ void swiglu_backward_typed(const KernelArgs& args) {
   const auto nest = nest_over<5>(args, order,
                                  {out_strides(args, 0), out_strides(args, 1), in_strides(args, 0),
                                   in_strides(args, 1), in_strides(args, 2)});
-  for_each_row(nest, [&](const auto& at, int64_t n, const auto& step) {
+  for_each_row(nest, [&](const auto& at, int64_t n, const auto& step) CLEAVE_FLATTEN {
     T* const dgate = args.out[0].as<T>() + at[0];
     T* const dup = args.out[1].as<T>() + at[1];
     const T* const gate = args.in[0].as<const T>() + at[2];

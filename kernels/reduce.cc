@@ -100,23 +100,37 @@ Reduce reduce_of(const KernelArgs& args) {
   return r;
 }
 
-// Pairwise, in eight lanes at the bottom: vectorizes, and rounds less than a running sum.
-template <class T>
-T sum_row(const T* x, int64_t n, int64_t step) {
-  if (n > 512) {
-    const int64_t half = n / 16 * 8;
-    return sum_row(x, half, step) + sum_row(x + half * step, n - half, step);
-  }
-  std::array<T, 8> lanes{};
+constexpr auto kAdd = [](auto a, auto b) { return a + b; };
+constexpr auto kGreater = [](auto a, auto b) { return a < b ? b : a; };
+
+// A row in eight lanes, which vectorizes; fn combines two numbers.
+template <class T, class Fn>
+T fold_row(const T* x, int64_t n, int64_t step, T start, Fn fn) {
+  std::array<T, 8> lanes;
+  lanes.fill(start);
   int64_t j = 0;
   if (step == 1) {
     for (; j + 8 <= n; j += 8) {
-      for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += x[j + static_cast<int64_t>(lane)];
+      for (int64_t lane = 0; lane < 8; ++lane) {
+        T& to = lanes[static_cast<size_t>(lane)];
+        to = fn(to, x[j + lane]);
+      }
     }
   }
-  for (; j < n; ++j) lanes[static_cast<size_t>(j % 8)] += x[j * step];
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
-         ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+  for (; j < n; ++j) {
+    T& to = lanes[static_cast<size_t>(j % 8)];
+    to = fn(to, x[j * step]);
+  }
+  return fn(fn(fn(lanes[0], lanes[4]), fn(lanes[2], lanes[6])),
+            fn(fn(lanes[1], lanes[5]), fn(lanes[3], lanes[7])));
+}
+
+// Pairwise above a bottom in lanes: rounds less than a running sum.
+template <class T>
+T sum_row(const T* x, int64_t n, int64_t step) {
+  if (n <= 512) return fold_row(x, n, step, T{0}, kAdd);
+  const int64_t half = n / 16 * 8;
+  return sum_row(x, half, step) + sum_row(x + half * step, n - half, step);
 }
 
 constexpr int64_t kTile = 256;
@@ -146,9 +160,6 @@ void fold(Tile<T>& tile, const T* x, int64_t step, int64_t n, Fn fn) {
   }
 }
 
-constexpr auto kAdd = [](auto a, auto b) { return a + b; };
-constexpr auto kGreater = [](auto a, auto b) { return a < b ? b : a; };
-
 template <class T>
 void sum_typed(const KernelArgs& args) {
   const Reduce r = reduce_of(args);
@@ -163,13 +174,17 @@ void sum_typed(const KernelArgs& args) {
     });
     return;
   }
-  // Down the columns, in partial sums of 64 rows, so that rounding grows slowly.
+  // Down the columns, in partial sums of as many rows as there are such sums: rounding grows with
+  // the square root of the number of rows.
+  int64_t count = 1;
+  for (const int64_t size : r.reduced.sizes) count *= size;
+  const int64_t block = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(count))));
   for_each_tile<T>(args, r, [&](T* y, int64_t y_step, const T* x, int64_t x_step, int64_t n) {
     Tile<T> total{}, partial{};
-    int rows = 0;
+    int64_t rows = 0;
     for_each_element(r.reduced, [&](const auto& at) {
       fold(partial, x + at[0], x_step, n, kAdd);
-      if (++rows % 64 != 0) return;
+      if (++rows % block != 0) return;
       fold(total, partial.data(), 1, n, kAdd);
       partial.fill(0);
     });
@@ -182,7 +197,7 @@ template <class T>
 T max_of_row(const LoopNest<1>& reduced, const T* x) {
   T highest = -std::numeric_limits<T>::infinity();
   for_each_row(reduced, [&](const auto& row, int64_t n, const auto& step) {
-    for (int64_t j = 0; j < n; ++j) highest = kGreater(highest, x[row[0] + j * step[0]]);
+    highest = fold_row(x + row[0], n, step[0], highest, kGreater);
   });
   return highest;
 }

@@ -36,9 +36,10 @@ inline float exp_of(float x) {
 
 inline double tanh_of(double x) { return std::tanh(x); }
 
+// Within 2 units in the last place.
 inline float tanh_of(float x) {
-  const float a = std::fabs(x);
-  const float big = 1.0f - 2.0f / (exp_of(2.0f * (a > 10.0f ? 10.0f : a)) + 1.0f);
+  const float a = std::fabs(x), e = exp_of(-2.0f * a);
+  const float big = (1.0f - e) / (1.0f + e);
   const float z = x * x;
   float p = -5.70498872745e-3f;  // x + x^3 * p(x^2) below 0.625, where `big` would cancel
   p = p * z + 2.06390887954e-2f;
@@ -46,8 +47,7 @@ inline float tanh_of(float x) {
   p = p * z + 1.33314422036e-1f;
   p = p * z - 3.33332819422e-1f;
   const float small = p * z * x + x;
-  const float y = a < 0.625f ? small : std::copysign(big, x);
-  return x != x ? x : y;
+  return a < 0.625f ? small : std::copysign(big, x);
 }
 
 template <class T>

@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <set>
 
 #include "graph/error.h"
@@ -35,6 +37,12 @@ std::vector<OpCase> cases_of(const OpDef& op) {
     if (c.op == &op) cases.push_back(std::move(c));
   }
   return cases;
+}
+
+std::string joined(const Mistakes& mistakes) {
+  std::string text;
+  for (const std::string& m : mistakes) text += m + "\n";
+  return text;
 }
 
 // --- Every op ------------------------------------------------------------------------------------
@@ -74,13 +82,41 @@ TEST(Ops, ThoseUsedInPlaceAreTestedInPlace) {
   }
 }
 
-// --- The checks themselves -----------------------------------------------------------------------
-
-std::string joined(const Mistakes& mistakes) {
-  std::string text;
-  for (const std::string& m : mistakes) text += m + "\n";
-  return text;
+// The float forms of exp and tanh are our own: against double's from end to end of their range.
+TEST(Ops, ActivationsAreRightFarFromZero) {
+  for (const OpDef* op : {&ops::exp, &ops::tanh, &ops::sigmoid, &ops::silu, &ops::gelu}) {
+    OpCase c{.op = op, .in = {f64({40000})}, .ranges = {{-100, 88}}, .f32_tolerance = 1e-6};
+    EXPECT_EQ(joined(testing::check_f32(c)), "") << op->name;
+    testing::Application a = testing::application_of(c, 1, true);
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    a.in[0].numbers[0] = std::nan("");
+    a.in[0].numbers[1] = kInfinity;
+    a.in[0].numbers[2] = 1e-12;
+    a.in[0].numbers[3] = -1e-5;
+    std::vector<double> y = testing::run_op(a)[0].numbers;
+    for (testing::HostTensor& t : a.in) t.type.dtype = DType::kF64;
+    const std::vector<double> want = testing::run_op(a)[0].numbers;
+    EXPECT_TRUE(std::isnan(y[0])) << op->name;
+    EXPECT_EQ(y[1], want[1]) << op->name;
+    for (const size_t i : {2, 3}) {
+      EXPECT_LE(std::abs(y[i] - want[i]), 3e-7 * std::abs(want[i])) << op->name << want[i];
+    }
+  }
 }
+
+// A sum of many floats in f32 stays near the one in double: it is not one running sum.
+TEST(Ops, LongSumsRoundLittle) {
+  for (const char* factors : {"ab->", "ab->a", "ba->a"}) {
+    OpCase c{.op = &ops::sum,
+             .factors = factors,
+             .in = {f64(factors[0] == 'a' ? Shape{4, 100000} : Shape{100000, 4})},
+             .ranges = {{0.5, 1}},
+             .f32_tolerance = 5e-7};
+    EXPECT_EQ(joined(testing::check_f32(c)), "") << factors;
+  }
+}
+
+// --- The checks themselves -----------------------------------------------------------------------
 
 // A copy of an op with a mistake planted must be reported, in words that contain `expected`.
 void expect_caught(OpCase c, const OpDef& mutant, const std::string& expected) {
