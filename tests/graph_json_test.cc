@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "graph/error.h"
 #include "graph/text.h"
@@ -47,27 +49,13 @@ Json small() {
   return to_json(g);
 }
 
-TEST(GraphJson, FollowsTheSchema) {
-  const Json expected = Json::parse(R"({
-    "cleave_graph": 1,
-    "name": "small",
-    "sources": [
-      {"kind": "data", "name": "x", "value": 0, "type": {"dtype": "f32", "shape": [4, 6]},
-       "roles": ["batch", "width"]},
-      {"kind": "param", "name": "w", "value": 1, "type": {"dtype": "f32", "shape": [4, 6]},
-       "init": {"kind": "normal", "a": 0.02}, "final": 3}
-    ],
-    "nodes": [
-      {"op": "mul", "factors": "bs,bs->bs", "in": [0, 1], "out": [2],
-       "types": [{"dtype": "f32", "shape": [4, 6]}], "attrs": {"eps": 1e-5, "n": 1},
-       "phase": "forward", "scope": "fc", "file": "m.cc", "line": 7},
-      {"op": "sgd", "factors": "ab,ab->ab", "in": [1, 2], "out": [3],
-       "types": [{"dtype": "f32", "shape": [4, 6]}], "writes": [1],
-       "phase": "update", "follows": 0}
-    ],
-    "outputs": [{"name": "y", "value": 2}]
-  })");
-  EXPECT_EQ(small(), expected);
+TEST(GraphJson, IsAsTheManualShows) {
+  std::ifstream file(std::string(CLEAVE_SOURCE_DIR) + "/docs/graph.md");
+  std::stringstream stream;
+  stream << file.rdbuf();
+  const std::string manual = stream.str();
+  const size_t begin = manual.find("```json\n") + 8;
+  EXPECT_EQ(small(), Json::parse(manual.substr(begin, manual.find("```\n", begin) - begin)));
 }
 
 TEST(GraphJson, MistakesNameTheirEntry) {

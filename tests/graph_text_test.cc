@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <sstream>
+
 #include "graph/error.h"
 #include "tests/graph_random.h"
 
@@ -38,6 +41,13 @@ TEST(GraphText, ReadsAsDocumented) {
   EXPECT_EQ(g.value(3).version, 1);
   EXPECT_EQ(g.place(g.node(1).loc), "mlp.cc:13");
   EXPECT_EQ(g.node(1).attrs.real("p"), 0.1);
+}
+
+TEST(GraphText, TheManualShowsIt) {
+  std::ifstream file(std::string(CLEAVE_SOURCE_DIR) + "/docs/graph.md");
+  std::stringstream manual;
+  manual << file.rdbuf();
+  EXPECT_NE(manual.str().find("```\n" + std::string(kSmall) + "```\n"), std::string::npos);
 }
 
 TEST(GraphText, RandomGraphsRoundTrip) {
