@@ -227,21 +227,22 @@ TEST(ThreadCommunicator, ReductionsAreDeterministic) {
 TEST(ThreadCommunicator, LogSumExpAndNaN) {
   const double inf = std::numeric_limits<double>::infinity();
   const Mesh mesh{{{"u", 3}}};
-  const std::vector<std::vector<double>> in = {{0.5, -inf, -inf, 1000, 1, std::nan("")},
-                                               {-2, -inf, 3, 1001, inf, 2},
-                                               {1, -inf, -inf, 999, 0, 5}};
+  const double nan = std::nan("");
+  const std::vector<std::vector<double>> in = {{0.5, -inf, -inf, 1000, 1, nan, 0},
+                                               {-2, -inf, 3, 1001, inf, 2, 1},
+                                               {1, -inf, -inf, 999, 0, 5, nan}};
   on_ranks(mesh, [&](Communicator& c, int64_t rank) {
-    std::vector<double> out(6);
-    const CollectiveTensor t = operand(in[static_cast<size_t>(rank)], out, {6, 1, 1, 1, 1}, -1, -1);
+    std::vector<double> out(7);
+    const CollectiveTensor t = operand(in[static_cast<size_t>(rank)], out, {7, 1, 1, 1, 1}, -1, -1);
     c.run(InstrKind::kAllReduce, 0, Reduction::kLogSumExp, {&t, 1});
     EXPECT_DOUBLE_EQ(out[0], std::log(std::exp(0.5) + std::exp(-2) + std::exp(1)));
     EXPECT_EQ(out[1], -inf);
     EXPECT_DOUBLE_EQ(out[2], 3);
     EXPECT_DOUBLE_EQ(out[3], 1001 + std::log(std::exp(-1) + 1 + std::exp(-2)));
     EXPECT_EQ(out[4], inf);
-    EXPECT_TRUE(std::isnan(out[5]));
+    EXPECT_TRUE(std::isnan(out[5]) && std::isnan(out[6]));
     c.run(InstrKind::kAllReduce, 0, Reduction::kMax, {&t, 1});
-    EXPECT_TRUE(std::isnan(out[5])) << "a maximum must not hide a NaN";
+    EXPECT_TRUE(std::isnan(out[5]) && std::isnan(out[6])) << "a maximum must not hide a NaN";
     EXPECT_EQ(out[3], 1001);
   });
 }
@@ -337,6 +338,7 @@ TEST(ThreadCommunicator, WaitingForEachOtherForEverIsReported) {
     on_ranks(mesh, [&](Communicator& c, int64_t rank) {
       std::vector<float> in(8), out(8);
       const CollectiveTensor t = operand(in, out, {8, 1, 1, 1, 1}, -1, -1);
+      for (int i = 0; i < 20; ++i) c.run(InstrKind::kAllReduce, i % 2, Reduction::kSum, {&t, 1});
       // Rank 0 takes the axes in another order; rank 3 has nothing left to do.
       if (rank != 3) c.run(InstrKind::kAllReduce, rank == 0 ? 0 : 1, Reduction::kSum, {&t, 1});
       c.synchronize();

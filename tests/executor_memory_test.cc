@@ -147,6 +147,22 @@ TEST(MemoryLayoutOfPrograms, LifetimesFollowTheInstructions) {
   EXPECT_EQ(p.arena_bytes, 4 * 448);
 }
 
+// Data are there before the first instruction, whenever they are read.
+TEST(MemoryLayoutOfPrograms, DataLiveFromTheStart) {
+  ProgramBuilder b({{"u", 1}});
+  const TensorId early = b.source(SourceKind::kData, "early", {{16}}, {kWhole});
+  const TensorId late = b.source(SourceKind::kData, "late", {{16}}, {kWhole});
+  const TensorId x = b.tensor("x", {{16}}, {kWhole});
+  b.compute(ops::neg, "a->a", {early}, {x}, {kNone});
+  const TensorId y = b.tensor("y", {{16}}, {kWhole});
+  b.compute(ops::add, "a,a->a", {x, late}, {y}, {kNone});
+  b.output("y", y);
+  plan_memory(b.program);
+  check(b.program);
+  EXPECT_EQ(b.program.buffers[static_cast<size_t>(b.at("late").buffer)].first, 0);
+  EXPECT_EQ(b.program.arena_bytes, 3 * 64);
+}
+
 TEST(MemoryLayoutOfPrograms, TheWorkspaceLiesOnTop) {
   static const auto twice = [](const OpCall& call) { return 8 * call.extents[0]; };
   static const OpDef op = {.name = "scratchy",
