@@ -18,7 +18,8 @@ class Assigner {
     note_accesses();
     std::vector<const SharingWish*> wish_of(program_.tensors.size(), nullptr);
     for (const SharingWish& w : wishes) wish_of[static_cast<size_t>(w.tensor)] = &w;
-    for (const ProgramSource& s : program_.sources) new_buffer(s.tensor, s.kind != SourceKind::kData);
+    for (const ProgramSource& s : program_.sources)
+      new_buffer(s.tensor, s.kind != SourceKind::kData);
     std::vector<Instr> instrs = std::move(program_.instrs);
     program_.instrs.clear();
     for (size_t i = 0; i < instrs.size(); ++i) {
@@ -95,7 +96,8 @@ class Assigner {
   }
 
   bool make_views(const Instr& instr) {
-    if (instr.kind != InstrKind::kCompute || instr.op->view == nullptr || instr.in.empty()) return false;
+    if (instr.kind != InstrKind::kCompute || instr.op->view == nullptr || instr.in.empty())
+      return false;
     const ProgramTensor& base = program_.tensor(instr.in[0]);
     const std::vector<int64_t> sizes = local_sizes(instr, program_.mesh);
     std::vector<TensorType> types;
@@ -133,7 +135,8 @@ class Assigner {
 
   void copy_unmet(const std::vector<SharingWish>& wishes) {
     for (const SharingWish& w : wishes) {
-      if (!w.must || buffer_of_[static_cast<size_t>(w.tensor)] == buffer_of_[static_cast<size_t>(w.target)]) {
+      if (!w.must ||
+          buffer_of_[static_cast<size_t>(w.tensor)] == buffer_of_[static_cast<size_t>(w.target)]) {
         continue;
       }
       ProgramTensor copy = program_.tensor(w.target);
@@ -156,8 +159,8 @@ class Assigner {
   }
 
   Program& program_;
-  std::vector<int32_t> buffer_of_;  // by tensor
-  std::vector<int32_t> last_read_;  // by tensor: instruction, or past the end
+  std::vector<int32_t> buffer_of_;              // by tensor
+  std::vector<int32_t> last_read_;              // by tensor: instruction, or past the end
   std::vector<std::vector<TensorId>> members_;  // by buffer
 };
 

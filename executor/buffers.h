@@ -7,8 +7,8 @@
 
 namespace cleave {
 
-// A tensor that would lie in another's memory, overwriting it. `must`: a state's final tensor, which
-// is copied into its state's memory when it cannot be made there.
+// A tensor that would lie in another's memory, overwriting it. `must`: a state's final tensor,
+// which is copied into its state's memory when it cannot be made there.
 struct SharingWish {
   TensorId tensor = -1;
   TensorId target = -1;

@@ -78,15 +78,20 @@ class Lowering {
 
   std::string where(NodeId n) const {
     const Node& node = graph_.node(n);
-    return fmt::format("{} {}", graph_.scopes()[static_cast<size_t>(node.scope)], graph_.place(node.loc));
+    return fmt::format("{} {}", graph_.scopes()[static_cast<size_t>(node.scope)],
+                       graph_.place(node.loc));
   }
 
   void add_sources() {
     for (const Source& s : graph_.sources()) {
       const TensorId t = add_tensor(graph_.type(s.value).dtype, plan_.layout(s.value, 0), s.name);
       tensor(s.value, 0) = t;
-      program_.sources.push_back(
-          {.kind = s.kind, .name = s.name, .init = s.init, .roles = s.roles, .tensor = t, .final = -1});
+      program_.sources.push_back({.kind = s.kind,
+                                  .name = s.name,
+                                  .init = s.init,
+                                  .roles = s.roles,
+                                  .tensor = t,
+                                  .final = -1});
     }
   }
 
@@ -97,7 +102,8 @@ class Lowering {
       if (s.kind == SourceKind::kData) continue;
       ProgramSource& p = program_.sources[i];
       p.final = s.final == s.value ? p.tensor : ensure(s.final, plan_.final_form[i]);
-      if (p.final != p.tensor) wishes_.push_back({.tensor = p.final, .target = p.tensor, .must = true});
+      if (p.final != p.tensor)
+        wishes_.push_back({.tensor = p.final, .target = p.tensor, .must = true});
     }
   }
 
@@ -184,8 +190,9 @@ class Lowering {
           continue;
         }
         const DType dtype = program_.tensor(at[i]).dtype;
-        const auto [known, added] = joined.emplace(
-            std::make_tuple(instr.kind, instr.axis, dtype, instr.reduction), program_.instrs.size());
+        const auto [known, added] =
+            joined.emplace(std::make_tuple(instr.kind, instr.axis, dtype, instr.reduction),
+                           program_.instrs.size());
         if (added) {
           instr.where = "bundle";
           program_.instrs.push_back(std::move(instr));
@@ -203,8 +210,10 @@ class Lowering {
     const Node& node = graph_.node(n);
     const NodePlan& plan = plan_.nodes[static_cast<size_t>(n)];
     std::vector<TensorId> in;
-    for (size_t i = 0; i < node.inputs.size(); ++i) in.push_back(ensure(node.inputs[i], plan.input_forms[i]));
-    if (std::any_of(plan.axes.begin(), plan.axes.end(), [](const auto& on) { return on.expanded; })) {
+    for (size_t i = 0; i < node.inputs.size(); ++i)
+      in.push_back(ensure(node.inputs[i], plan.input_forms[i]));
+    if (std::any_of(plan.axes.begin(), plan.axes.end(),
+                    [](const auto& on) { return on.expanded; })) {
       add_expanded(n, in);
       return;
     }
@@ -277,7 +286,8 @@ class Lowering {
     for (size_t a = 0; a < plan.axes.size(); ++a) {
       for (size_t i = 0; i < in.size() && axis_class[a] < 0; ++i) {
         const Placement& p = program_.tensor(in[i]).layout.placements[a];
-        if (p.is_shard()) axis_class[a] = d->dimensions.values[i][static_cast<size_t>(p.atom)].dimension_class;
+        if (p.is_shard())
+          axis_class[a] = d->dimensions.values[i][static_cast<size_t>(p.atom)].dimension_class;
       }
     }
     std::vector<TensorId> inner(d->graph.values().size(), -1);
@@ -333,7 +343,11 @@ class Lowering {
     for (Value v : node.outputs) {
       TensorId& t = inner[static_cast<size_t>(v)];
       for (size_t a = 0; a < part.splits.size(); ++a) {
-        if (!program_.tensor(t).layout.placements[a].is_partial()) continue;
+        const bool expanded = plan_.nodes[static_cast<size_t>(n)].axes[a].expanded;
+        if (!program_.tensor(t).layout.placements[a].is_partial() ||
+            !combined_inside(d, v, expanded)) {
+          continue;
+        }
         Layout layout = program_.tensor(t).layout;
         Instr reduce;
         reduce.kind = InstrKind::kAllReduce;

@@ -12,10 +12,10 @@
 namespace cleave {
 
 struct Device {
-  std::string name;       // "H100"
-  double memory = 0;      // bytes that a plan may use
-  double bandwidth = 0;   // memory, bytes/s, as measured for a copy
-  double flops_f64 = 0;   // peak matrix rates, flop/s
+  std::string name;      // "H100"
+  double memory = 0;     // bytes that a plan may use
+  double bandwidth = 0;  // memory, bytes/s, as measured for a copy
+  double flops_f64 = 0;  // peak matrix rates, flop/s
   double flops_f32 = 0;
   double flops_bf16 = 0;
   double matmul_efficiency = 1;  // share of the peak that a large matrix product reaches

@@ -33,8 +33,8 @@ class UnionFind {
 
 // One place where a dimension is written as several factors.
 struct Compound {
-  int32_t whole = 0;             // element of the dimension
-  std::vector<int32_t> parts;    // elements of its factors, outermost first
+  int32_t whole = 0;           // element of the dimension
+  std::vector<int32_t> parts;  // elements of its factors, outermost first
   NodeId node = kNoNode;
   std::vector<int8_t> factors;
   bool broken = false;
@@ -179,7 +179,8 @@ class Finder {
     int64_t inner = 1;
     for (size_t i = c.parts.size(); i-- > 0;) {
       const int32_t part = lines_.find(c.parts[i]);
-      if (part == whole) return inner == 1 && size_[static_cast<size_t>(part)] == size_[size_t(whole)];
+      if (part == whole)
+        return inner == 1 && size_[static_cast<size_t>(part)] == size_[size_t(whole)];
       const int64_t size = size_[static_cast<size_t>(part)];
       if (!add_cut(whole, inner * size, changed)) return false;
       for (int64_t cut : std::vector<int64_t>(cuts_[part])) {

@@ -30,8 +30,8 @@ struct DimensionClass {
 };
 
 struct Dimensions {
-  std::vector<std::vector<ValueAtom>> values;               // by value, outermost atom first
-  std::vector<std::vector<std::vector<Atom>>> factors;      // by node, factor; outermost first
+  std::vector<std::vector<ValueAtom>> values;           // by value, outermost atom first
+  std::vector<std::vector<std::vector<Atom>>> factors;  // by node, factor; outermost first
   std::vector<DimensionClass> classes;
   // By node, factor: a compound that contradicts another way of taking the same dimension apart;
   // such a factor cannot be split at that node.

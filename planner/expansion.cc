@@ -2,11 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace cleave {
 
-std::optional<Expansion> expand_op(const OpDef& op, const OpCall& call, char letter,
-                                       int64_t shards,
-                                       const std::vector<std::vector<ValueAtom>>& value_atoms) {
+std::optional<Expansion> expand_op(const OpDef& op, const OpCall& call, char letter, int64_t shards,
+                                   const std::vector<std::vector<ValueAtom>>& value_atoms) {
   if (op.split == nullptr) return std::nullopt;
   Expansion d;
   std::vector<Value> inputs;
@@ -33,7 +34,7 @@ std::optional<Expansion> expand_op(const OpDef& op, const OpCall& call, char let
 }
 
 std::vector<ExpandedNode> split_expansion(const Expansion& d,
-                                                const std::vector<ClassId>& axis_class) {
+                                          const std::vector<ClassId>& axis_class) {
   std::vector<ExpandedNode> result;
   for (size_t n = 0; n < d.graph.nodes().size(); ++n) {
     ExpandedNode split;
@@ -51,6 +52,13 @@ std::vector<ExpandedNode> split_expansion(const Expansion& d,
     result.push_back(std::move(split));
   }
   return result;
+}
+
+bool combined_inside(const Expansion& d, Value v, bool axis_is_expanded) {
+  const auto reads = [v](const Node& n) {
+    return std::find(n.inputs.begin(), n.inputs.end(), v) != n.inputs.end();
+  };
+  return axis_is_expanded || std::any_of(d.graph.nodes().begin(), d.graph.nodes().end(), reads);
 }
 
 }  // namespace cleave

@@ -30,13 +30,17 @@ struct ExpandedNode {
 // The op of this call written out for `shards` parts of the factor `letter`; nothing when the op
 // does not say how, or when its inputs would have to be taken apart further than `value_atoms`
 // (the atoms of each input, outermost first).
-std::optional<Expansion> expand_op(const OpDef& op, const OpCall& call, char letter,
-                                       int64_t shards,
-                                       const std::vector<std::vector<ValueAtom>>& value_atoms);
+std::optional<Expansion> expand_op(const OpDef& op, const OpCall& call, char letter, int64_t shards,
+                                   const std::vector<std::vector<ValueAtom>>& value_atoms);
 
 // Splits every node of an expansion by the given class on each axis (-1: none), where the node
 // has it.
 std::vector<ExpandedNode> split_expansion(const Expansion& d,
-                                                const std::vector<ClassId>& axis_class);
+                                          const std::vector<ClassId>& axis_class);
+
+// Whether a partial result inside an expansion is combined at once, on an axis that splits the
+// expanded factor or not. On the axes of the op's plain factors its own results stay partial,
+// unless another part reads them.
+bool combined_inside(const Expansion& d, Value v, bool axis_is_expanded);
 
 }  // namespace cleave

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <set>
 #include <unordered_map>
 
 #include "graph/error.h"
@@ -25,7 +26,8 @@ std::optional<std::vector<int64_t>> local_extents(const std::vector<std::vector<
     for (size_t k = 0; k < factors[f].size(); ++k) {
       int64_t atom = factors[f][k].size;
       for (size_t a = 0; a < s.axes.size(); ++a) {
-        if (s.axes[a].factor != static_cast<int>(f) || s.axes[a].atom != static_cast<int>(k)) continue;
+        if (s.axes[a].factor != static_cast<int>(f) || s.axes[a].atom != static_cast<int>(k))
+          continue;
         if (atom % mesh.axes[a].size != 0) return std::nullopt;
         atom /= mesh.axes[a].size;
       }
@@ -76,9 +78,8 @@ Families::Families(const Graph& graph, const Dimensions& dimensions, const Clust
     from_data[static_cast<size_t>(source.value)] = source.kind == SourceKind::kData;
   }
   for (const Node& node : graph.nodes()) {
-    reads_data_.push_back(std::any_of(node.inputs.begin(), node.inputs.end(), [&](Value v) {
-      return from_data[static_cast<size_t>(v)];
-    }));
+    reads_data_.push_back(std::any_of(node.inputs.begin(), node.inputs.end(),
+                                      [&](Value v) { return from_data[static_cast<size_t>(v)]; }));
     for (Value v : node.outputs) from_data[static_cast<size_t>(v)] = reads_data_.back();
   }
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
@@ -116,7 +117,8 @@ std::string Families::key(const Family& family) const {
     for (const auto* list : {&node.inputs, &node.outputs}) {
       for (Value v : *list) {
         append(k, graph_.type(v).dtype);
-        for (const ValueAtom& a : dims_.values[static_cast<size_t>(v)]) append(k, a.size), append(k, a.dim);
+        for (const ValueAtom& a : dims_.values[static_cast<size_t>(v)])
+          append(k, a.size), append(k, a.dim);
         k += ';';
       }
     }
@@ -214,8 +216,8 @@ std::optional<MemberSplit> Families::split(NodeId n, bool leader,
   MemberSplit s;
   for (const AxisOption& option : choice) {
     MemberSplit::OnAxis on;
-    on.partial = option.kind == (leader ? AxisOption::Kind::kPartialLeader
-                                        : AxisOption::Kind::kPartialFollowers);
+    on.partial = option.kind ==
+                 (leader ? AxisOption::Kind::kPartialLeader : AxisOption::Kind::kPartialFollowers);
     for (size_t f = 0; f < factors.size() && option.kind == AxisOption::Kind::kFactor; ++f) {
       const Factor& factor = node.signature->factors()[f];
       if (small(factor.letter) != option.letter) continue;
@@ -247,8 +249,7 @@ bool Families::set_placements(NodeId n, MemberSplit& s) const {
         q = Placement::shard(at);
       } else if (output >= 0 && on.factor >= 0 && !on.expanded &&
                  node.signature->in_inputs(on.factor)) {
-        q = Placement::partial(
-            node.signature->factors()[static_cast<size_t>(on.factor)].reduction);
+        q = Placement::partial(node.signature->factors()[static_cast<size_t>(on.factor)].reduction);
       }
       p.push_back(q);
     }
@@ -295,7 +296,8 @@ bool Families::set_seconds(NodeId n, MemberSplit& s) const {
   }
   std::vector<TensorType> in, out;
   for (size_t i = 0; i < node.inputs.size(); ++i) {
-    in.push_back({graph_.type(node.inputs[i]).dtype, shape_of(node.signature->inputs()[i], *extents)});
+    in.push_back(
+        {graph_.type(node.inputs[i]).dtype, shape_of(node.signature->inputs()[i], *extents)});
   }
   for (size_t o = 0; o < node.outputs.size(); ++o) {
     out.push_back(
@@ -327,11 +329,13 @@ bool Families::expanded_seconds(NodeId n, MemberSplit& s) const {
     if (s.axes[a].factor < 0) continue;
     for (size_t i = 0; i < node.inputs.size() && axis_class[a] < 0; ++i) {
       if (s.inputs[i][a].is_shard()) {
-        axis_class[a] = d->dimensions.values[i][static_cast<size_t>(s.inputs[i][a].atom)].dimension_class;
+        axis_class[a] =
+            d->dimensions.values[i][static_cast<size_t>(s.inputs[i][a].atom)].dimension_class;
       }
     }
     if (axis_class[a] < 0) return false;
   }
+  std::set<std::pair<Value, size_t>> left_partial;  // inner values, on these axes
   for (const ExpandedNode& part : split_expansion(*d, axis_class)) {
     const Node& inner = d->graph.node(part.node);
     MemberSplit m;
@@ -345,25 +349,35 @@ bool Families::expanded_seconds(NodeId n, MemberSplit& s) const {
           {d->graph.type(inner.inputs[i]).dtype, shape_of(inner.signature->inputs()[i], *extents)});
     }
     for (size_t o = 0; o < inner.outputs.size(); ++o) {
-      inner_out.push_back(
-          {d->graph.type(inner.outputs[o]).dtype, shape_of(inner.signature->outputs()[o], *extents)});
+      inner_out.push_back({d->graph.type(inner.outputs[o]).dtype,
+                           shape_of(inner.signature->outputs()[o], *extents)});
       const double bytes =
           static_cast<double>(numel(inner_out[o].shape) * size_of(inner_out[o].dtype));
       for (size_t a = 0; a < m.axes.size(); ++a) {
         if (m.axes[a].factor < 0) continue;
         if (inner.signature->factors()[static_cast<size_t>(m.axes[a].factor)].whole) return false;
         if (!inner.signature->reduced_in(m.axes[a].factor, o)) continue;
+        if (!combined_inside(*d, inner.outputs[o], s.axes[a].expanded)) {
+          left_partial.emplace(inner.outputs[o], a);
+          continue;
+        }
         const double ranks = static_cast<double>(mesh_.axes[a].size);
         Step step{.kind = StepKind::kAllReduce, .axis = static_cast<int8_t>(a), .to = {}};
         step.bytes = 2 * bytes * (ranks - 1) / ranks;
-        step.seconds = collective_seconds(step.kind, step.bytes, mesh_.axes[a].size,
-                                          cluster_.link(mesh_, a));
+        step.seconds =
+            collective_seconds(step.kind, step.bytes, mesh_.axes[a].size, cluster_.link(mesh_, a));
         s.inner.push_back(step);
         s.seconds += step.seconds;
       }
     }
     s.seconds +=
         op_seconds(*inner.op, {*inner.signature, *extents, inner.attrs, inner_in}, inner_out);
+  }
+  // The parts must end as the op itself would.
+  for (size_t o = 0; o < s.outputs.size(); ++o) {
+    for (size_t a = 0; a < s.axes.size(); ++a) {
+      if (s.outputs[o][a].is_partial() != left_partial.contains({d->outputs[o], a})) return false;
+    }
   }
   return true;
 }

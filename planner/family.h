@@ -10,19 +10,19 @@
 #include <vector>
 
 #include "planner/cluster.h"
-#include "planner/expansion.h"
 #include "planner/dimensions.h"
+#include "planner/expansion.h"
 #include "planner/redistribution.h"
 
 namespace cleave {
 
 // What may be split on one mesh axis.
 enum class AxisRole : uint8_t {
-  kAny,   // any class
-  kData,  // "dp": the batch, or nothing
-  kInner, // "tp": a class that lives inside layers or at the model's ends. Where an op contracts, not
-          // the batch, nor the sequence, nor the width (the classes of the values that pass from one
-          // repeated layer to the next); elsewhere the sequence too, which follows.
+  kAny,    // any class
+  kData,   // "dp": the batch, or nothing
+  kInner,  // "tp": a class that lives inside layers or at the model's ends. Where an op contracts,
+           // not the batch, nor the sequence, nor the width (the classes of the values that pass
+           // from one repeated layer to the next); elsewhere the sequence too, which follows.
 };
 
 // How one family uses one mesh axis.
@@ -55,9 +55,9 @@ struct MemberSplit {
 };
 
 struct FamilyKind {
-  std::vector<std::vector<AxisOption>> choices;  // by choice, axis
+  std::vector<std::vector<AxisOption>> choices;   // by choice, axis
   std::vector<std::vector<MemberSplit>> members;  // by member, choice
-  std::vector<double> seconds;                   // by choice: sum over the members
+  std::vector<double> seconds;                    // by choice: sum over the members
 };
 
 struct Family {
@@ -69,7 +69,8 @@ struct Family {
 struct Restrictions {
   std::vector<AxisRole> roles;  // one an axis
   ClassId batch = -1, sequence = -1;
-  std::vector<ClassId> width;  // carried from one repeated layer to the next; batch and sequence not
+  std::vector<ClassId>
+      width;  // carried from one repeated layer to the next; batch and sequence not
 };
 
 class Families {
@@ -91,7 +92,8 @@ class Families {
   std::string key(const Family& family) const;
   FamilyKind build(const Family& family) const;
   std::vector<AxisOption> options(const Family& family, size_t axis) const;
-  std::optional<MemberSplit> split(NodeId n, bool leader, const std::vector<AxisOption>& choice) const;
+  std::optional<MemberSplit> split(NodeId n, bool leader,
+                                   const std::vector<AxisOption>& choice) const;
   bool set_placements(NodeId n, MemberSplit& s) const;
   bool set_seconds(NodeId n, MemberSplit& s) const;
   bool expanded_seconds(NodeId n, MemberSplit& s) const;
@@ -109,8 +111,8 @@ class Families {
   std::vector<FamilyKind> kinds_;
 };
 
-// Whether the op reduces a factor that can be split: a matrix product, a table look-up, a sum. Norms
-// and the like, which need a dimension whole, do not count.
+// Whether the op reduces a factor that can be split: a matrix product, a table look-up, a sum.
+// Norms and the like, which need a dimension whole, do not count.
 bool contracts(const Node& node);
 
 // Where in an operand the atom of a factor lies: the index among the value's atoms, or -1 when the

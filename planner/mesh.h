@@ -19,7 +19,7 @@ struct MeshAxis {
 struct Mesh {
   std::vector<MeshAxis> axes;
 
-  int64_t size() const;                              // number of devices
+  int64_t size() const;                                  // number of devices
   std::vector<int64_t> coordinates(int64_t rank) const;  // one an axis
   // The ranks that differ from `rank` in this axis only, in the order of their coordinate.
   std::vector<int64_t> group(int64_t rank, size_t axis) const;
@@ -30,7 +30,7 @@ struct Mesh {
 struct Placement {
   enum class Kind : uint8_t { kReplicate, kShard, kPartial };
   Kind kind = Kind::kReplicate;
-  int8_t atom = -1;  // kShard: which atom of the value is split; see Layout
+  int8_t atom = -1;                       // kShard: which atom of the value is split; see Layout
   Reduction reduction = Reduction::kSum;  // kPartial: how the parts combine
 
   static Placement replicate() { return {}; }

@@ -22,8 +22,8 @@ std::string key_of(const char* what, const Parts&... parts) {
 
 PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensions,
                                    const Families& families, const Cluster& cluster,
-                                   const Mesh& mesh, const Layers& layers,
-                                   const MemoryPrice& price, const Preferences& preferences)
+                                   const Mesh& mesh, const Layers& layers, const MemoryPrice& price,
+                                   const Preferences& preferences)
     : graph_(graph),
       dims_(dimensions),
       families_(families),
@@ -77,9 +77,9 @@ void PlacementProblem::add_families(const Preferences& preferences) {
       }
       problem_.terms.push_back({{variable}, table});
     } else {
-      add_term({variable}, memoised(key_of("family", family.kind),
-                                    {static_cast<int32_t>(kind.choices.size())},
-                                    [&](const int32_t* c) { return kind.seconds[size_t(c[0])]; }));
+      add_term({variable},
+               memoised(key_of("family", family.kind), {static_cast<int32_t>(kind.choices.size())},
+                        [&](const int32_t* c) { return kind.seconds[size_t(c[0])]; }));
     }
   }
 }
@@ -187,8 +187,9 @@ const PlacementProblem::Indices* PlacementProblem::placements_of(int32_t kind, i
 PlacementProblem::End PlacementProblem::end_of(NodeId node, int32_t operand, bool output,
                                                int32_t space_id) {
   const int32_t family = families_.family_of(node);
-  return {family, {placements_of(families_.all()[static_cast<size_t>(family)].kind,
-                                 families_.member_of(node), operand, output, space_id)}};
+  return {family,
+          {placements_of(families_.all()[static_cast<size_t>(family)].kind,
+                         families_.member_of(node), operand, output, space_id)}};
 }
 
 double PlacementProblem::price_of(Value v) const {
@@ -220,7 +221,8 @@ const PlacementProblem::Indices* PlacementProblem::candidates(const ValueWays& w
       if (!s.has_partial(static_cast<size_t>(p))) found.insert(p);
     }
   }
-  if (w.source) std::erase_if(found, [&](int32_t p) { return s.has_partial(static_cast<size_t>(p)); });
+  if (w.source)
+    std::erase_if(found, [&](int32_t p) { return s.has_partial(static_cast<size_t>(p)); });
   found.insert(s.replicated());
   std::vector<int64_t> key = {1};
   key.insert(key.end(), found.begin(), found.end());
@@ -314,8 +316,8 @@ void PlacementProblem::add_value(Value v, const Preferences& preferences) {
                  memoised(key_of("state bytes", w.space, end.needs[0], price),
                           {static_cast<int32_t>(end.needs[0]->size())}, [&](const int32_t* c) {
                             return price * space(w.space, false)
-                                       .local_bytes(static_cast<size_t>(
-                                           (*end.needs[0])[static_cast<size_t>(c[0])]));
+                                               .local_bytes(static_cast<size_t>(
+                                                   (*end.needs[0])[static_cast<size_t>(c[0])]));
                           }));
       }
       w.producer = end;
@@ -343,7 +345,8 @@ void PlacementProblem::add_value(Value v, const Preferences& preferences) {
       auto table = std::make_shared<CostTable>();
       table->sizes = {static_cast<int32_t>(w.held_forms->size())};
       for (int32_t p : *w.held_forms) {
-        table->cost.push_back(preferences.held(v, space(w.space, false).at(static_cast<size_t>(p))));
+        table->cost.push_back(
+            preferences.held(v, space(w.space, false).at(static_cast<size_t>(p))));
       }
       problem_.terms.push_back({{w.held}, table});
     }
@@ -374,11 +377,12 @@ void PlacementProblem::add_ways(Value v, ValueWays& w) {
   const End held = held_end(w);
   if (w.held >= 0 && !w.source) add_conversion(w, w.producer, held, false);
   if (const double price = price_of(v); w.source && price > 0) {
-    add_term({w.held}, memoised(key_of("held bytes", w.space, w.held_forms, price),
-                                {static_cast<int32_t>(w.held_forms->size())}, [&](const int32_t* c) {
-                                  return price * plain.local_bytes(static_cast<size_t>(
-                                             (*w.held_forms)[static_cast<size_t>(c[0])]));
-                                }));
+    add_term({w.held},
+             memoised(key_of("held bytes", w.space, w.held_forms, price),
+                      {static_cast<int32_t>(w.held_forms->size())}, [&](const int32_t* c) {
+                        return price * plain.local_bytes(static_cast<size_t>(
+                                           (*w.held_forms)[static_cast<size_t>(c[0])]));
+                      }));
   }
   for (size_t p = 0; p < 3; ++p) {
     const Readers& r = w.readers[p];
@@ -419,16 +423,15 @@ void PlacementProblem::add_backward_term(Value v, const ValueWays& w) {
   const PlacementSpace& s = space(w.space, false);
   auto table = memoised(key, {size(held), forward_size, size(out)}, [&](const int32_t* c) {
     const int32_t h = (*held.needs[0])[static_cast<size_t>(c[0])];
-    const double held_price =
-        w.saved ? price * s.local_bytes(static_cast<size_t>(h)) : 0;
+    const double held_price = w.saved ? price * s.local_bytes(static_cast<size_t>(h)) : 0;
     double cost = conversion(w.space, false, h, out, static_cast<size_t>(c[2])) + held_price;
     if (!from_forward) return cost;
     const int32_t kept = (*forward.needs[0])[static_cast<size_t>(c[1])];
     const bool same = kept == h;
-    const double kept_price = w.saved || (w.source && !same)
-                                  ? price * s.local_bytes(static_cast<size_t>(kept))
-                                  : 0;
-    return std::min(cost, conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) + kept_price);
+    const double kept_price =
+        w.saved || (w.source && !same) ? price * s.local_bytes(static_cast<size_t>(kept)) : 0;
+    return std::min(cost,
+                    conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) + kept_price);
   });
   add_term({held.variable, from_forward ? forward.variable : -1, out.variable}, std::move(table));
 }

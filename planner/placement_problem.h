@@ -17,7 +17,8 @@
 
 namespace cleave {
 
-// Extra cost of choices: how users' pins, loaded plans and tests steer the search. Infinite forbids.
+// Extra cost of choices: how users' pins, loaded plans and tests steer the search. Infinite
+// forbids.
 struct Preferences {
   std::function<double(NodeId leader, const std::vector<AxisOption>&)> choice;
   std::function<double(Value, const Placements&)> held;
@@ -51,7 +52,7 @@ class PlacementProblem {
 
   // A variable seen from one value: for each of its choices, a placement.
   struct End {
-    int32_t variable = -1;  // -1: a constant
+    int32_t variable = -1;              // -1: a constant
     std::vector<const Indices*> needs;  // several when a family reads a value in several operands
   };
   struct Space {
@@ -64,19 +65,19 @@ class PlacementProblem {
   // The readers of a value in one phase.
   struct Readers {
     std::vector<Use> uses;
-    std::vector<End> ends;       // one a family
-    int32_t hand_out = -1;       // variable; -1: at most one family reads
+    std::vector<End> ends;  // one a family
+    int32_t hand_out = -1;  // variable; -1: at most one family reads
     const Indices* hand_out_forms = nullptr;
   };
   struct ValueWays {
     int32_t space = -1;
     End producer;
-    bool data = false;      // replicated on the host: any form is a slice away
-    bool source = false;    // a parameter or state
-    bool saved = false;     // priced: held from the forward to the backward
-    int32_t held = -1;      // variable; -1: the readers take it as produced
+    bool data = false;    // replicated on the host: any form is a slice away
+    bool source = false;  // a parameter or state
+    bool saved = false;   // priced: held from the forward to the backward
+    int32_t held = -1;    // variable; -1: the readers take it as produced
     const Indices* held_forms = nullptr;
-    Readers readers[3];     // by phase
+    Readers readers[3];      // by phase
     std::vector<End> fixed;  // outputs: replicated
     int32_t final_of = -1;   // index of the source whose next value this is
   };
@@ -99,7 +100,8 @@ class PlacementProblem {
   End held_end(const ValueWays& w) const;
   End handed_out(const Readers& r) const;
   const PlacementSpace& space(int32_t s, bool bundled) const {
-    return bundled ? *spaces_[static_cast<size_t>(s)].bundled : *spaces_[static_cast<size_t>(s)].plain;
+    return bundled ? *spaces_[static_cast<size_t>(s)].bundled
+                   : *spaces_[static_cast<size_t>(s)].plain;
   }
   double price_of(Value v) const;
   bool is_bundled(const ValueWays& w, Value v, Phase reader) const;
@@ -119,9 +121,9 @@ class PlacementProblem {
   const Layers& layers_;
   MemoryPrice price_;
   MinSumProblem problem_;
-  std::vector<ValueWays> ways_;                // by value
-  std::vector<std::vector<Use>> uses_;         // by value
-  std::vector<bool> storage_saved_;            // by storage: one of its values is priced already
+  std::vector<ValueWays> ways_;         // by value
+  std::vector<std::vector<Use>> uses_;  // by value
+  std::vector<bool> storage_saved_;     // by storage: one of its values is priced already
   std::vector<Space> spaces_;
   std::map<std::string, int32_t> space_named_;
   std::map<std::vector<int64_t>, std::unique_ptr<Indices>> indices_;

@@ -1,4 +1,5 @@
-// A plan: where every value lies on the mesh, how it gets there, and what that is predicted to cost.
+// A plan: where every value lies on the mesh, how it gets there, and what that is predicted to
+// cost.
 #pragma once
 
 #include <map>
@@ -46,16 +47,16 @@ struct Prediction {
   double compute_seconds = 0;
   double communication_seconds = 0;
   double tokens_per_second = 0;
-  double mfu_full = 0;    // attention counted as if nothing were masked
-  double mfu_causal = 0;  // masked work not counted
-  int64_t peak_bytes = 0;       // of one rank
-  int64_t state_bytes = 0;      // parameters and optimizer states, of one rank
-  int64_t held_bytes = 0;       // those, and what is kept for the backward: never above the peak
+  double mfu_full = 0;      // attention counted as if nothing were masked
+  double mfu_causal = 0;    // masked work not counted
+  int64_t peak_bytes = 0;   // of one rank
+  int64_t state_bytes = 0;  // parameters and optimizer states, of one rank
+  int64_t held_bytes = 0;   // those, and what is kept for the backward: never above the peak
 };
 
-// What a byte costs that must be held at the end of the forward: parameters, states, and values kept
-// for the backward. The Lagrange multiplier of the memory limit. Layers before `split` (copies of
-// the repeated layers) may have another price than the rest, so that some keep what others make
+// What a byte costs that must be held at the end of the forward: parameters, states, and values
+// kept for the backward. The Lagrange multiplier of the memory limit. Layers before `split` (copies
+// of the repeated layers) may have another price than the rest, so that some keep what others make
 // again.
 struct MemoryPrice {
   double low = 0;   // seconds a byte, of the layers before `split`
@@ -73,28 +74,28 @@ struct Certificate {
 // What the search compared on its way: one mesh, and what came of it.
 struct Candidate {
   Mesh mesh;
-  double cost = 0;         // seconds; infinite when nothing fits
+  double cost = 0;  // seconds; infinite when nothing fits
   double lower_bound = 0;
   int64_t peak_bytes = 0;
   std::string why_not;  // empty when it was chosen
 };
 
 struct Plan {
-  Mesh mesh;  // axes named by the role that came out
+  Mesh mesh;                    // axes named by the role that came out
   std::vector<AxisRole> roles;  // as asked for
   Cluster cluster;
   std::shared_ptr<const Dimensions> dimensions;
-  std::vector<NodePlan> nodes;                // by node
-  std::vector<std::vector<Form>> values;      // by value: its forms; none when it is never needed
-  std::vector<int32_t> final_form;            // by source: the form of `final` that is kept
-  std::vector<int32_t> output_form;           // by graph output
+  std::vector<NodePlan> nodes;            // by node
+  std::vector<std::vector<Form>> values;  // by value: its forms; none when it is never needed
+  std::vector<int32_t> final_form;        // by source: the form of `final` that is kept
+  std::vector<int32_t> output_form;       // by graph output
   std::vector<std::vector<AxisOption>> choices;  // by node: of its family; empty for followers
-  std::map<Value, Placements> held;  // the held form of every value that several read
+  std::map<Value, Placements> held;              // the held form of every value that several read
   std::vector<PlannedCollectives> collectives;
-  int zero = 0;                   // ZeRO stage over the batch axis: 0, 1 (states), 3 (parameters)
+  int zero = 0;  // ZeRO stage over the batch axis: 0, 1 (states), 3 (parameters)
   int64_t kept = 0, regathered = 0;  // values read again in the backward: gathered form kept, or
                                      // gathered a second time
-  MemoryPrice price;  // under which it was found
+  MemoryPrice price;                 // under which it was found
   Prediction predicted;
   Certificate certificate;
   double search_seconds = 0;

@@ -56,14 +56,15 @@ std::string value_name(const Graph& graph, Value v) {
 Json collectives_json(const Plan& plan) {
   Json list = Json::array();
   for (const PlannedCollectives& c : plan.collectives) {
-    list.push_back({{"kind", name_of(c.kind)},
-                    {"axis", plan.mesh.axes[static_cast<size_t>(c.axis)].name},
-                    {"count", c.count},
-                    {"bytes", c.bytes},
-                    {"where", fmt::format("{}, {}", name_of(c.phase),
-                                          c.parameters ? "parameters and gradients" : "activations")},
-                    {"phase", name_of(c.phase)},
-                    {"seconds", c.seconds}});
+    list.push_back(
+        {{"kind", name_of(c.kind)},
+         {"axis", plan.mesh.axes[static_cast<size_t>(c.axis)].name},
+         {"count", c.count},
+         {"bytes", c.bytes},
+         {"where", fmt::format("{}, {}", name_of(c.phase),
+                               c.parameters ? "parameters and gradients" : "activations")},
+         {"phase", name_of(c.phase)},
+         {"seconds", c.seconds}});
   }
   return list;
 }
@@ -148,11 +149,12 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
     Json sizes = Json::array();
     for (const MeshAxis& a : c.mesh.axes) sizes.push_back(a.size);
     // Infinity is not JSON: what does not fit has no cost.
-    candidates.push_back({{"mesh", sizes},
-                          {"cost", c.cost < std::numeric_limits<double>::infinity() ? Json(c.cost) : Json()},
-                          {"lower_bound", c.lower_bound},
-                          {"peak_bytes", c.peak_bytes},
-                          {"why_not", c.why_not}});
+    candidates.push_back(
+        {{"mesh", sizes},
+         {"cost", c.cost < std::numeric_limits<double>::infinity() ? Json(c.cost) : Json()},
+         {"lower_bound", c.lower_bound},
+         {"peak_bytes", c.peak_bytes},
+         {"why_not", c.why_not}});
   }
   j["search"] = {{"seconds", plan.search_seconds}, {"candidates", candidates}};
   j["values"] = Json::array();
@@ -193,14 +195,18 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   const Json choices = field<Json>(json, "choices");
   SavedChoices saved;
   for (const auto& [name, size] : field<Json>(json, "mesh").items()) {
-    if (!size.is_number_integer() || size.get<int64_t>() < 1) fail("plan: mesh axis '{}' has no size", name);
+    if (!size.is_number_integer() || size.get<int64_t>() < 1)
+      fail("plan: mesh axis '{}' has no size", name);
     saved.mesh.axes.push_back({name, size.get<int64_t>()});
   }
-  for (const auto& r : field<std::vector<std::string>>(choices, "roles")) saved.roles.push_back(role_named(r));
-  if (saved.roles.size() != saved.mesh.axes.size()) fail("plan: as many roles as mesh axes are needed");
+  for (const auto& r : field<std::vector<std::string>>(choices, "roles"))
+    saved.roles.push_back(role_named(r));
+  if (saved.roles.size() != saved.mesh.axes.size())
+    fail("plan: as many roles as mesh axes are needed");
   const Json price = field<Json>(choices, "price");
   try {
-    saved.price = {price.at(0).get<double>(), price.at(1).get<double>(), price.at(2).get<int32_t>()};
+    saved.price = {price.at(0).get<double>(), price.at(1).get<double>(),
+                   price.at(2).get<int32_t>()};
     for (const Json& item : field<Json>(choices, "nodes")) {
       saved.choices[item.at(0).get<NodeId>()] = item.at(1).get<std::string>();
     }
@@ -224,7 +230,8 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   };
   const Cluster cluster = parse_cluster(field<std::string>(json, "cluster"));
   if (cluster.size() != saved.mesh.size()) {
-    fail("plan: its mesh has {} devices, its cluster {} has {}", saved.mesh.size(), cluster.spec, cluster.size());
+    fail("plan: its mesh has {} devices, its cluster {} has {}", saved.mesh.size(), cluster.spec,
+         cluster.size());
   }
   auto plan = plan_with(graph, cluster, saved.mesh, saved.roles, saved.price, fixed);
   if (!plan) fail("plan: its choices do not make a plan of this graph");

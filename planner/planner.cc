@@ -45,7 +45,8 @@ std::vector<Mesh> meshes(const Cluster& cluster, const PlannerOptions& options,
   std::vector<Mesh> result;
   for (const auto& s : sizes) {
     // Axes of one tier are alike: only the descending order is kept.
-    if (options.mesh.empty() && cluster.nodes == 1 && !std::is_sorted(s.rbegin(), s.rend())) continue;
+    if (options.mesh.empty() && cluster.nodes == 1 && !std::is_sorted(s.rbegin(), s.rend()))
+      continue;
     Mesh mesh;
     std::vector<AxisRole> r;
     for (size_t a = 0; a < s.size(); ++a) {
@@ -155,9 +156,10 @@ class MeshSearch {
     limits.prune_dominated = true;
     const MinSumResult result = solve_by_elimination(problem.problem(), limits);
     if (result.status == MinSumStatus::kTooLarge) {
-      fail("the search over mesh {} needs tables of {:.2g} entries; fix the mesh's roles, as in "
-           "--mesh dp=2,tp=4",
-           mesh_.to_string(), std::max(result.needed_table, result.needed_total));
+      fail(
+          "the search over mesh {} needs tables of {:.2g} entries; fix the mesh's roles, as in "
+          "--mesh dp=2,tp=4",
+          mesh_.to_string(), std::max(result.needed_table, result.needed_total));
     }
     if (!result.solved()) return std::nullopt;
     Plan plan;
@@ -166,14 +168,14 @@ class MeshSearch {
     plan.cluster = cluster_;
     plan.dimensions = dims_;
     problem.read_solution(result.solution.choice, plan);
-    CLEAVE_ASSERT(!price.free() || !options_.preferences.empty() ||
-                      std::abs(plan.certificate.cost - result.solution.cost) <=
-                          1e-9 * result.solution.cost,
-                  "the plan costs {}, the search found {}", plan.certificate.cost,
-                  result.solution.cost);
+    CLEAVE_ASSERT(
+        !price.free() || !options_.preferences.empty() ||
+            std::abs(plan.certificate.cost - result.solution.cost) <= 1e-9 * result.solution.cost,
+        "the plan costs {}, the search found {}", plan.certificate.cost, result.solution.cost);
     if (price.split == 0) {
-      lower_bound_ = std::max(lower_bound_, price.free() ? result.solution.cost
-                                                         : result.solution.cost - price.high * limit_);
+      lower_bound_ =
+          std::max(lower_bound_, price.free() ? result.solution.cost
+                                              : result.solution.cost - price.high * limit_);
     }
     plan.predicted.peak_bytes =
         options_.live_bytes ? options_.live_bytes(plan) : plan.predicted.held_bytes;
@@ -214,7 +216,8 @@ class MeshSearch {
       return std::nullopt;
     }
     for (int i = 0; i < 12 && held(over) > held(*under); ++i) {
-      const double slope = (under->certificate.cost - over.certificate.cost) / (held(over) - held(*under));
+      const double slope =
+          (under->certificate.cost - over.certificate.cost) / (held(over) - held(*under));
       if (slope <= 0) break;
       price = slope;
       auto middle = solve({.low = price, .high = price});
@@ -324,13 +327,14 @@ MeshRequest parse_mesh(std::string_view text) {
     return n;
   };
   const bool named = text.find('=') != std::string_view::npos;
-  for (std::string_view rest = text; ;) {
+  for (std::string_view rest = text;;) {
     const std::string_view part = rest.substr(0, rest.find(named ? ',' : 'x'));
     if (named) {
       const size_t equals = part.find('=');
       const std::string_view role = part.substr(0, equals);
       if (equals == std::string_view::npos || (role != "dp" && role != "tp")) {
-        fail("mesh '{}': '{}' is not an axis; write dp=N and tp=N, or sizes alone as in 2x4", text, part);
+        fail("mesh '{}': '{}' is not an axis; write dp=N and tp=N, or sizes alone as in 2x4", text,
+             part);
       }
       const AxisRole r = role == "dp" ? AxisRole::kData : AxisRole::kInner;
       if (std::find(request.roles.begin(), request.roles.end(), r) != request.roles.end()) {
@@ -345,7 +349,8 @@ MeshRequest parse_mesh(std::string_view text) {
     if (part.size() == rest.size()) break;
     rest.remove_prefix(part.size() + 1);
   }
-  if (request.sizes.size() > 2) fail("mesh '{}' has {} axes; at most 2 are planned for now", text, request.sizes.size());
+  if (request.sizes.size() > 2)
+    fail("mesh '{}' has {} axes; at most 2 are planned for now", text, request.sizes.size());
   return request;
 }
 
@@ -357,8 +362,9 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
   Restrictions restrictions = restrictions_of(graph, *dims);
   restrictions.roles = roles;
   const Layers layers = layers_of(graph, repeats(graph));
-  auto plan = MeshSearch(graph, dims, layers, cluster, mesh, roles, restrictions, options, kInfinity)
-                  .solve(price);
+  auto plan =
+      MeshSearch(graph, dims, layers, cluster, mesh, roles, restrictions, options, kInfinity)
+          .solve(price);
   if (!plan) return plan;
   if (options.peak_bytes) plan->predicted.peak_bytes = options.peak_bytes(*plan);
   plan->certificate.lower_bound = plan->certificate.cost;
@@ -392,7 +398,8 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
       if (result.plan) {
         for (Candidate& c : result.candidates) {
           if (c.why_not.empty()) {
-            c.why_not = fmt::format("slower by {:.1f} %", 100 * (c.cost / plan->certificate.cost - 1));
+            c.why_not =
+                fmt::format("slower by {:.1f} %", 100 * (c.cost / plan->certificate.cost - 1));
           }
         }
       }

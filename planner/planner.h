@@ -36,7 +36,7 @@ struct PlannerOptions {
 };
 
 struct PlanResult {
-  std::optional<Plan> plan;  // empty: nothing that was searched fits
+  std::optional<Plan> plan;   // empty: nothing that was searched fits
   int64_t smallest_peak = 0;  // bytes: of the plan that came nearest
   std::vector<Candidate> candidates;
 };

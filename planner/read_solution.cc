@@ -16,7 +16,8 @@ int32_t PlacementProblem::form_for(std::span<const int32_t> choice, Value v, con
                                    Plan& plan) const {
   const ValueWays& w = ways_[static_cast<size_t>(v)];
   const PlacementSpace& s = space(w.space, bundled);
-  const size_t pick = end.variable < 0 ? 0 : static_cast<size_t>(choice[static_cast<size_t>(end.variable)]);
+  const size_t pick =
+      end.variable < 0 ? 0 : static_cast<size_t>(choice[static_cast<size_t>(end.variable)]);
   const size_t target = static_cast<size_t>((*end.needs[need])[pick]);
   std::vector<Form>& forms = plan.values[static_cast<size_t>(v)];
   const Placements& have = forms[static_cast<size_t>(from)].placements;
@@ -70,7 +71,8 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
     }
   }
   if (phase == 1 && w.saved) {
-    const Placements& kept = plan.values[static_cast<size_t>(v)][static_cast<size_t>(from)].placements;
+    const Placements& kept =
+        plan.values[static_cast<size_t>(v)][static_cast<size_t>(from)].placements;
     plan.predicted.held_bytes +=
         static_cast<int64_t>(s.local_bytes(static_cast<size_t>(s.index_of(kept))));
   }
@@ -82,14 +84,14 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
     const int32_t family = families_.family_of(use.node);
     const End& end = *std::find_if(r.ends.begin(), r.ends.end(),
                                    [&](const End& e) { return e.variable == family; });
-    const Placements& need =
-        families_.kind_of(use.node)
-            .members[static_cast<size_t>(families_.member_of(use.node))]
-                    [static_cast<size_t>(choice[static_cast<size_t>(family)])]
-            .inputs[static_cast<size_t>(use.operand)];
+    const Placements& need = families_.kind_of(use.node)
+                                 .members[static_cast<size_t>(families_.member_of(use.node))]
+                                         [static_cast<size_t>(choice[static_cast<size_t>(family)])]
+                                 .inputs[static_cast<size_t>(use.operand)];
     size_t which = 0;
     while (s.at(static_cast<size_t>(
-               (*end.needs[which])[static_cast<size_t>(choice[static_cast<size_t>(family)])])) != need) {
+               (*end.needs[which])[static_cast<size_t>(choice[static_cast<size_t>(family)])])) !=
+           need) {
       ++which;
     }
     const int32_t form = form_for(choice, v, end, which, from, p, bundled, plan);
@@ -104,7 +106,8 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
   std::vector<Form>& forms = plan.values[static_cast<size_t>(v)];
   const PlacementSpace& s = space(w.space, false);
   const auto placement = [&](const End& end) {
-    const size_t pick = end.variable < 0 ? 0 : static_cast<size_t>(choice[static_cast<size_t>(end.variable)]);
+    const size_t pick =
+        end.variable < 0 ? 0 : static_cast<size_t>(choice[static_cast<size_t>(end.variable)]);
     return s.at(static_cast<size_t>((*end.needs[0])[pick]));
   };
   Form made;
@@ -200,7 +203,8 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   plan.certificate.cost = compute + communication;
   // What the search leaves out, since it is the same for nearly all plans: starting each bundle.
   for (const auto& [key, count] : bundles) {
-    if (is_collective(std::get<1>(key))) communication += cluster_.link(mesh_, size_t(std::get<2>(key))).start;
+    if (is_collective(std::get<1>(key)))
+      communication += cluster_.link(mesh_, size_t(std::get<2>(key))).start;
   }
   for (auto& [key, sum] : sums) plan.collectives.push_back(sum);
   plan.predicted.compute_seconds = compute;

@@ -13,8 +13,8 @@ std::string_view name_of(StepKind kind) {
     case StepKind::kAllGather: return "all-gather";
     case StepKind::kReduceScatter: return "reduce-scatter";
     case StepKind::kAllToAll: return "all-to-all";
-    case StepKind::kSlice: return "slice";
-    case StepKind::kMask: return "mask";
+    case StepKind::kSlice: return "local slice";
+    case StepKind::kMask: return "local mask";
   }
   return "?";
 }
@@ -116,16 +116,15 @@ std::vector<Step> PlacementSpace::neighbours(size_t from, const Cluster& cluster
         s.bytes = local * share;
       } else if (p[a].is_replicate() && q[a].is_shard()) {
         s.kind = StepKind::kSlice;
-      } else if (p[a].is_replicate() && q[a].is_partial() &&
-                 q[a].reduction == Reduction::kSum) {
+      } else if (p[a].is_replicate() && q[a].is_partial() && q[a].reduction == Reduction::kSum) {
         s.kind = StepKind::kMask;
       } else {
         continue;
       }
       if (is_collective(s.kind)) {
         const Link& link = cluster.link(mesh_, a);
-        s.seconds = bundled ? s.bytes / link.bandwidth
-                            : collective_seconds(s.kind, s.bytes, ranks, link);
+        s.seconds =
+            bundled ? s.bytes / link.bandwidth : collective_seconds(s.kind, s.bytes, ranks, link);
       } else {  // reads what stays and writes it
         s.seconds = 2 * local_bytes_[to] / cluster.device.bandwidth +
                     (bundled ? 0 : cluster.device.op_latency);
@@ -155,7 +154,8 @@ void PlacementSpace::find_ways(const Cluster& cluster, bool bundled) {
       size_t best = n;
       for (size_t i = 0; i < n; ++i) {
         if (done[i] || cost[i] == std::numeric_limits<double>::infinity()) continue;
-        if (best == n || cost[i] < cost[best] || (cost[i] == cost[best] && count[i] < count[best])) {
+        if (best == n || cost[i] < cost[best] ||
+            (cost[i] == cost[best] && count[i] < count[best])) {
           best = i;
         }
       }
@@ -179,7 +179,8 @@ void PlacementSpace::find_ways(const Cluster& cluster, bool bundled) {
 std::vector<Step> PlacementSpace::steps(size_t from, size_t to) const {
   std::vector<Step> result;
   for (size_t at = to; at != from;) {
-    CLEAVE_ASSERT(previous_[from * size() + at] >= 0, "no way between placements {} and {}", from, to);
+    CLEAVE_ASSERT(previous_[from * size() + at] >= 0, "no way between placements {} and {}", from,
+                  to);
     result.push_back(last_step_[from * size() + at]);
     at = static_cast<size_t>(previous_[from * size() + at]);
   }

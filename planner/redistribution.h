@@ -18,9 +18,9 @@ bool is_collective(StepKind kind);
 struct Step {
   StepKind kind = StepKind::kAllReduce;
   int8_t axis = 0;
-  Placement to;         // on that axis, after the step
-  double bytes = 0;     // sent by one rank: ring all-reduce of N bytes over t ranks 2N(t-1)/t,
-                        // all-gather and reduce-scatter N(t-1)/t, all-to-all of n local n(t-1)/t
+  Placement to;      // on that axis, after the step
+  double bytes = 0;  // sent by one rank: ring all-reduce of N bytes over t ranks 2N(t-1)/t,
+                     // all-gather and reduce-scatter N(t-1)/t, all-to-all of n local n(t-1)/t
   double seconds = 0;
 };
 
@@ -32,8 +32,9 @@ double collective_seconds(StepKind kind, double bytes, int64_t ranks, const Link
 // any two. Immutable; one object serves every value with the same atoms.
 class PlacementSpace {
  public:
-  // `partials`: the kinds of partial result that the value may be. `bundled`: many such values are moved at once (gradients before the update), so that only
-  // bytes count and not the start of each collective.
+  // `partials`: the kinds of partial result that the value may be. `bundled`: many such values are
+  // moved at once (gradients before the update), so that only bytes count and not the start of each
+  // collective.
   PlacementSpace(const Cluster& cluster, const Mesh& mesh, std::vector<int64_t> atoms,
                  std::vector<int8_t> atom_dim, DType dtype, std::span<const Reduction> partials,
                  bool bundled);
@@ -62,9 +63,9 @@ class PlacementSpace {
   std::vector<bool> partial_;
   std::vector<double> local_bytes_;
   int replicated_ = 0;
-  std::vector<double> seconds_;      // from x to
-  std::vector<int32_t> previous_;    // from x to: the placement before the last step
-  std::vector<Step> last_step_;      // from x to
+  std::vector<double> seconds_;    // from x to
+  std::vector<int32_t> previous_;  // from x to: the placement before the last step
+  std::vector<Step> last_step_;    // from x to
 };
 
 }  // namespace cleave

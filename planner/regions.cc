@@ -197,7 +197,8 @@ std::vector<RegionGroup> fold_regions(const Graph& graph, std::vector<Region> re
     std::string key;
     for (NodeId n : r.nodes) {
       const Node& node = graph.node(n);
-      key += fmt::format("{}{}{};", node.op->name, node.signature->text(), fmt::join(node.extents, ","));
+      key += fmt::format("{}{}{};", node.op->name, node.signature->text(),
+                         fmt::join(node.extents, ","));
     }
     for (const SyncPoint& s : r.syncs) {
       key += fmt::format("{}{}{};", static_cast<int>(s.kind), static_cast<int>(s.phase), s.bytes);

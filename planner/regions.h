@@ -32,7 +32,7 @@ struct Region {
   ClassId dimension_class = -1;
   std::vector<NodeId> nodes;  // ascending; those that reduce the class included
   double flops = 0;
-  double flops_share = 0;     // of the whole step
+  double flops_share = 0;  // of the whole step
   std::vector<SyncPoint> syncs;
 };
 

@@ -16,17 +16,18 @@ std::string role_of_axis(const Graph& graph, const Plan& plan, size_t axis) {
     const MemberSplit::OnAxis& on = plan.nodes[n].axes[axis];
     std::string role = "rep";
     if (on.factor >= 0) {
-      const ClassId c = plan.dimensions->factors[n][static_cast<size_t>(on.factor)]
-                                                [static_cast<size_t>(on.atom)].dimension_class;
+      const ClassId c =
+          plan.dimensions->factors[n][static_cast<size_t>(on.factor)][static_cast<size_t>(on.atom)]
+              .dimension_class;
       const std::string& data = plan.dimensions->classes[static_cast<size_t>(c)].role;
       role = data == "batch" ? "dp" : data == "sequence" ? "cp" : "tp";
     }
     const auto in = graph.input_types(node);
     work[role] += node.op->flops(Graph::call(node, in));
   }
-  return std::max_element(work.begin(), work.end(), [](const auto& a, const auto& b) {
-           return a.second < b.second;
-         })->first;
+  return std::max_element(work.begin(), work.end(),
+                          [](const auto& a, const auto& b) { return a.second < b.second; })
+      ->first;
 }
 
 }  // namespace
@@ -49,8 +50,9 @@ void name_axes(const Graph& graph, Plan& plan) {
     const double bytes =
         static_cast<double>(numel(graph.type(s.value).shape) * size_of(graph.type(s.value).dtype));
     const Placements& p = plan.values[static_cast<size_t>(s.value)][0].placements;
-    const bool split = std::any_of(data_axes.begin(), data_axes.end(),
-                                   [&](size_t a) { return p[a].is_shard() && plan.mesh.axes[a].size > 1; });
+    const bool split = std::any_of(data_axes.begin(), data_axes.end(), [&](size_t a) {
+      return p[a].is_shard() && plan.mesh.axes[a].size > 1;
+    });
     (s.kind == SourceKind::kParameter ? parameters : states) += bytes;
     if (split) (s.kind == SourceKind::kParameter ? split_parameters : split_states) += bytes;
   }
