@@ -109,6 +109,11 @@ std::string Families::key(const Family& family) const {
     const Node& node = graph_.node(n);
     append(k, node.op);
     append(k, node.signature);
+    // Whether a view is one in fact.
+    k += !node.inputs.empty() &&
+                 graph_.value(node.outputs[0]).storage == graph_.value(node.inputs[0]).storage
+             ? 'v'
+             : 'c';
     for (const auto& [name, value] : node.attrs.items()) {
       // Texts name random streams and types; types show in the operands.
       if (const auto* i = std::get_if<int64_t>(&value)) k += name, append(k, *i);
