@@ -27,6 +27,7 @@ std::vector<TensorType> infer_layer_norm_backward(const OpCall& call) {
 void layer_norm_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = whole_factor(args.signature);
+    CLEAVE_ASSERT(f >= 0, "'{}' has no whole factor", args.signature.text());
     const int64_t n = args.extents[static_cast<size_t>(f)].local;
     const T eps = static_cast<T>(args.attrs.real("eps"));
     const RowInput<T> x_rows(args, 0, f), gammas(args, 1, f), betas(args, 2, f);
@@ -54,6 +55,7 @@ void layer_norm_cpu(const KernelArgs& args) {
 void layer_norm_backward_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = whole_factor(args.signature);
+    CLEAVE_ASSERT(f >= 0, "'{}' has no whole factor", args.signature.text());
     const int64_t n = args.extents[static_cast<size_t>(f)].local;
     const RowInput<T> dy_rows(args, 0, f), x_rows(args, 1, f), gammas(args, 2, f);
     const RowOutput<T> dx_rows(args, 0, f), dgammas(args, 1, f), dbetas(args, 2, f);
@@ -142,6 +144,7 @@ std::vector<TensorType> infer_rms_norm_backward(const OpCall& call) {
 void rms_norm_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = whole_factor(args.signature);
+    CLEAVE_ASSERT(f >= 0, "'{}' has no whole factor", args.signature.text());
     const int64_t n = args.extents[static_cast<size_t>(f)].local;
     const T eps = static_cast<T>(args.attrs.real("eps"));
     const RowInput<T> x_rows(args, 0, f), gammas(args, 1, f);
@@ -164,6 +167,7 @@ void rms_norm_cpu(const KernelArgs& args) {
 void rms_norm_backward_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = whole_factor(args.signature);
+    CLEAVE_ASSERT(f >= 0, "'{}' has no whole factor", args.signature.text());
     const int64_t n = args.extents[static_cast<size_t>(f)].local;
     const RowInput<T> dy_rows(args, 0, f), x_rows(args, 1, f), gammas(args, 2, f);
     const RowOutput<T> dx_rows(args, 0, f), dgammas(args, 1, f);

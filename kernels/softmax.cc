@@ -11,6 +11,7 @@ namespace {
 void softmax_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = whole_factor(args.signature);
+    CLEAVE_ASSERT(f >= 0, "'{}' has no whole factor", args.signature.text());
     const int64_t n = args.extents[static_cast<size_t>(f)].local;
     const RowInput<T> x(args, 0, f);
     const RowOutput<T> y(args, 0, f);
@@ -29,6 +30,7 @@ void softmax_cpu(const KernelArgs& args) {
 void softmax_backward_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = whole_factor(args.signature);
+    CLEAVE_ASSERT(f >= 0, "'{}' has no whole factor", args.signature.text());
     const int64_t n = args.extents[static_cast<size_t>(f)].local;
     const RowInput<T> y_rows(args, 0, f), dy_rows(args, 1, f);
     const RowOutput<T> dx_rows(args, 0, f);
