@@ -11,6 +11,7 @@
 #include "graph/error.h"
 #include "planner/elimination_network.h"
 #include "planner/elimination_order.h"
+#include "planner/elimination_run.h"
 #include "planner/elimination_tables.h"
 
 namespace cleave {
@@ -35,8 +36,6 @@ struct Outcome {
     outcome.cost = kInfinity;
     return outcome;
   }
-  static Outcome infeasible() { return without(MinSumStatus::kInfeasible); }
-  static Outcome too_large() { return without(MinSumStatus::kTooLarge); }
 };
 
 double term_cost(const CostTerm& term, std::span<const int32_t> choice) {
@@ -87,134 +86,60 @@ class Solver {
  private:
   // Both take factors with no empty scope.
   Outcome eliminate(std::vector<Factor> factors, int64_t branches, int32_t kept = -1);
-  Outcome split(std::vector<Factor> factors, const EliminationGraph& graph,
-                const std::vector<int32_t>& variables, int64_t branches);
+  Outcome split(const EliminationRun& run, int64_t branches);
   Outcome fix_each_choice(const std::vector<Factor>& factors, int32_t hub, int64_t branches);
-  int32_t decide(int32_t variable, std::span<const Factor> factors);
 
   EliminationLimits limits_;
   TableStore store_;
   std::vector<int32_t> value_;  // decided so far, as an index in the remaining choices
 };
 
-// One elimination, remembered for the way back.
-struct Step {
-  int32_t variable;
-  std::vector<Factor> factors;
-};
-
 Outcome Solver::eliminate(std::vector<Factor> factors, int64_t branches, int32_t kept) {
-  // The graph numbers the variables of these factors 0, 1, ... in the order of the problem's.
-  std::vector<int32_t> local(value_.size(), -1), variables, domain_sizes;
-  for (const Factor& f : factors) {
-    const std::vector<int32_t>& sizes = store_.sizes(f.table);
-    for (size_t i = 0; i < sizes.size(); ++i) local[f.scope[i]] = sizes[i];
-  }
-  for (size_t v = 0; v < local.size(); ++v) {
-    if (local[v] < 0) continue;
-    domain_sizes.push_back(local[v]);
-    local[v] = static_cast<int32_t>(variables.size());
-    variables.push_back(static_cast<int32_t>(v));
-  }
-  EliminationGraph graph(std::move(domain_sizes));
-  if (kept >= 0) graph.keep(local[kept]);
-  std::vector<int32_t> scope;
-  const auto add_to_graph = [&](const Factor& factor) {
-    scope.clear();
-    for (const int32_t v : factor.scope) scope.push_back(local[v]);
-    graph.add(scope);
-  };
-  for (const Factor& f : factors) add_to_graph(f);
-
+  EliminationRun run(store_, std::move(factors), value_.size(), kept);
   Outcome outcome;
-  std::vector<Step> steps;
-  steps.reserve(variables.size());
-  std::vector<const Factor*> joined;
-  while (const auto next = graph.next()) {
-    const double entries = graph.entries_after(*next);
-    const bool too_many = entries + static_cast<double>(store_.entries_held()) >
-                          static_cast<double>(limits_.max_total);
+  while (const auto next = run.next()) {
+    if (limits_.prune_dominated && run.work_of(*next) >= static_cast<double>(limits_.prune_from) &&
+        run.prune_around(*next)) {
+      continue;
+    }
+    const double entries = run.entries_after(*next);
+    const double total = entries + static_cast<double>(store_.entries_held());
+    const bool too_many = total > static_cast<double>(limits_.max_total);
     if (too_many || entries > static_cast<double>(limits_.max_table)) {
-      std::vector<Factor> rest;
-      for (size_t f = 0; f < factors.size(); ++f) {
-        if (graph.is_alive(static_cast<int32_t>(f))) rest.push_back(std::move(factors[f]));
+      outcome =
+          too_many || kept >= 0 ? Outcome::without(MinSumStatus::kTooLarge) : split(run, branches);
+      if (outcome.status == MinSumStatus::kTooLarge) {
+        const EliminationRehearsal rehearsal = rehearse(run.graph());
+        outcome.needed_table = rehearsal.largest_table;
+        outcome.needed_total = rehearsal.total + static_cast<double>(store_.entries_held());
       }
-      Outcome tail = too_many || kept >= 0 ? Outcome::too_large()
-                                           : split(std::move(rest), graph, variables, branches);
-      if (tail.status == MinSumStatus::kTooLarge) {
-        const EliminationRehearsal rehearsal = rehearse(std::move(graph));
-        tail.needed_table = rehearsal.largest_table;
-        tail.needed_total = rehearsal.total + static_cast<double>(store_.entries_held());
-      }
-      if (tail.status != MinSumStatus::kSolved) return tail;
-      outcome.cost += tail.cost;
-      outcome.decisions = std::move(tail.decisions);
-      factors.clear();
+      if (outcome.status != MinSumStatus::kSolved) return outcome;
       break;
     }
-    store_.statistics.induced_width = std::max(
-        store_.statistics.induced_width, static_cast<int32_t>(graph.neighbours(*next).size()));
-
-    Step step{variables[*next], {}};
-    for (const int32_t f : graph.eliminate(*next)) step.factors.push_back(std::move(factors[f]));
-    joined.clear();
-    for (const Factor& f : step.factors) joined.push_back(&f);
-    TableStore::Elimination eliminated = store_.eliminate(step.variable, joined);
-    if (eliminated.offset == kInfinity) return Outcome::infeasible();
-    outcome.cost += eliminated.offset;
-    if (!eliminated.factor.scope.empty()) {
-      add_to_graph(eliminated.factor);
-      factors.push_back(std::move(eliminated.factor));
-    }
-    steps.push_back(std::move(step));
+    run.eliminate(*next);
+    if (run.cost() == kInfinity) return Outcome::without(MinSumStatus::kInfeasible);
   }
+  outcome.cost += run.cost();
   if (kept >= 0) {
-    for (size_t f = 0; f < factors.size(); ++f) {
-      if (graph.is_alive(static_cast<int32_t>(f))) outcome.leftover.push_back(factors[f]);
-    }
+    outcome.leftover = run.remaining();
     return outcome;
   }
-
   for (const auto& [v, choice] : outcome.decisions) value_[v] = choice;
-  for (size_t s = steps.size(); s-- > 0;) {
-    const int32_t choice = decide(steps[s].variable, steps[s].factors);
-    value_[steps[s].variable] = choice;
-    outcome.decisions.emplace_back(steps[s].variable, choice);
-  }
+  run.decide(value_);
+  outcome.decisions.clear();
+  for (const int32_t v : run.variables()) outcome.decisions.emplace_back(v, value_[v]);
   return outcome;
 }
 
-int32_t Solver::decide(int32_t variable, std::span<const Factor> factors) {
-  std::vector<double> total;
-  for (const Factor& f : factors) {
-    const std::vector<int32_t>& sizes = store_.sizes(f.table);
-    int64_t at = 0, stride = 1, own_stride = 0;
-    int32_t own_size = 0;
-    for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i]) {
-      if (f.scope[i] == variable) {
-        own_stride = stride;
-        own_size = sizes[i];
-      } else {
-        at += value_[f.scope[i]] * stride;
-      }
-    }
-    total.resize(own_size, 0.0);
-    const double* entry = store_.cost(f.table).data() + at;
-    for (int32_t c = 0; c < own_size; ++c) total[c] += entry[c * own_stride];
-  }
-  return static_cast<int32_t>(std::min_element(total.begin(), total.end()) - total.begin());
-}
-
 // Parts that no longer touch are solved one by one; a part that is whole has its hub fixed.
-Outcome Solver::split(std::vector<Factor> factors, const EliminationGraph& graph,
-                      const std::vector<int32_t>& variables, int64_t branches) {
-  std::vector<std::vector<Factor>> components = connected_components(std::move(factors));
+Outcome Solver::split(const EliminationRun& run, int64_t branches) {
+  std::vector<std::vector<Factor>> components = connected_components(run.remaining());
   if (components.size() == 1) {
-    const auto hub = graph.hub(branches);
-    if (!hub || !fits_with_branches(graph, limits_.max_table, branches)) {
-      return Outcome::too_large();
+    const auto hub = run.graph().hub(branches);
+    if (!hub || !fits_with_branches(run.graph(), limits_.max_table, branches)) {
+      return Outcome::without(MinSumStatus::kTooLarge);
     }
-    return fix_each_choice(components[0], variables[*hub], branches);
+    return fix_each_choice(components[0], run.variable(*hub), branches);
   }
   Outcome outcome;
   for (auto& component : components) {
@@ -227,20 +152,17 @@ Outcome Solver::split(std::vector<Factor> factors, const EliminationGraph& graph
 }
 
 Outcome Solver::fix_each_choice(const std::vector<Factor>& factors, int32_t hub, int64_t branches) {
-  const auto axis_of_hub = [&](const Factor& f) {
-    return static_cast<int32_t>(std::find(f.scope.begin(), f.scope.end(), hub) - f.scope.begin());
-  };
   const auto with_hub = std::find_if(factors.begin(), factors.end(), [&](const Factor& f) {
-    return axis_of_hub(f) < static_cast<int32_t>(f.scope.size());
+    return f.axis_of(hub) < static_cast<int32_t>(f.scope.size());
   });
-  const int32_t choices = store_.sizes(with_hub->table)[axis_of_hub(*with_hub)];
-  Outcome best = Outcome::infeasible();
+  const int32_t choices = store_.sizes(with_hub->table)[with_hub->axis_of(hub)];
+  Outcome best = Outcome::without(MinSumStatus::kInfeasible);
   for (int32_t choice = 0; choice < choices; ++choice) {
     ++store_.statistics.branches;
     double constant = 0;
     std::vector<Factor> rest;
     for (Factor f : factors) {
-      const int32_t axis = axis_of_hub(f);
+      const int32_t axis = f.axis_of(hub);
       if (axis < static_cast<int32_t>(f.scope.size())) {
         f.table = store_.slice(f.table, axis, {choice});
         f.scope.erase(f.scope.begin() + axis);
@@ -273,7 +195,7 @@ std::vector<Factor> factors_with_scope(const Network& network) {
 
 MinSumResult Solver::solve(const MinSumProblem& problem, const Network& network) {
   MinSumResult result;
-  Outcome outcome = Outcome::infeasible();
+  Outcome outcome = Outcome::without(MinSumStatus::kInfeasible);
   value_.assign(network.choices.size(), 0);
   if (network.constant < kInfinity) {
     outcome = eliminate(factors_with_scope(network), limits_.max_branches);
@@ -319,7 +241,7 @@ std::vector<double> Solver::costs_of(const Network& network, int32_t variable) {
     Network fixed = network;
     if (count > 1) restrict_choices(fixed, store_, variable, {static_cast<int32_t>(c)});
     const Outcome outcome = fixed.constant == kInfinity
-                                ? Outcome::infeasible()
+                                ? Outcome::without(MinSumStatus::kInfeasible)
                                 : eliminate(factors_with_scope(fixed), limits_.max_branches);
     if (outcome.status == MinSumStatus::kTooLarge) return {};
     costs.push_back(outcome.cost + fixed.constant);

@@ -35,9 +35,11 @@ struct EliminationLimits {
   // When the next table would be too large, a variable is fixed to each of its choices in turn.
   // This bounds the number of combinations tried; 1 switches it off.
   int64_t max_branches = 4096;
-  // Drop a choice when another is at least as good whatever the other variables do. Keeps one
+  // Drop a choice when another is at least as good whatever the other variables do: before the
+  // first elimination, and before each that would visit at least `prune_from` entries. Keeps one
   // optimum, not always the same one as without.
-  bool prune_dominated = false;
+  bool prune_dominated = true;
+  int64_t prune_from = int64_t{1} << 14;
 };
 
 struct EliminationStatistics {

@@ -3,6 +3,7 @@
 #include "planner/elimination_kernels.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace cleave {
 namespace {
@@ -44,9 +45,31 @@ inline __attribute__((always_inline)) void min_plus_body(double* __restrict best
   }
 }
 
+// excess[a, b] = max(excess[a, b], column[a] - column[b]). Two infinities leave it as it is, since
+// a comparison with NaN is false.
+inline __attribute__((always_inline)) void excess_body(const double* __restrict column,
+                                                       int64_t size, double* __restrict excess) {
+  for (int64_t a = 0; a < size; ++a, excess += size) {
+    for (int64_t b = 0; b < size; ++b) {
+      const double more = column[a] - column[b];
+      excess[b] = excess[b] < more ? more : excess[b];
+    }
+  }
+}
+
+// The inner loops as compiled for one kind of machine. All give the same bits: they only add,
+// subtract and compare.
+struct InnerLoops {
+  void (*min_plus)(double*, int64_t, const double*, int64_t, const double*, int64_t);
+  void (*excess)(const double*, int64_t, double*);
+};
+
 void min_plus_portable(double* best, int64_t width, const double* rows, int64_t stride,
                        const double* scalars, int64_t choices) {
   min_plus_body(best, width, rows, stride, scalars, choices);
+}
+void excess_portable(const double* column, int64_t size, double* excess) {
+  excess_body(column, size, excess);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -55,10 +78,17 @@ __attribute__((target("avx2"))) void min_plus_avx2(double* best, int64_t width, 
                                                    int64_t choices) {
   min_plus_body(best, width, rows, stride, scalars, choices);
 }
+__attribute__((target("avx2"))) void excess_avx2(const double* column, int64_t size,
+                                                 double* excess) {
+  excess_body(column, size, excess);
+}
 
-auto* best_min_plus() { return __builtin_cpu_supports("avx2") ? min_plus_avx2 : min_plus_portable; }
+InnerLoops inner_loops() {
+  if (__builtin_cpu_supports("avx2")) return {min_plus_avx2, excess_avx2};
+  return {min_plus_portable, excess_portable};
+}
 #else
-auto* best_min_plus() { return min_plus_portable; }
+InnerLoops inner_loops() { return {min_plus_portable, excess_portable}; }
 #endif
 
 }  // namespace
@@ -94,7 +124,7 @@ void add_tables(std::span<const int64_t> sizes, std::span<const StridedTable> ta
 
 void minimize_sum(std::span<const int64_t> outer_sizes, int64_t choices, int64_t width,
                   std::span<const MinimizedTable> tables, double* out) {
-  const auto min_plus = best_min_plus();
+  const auto min_plus = inner_loops().min_plus;
   // Some table has the width, if it is not 1. Rows of a block stay in the first cache while the
   // choices go past.
   const int64_t block = std::max<int64_t>(64, 4096 / choices);
@@ -143,6 +173,18 @@ void minimize_sum(std::span<const int64_t> outer_sizes, int64_t choices, int64_t
   } while (advance(outer_sizes, index, [&](size_t axis, int64_t steps) {
     for (size_t i = 0; i < tables.size(); ++i) at[i] += steps * tables[i].outer_strides[axis];
   }));
+}
+
+void most_excess(const double* in, int64_t before, int64_t size, int64_t after, double* excess) {
+  const auto update = inner_loops().excess;
+  std::fill_n(excess, size * size, -std::numeric_limits<double>::infinity());
+  std::vector<double> column(size);
+  for (int64_t i = 0; i < before; ++i, in += size * after) {
+    for (int64_t j = 0; j < after; ++j) {
+      for (int64_t a = 0; a < size; ++a) column[a] = in[a * after + j];
+      update(column.data(), size, excess);
+    }
+  }
 }
 
 void slice_axis(const double* in, int64_t before, int64_t size, int64_t after,

@@ -30,6 +30,10 @@ struct MinimizedTable {
 void minimize_sum(std::span<const int64_t> outer_sizes, int64_t choices, int64_t width,
                   std::span<const MinimizedTable> tables, double* out);
 
+// excess[a, b] = max over i and j of (in[i, a, j] - in[i, b, j]), with i < before, a and b < size,
+// j < after; where both are +infinity nothing is counted.
+void most_excess(const double* in, int64_t before, int64_t size, int64_t after, double* excess);
+
 // out[i, k, j] = in[i, keep[k], j], with i < before, j < after and `size` entries between.
 void slice_axis(const double* in, int64_t before, int64_t size, int64_t after,
                 std::span<const int32_t> keep, double* out);

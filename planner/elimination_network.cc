@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <map>
 #include <numeric>
-#include <span>
 #include <utility>
 
 #include "graph/error.h"
@@ -16,11 +14,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr size_t kMostComparisons = size_t{1} << 24;  // a table; more is not worth the pruning
-
-int32_t axis_of(const Factor& factor, int32_t variable) {
-  const auto at = std::find(factor.scope.begin(), factor.scope.end(), variable);
-  return static_cast<int32_t>(at - factor.scope.begin());
-}
 
 void check_term(const MinSumProblem& problem, const CostTerm& term) {
   CLEAVE_ASSERT(term.table != nullptr, "a term has no table");
@@ -38,20 +31,6 @@ void check_term(const MinSumProblem& problem, const CostTerm& term) {
                       term.variables.begin() + i,
                   "a term has variable {} twice", v);
   }
-}
-
-// The choices left when each that another dominates is dropped. Two that dominate each other are
-// equal, and the lower one stays. A choice may only be dropped for one that stays, or stayed then.
-std::vector<int32_t> undominated(const std::vector<double>& excess, int32_t n) {
-  std::vector<int32_t> kept(n);
-  std::iota(kept.begin(), kept.end(), 0);
-  for (int32_t b = n; b-- > 0;) {
-    const bool dominated = std::any_of(kept.begin(), kept.end(), [&](int32_t a) {
-      return a != b && excess[static_cast<size_t>(a) * n + b] <= 0;
-    });
-    if (dominated) kept.erase(kept.begin() + b);
-  }
-  return kept;
 }
 
 // Indices waiting for their turn, each at most once.
@@ -120,7 +99,7 @@ void restrict_choices(Network& network, TableStore& store, int32_t variable,
   }
   for (const int32_t f : network.factors_of[variable]) {
     Factor& factor = network.factors[f];
-    const int32_t axis = axis_of(factor, variable);
+    const int32_t axis = factor.axis_of(variable);
     factor.table = store.slice(factor.table, axis, keep);
     if (keep.size() > 1) continue;
     factor.scope.erase(factor.scope.begin() + axis);
@@ -147,39 +126,25 @@ void prune_impossible(Network& network, TableStore& store) {
 }
 
 void prune_dominated(Network& network, TableStore& store, int32_t kept) {
-  // Equal layers ask the same question: which choices stay, given these tables.
-  std::map<std::vector<std::pair<TableId, int32_t>>, std::vector<int32_t>> answers;
   WorkList work(network.choices.size());
   while (!work.empty() && network.constant < kInfinity) {
     const int32_t v = work.pop();
-    const auto n = static_cast<int32_t>(network.choices[v].size());
+    const size_t n = network.choices[v].size();
     if (v == kept || n == 1 || network.factors_of[v].empty()) continue;
-    std::vector<std::pair<TableId, int32_t>> question;
+    TableStore::Places places;
     size_t comparisons = 0;
     for (const int32_t f : network.factors_of[v]) {
       const Factor& factor = network.factors[f];
-      question.emplace_back(factor.table, axis_of(factor, v));
+      places.emplace_back(factor.table, factor.axis_of(v));
       comparisons = std::max(comparisons, store.cost(factor.table).size() * n);
     }
     if (comparisons > kMostComparisons) continue;
-    std::sort(question.begin(), question.end());
-    const auto [answer, is_new] = answers.try_emplace(std::move(question));
-    if (is_new) {
-      std::vector<double> total(static_cast<size_t>(n) * n, 0.0);
-      for (const auto& [table, axis] : answer->first) {
-        const std::vector<double>& excess = store.excess(table, axis);
-        for (size_t i = 0; i < total.size(); ++i) {
-          // +infinity: a is forbidden where b is not. -infinity: b is forbidden everywhere.
-          total[i] = std::max(total[i], excess[i]) == kInfinity ? kInfinity : total[i] + excess[i];
-        }
-      }
-      answer->second = undominated(total, n);
-    }
-    if (static_cast<int32_t>(answer->second.size()) == n) continue;
+    const std::vector<int32_t>& keep = store.undominated(std::move(places));
+    if (keep.size() == n) continue;
     for (const int32_t f : network.factors_of[v]) {
       for (const int32_t u : network.factors[f].scope) work.push(u);
     }
-    restrict_choices(network, store, v, answer->second);
+    restrict_choices(network, store, v, keep);
   }
 }
 

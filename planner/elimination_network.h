@@ -26,9 +26,8 @@ void restrict_choices(Network& network, TableStore& store, int32_t variable,
 // Drops the choices that are infinite everywhere in some factor, until there are none.
 void prune_impossible(Network& network, TableStore& store);
 
-// Drops a choice b when an a costs no more whatever the neighbours choose: the sum, over the
-// factors, of the most that a can exceed b by is at most zero. Spares the variable `kept`, and
-// those in tables so large that comparing their choices would cost more than eliminating.
+// Drops the choices that another dominates (TableStore::undominated), until there are none. Spares
+// the variable `kept`, and those in tables so large that the comparison would not pay.
 void prune_dominated(Network& network, TableStore& store, int32_t kept = -1);
 
 }  // namespace cleave

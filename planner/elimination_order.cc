@@ -18,8 +18,12 @@ EliminationGraph::EliminationGraph(std::vector<int32_t> domain_sizes)
       factors_of_(domain_sizes_.size()),
       variable_alive_(domain_sizes_.size(), 1) {
   for (size_t v = 0; v < domain_sizes_.size(); ++v) {
-    size_log_[v] = std::llround(std::ldexp(std::log2(domain_sizes_[v]), 32));
+    size_log_[v] = fixed_point_log(domain_sizes_[v]);
   }
+}
+
+int64_t EliminationGraph::fixed_point_log(int32_t size) {
+  return std::llround(std::ldexp(std::log2(size), 32));
 }
 
 bool EliminationGraph::link(int32_t from, int32_t to) {
@@ -81,12 +85,27 @@ double EliminationGraph::entries_after(int32_t variable) const {
   return entries;
 }
 
-std::vector<int32_t> EliminationGraph::eliminate(int32_t variable) {
+void EliminationGraph::shrink(int32_t variable, int32_t domain_size) {
+  const int64_t log = fixed_point_log(domain_size);
+  for (const int32_t u : neighbours_[variable]) {
+    neighbour_log_[u] += log - size_log_[variable];
+    offer(u);
+  }
+  size_log_[variable] = log;
+  domain_sizes_[variable] = domain_size;
+}
+
+std::vector<int32_t> EliminationGraph::factors_of(int32_t variable) const {
   std::vector<int32_t> factors;
   for (const int32_t f : factors_of_[variable]) {
     if (factor_alive_[f]) factors.push_back(f);
-    factor_alive_[f] = 0;
   }
+  return factors;
+}
+
+std::vector<int32_t> EliminationGraph::eliminate(int32_t variable) {
+  std::vector<int32_t> factors = factors_of(variable);
+  for (const int32_t f : factors) factor_alive_[f] = 0;
   variable_alive_[variable] = 0;
   for (const int32_t u : neighbours_[variable]) {
     unlink(u, variable);

@@ -35,6 +35,11 @@ class EliminationGraph {
   // Removes the variable from every scope, as when it is fixed to a choice.
   void fix(int32_t variable);
 
+  // The variable has fewer choices from now on, but more than one.
+  void shrink(int32_t variable, int32_t domain_size);
+
+  // The remaining factors with the variable, ascending.
+  std::vector<int32_t> factors_of(int32_t variable) const;
   const std::vector<int32_t>& neighbours(int32_t variable) const { return neighbours_[variable]; }
   int32_t domain_size(int32_t variable) const { return domain_sizes_[variable]; }
   bool is_alive(int32_t factor) const { return factor_alive_[factor]; }
@@ -52,6 +57,7 @@ class EliminationGraph {
     auto operator<=>(const Candidate&) const = default;
   };
 
+  static int64_t fixed_point_log(int32_t size);
   bool link(int32_t from, int32_t to);
   void unlink(int32_t from, int32_t to);
   void offer(int32_t variable);

@@ -58,6 +58,10 @@ AxisView view_axis(const std::vector<int32_t>& sizes, int32_t axis) {
 
 }  // namespace
 
+int32_t Factor::axis_of(int32_t variable) const {
+  return static_cast<int32_t>(std::find(scope.begin(), scope.end(), variable) - scope.begin());
+}
+
 size_t TableStore::KeyHash::operator()(const Key& key) const {
   uint64_t hash = key.size();
   for (const int32_t word : key) hash = mix(hash, static_cast<uint32_t>(word));
@@ -159,27 +163,41 @@ const std::vector<std::vector<int32_t>>& TableStore::possible_choices(TableId ta
 }
 
 const std::vector<double>& TableStore::excess(TableId table, int32_t axis) {
-  const auto [known, is_new] = excess_.try_emplace(int64_t{table} << 32 | axis);
-  auto& excess = known->second;
-  if (!is_new) return excess;
-  const AxisView view = view_axis(sizes(table), axis);
-  const int64_t n = view.size;
-  excess.assign(n * n, -kInfinity);
-  for (int64_t i = 0; i < view.before; ++i) {
-    const double* slab = cost(table).data() + i * n * view.after;
-    for (int64_t a = 0; a < n; ++a) {
-      for (int64_t b = 0; b < n; ++b) {
-        double most = excess[a * n + b];
-        for (int64_t j = 0; j < view.after; ++j) {
-          const double other = slab[b * view.after + j];
-          const double more = other == kInfinity ? -kInfinity : slab[a * view.after + j] - other;
-          most = std::max(most, more);
-        }
-        excess[a * n + b] = most;
-      }
+  const auto [known, is_new] = excess_.try_emplace({table, axis});
+  if (is_new) {
+    const AxisView view = view_axis(sizes(table), axis);
+    known->second.resize(view.size * view.size);
+    most_excess(cost(table).data(), view.before, view.size, view.after, known->second.data());
+  }
+  return known->second;
+}
+
+const std::vector<int32_t>& TableStore::undominated(Places places) {
+  std::sort(places.begin(), places.end());
+  const auto [known, is_new] = undominated_.try_emplace(std::move(places));
+  std::vector<int32_t>& kept = known->second;
+  if (!is_new) return kept;
+  const auto [first, first_axis] = known->first.at(0);
+  const int32_t n = sizes(first)[first_axis];
+  std::vector<double> total(static_cast<size_t>(n) * n, 0.0);
+  for (const auto& [table, axis] : known->first) {
+    const std::vector<double>& more = excess(table, axis);
+    for (size_t i = 0; i < total.size(); ++i) {
+      // +infinity: a is forbidden where b is not. -infinity: b is forbidden everywhere.
+      const bool forbidden = total[i] == kInfinity || more[i] == kInfinity;
+      total[i] = forbidden ? kInfinity : total[i] + more[i];
     }
   }
-  return excess;
+  kept.resize(n);
+  std::iota(kept.begin(), kept.end(), 0);
+  // Of two that replace each other the lower stays. What replaces must not be dropped itself.
+  for (int32_t b = n; b-- > 0;) {
+    const bool dominated = std::any_of(kept.begin(), kept.end(), [&](int32_t a) {
+      return a != b && total[static_cast<size_t>(a) * n + b] <= 0;
+    });
+    if (dominated) kept.erase(kept.begin() + b);
+  }
+  return kept;
 }
 
 TableId TableStore::sum(std::span<const int32_t> axes, std::span<const Operand* const> operands) {
@@ -222,10 +240,7 @@ TableStore::Elimination TableStore::eliminate(int32_t variable,
     std::vector<int32_t> axes;  // the scope's numbers in the joint space
   };
   std::vector<Entry> entries;
-  for (const Factor* f : factors) {
-    const auto at = std::find(f->scope.begin(), f->scope.end(), variable);
-    entries.push_back({f, static_cast<int32_t>(at - f->scope.begin()), {}});
-  }
+  for (const Factor* f : factors) entries.push_back({f, f->axis_of(variable), {}});
   const auto alike = [](const Entry& e) { return std::pair(e.factor->table, e.axis); };
   std::sort(entries.begin(), entries.end(),
             [&](const Entry& a, const Entry& b) { return alike(a) < alike(b); });

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "planner/elimination.h"
@@ -19,6 +21,9 @@ using TableId = int32_t;
 struct Factor {
   TableId table;
   std::vector<int32_t> scope;
+
+  // The number of axes if the variable is not in the scope.
+  int32_t axis_of(int32_t variable) const;
 };
 
 class TableStore {
@@ -37,9 +42,12 @@ class TableStore {
   // For each axis the choices that have a finite entry.
   const std::vector<std::vector<int32_t>>& possible_choices(TableId table);
 
-  // excess[a * n + b]: by how much a can cost more than b over all choices of the other axes, for
-  // the n choices of the axis. Where b is impossible nothing is counted.
-  const std::vector<double>& excess(TableId table, int32_t axis);
+  // Where a variable is: an axis of each of its tables.
+  using Places = std::vector<std::pair<TableId, int32_t>>;
+  // The choices of a variable that remain when those are dropped that another can replace at no
+  // cost whatever the tables' other variables choose: the sum, over the tables, of the most that
+  // it exceeds the dropped one by is at most zero.
+  const std::vector<int32_t>& undominated(Places places);
 
   struct Elimination {
     Factor factor;      // smallest entry 0; undefined if offset is infinite
@@ -71,6 +79,8 @@ class TableStore {
     size_t operator()(const Key& key) const;
   };
 
+  // excess[a * n + b]: by how much choice a of the axis can cost more than b, of n.
+  const std::vector<double>& excess(TableId table, int32_t axis);
   TableId store(std::vector<int32_t> sizes, std::vector<double> cost);
   TableId find_equal(const std::vector<int32_t>& sizes, std::span<const double> cost,
                      uint64_t hash) const;
@@ -86,7 +96,8 @@ class TableStore {
   std::unordered_map<Key, Eliminated, KeyHash> eliminations_;
   std::unordered_map<TableId, bool> has_infinite_;
   std::unordered_map<TableId, std::vector<std::vector<int32_t>>> possible_;
-  std::unordered_map<int64_t, std::vector<double>> excess_;
+  std::map<std::pair<TableId, int32_t>, std::vector<double>> excess_;
+  std::map<Places, std::vector<int32_t>> undominated_;
 };
 
 }  // namespace cleave

@@ -140,18 +140,19 @@ void expect_optimum(const MinSumProblem& problem, const MinSumResult& result, do
 TEST(Elimination, EqualsBruteForce) {
   Random random(1);
   int infeasible = 0, reused = 0, pruned = 0;
-  EliminationLimits dominance;
-  dominance.prune_dominated = true;
+  EliminationLimits plain, dominance;
+  plain.prune_dominated = false;
+  dominance.prune_from = 0;
   for (int i = 0; i < 4000; ++i) {
     SCOPED_TRACE(i);
     const MinSumProblem problem = random_small_problem(random);
     const double optimum = brute_force(problem);
-    const MinSumResult result = solve_by_elimination(problem);
+    const MinSumResult result = solve_by_elimination(problem, plain);
     expect_optimum(problem, result, optimum);
     const MinSumResult with_dominance = solve_by_elimination(problem, dominance);
     expect_optimum(problem, with_dominance, optimum);
     if (HasFatalFailure() || HasNonfatalFailure()) return;
-    EXPECT_EQ(solve_by_elimination(problem).solution.choice, result.solution.choice);
+    EXPECT_EQ(solve_by_elimination(problem, plain).solution.choice, result.solution.choice);
     infeasible += optimum == kInfinity;
     reused += result.statistics.tables_reused > 0;
     pruned += with_dominance.statistics.choices_pruned > 0;
@@ -172,6 +173,7 @@ TEST(Elimination, FixingHubsEqualsBruteForce) {
     EliminationLimits limits;
     limits.max_table = between(random, 1, 8);
     limits.prune_dominated = chance(random, 0.5);
+    limits.prune_from = 0;
     const MinSumResult result = solve_by_elimination(problem, limits);
     ASSERT_NE(result.status, MinSumStatus::kTooLarge);
     expect_optimum(problem, result, brute_force(problem));
@@ -198,6 +200,7 @@ TEST(Elimination, AlternativesEqualBruteForce) {
     const MinSumProblem problem = random_small_problem(random);
     EliminationLimits limits;
     limits.prune_dominated = chance(random, 0.5);
+    limits.prune_from = between(random, 0, 100);
     if (chance(random, 0.3)) limits.max_table = between(random, 1, 8);
     const int32_t last = static_cast<int32_t>(problem.domain_sizes.size()) - 1;
     const int32_t variable = between(random, 0, last);
@@ -362,6 +365,58 @@ MinSumProblem random_narrow_problem(Random& random, int32_t variables, const Tab
   return problem;
 }
 
+// Costs as plans have them: a choice has a price, and a change between neighbours costs more the
+// further they are apart. Many choices are dominated, most of them only on the way.
+TEST(Elimination, DominanceKeepsAnOptimum) {
+  Random random(10);
+  int64_t before = 0, on_the_way = 0, work = 0, less_work = 0;
+  for (int i = 0; i < 200; ++i) {
+    SCOPED_TRACE(i);
+    LayerTemplate layer = residual_layer(random, between(random, 8, 16), 4, 12, 8, {});
+    for (LayerTemplate::Term& term : layer.terms) {
+      auto table = std::make_shared<CostTable>(*term.table);
+      for (size_t entry = 0; entry < table->cost.size(); ++entry) {
+        size_t rest = entry;
+        int32_t lowest = 100, highest = 0;
+        for (size_t axis = table->sizes.size(); axis-- > 0; rest /= table->sizes[axis]) {
+          const auto c = static_cast<int32_t>(rest % table->sizes[axis]);
+          lowest = std::min(lowest, c);
+          highest = std::max(highest, c);
+        }
+        const double price = chance(random, 0.5) ? 1.0 : 0.25 * between(random, 0, 4);
+        table->cost[entry] = table->sizes.size() == 1 ? price : 0.5 * (highest - lowest) * price;
+        if (chance(random, 0.02)) table->cost[entry] = kInfinity;
+      }
+      term.table = std::move(table);
+    }
+    const MinSumProblem problem = stack_layers(layer, 3);
+    EliminationLimits off, first_only, always;
+    off.prune_dominated = false;
+    always.prune_from = 0;
+    const MinSumResult plain = solve_by_elimination(problem, off);
+    const MinSumResult pruned = solve_by_elimination(problem, always);
+    ASSERT_EQ(plain.status, pruned.status);
+    if (!plain.solved()) continue;
+    ASSERT_NEAR(plain.solution.cost, pruned.solution.cost, 1e-9);
+    before += solve_by_elimination(problem, first_only).statistics.choices_pruned;
+    on_the_way += pruned.statistics.choices_pruned;
+    work += plain.statistics.work;
+    less_work += pruned.statistics.work;
+    const auto last = static_cast<int32_t>(problem.domain_sizes.size()) - 1;
+    const int32_t variable = between(random, 0, last);
+    const std::vector<double> costs = alternatives(problem, variable, always);
+    const std::vector<double> plain_costs = alternatives(problem, variable, off);
+    for (size_t c = 0; c < costs.size(); ++c) {
+      ASSERT_TRUE(costs[c] == plain_costs[c] || std::abs(costs[c] - plain_costs[c]) < 1e-9);
+    }
+  }
+  std::printf("dominated: %ld before, %ld with those on the way; work %ld -> %ld\n",
+              static_cast<long>(before), static_cast<long>(on_the_way), static_cast<long>(work),
+              static_cast<long>(less_work));
+  EXPECT_GT(on_the_way, before + 100);
+  EXPECT_LT(less_work, work);
+}
+
 TEST(Elimination, EqualsCbc) {
   if (!cbc_available()) GTEST_SKIP() << "built without CBC (coinor-libcbc-dev)";
   Random random(6);
@@ -468,11 +523,11 @@ TEST(Elimination, PrunesWhatItCan) {
   // forbidden to both does not count.
   const auto table =
       std::make_shared<CostTable>(CostTable{{3, 3}, {kInfinity, 0, 1, kInfinity, 1, 2, 0, 5, 5}});
-  EliminationLimits dominance;
-  dominance.prune_dominated = true;
+  EliminationLimits plain;
+  plain.prune_dominated = false;
   const MinSumProblem pair{{3, 3}, {{{0, 1}, table}}};
-  EXPECT_EQ(solve_by_elimination(pair, dominance).statistics.choices_pruned, 2);
-  EXPECT_EQ(solve_by_elimination(pair).statistics.choices_pruned, 0);
+  EXPECT_EQ(solve_by_elimination(pair).statistics.choices_pruned, 2);
+  EXPECT_EQ(solve_by_elimination(pair, plain).statistics.choices_pruned, 0);
 }
 
 // Milliseconds of this process's time, which other processes disturb less than the clock's.
@@ -502,7 +557,7 @@ void time_solve(const char* what, const MinSumProblem& problem, const Eliminatio
 TEST(EliminationBenchmark, Layers) {
   Random random(9);
   EliminationLimits plain, dominance;
-  dominance.prune_dominated = true;
+  plain.prune_dominated = false;
   const LayerTemplate layer = residual_layer(random, 70, 5, 36, 36, {});
   for (const int32_t layers : {1, 12, 96}) {
     time_solve("residual layers", stack_layers(layer, layers), plain);
