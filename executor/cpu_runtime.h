@@ -18,6 +18,7 @@ struct RunOptions {
   uint64_t seed = 0;
   // After every step, compare the outputs of all ranks bit by bit; InternalError when they differ.
   bool compare_ranks = false;
+  bool check = true;  // false: a test runs a program that does not compose
 };
 
 struct StepOutput {
