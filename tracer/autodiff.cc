@@ -1,3 +1,4 @@
+// A reverse walk over the nodes, then a look at what the new nodes read: it must still be there.
 #include "tracer/autodiff.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Each function checks its operands, writes the factor string, and adds one node.
 #include "tracer/functional.h"
 
 #include <cmath>

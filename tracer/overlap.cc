@@ -1,3 +1,4 @@
+// Element sets of two views, and what an in-place node touches.
 #include "tracer/overlap.h"
 
 #include "graph/element_set.h"

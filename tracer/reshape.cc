@@ -1,3 +1,4 @@
+// Both shapes are walked together: groups of dimensions with equal products, cut into factors.
 #include "tracer/reshape.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// What a tensor knows of itself, and its views: shapes become factor strings here.
 #include "tracer/tensor.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Recording: sources, scopes, lines, and the records through which tensors follow their storage.
 #include <algorithm>
 #include <filesystem>
 
