@@ -66,7 +66,8 @@ std::vector<Value> Graph::add(const OpDef& op, std::vector<Value> inputs, std::s
   node.loc = cursor.loc;
   node.scope = cursor.scope;
   for (Value v : node.inputs) {
-    CLEAVE_ASSERT(v >= 0 && static_cast<size_t>(v) < values_.size(), "{}: no value %{}", op.name, v);
+    CLEAVE_ASSERT(v >= 0 && static_cast<size_t>(v) < values_.size(), "{}: no value %{}", op.name,
+                  v);
   }
   const std::vector<TensorType> in = input_types(node);
   std::vector<TensorType> out;
@@ -85,6 +86,7 @@ std::vector<Value> Graph::add(const OpDef& op, std::vector<Value> inputs, std::s
   CLEAVE_ASSERT(node.writes.empty() || node.writes.size() == out.size(), "{}: writes", op.name);
   std::optional<std::vector<Geometry>> views;
   if (op.view != nullptr) views = op.view(call(node, in), value(node.inputs[0]).geometry);
+  CLEAVE_ASSERT(!views || views->size() == out.size(), "{}: views", op.name);
 
   const NodeId id = static_cast<NodeId>(nodes_.size());
   for (size_t o = 0; o < out.size(); ++o) {
@@ -216,8 +218,8 @@ Graph without_dead_nodes(const Graph& graph) {
     const std::vector<Value>& values = kept[static_cast<size_t>(graph.value(old).storage)];
     const auto at = std::find_if(values.rbegin(), values.rend(), [&](Value v) {
       const ValueInfo& info = result.value(v);
-      return info.version == result.newest_version(info.storage) &&
-             info.type == graph.type(old) && info.geometry == graph.value(old).geometry;
+      return info.version == result.newest_version(info.storage) && info.type == graph.type(old) &&
+             info.geometry == graph.value(old).geometry;
     });
     return at == values.rend() ? kNoValue : *at;
   };

@@ -1,8 +1,10 @@
 #include "graph/record.h"
 
 #include <cmath>
+#include <limits>
 
 #include "graph/error.h"
+#include "graph/verify.h"
 
 namespace cleave {
 namespace {
@@ -16,6 +18,13 @@ Kind kind_named(const Kind (&kinds)[n], std::string_view what, std::string_view 
     known += (known.empty() ? "" : ", ") + std::string(name_of(kind));
   }
   fail("unknown {} '{}' (one of {})", what, name, known);
+}
+
+// A template that can be parsed like any factor string, for its number of operands.
+std::string without_ellipses(std::string_view factors) {
+  std::string text(factors.substr(0, factors.find('|')));
+  for (size_t at; (at = text.find("...")) != std::string::npos;) text.erase(at, 3);
+  return text;
 }
 
 // Adds records to a graph in the order of their values.
@@ -54,6 +63,17 @@ class Builder {
     if (r.factors.find("...") != std::string::npos) {
       fail("factor string \"{}\" is a template: '...' cannot stand here", r.factors);
     }
+    // An op of any number of operands names the fewest in its template.
+    const Signature& own = Signature::get(without_ellipses(op->factors.text()));
+    const Signature& given = Signature::get(r.factors);
+    if (r.inputs.empty() && !op->factors.text().starts_with("->")) {
+      fail("'{}' needs operands: {}", r.op, op->factors.text());
+    }
+    if (given.inputs().size() < own.inputs().size() ||
+        given.outputs().size() < own.outputs().size()) {
+      fail("factor string \"{}\" has fewer operands than '{}' needs: {}", r.factors, r.op,
+           op->factors.text());
+    }
     if (r.outputs.size() != r.types.size()) fail("each value needs its type");
     if (!r.writes.empty() && r.writes.size() != r.outputs.size()) {
       fail("{} values, but {} targets to write", r.outputs.size(), r.writes.size());
@@ -64,7 +84,6 @@ class Builder {
     }
     const NodeId id = static_cast<NodeId>(graph_.nodes().size());
     if (r.follows < kNoNode || r.follows >= id) fail("follows a node that does not come before it");
-    if (op->view != nullptr && r.inputs.empty()) fail("'{}' needs an operand", r.op);
     graph_.cursor.phase = r.phase;
     graph_.cursor.follows = r.follows;
     graph_.cursor.scope = graph_.intern_scope(r.scope);
@@ -85,6 +104,9 @@ class Builder {
              to_string(graph_.type(made[o])));
       }
     }
+    if (r.follows == kNoNode) return;
+    const std::string mistake = follower_mistake(graph_.node(id), graph_.node(r.follows));
+    if (!mistake.empty()) fail("{}", mistake);
   }
 
   void set_final(const SourceRecord& r) {

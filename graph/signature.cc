@@ -73,6 +73,7 @@ class SignatureParser {
   static void notes(Signature& s, std::string_view text) {
     while (!text.empty()) {
       const std::string_view note = text.substr(0, text.find(','));
+      CLEAVE_ASSERT(s.factor(note[0]) >= 0, "'{}': a note names an unknown factor", s.text_);
       Factor& f = s.factors_[static_cast<size_t>(s.factor(note[0]))];
       const std::string_view kind = note.substr(2);
       if (kind == "indexed") {

@@ -96,7 +96,10 @@ class Verifier {
     check(n.follows >= kNoNode && n.follows < id, "follows node {}", n.follows);
     printable_ = id;
     types(n);
-    if (n.follows != kNoNode) follows(n, graph_.node(n.follows));
+    if (n.follows != kNoNode) {
+      const std::string mistake = follower_mistake(n, graph_.node(n.follows));
+      check(mistake.empty(), "{}", mistake);
+    }
     storages(n, id);
     printable_ = kNoNode;
   }
@@ -122,20 +125,6 @@ class Verifier {
     for (size_t o = 0; o < out.size(); ++o) {
       check(graph_.type(n.outputs[o]) == out[o], "%{} is inferred to be {}", n.outputs[o],
             to_string(out[o]));
-    }
-  }
-
-  void follows(const Node& n, const Node& leader) const {
-    for (size_t f = 0; f < n.extents.size(); ++f) {
-      const char letter = n.signature->factors()[f].letter;
-      const char other =
-          static_cast<char>(std::islower(letter) ? std::toupper(letter) : std::tolower(letter));
-      int at = leader.signature->factor(letter);
-      if (at < 0 && n.signature->factor(other) < 0) at = leader.signature->factor(other);
-      if (at < 0) continue;
-      const int64_t size = leader.extents[static_cast<size_t>(at)];
-      check(size == n.extents[f], "factor '{}' is {}, but {} in node '{}' that it follows", letter,
-            n.extents[f], size, leader.signature->text());
     }
   }
 
@@ -190,6 +179,23 @@ class Verifier {
 };
 
 }  // namespace
+
+std::string follower_mistake(const Node& node, const Node& leader) {
+  for (size_t f = 0; f < node.extents.size(); ++f) {
+    const char letter = node.signature->factors()[f].letter;
+    const char other =
+        static_cast<char>(std::islower(letter) ? std::toupper(letter) : std::tolower(letter));
+    int at = leader.signature->factor(letter);
+    if (at < 0 && node.signature->factor(other) < 0) at = leader.signature->factor(other);
+    if (at < 0) continue;
+    const int64_t size = leader.extents[static_cast<size_t>(at)];
+    if (size != node.extents[f]) {
+      return fmt::format("factor '{}' is {}, but {} in node '{}' that it follows", letter,
+                         node.extents[f], size, leader.signature->text());
+    }
+  }
+  return {};
+}
 
 void verify(const Graph& graph) { Verifier(graph).run(); }
 

@@ -1,6 +1,8 @@
 // The graph's invariants, checked between passes and in tests.
 #pragma once
 
+#include <string>
+
 #include "graph/graph.h"
 
 namespace cleave {
@@ -13,5 +15,9 @@ namespace cleave {
 // - a node follows an earlier one, and letters that both have, in either case, have equal sizes;
 // - sources have different names, begin as they say, and end with a value of their own type.
 void verify(const Graph& graph);
+
+// Why the node cannot share the split of `leader`: the letter whose sizes differ; empty when it
+// can.
+std::string follower_mistake(const Node& node, const Node& leader);
 
 }  // namespace cleave

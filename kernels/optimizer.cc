@@ -49,9 +49,16 @@ void clip_coefficient_cpu(const KernelArgs& args) {
   });
 }
 
+// The one operand is the step. "->" is also how an op without operands is written.
+void expect_step(const OpCall& call) {
+  if (call.in.size() != 1) fail("the step is missing");
+  if (call.in[0].dtype != DType::kI32) {
+    fail("the step must be an i32, got {}", to_string(call.in[0]));
+  }
+}
+
 std::vector<TensorType> infer_increment(const OpCall& call) {
-  if (call.in[0].dtype != DType::kI32)
-    fail("increment: needs an i32, got {}", to_string(call.in[0]));
+  expect_step(call);
   return {call.in[0]};
 }
 
@@ -60,9 +67,7 @@ void increment_cpu(const KernelArgs& args) {
 }
 
 std::vector<TensorType> infer_learning_rate(const OpCall& call) {
-  if (call.in[0].dtype != DType::kI32) {
-    fail("learning_rate: the step must be an i32, got {}", to_string(call.in[0]));
-  }
+  expect_step(call);
   const std::string& kind = call.attrs.text("kind");
   if (kind != "constant" && kind != "cosine") {
     fail("learning_rate: unknown kind '{}' (one of constant, cosine)", kind);

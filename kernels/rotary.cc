@@ -11,6 +11,7 @@ namespace {
 
 std::vector<TensorType> infer_rotary(const OpCall& call) {
   expect_types(call, "x");
+  if (call.in[0].shape.empty()) fail("rotary: a scalar has no pairs to rotate");
   const int64_t size = call.in[0].shape.back();
   if (size % 2 != 0) fail("rotary: a head's size must be even, got {}", size);
   return infer_from_factors(call);

@@ -43,7 +43,7 @@ Json small() {
   g.cursor.loc = {g.intern_file("m.cc"), 7};
   const Value y = g.add1(op::mul, {v, p}, {}, {{"eps", 1e-5}, {"n", int64_t{1}}});
   g.cursor = {.phase = Phase::kUpdate, .follows = 0, .loc = {}, .scope = 0};
-  const Value next = g.add1(op::sgd, {p, y}, {}, {}, {p});
+  const Value next = g.add1(op::sgd, {p, y}, "bs,bs->bs", {}, {p});
   g.set_final(p, next);
   g.add_output("y", y);
   return to_json(g);

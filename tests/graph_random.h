@@ -79,7 +79,7 @@ inline Graph random_graph(unsigned seed) {
         out = g.add(slice, {a}, "aX->aY", attrs);
         break;
       }
-      default: out = g.add(dropout, {a}, "xy->xy|x:indexed,y:indexed", attrs); break;
+      default: out = g.add(dropout, {a}, "uv->uv|u:indexed,v:indexed", attrs); break;
     }
     pool.insert(pool.end(), out.begin(), out.end());
   }
