@@ -28,23 +28,25 @@ const Family& family_of(const ModelConfig& config) {
 
 }  // namespace
 
-Graph trace(const ModelConfig& config, const TraceOptions& options) {
-  check(config);
-  const Family& family = family_of(config);
+Graph trace(const std::string& name, const ModelConfig& config, const LossFunction& model,
+            const TraceOptions& options) {
   const auto loss = [&] {
     const Shape shape = {config.batch, config.sequence};
     const std::vector<std::string> roles = {"batch", "sequence"};
     const Tensor tokens = data("tokens", shape, DType::kI32, roles);
     const Tensor targets = data("targets", shape, DType::kI32, roles);
-    return family.loss(config, tokens, targets);
+    return model(config, tokens, targets);
   };
   const TracerOptions compute = {.compute = options.dtype};
-  if (options.training) {
-    return trace_training_step(config.name(), loss, options.optimizer, compute);
-  }
-  Tracer tracer(config.name(), compute);
+  if (options.training) return trace_training_step(name, loss, options.optimizer, compute);
+  Tracer tracer(name, compute);
   tracer.output("loss", loss());
   return without_dead_nodes(tracer.finish());
+}
+
+Graph trace(const ModelConfig& config, const TraceOptions& options) {
+  check(config);
+  return trace(config.name(), config, family_of(config).loss, options);
 }
 
 Objective objective_of(const ModelConfig& config) { return family_of(config).objective; }

@@ -1,11 +1,13 @@
 // From a built-in model's configuration to its graph.
 #pragma once
 
-#include <string_view>
+#include <functional>
+#include <string>
 
 #include "graph/graph.h"
 #include "models/config.h"
 #include "tracer/optimizer.h"
+#include "tracer/tensor.h"
 
 namespace cleave {
 
@@ -19,6 +21,13 @@ struct TraceOptions {
 // "batch" and "sequence". Outputs: "loss", and when training "grad_norm" and "lr". No weight is
 // allocated. Throws Error when the configuration makes no sense.
 Graph trace(const ModelConfig& config, const TraceOptions& options = {});
+
+// A model: the mean loss from tokens and targets.
+using LossFunction =
+    std::function<Tensor(const ModelConfig&, const Tensor& tokens, const Tensor& targets)>;
+// The same for any model. `config` gives the batch and the sequence; the rest is the model's.
+Graph trace(const std::string& name, const ModelConfig& config, const LossFunction& model,
+            const TraceOptions& options = {});
 
 // What a family learns, which decides what its targets are.
 enum class Objective : uint8_t {

@@ -194,7 +194,8 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   }
   const Json choices = field<Json>(json, "choices");
   SavedChoices saved;
-  for (const auto& [name, size] : field<Json>(json, "mesh").items()) {
+  const Json mesh = field<Json>(json, "mesh");
+  for (const auto& [name, size] : mesh.items()) {
     if (!size.is_number_integer() || size.get<int64_t>() < 1)
       fail("plan: mesh axis '{}' has no size", name);
     saved.mesh.axes.push_back({name, size.get<int64_t>()});

@@ -24,7 +24,7 @@ exec awk -v name_a="${3:-A}" -v name_b="${4:-B}" -v limit="${5:-1e-3}" '
     return match(rest, /^-?[0-9][-+.0-9eE]*/) ? substr(rest, 1, RLENGTH) : ""
   }
   # NaN and infinity are written as null or as words: not a number, so the step has no loss.
-  /"summary"/ { next }
+  /"summary"/ || /"val_loss"/ { next }
   {
     step = field("step")
     if (step == "") next

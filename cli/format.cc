@@ -1,0 +1,135 @@
+#include "cli/format.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+// Three digits that count: "1.23", "12.3", "123".
+std::string three_digits(double x) {
+  const int decimals = x >= 99.95 ? 0 : x >= 9.995 ? 1 : 2;
+  return fmt::format("{:.{}f}", x, decimals);
+}
+
+// Characters, not bytes: continuation bytes of UTF-8 do not count.
+size_t width_of(std::string_view text) {
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+
+}  // namespace
+
+std::string bytes_text(double bytes) {
+  static constexpr std::array<const char*, 6> kUnits = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  size_t unit = 0;
+  while (bytes >= 999.5 && unit + 1 < kUnits.size()) bytes /= 1024, ++unit;
+  return unit == 0 ? fmt::format("{:.0f} B", bytes)
+                   : fmt::format("{} {}", three_digits(bytes), kUnits[unit]);
+}
+
+std::string seconds_text(double seconds) {
+  if (seconds >= 0.9995) return three_digits(seconds) + " s";
+  if (seconds >= 0.9995e-3) return three_digits(1e3 * seconds) + " ms";
+  return three_digits(1e6 * seconds) + " us";
+}
+
+std::string percent_text(double share) { return fmt::format("{:.1f} %", 100 * share); }
+
+std::string with_commas(double whole) {
+  std::string digits = fmt::format("{:.0f}", whole);
+  for (size_t at = digits.size(); at > 3;) digits.insert(at -= 3, ",");
+  return digits;
+}
+
+std::string cut(std::string text, size_t width) {
+  if (text.size() <= width) return text;
+  const size_t head = (width - 3) / 2, tail = width - 3 - head;
+  return text.substr(0, head) + "..." + text.substr(text.size() - tail);
+}
+
+double parse_bytes(std::string_view text, std::string_view option) {
+  double number = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  std::string unit(stop, end);
+  std::erase(unit, ' ');
+  static constexpr std::array<std::pair<std::string_view, double>, 12> kUnits = {
+      {{"", 1},
+       {"B", 1},
+       {"kB", 1e3},
+       {"KB", 1e3},
+       {"MB", 1e6},
+       {"GB", 1e9},
+       {"TB", 1e12},
+       {"KiB", 1024.0},
+       {"MiB", 1048576.0},
+       {"GiB", 1073741824.0},
+       {"TiB", 1099511627776.0},
+       {"G", 1e9}}};
+  for (const auto& [name, factor] : kUnits) {
+    if (error == std::errc() && name == unit && number > 0 && std::isfinite(number)) {
+      return number * factor;
+    }
+  }
+  fail("{} {}: write a size such as 60GB, 512MiB, or none", option, text);
+}
+
+std::string Table::to_string() const {
+  std::vector<size_t> widths;
+  std::vector<bool> right;
+  for (const std::string& name : rows_[0]) right.push_back(name.starts_with('>'));
+  for (const auto& row : rows_) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], width_of(row[c]));
+  }
+  for (size_t c = 0; c < right.size(); ++c) {
+    // The mark is not printed.
+    if (!right[c] || widths[c] != width_of(rows_[0][c])) continue;
+    size_t widest = widths[c] - 1;
+    for (size_t r = 1; r < rows_.size(); ++r) widest = std::max(widest, width_of(rows_[r][c]));
+    widths[c] = widest;
+  }
+  std::string text;
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    std::string line;
+    for (size_t c = 0; c < rows_[r].size(); ++c) {
+      std::string cell = rows_[r][c];
+      const bool to_right = c < right.size() && right[c];
+      if (r == 0 && to_right) cell.erase(0, 1);
+      const std::string padding(widths[c] - width_of(cell), ' ');
+      line += to_right ? padding + cell : cell + padding;
+      line += "  ";
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    text += line + '\n';
+  }
+  return text;
+}
+
+std::string read_file(const std::string& path) {
+  if (std::filesystem::is_directory(path)) fail("'{}' is a folder, not a file", path);
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail("cannot read '{}': {}", path, std::strerror(errno));
+  std::ostringstream text;
+  text << file.rdbuf();
+  return std::move(text).str();
+}
+
+void write_file(const std::string& path, std::string_view text) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  if (!file) fail("cannot write '{}': {}", path, std::strerror(errno));
+  file << text << std::flush;
+  if (!file) fail("cannot write '{}': {}; is the disk full?", path, std::strerror(errno));
+}
+
+}  // namespace cleave

@@ -1,0 +1,37 @@
+// Numbers and tables as people read them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace cleave {
+
+std::string bytes_text(double bytes);             // "12.6 MiB"
+std::string seconds_text(double seconds);         // "41.2 ms"
+std::string percent_text(double share);           // "43.1 %"
+std::string with_commas(double whole);            // "12,345"
+std::string cut(std::string text, size_t width);  // at most so many characters; "..." in the middle
+
+// "3.5GB", "512 MiB", "1e9" in bytes. Throws Error, naming `option`, on anything else.
+double parse_bytes(std::string_view text, std::string_view option);
+
+// Columns as wide as their widest cell. A header that begins with '>' aligns its column right; the
+// last column is never padded.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  bool empty() const { return rows_.size() == 1; }
+  std::string to_string() const;
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+// A file's whole text, and the other way round. Throw Error when it cannot be read or written.
+std::string read_file(const std::string& path);
+void write_file(const std::string& path, std::string_view text);
+
+}  // namespace cleave

@@ -1,0 +1,92 @@
+#include "cli/model_spec.h"
+
+#include <fmt/ranges.h>
+
+#include <array>
+#include <utility>
+
+#include "cli/command.h"
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+constexpr std::array<std::pair<std::string_view, DType>, 3> kPrecisions = {
+    {{"fp32", DType::kF32}, {"fp64", DType::kF64}, {"bf16", DType::kBF16}}};
+
+ModelConfig config_of(ModelSpec& spec, const UserModel* user) {
+  ModelConfig config = user != nullptr ? user->defaults : model_named(spec.name);
+  for (const std::string& assignment : spec.set) set_value(config, assignment);
+  if (spec.batch < 0) fail("--batch {}: write at least 1", spec.batch);
+  if (spec.batch > 0) config.batch = spec.batch;
+  spec.batch = config.batch;
+  return config;
+}
+
+}  // namespace
+
+std::string_view precision_name(DType dtype) {
+  for (const auto& [name, type] : kPrecisions) {
+    if (type == dtype) return name;
+  }
+  CLEAVE_ASSERT(false, "{} is no precision", name_of(dtype));
+  return {};
+}
+
+DType precision_named(std::string_view name) {
+  for (const auto& [known, type] : kPrecisions) {
+    if (known == name) return type;
+  }
+  fail("there is no precision '{}'; write fp32, fp64 or bf16", name);
+}
+
+OptimizerOptions::Kind optimizer_named(std::string_view name) {
+  if (name == "adamw") return OptimizerOptions::Kind::kAdamW;
+  if (name == "sgd") return OptimizerOptions::Kind::kSgd;
+  fail("there is no optimizer '{}'; write adamw or sgd", name);
+}
+
+std::string_view name_of(OptimizerOptions::Kind kind) {
+  return kind == OptimizerOptions::Kind::kAdamW ? "adamw" : "sgd";
+}
+
+ModelSpec spec_of(const ModelArguments& arguments, DType precision) {
+  ModelSpec spec;
+  spec.name = arguments.model;
+  if (spec.name.empty()) {
+    if (arguments.user == nullptr) fail("name a model: {}", fmt::join(model_names(), ", "));
+    spec.name = arguments.user->name;
+  }
+  spec.set = arguments.set;
+  spec.batch = arguments.batch;
+  spec.dtype = arguments.precision.empty() ? precision : precision_named(arguments.precision);
+  spec.training = !arguments.forward;
+  if (!arguments.optimizer.empty()) spec.optimizer.kind = optimizer_named(arguments.optimizer);
+  return spec;
+}
+
+TracedModel trace_model(ModelSpec spec, const UserModel* user) {
+  TracedModel model;
+  if (user != nullptr && spec.name != user->name) user = nullptr;
+  model.config = config_of(spec, user);
+  const TraceOptions options{spec.dtype, spec.training, spec.optimizer};
+  if (user != nullptr) {
+    check(model.config);
+    model.graph = trace(user->name, model.config, user->loss, options);
+  } else {
+    model.graph = trace(model.config, options);
+    model.objective = objective_of(model.config);
+  }
+  model.spec = std::move(spec);
+  return model;
+}
+
+std::string describe(const TracedModel& model) {
+  const ModelSpec& s = model.spec;
+  return fmt::format("{}{}{}, batch {} x {} tokens, {}, {}", s.name, s.set.empty() ? "" : " ",
+                     fmt::join(s.set, " "), model.config.batch, model.config.sequence,
+                     precision_name(s.dtype),
+                     s.training ? name_of(s.optimizer.kind) : std::string_view("forward only"));
+}
+
+}  // namespace cleave

@@ -1,0 +1,30 @@
+// From a traced model and a cluster to a plan that fits, measured by the executor's own layout.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "cli/model_spec.h"
+#include "planner/planner.h"
+
+namespace cleave {
+
+// Nothing that was searched fits in memory: exit status 3.
+class DoesNotFit : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// `mesh`: empty: chosen. `memory`: empty: the cluster's own; "none": no limit. The graph must
+// outlive the options.
+PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
+                               const std::string& memory);
+
+// Bytes a device.
+double memory_limit(const PlannerOptions& options, const Cluster& cluster);
+
+// What PlanResult says when it has no plan, as DoesNotFit; Error when no mesh splits the model.
+[[noreturn]] void throw_no_plan(const std::string& model, const Cluster& cluster,
+                                const PlannerOptions& options, const PlanResult& result);
+
+}  // namespace cleave

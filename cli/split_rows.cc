@@ -1,0 +1,117 @@
+#include "cli/split_rows.h"
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+#include "viz/names.h"
+
+namespace cleave {
+namespace {
+
+// Identifies a row: axis, update or not, name and size of the class.
+using RowKey = std::tuple<int32_t, bool, std::string, int64_t>;
+
+class RowMaker {
+ public:
+  RowMaker(const Graph& graph, const Plan& plan) : graph_(graph), plan_(plan) {}
+
+  std::vector<SplitRow> rows() {
+    for (NodeId n = 0; n < static_cast<NodeId>(graph_.nodes().size()); ++n) add_node(n);
+    for (Value v = 0; v < static_cast<Value>(plan_.values.size()); ++v) add_value(v);
+    for (SplitRow& row : rows_) {
+      row.flops_share = total_ > 0 ? row.flops_share / total_ : 0;
+      std::stable_sort(row.after.begin(), row.after.end(),
+                       [](const After& a, const After& b) { return a.bytes > b.bytes; });
+    }
+    std::stable_sort(rows_.begin(), rows_.end(), [](const SplitRow& a, const SplitRow& b) {
+      const auto rank = [](const SplitRow& r) { return r.update ? 2 : r.what.empty() ? 1 : 0; };
+      return std::tuple(a.axis, rank(a), -a.flops_share) <
+             std::tuple(b.axis, rank(b), -b.flops_share);
+    });
+    return std::move(rows_);
+  }
+
+ private:
+  // The class that splits node n on an axis; -1: none.
+  ClassId split_class(NodeId n, int32_t axis) const {
+    const auto& on = plan_.nodes[static_cast<size_t>(n)].axes[static_cast<size_t>(axis)];
+    if (on.factor < 0) return -1;
+    return plan_.dimensions
+        ->factors[static_cast<size_t>(n)][static_cast<size_t>(on.factor)]
+                 [static_cast<size_t>(on.atom)]
+        .dimension_class;
+  }
+
+  SplitRow& row_of(int32_t axis, bool update, ClassId c) {
+    // The update's ops are split in as many ways as there are parameters: one row for all.
+    const std::string what = update || c < 0 ? "" : class_name(*plan_.dimensions, c);
+    const int64_t size =
+        update || c < 0 ? 0 : plan_.dimensions->classes[static_cast<size_t>(c)].size;
+    const auto [at, added] = known_.emplace(RowKey{axis, update, what, size}, rows_.size());
+    if (added) {
+      rows_.push_back({.axis = axis,
+                       .what = what,
+                       .size = size,
+                       .local = size / plan_.mesh.axes[static_cast<size_t>(axis)].size,
+                       .update = update,
+                       .after = {}});
+    }
+    return rows_[at->second];
+  }
+
+  SplitRow& row_of(int32_t axis, NodeId n) {
+    return row_of(axis, graph_.node(n).phase == Phase::kUpdate, split_class(n, axis));
+  }
+
+  void add_node(NodeId n) {
+    const Node& node = graph_.node(n);
+    const NodePlan& planned = plan_.nodes[static_cast<size_t>(n)];
+    const double flops = node.op->flops(Graph::call(node, graph_.input_types(node)));
+    total_ += flops;
+    for (int32_t axis = 0; axis < static_cast<int32_t>(plan_.mesh.axes.size()); ++axis) {
+      SplitRow& row = row_of(axis, n);
+      row.ops += node.op->view == nullptr;
+      row.flops_share += flops;
+    }
+    for (const Step& step : planned.inner) add_step(row_of(step.axis, n), step, node.phase, false);
+  }
+
+  void add_value(Value v) {
+    const NodeId producer = graph_.value(v).producer;
+    for (const Form& form : plan_.values[static_cast<size_t>(v)]) {
+      for (const Step& step : form.steps) {
+        if (!is_collective(step.kind)) continue;
+        // Sources are moved for the sake of the update's savings: they are its row's.
+        SplitRow& row =
+            producer == kNoNode ? row_of(step.axis, true, -1) : row_of(step.axis, producer);
+        add_step(row, step, form.phase, form.bundled);
+      }
+    }
+  }
+
+  static void add_step(SplitRow& row, const Step& step, Phase phase, bool bundled) {
+    if (!is_collective(step.kind)) return;
+    for (After& a : row.after) {
+      if (a.kind != step.kind || a.phase != phase || a.bundled != bundled) continue;
+      a.bytes += step.bytes;
+      ++a.count;
+      return;
+    }
+    row.after.push_back({step.kind, phase, bundled, step.bytes, 1});
+  }
+
+  const Graph& graph_;
+  const Plan& plan_;
+  std::map<RowKey, size_t> known_;
+  std::vector<SplitRow> rows_;
+  double total_ = 0;
+};
+
+}  // namespace
+
+std::vector<SplitRow> split_rows(const Graph& graph, const Plan& plan) {
+  return RowMaker(graph, plan).rows();
+}
+
+}  // namespace cleave
