@@ -63,7 +63,7 @@ struct Instr {
   Attrs attrs;
   std::vector<std::vector<int64_t>> letter_atoms;  // for each factor: its atoms, whole sizes
   std::vector<Split> splits;                       // one a mesh axis
-  NodeId node = kNoNode;  // the node it came from; -1: added by lowering
+  NodeId node = kNoNode;                           // the node it came from; -1: added by lowering
   // All others but kCopy: the mesh axis. A collective moves all its pairs (in[i], out[i]) at once.
   int32_t axis = -1;
   Reduction reduction = Reduction::kSum;

@@ -34,9 +34,9 @@ template <class... Args>
 }  // namespace cleave
 
 // An invariant of ours, checked in every build. The message is a fmt string and its arguments.
-#define CLEAVE_ASSERT(condition, ...)                                                     \
-  do {                                                                                    \
-    if (!(condition)) {                                                                   \
+#define CLEAVE_ASSERT(condition, ...)                                                       \
+  do {                                                                                      \
+    if (!(condition)) {                                                                     \
       ::cleave::assertion_failed(#condition, __FILE__, __LINE__, fmt::format(__VA_ARGS__)); \
-    }                                                                                     \
+    }                                                                                       \
   } while (false)

@@ -75,7 +75,7 @@ struct ValueInfo {
   TensorType type;
   int32_t storage = 0;
   int32_t version = 0;
-  Geometry geometry;         // how it lies in its storage
+  Geometry geometry;          // how it lies in its storage
   NodeId producer = kNoNode;  // kNoNode: a source
   int32_t output = 0;         // which of the producer's outputs
   int32_t source = -1;        // index into Graph::sources; -1 when a node computes it
@@ -120,9 +120,7 @@ class Graph {
   const Source* source_named(const std::string& source_name) const;
   int32_t num_storages() const { return static_cast<int32_t>(newest_.size()); }
   // The newest version that the storage has reached.
-  int32_t newest_version(int32_t storage) const {
-    return newest_[static_cast<size_t>(storage)];
-  }
+  int32_t newest_version(int32_t storage) const { return newest_[static_cast<size_t>(storage)]; }
 
   int32_t intern_file(std::string_view file);
   int32_t intern_scope(std::string_view scope);

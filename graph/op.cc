@@ -92,9 +92,12 @@ size_t named_dims(std::string_view operand) {
   size_t n = 0;
   bool compound = false;
   for (char c : operand) {
-    if (c == '(') compound = true, ++n;
-    else if (c == ')') compound = false;
-    else if (c != '.' && !compound) ++n;
+    if (c == '(')
+      compound = true, ++n;
+    else if (c == ')')
+      compound = false;
+    else if (c != '.' && !compound)
+      ++n;
   }
   return n;
 }

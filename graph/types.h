@@ -20,7 +20,7 @@ enum class DType : uint8_t { kF64, kF32, kBF16, kI32 };
 // Bytes of one element.
 int64_t size_of(DType dtype);
 bool is_float(DType dtype);
-std::string_view name_of(DType dtype);  // "f32"
+std::string_view name_of(DType dtype);     // "f32"
 DType dtype_named(std::string_view name);  // throws Error when there is none
 
 // Product of the sizes; 1 for a scalar.
