@@ -365,7 +365,7 @@ void PlacementProblem::add_ways(Value v, ValueWays& w) {
 
   for (size_t p = 0; p < 3; ++p) {
     Readers& r = w.readers[p];
-    if (r.ends.size() < 2 || w.data) continue;
+    if (r.ends.size() < 2) continue;
     std::vector<const End*> ends;
     for (const End& e : r.ends) ends.push_back(&e);
     ValueWays only_readers;
@@ -388,10 +388,6 @@ void PlacementProblem::add_ways(Value v, ValueWays& w) {
     const Readers& r = w.readers[p];
     if (r.ends.empty()) continue;
     const bool bundled = is_bundled(w, v, static_cast<Phase>(p));
-    if (w.data) {
-      for (const End& e : r.ends) add_conversion(w, held, e, bundled);
-      continue;
-    }
     const End out = handed_out(r);
     if (p == 1 && (crosses || w.source)) {
       add_backward_term(v, w);
@@ -413,10 +409,12 @@ void PlacementProblem::add_backward_term(Value v, const ValueWays& w) {
   const double price = price_of(v);
   const End held = held_end(w);
   const End out = handed_out(b);
-  const bool from_forward = !f.ends.empty() && handed_out(f).needs.size() == 1;
+  const bool from_forward = !f.ends.empty();
   const End forward = from_forward ? handed_out(f) : End{-1, {held.needs[0]}};
-  std::string key = key_of("backward", w.space, w.saved, w.source, from_forward, held.needs[0],
-                           forward.needs[0], price);
+  std::string key =
+      key_of("backward", w.space, w.saved, w.source, from_forward, held.needs[0], price);
+  for (const Indices* n : forward.needs) key += key_of("", n);
+  key += ';';
   for (const Indices* n : out.needs) key += key_of("", n);
   const auto size = [](const End& e) { return static_cast<int32_t>(e.needs[0]->size()); };
   const int32_t forward_size = from_forward ? size(forward) : 1;
@@ -427,6 +425,9 @@ void PlacementProblem::add_backward_term(Value v, const ValueWays& w) {
     double cost = conversion(w.space, false, h, out, static_cast<size_t>(c[2])) + held_price;
     if (!from_forward) return cost;
     const int32_t kept = (*forward.needs[0])[static_cast<size_t>(c[1])];
+    for (const Indices* n : forward.needs) {  // a family that took two forms leaves none to keep
+      if ((*n)[static_cast<size_t>(c[1])] != kept) return cost;
+    }
     const bool same = kept == h;
     const double kept_price =
         w.saved || (w.source && !same) ? price * s.local_bytes(static_cast<size_t>(kept)) : 0;

@@ -109,7 +109,7 @@ class PlacementProblem {
                                             const std::function<double(const int32_t*)>& cost);
 
   int32_t form_for(std::span<const int32_t> choice, Value v, const End& end, size_t need,
-                   int32_t from, Phase phase, bool bundled, Plan& plan) const;
+                   int32_t from, Phase phase, bool bundled, bool paid, Plan& plan) const;
   void read_value(std::span<const int32_t> choice, Value v, Plan& plan) const;
   void read_phase(std::span<const int32_t> choice, Value v, size_t phase, int32_t held,
                   int32_t& forward_form, Plan& plan) const;

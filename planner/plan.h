@@ -66,7 +66,9 @@ struct MemoryPrice {
 };
 
 struct Certificate {
-  double cost = 0;         // seconds: of this plan
+  // Seconds of this plan as the search counts them: each family pays for its own ways from a
+  // hand-out, and starting a bundle is free. Without the latter, never below the prediction.
+  double cost = 0;
   double lower_bound = 0;  // no plan of the searched space that fits is faster
   double gap() const { return lower_bound > 0 ? cost / lower_bound - 1 : 0; }
 };

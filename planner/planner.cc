@@ -168,12 +168,10 @@ class MeshSearch {
     plan.cluster = cluster_;
     plan.dimensions = dims_;
     problem.read_solution(result.solution.choice, plan);
-    // Two families that take the same local cut of a hand-out pay twice there, and once in the
-    // plan.
-    CLEAVE_ASSERT(!price.free() || !options_.preferences.empty() ||
-                      plan.certificate.cost <= result.solution.cost * (1 + 1e-9),
-                  "the plan costs {}, the search found {}", plan.certificate.cost,
-                  result.solution.cost);
+    CLEAVE_ASSERT(
+        !price.free() || !options_.preferences.empty() ||
+            std::abs(plan.certificate.cost - result.solution.cost) <= 1e-9 * result.solution.cost,
+        "the plan costs {}, the search found {}", plan.certificate.cost, result.solution.cost);
     if (price.split == 0) {
       lower_bound_ =
           std::max(lower_bound_, price.free() ? result.solution.cost

@@ -2,6 +2,7 @@
 // that the search minimised, added up again step by step.
 #include <algorithm>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include "graph/error.h"
@@ -10,9 +11,9 @@
 namespace cleave {
 
 // The form of v that an end needs, made from form `from` unless that is it already or the same way
-// was gone before in this phase.
+// was gone before in this phase. `paid`: the search counts the way here.
 int32_t PlacementProblem::form_for(std::span<const int32_t> choice, Value v, const End& end,
-                                   size_t need, int32_t from, Phase phase, bool bundled,
+                                   size_t need, int32_t from, Phase phase, bool bundled, bool paid,
                                    Plan& plan) const {
   const ValueWays& w = ways_[static_cast<size_t>(v)];
   const PlacementSpace& s = space(w.space, bundled);
@@ -22,6 +23,7 @@ int32_t PlacementProblem::form_for(std::span<const int32_t> choice, Value v, con
   std::vector<Form>& forms = plan.values[static_cast<size_t>(v)];
   const Placements& have = forms[static_cast<size_t>(from)].placements;
   if (have == s.at(target)) return from;
+  if (paid) plan.certificate.cost += s.seconds(static_cast<size_t>(s.index_of(have)), target);
   for (size_t f = 0; f < forms.size(); ++f) {
     if (forms[f].from == from && forms[f].placements == s.at(target) && forms[f].phase == phase &&
         forms[f].bundled == bundled) {
@@ -77,9 +79,11 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
         static_cast<int64_t>(s.local_bytes(static_cast<size_t>(s.index_of(kept))));
   }
   if (r.hand_out >= 0) {
-    from = form_for(choice, v, handed_out(r), 0, from, p, bundled, plan);
+    from = form_for(choice, v, handed_out(r), 0, from, p, bundled, true, plan);
   }
-  int32_t first = from;
+  // The search counts each family's ways by themselves; two that are one way are gone once.
+  std::set<std::pair<int32_t, int32_t>> paid;  // family, placement
+  std::vector<int32_t> taken;                  // forms
   for (const Use& use : r.uses) {
     const int32_t family = families_.family_of(use.node);
     const End& end = *std::find_if(r.ends.begin(), r.ends.end(),
@@ -88,17 +92,17 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
                                  .members[static_cast<size_t>(families_.member_of(use.node))]
                                          [static_cast<size_t>(choice[static_cast<size_t>(family)])]
                                  .inputs[static_cast<size_t>(use.operand)];
+    const size_t pick = static_cast<size_t>(choice[static_cast<size_t>(family)]);
     size_t which = 0;
-    while (s.at(static_cast<size_t>(
-               (*end.needs[which])[static_cast<size_t>(choice[static_cast<size_t>(family)])])) !=
-           need) {
-      ++which;
-    }
-    const int32_t form = form_for(choice, v, end, which, from, p, bundled, plan);
+    while (s.at(static_cast<size_t>((*end.needs[which])[pick])) != need) ++which;
+    const bool first = paid.emplace(family, (*end.needs[which])[pick]).second;
+    const int32_t form = form_for(choice, v, end, which, from, p, bundled, first, plan);
     plan.nodes[static_cast<size_t>(use.node)].input_forms[static_cast<size_t>(use.operand)] = form;
-    first = form;
+    taken.push_back(form);
   }
-  if (phase == 0) forward_form = r.hand_out >= 0 ? from : r.ends[0].needs.size() == 1 ? first : -1;
+  if (phase != 0) return;
+  const bool one_form = std::count(taken.begin(), taken.end(), taken[0]) == std::ssize(taken);
+  forward_form = r.hand_out >= 0 ? from : one_form ? taken[0] : -1;
 }
 
 void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan& plan) const {
@@ -127,18 +131,18 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
   const NodeId producer = graph_.value(v).producer;
   if (w.held >= 0) plan.held[v] = placement(held_end(w));
   if (w.held >= 0 && !w.source) {
-    held = form_for(choice, v, held_end(w), 0, 0, graph_.node(producer).phase, false, plan);
+    held = form_for(choice, v, held_end(w), 0, 0, graph_.node(producer).phase, false, true, plan);
   }
   int32_t forward_form = -1;
   for (size_t phase = 0; phase < 3; ++phase) read_phase(choice, v, phase, held, forward_form, plan);
   for (size_t o = 0; o < graph_.outputs().size(); ++o) {
     if (graph_.outputs()[o].value != v) continue;
     const Phase phase = producer == kNoNode ? Phase::kForward : graph_.node(producer).phase;
-    plan.output_form[o] = form_for(choice, v, w.fixed[0], 0, held, phase, false, plan);
+    plan.output_form[o] = form_for(choice, v, w.fixed[0], 0, held, phase, false, true, plan);
   }
   if (w.final_of >= 0) {
     plan.final_form[static_cast<size_t>(w.final_of)] =
-        form_for(choice, v, w.fixed.back(), 0, held, Phase::kUpdate, true, plan);
+        form_for(choice, v, w.fixed.back(), 0, held, Phase::kUpdate, true, true, plan);
   }
 }
 
@@ -152,6 +156,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   plan.held.clear();
   plan.kept = plan.regathered = 0;
   plan.predicted = {};
+  plan.certificate = {};
   plan.price = price_;
   double compute = 0, communication = 0;
   // Collectives by (kind, axis, phase, of parameters).
@@ -178,6 +183,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
     node.input_forms.assign(graph_.nodes()[n].inputs.size(), 0);
     if (member == 0) plan.choices[n] = kind.choices[pick];
     compute += m.seconds;
+    plan.certificate.cost += m.seconds;
     for (const Step& step : m.inner) {
       compute -= step.seconds;
       add_step(step, graph_.nodes()[n].phase, false, true);
@@ -200,7 +206,9 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
       }
     }
   }
-  plan.certificate.cost = compute + communication;
+  CLEAVE_ASSERT(compute + communication <= plan.certificate.cost * (1 + 1e-9),
+                "the plan's steps take {}, the search counted {}", compute + communication,
+                plan.certificate.cost);
   // What the search leaves out, since it is the same for nearly all plans: starting each bundle.
   for (const auto& [key, count] : bundles) {
     if (is_collective(std::get<1>(key)))
