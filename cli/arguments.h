@@ -53,7 +53,7 @@ struct TrainArguments {
   double weight_decay = 0.1;
   double clip = 1;
   int64_t eval_every = 0;
-  int64_t log_every = 0;  // 0: about twelve lines
+  int64_t log_every = 1;
 };
 
 }  // namespace cleave

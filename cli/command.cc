@@ -21,9 +21,8 @@ constexpr const char* kModelHelp =
 void add_model(CLI::App& command, ModelArguments& m, const char* help = kModelHelp) {
   auto* model = command.add_option("MODEL", m.model, help);
   if (m.user == nullptr) model->required();
-  command.add_option("--set", m.set, "Change one number of the model: layers=4, hidden=256, ...")
-      ->type_name("KEY=VALUE")
-      ->allow_extra_args(false);
+  command.add_option("--set", m.set, "Change numbers of the model: --set layers=4 hidden=256")
+      ->type_name("KEY=VALUE ...");
   command.add_option("--batch", m.batch, "Sequences in a step, over all devices")->type_name("N");
   command.add_option("--precision", m.precision, "Of the computation: fp32, fp64 or bf16")
       ->type_name("TYPE");
@@ -111,7 +110,7 @@ void add_train(CLI::App& app, TrainArguments& a) {
   c->add_option("--clip", a.clip, "Largest norm of the gradient; 0: no limit (1)")->type_name("X");
   c->add_option("--eval-every", a.eval_every, "Steps between validations; 0: at the end only (0)")
       ->type_name("N");
-  c->add_option("--log-every", a.log_every, "Steps between lines (a twelfth of --steps)")
+  c->add_option("--log-every", a.log_every, "Steps between lines (1)")
       ->type_name("N");
   c->add_option("--out", a.out, "Folder for metrics.jsonl and plan.json")->type_name("DIR");
   c->final_callback([&a] { train_command(a); });

@@ -14,8 +14,6 @@
 namespace cleave {
 namespace {
 
-constexpr int64_t kLogLines = 12;  // about; unless --log-every says otherwise
-
 OptimizerOptions optimizer_of(const TrainArguments& a, OptimizerOptions::Kind kind) {
   if (a.steps < 1) fail("--steps {}: write at least 1", a.steps);
   if (!(a.lr > 0) || !std::isfinite(a.lr)) fail("--lr {}: write a number above 0", a.lr);
@@ -24,7 +22,7 @@ OptimizerOptions optimizer_of(const TrainArguments& a, OptimizerOptions::Kind ki
   if (!(a.weight_decay >= 0)) fail("--weight-decay {}: must not be negative", a.weight_decay);
   if (!(a.clip >= 0)) fail("--clip {}: must not be negative", a.clip);
   if (a.eval_every < 0) fail("--eval-every {}: must not be negative", a.eval_every);
-  if (a.log_every < 0) fail("--log-every {}: must not be negative", a.log_every);
+  if (a.log_every < 1) fail("--log-every {}: write at least 1", a.log_every);
   OptimizerOptions o;
   o.kind = kind;
   if (a.schedule == "constant") {
@@ -131,7 +129,7 @@ void train_command(const TrainArguments& a) {
                                                                          : Targets::kNextToken;
   options.evaluation = {&evaluation.model.graph, &evaluation.plan};
   options.eval_every = a.eval_every;
-  options.log_every = a.log_every > 0 ? a.log_every : std::max<int64_t>(1, a.steps / kLogLines);
+  options.log_every = a.log_every;
   options.out_dir = a.out;
   options.plan_json = plan_file_text(training.model, training.plan);
 
