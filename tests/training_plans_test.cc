@@ -80,6 +80,39 @@ TEST(OneDevice, TrainsAsTheGraphSays) {
   }
 }
 
+// Less memory than the fastest plan takes: shards of parameters and states, values gathered again.
+TEST(SavingMemory, TrainsLikeOneDevice) {
+  size_t squeezed = 0;
+  for (size_t m = 0; m < kModels; ++m) {
+    const ModelConfig c = config_for(models()[m], 4);
+    const Graph graph = training_graph(c, DType::kF64, models()[m].optimizer);
+    const Curve one = on_one_device(graph, c);
+    for (const char* mesh : {"4", "dp=2,tp=2"}) {
+      PlannerOptions options;
+      options.mesh = parse_mesh(mesh);
+      options.memory_limit = INFINITY;
+      options.peak_bytes = [&](const Plan& p) { return peak_bytes(graph, p); };
+      options.live_bytes = [&](const Plan& p) { return live_bytes(graph, p); };
+      const Cluster cluster = parse_cluster("cpu:4");
+      const auto widest = find_plan(graph, cluster, options);
+      ASSERT_TRUE(widest.plan);
+      for (const double share : {0.9, 0.8, 0.7, 0.6}) {
+        options.memory_limit = share * static_cast<double>(widest.plan->predicted.peak_bytes);
+        const auto found = find_plan(graph, cluster, options);
+        if (!found.plan) continue;
+        SCOPED_TRACE(
+            fmt::format("{} on {} in {:.0f} bytes", models()[m].label, mesh, options.memory_limit));
+        Program program = lower(graph, *found.plan);
+        EXPECT_LE(static_cast<double>(program.arena_bytes), options.memory_limit);
+        EXPECT_LE(distance(run(std::move(program), c, &*found.plan), one), kF64);
+        ++squeezed;
+      }
+    }
+  }
+  EXPECT_GE(squeezed, 24u);
+  fmt::print("{} plans in less memory\n", squeezed);
+}
+
 // --- Planted mistakes
 // ------------------------------------------------------------------------------
 
