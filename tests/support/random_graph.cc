@@ -171,13 +171,12 @@ Graph random_model_graph(std::mt19937& random, const RandomGraphOptions& options
     loss = loss ? *loss + term : term;
   }
   OptimizerOptions optimizer;
-  optimizer.kind =
-      model.chance(3) ? OptimizerOptions::Kind::kAdamW : OptimizerOptions::Kind::kSgd;
+  optimizer.kind = model.chance(3) ? OptimizerOptions::Kind::kAdamW : OptimizerOptions::Kind::kSgd;
   optimize(*loss, optimizer);
   return without_dead_nodes(tracer.finish());
 }
 
-Graph without_families(const Graph& graph) {
+Graph with_backward_untied(const Graph& graph) {
   Graph copy;
   copy.name = graph.name;
   for (const std::string& file : graph.files()) copy.intern_file(file);
@@ -192,7 +191,7 @@ Graph without_families(const Graph& graph) {
   }
   for (const Node& n : graph.nodes()) {
     copy.cursor = {.phase = n.phase,
-                   .follows = kNoNode,
+                   .follows = n.phase == Phase::kBackward ? kNoNode : n.follows,
                    .loc = n.loc,
                    .scope = copy.intern_scope(graph.scopes()[static_cast<size_t>(n.scope)])};
     std::vector<Value> inputs, writes;
