@@ -110,8 +110,7 @@ void add_train(CLI::App& app, TrainArguments& a) {
   c->add_option("--clip", a.clip, "Largest norm of the gradient; 0: no limit (1)")->type_name("X");
   c->add_option("--eval-every", a.eval_every, "Steps between validations; 0: at the end only (0)")
       ->type_name("N");
-  c->add_option("--log-every", a.log_every, "Steps between lines (1)")
-      ->type_name("N");
+  c->add_option("--log-every", a.log_every, "Steps between lines (1)")->type_name("N");
   c->add_option("--out", a.out, "Folder for metrics.jsonl and plan.json")->type_name("DIR");
   c->final_callback([&a] { train_command(a); });
 }

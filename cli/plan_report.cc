@@ -94,12 +94,12 @@ std::string splits(const TracedModel& model, const Plan& plan) {
                "collectives after it, bytes sent by a rank"});
   for (const SplitRow& r : split_rows(model.graph, plan)) {
     // What does next to no work and moves nothing would only lengthen the table.
-    if (r.flops_share < 5e-4 && r.after.empty() && !r.update) continue;
+    if (r.flops_share < 5e-4 && r.after.empty() && !r.weights) continue;
     const bool split = !r.what.empty();
     table.add({plan.mesh.axes[static_cast<size_t>(r.axis)].name,
-               r.update ? "(parameters, states, update)"
-               : split  ? cut(r.what, kNameWidth)
-                        : "(not split)",
+               r.weights ? "(weights, states, update)"
+               : split   ? cut(r.what, kNameWidth)
+                         : "(not split)",
                split ? fmt::format("{}", r.size) : "", split ? fmt::format("{}", r.local) : "",
                fmt::format("{}", r.ops), percent_text(r.flops_share), text_of(r.after)});
   }
@@ -141,8 +141,8 @@ std::string candidates(const Plan& plan) {
     std::vector<int64_t> sizes;
     for (const MeshAxis& a : c->mesh.axes) sizes.push_back(a.size);
     parts.push_back(fmt::format(
-        "{} {}", fmt::join(sizes, "x"),
-        c->why_not.empty() ? fmt::format("{} (chosen)", seconds_text(c->cost)) : c->why_not));
+        "{}: {}", fmt::join(sizes, "x"),
+        c->why_not.empty() ? fmt::format("{}, chosen", seconds_text(c->cost)) : c->why_not));
   }
   const size_t more = order.size() - parts.size();
   return fmt::format("{} mesh{} searched in {}: {}{}\n", order.size(),

@@ -9,12 +9,12 @@
 namespace cleave {
 namespace {
 
-// Identifies a row: axis, update or not, name and size of the class.
+// Identifies a row: axis, weights or not, name and size of the class.
 using RowKey = std::tuple<int32_t, bool, std::string, int64_t>;
 
 class RowMaker {
  public:
-  RowMaker(const Graph& graph, const Plan& plan) : graph_(graph), plan_(plan) {}
+  RowMaker(const Graph& graph, const Plan& plan) : graph_(graph), plan_(plan) { find_weights(); }
 
   std::vector<SplitRow> rows() {
     for (NodeId n = 0; n < static_cast<NodeId>(graph_.nodes().size()); ++n) add_node(n);
@@ -25,7 +25,7 @@ class RowMaker {
                        [](const After& a, const After& b) { return a.bytes > b.bytes; });
     }
     std::stable_sort(rows_.begin(), rows_.end(), [](const SplitRow& a, const SplitRow& b) {
-      const auto rank = [](const SplitRow& r) { return r.update ? 2 : r.what.empty() ? 1 : 0; };
+      const auto rank = [](const SplitRow& r) { return r.weights ? 2 : r.what.empty() ? 1 : 0; };
       return std::tuple(a.axis, rank(a), -a.flops_share) <
              std::tuple(b.axis, rank(b), -b.flops_share);
     });
@@ -43,25 +43,39 @@ class RowMaker {
         .dimension_class;
   }
 
-  SplitRow& row_of(int32_t axis, bool update, ClassId c) {
-    // The update's ops are split in as many ways as there are parameters: one row for all.
-    const std::string what = update || c < 0 ? "" : class_name(*plan_.dimensions, c);
+  SplitRow& row_of(int32_t axis, bool weights, ClassId c) {
+    // These ops are split in as many ways as there are parameters: one row for all.
+    const std::string what = weights || c < 0 ? "" : class_name(*plan_.dimensions, c);
     const int64_t size =
-        update || c < 0 ? 0 : plan_.dimensions->classes[static_cast<size_t>(c)].size;
-    const auto [at, added] = known_.emplace(RowKey{axis, update, what, size}, rows_.size());
+        weights || c < 0 ? 0 : plan_.dimensions->classes[static_cast<size_t>(c)].size;
+    const auto [at, added] = known_.emplace(RowKey{axis, weights, what, size}, rows_.size());
     if (added) {
       rows_.push_back({.axis = axis,
                        .what = what,
                        .size = size,
                        .local = size / plan_.mesh.axes[static_cast<size_t>(axis)].size,
-                       .update = update,
+                       .weights = weights,
                        .after = {}});
     }
     return rows_[at->second];
   }
 
   SplitRow& row_of(int32_t axis, NodeId n) {
-    return row_of(axis, graph_.node(n).phase == Phase::kUpdate, split_class(n, axis));
+    return row_of(axis, of_weights_[static_cast<size_t>(n)], split_class(n, axis));
+  }
+
+  // The update, and what the forward does with weights alone (casts).
+  void find_weights() {
+    for (const Node& node : graph_.nodes()) {
+      const bool weights = std::all_of(node.inputs.begin(), node.inputs.end(), [&](Value v) {
+        const ValueInfo& info = graph_.value(v);
+        return info.producer == kNoNode
+                   ? graph_.source_of(v)->kind != SourceKind::kData
+                   : static_cast<bool>(of_weights_[static_cast<size_t>(info.producer)]);
+      });
+      of_weights_.push_back(node.phase == Phase::kUpdate ||
+                            (node.phase == Phase::kForward && weights && !node.inputs.empty()));
+    }
   }
 
   void add_node(NodeId n) {
@@ -103,6 +117,7 @@ class RowMaker {
 
   const Graph& graph_;
   const Plan& plan_;
+  std::vector<bool> of_weights_;  // by node
   std::map<RowKey, size_t> known_;
   std::vector<SplitRow> rows_;
   double total_ = 0;

@@ -24,13 +24,13 @@ struct SplitRow {
   std::string what;  // the class, layers folded; empty: not split
   int64_t size = 0;  // of the whole dimension, and of a part
   int64_t local = 0;
-  bool update = false;  // the optimizer's ops
-  int64_t ops = 0;      // that do work: views are free
+  bool weights = false;  // the update, and what is done to weights alone
+  int64_t ops = 0;       // that do work: views are free
   double flops_share = 0;
   std::vector<After> after;  // the most bytes first
 };
 
-// For each axis the rows with the most work first, then what is not split, then the update.
+// For each axis the rows with the most work first, then what is not split, then the weights.
 std::vector<SplitRow> split_rows(const Graph& graph, const Plan& plan);
 
 }  // namespace cleave

@@ -10,8 +10,8 @@ namespace cleave {
 
 // The same fields for every family; a family ignores what it has no use for.
 struct ModelConfig {
-  std::string family;  // "gpt2"
-  std::string size;    // "124m"
+  std::string family = {};  // "gpt2"
+  std::string size = {};    // "124m"
   int64_t layers = 1;
   int64_t hidden = 1;  // width of the residual stream
   int64_t heads = 1;   // query heads

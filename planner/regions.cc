@@ -203,6 +203,12 @@ std::vector<RegionGroup> fold_regions(const Graph& graph, std::vector<Region> re
     for (const SyncPoint& s : r.syncs) {
       key += fmt::format("{}{}{};", static_cast<int>(s.kind), static_cast<int>(s.phase), s.bytes);
     }
+    // Two classes that pass through the same ops (batch and sequence) are no copies of each other.
+    for (auto at = known.find(key); at != known.end(); at = known.find(key)) {
+      const std::vector<NodeId>& nodes = result[at->second].first.nodes;
+      if (!std::binary_search(nodes.begin(), nodes.end(), r.nodes.front())) break;
+      key += '+';
+    }
     const auto [at, added] = known.emplace(std::move(key), result.size());
     if (added) {
       result.push_back({std::move(r), 1});

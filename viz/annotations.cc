@@ -137,6 +137,7 @@ class PlanAnnotator {
         if (!is_collective(f.steps[i].kind)) continue;
         marks.push_back(
             mark(f.steps[i], fmt::format("value {} {} {}", v, form, i), f.phase, f.bundled));
+        if (graph_.value(v).producer == kNoNode) marks.back().text += ", weights";
       }
       form = f.from;
     }

@@ -145,6 +145,20 @@ std::string legend_text(const Picture& p) {
       rows);
 }
 
+// Invisible points in one row, each above its frame: dot keeps their order.
+std::string anchors_text(const Picture& p) {
+  std::string row, down;
+  for (size_t i = 0; i < p.anchors.size(); ++i) {
+    row += fmt::format("{}a{}", i == 0 ? "" : " -> ", i);
+    down += fmt::format("  a{} -> n{} [style=invis, weight=10];\n", i, p.anchors[i]);
+  }
+  if (p.anchors.size() < 2) return "";
+  return fmt::format(
+      "  {{\n    rank=same;\n    node [shape=point, style=invis, height=0];\n"
+      "    {} [style=invis];\n  }}\n{}",
+      row, down);
+}
+
 }  // namespace
 
 std::string to_dot(const Picture& p) {
@@ -160,6 +174,7 @@ std::string to_dot(const Picture& p) {
   text += fmt::format("  edge [color=\"#555555\", arrowsize=0.6, fontname=\"{}\"];\n", kFont);
   text += legend_text(p);
   add_frame(p, -1, "  ", text);
+  text += anchors_text(p);
   for (const Arrow& a : p.arrows) text += arrow_text(a);
   return text + "}\n";
 }

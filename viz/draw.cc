@@ -45,6 +45,7 @@ class Drawer {
     for (size_t o = 0; o < graph_.outputs().size(); ++o) connect_output(o);
     label_hexagons();
     add_frames();
+    add_anchors();
     return std::move(p_);
   }
 
@@ -384,6 +385,18 @@ class Drawer {
         frame = frame_for(key, {home.region, "#1f5fa8", true, frame});
       }
       p_.boxes[b].frame = frame;
+    }
+  }
+
+  // The forward begins at the top, and the backward ends there.
+  void add_anchors() {
+    int32_t first[3] = {-1, -1, -1};  // by phase
+    for (size_t i = 0; i < units_.units.size(); ++i) {
+      int32_t& box = first[static_cast<size_t>(units_.units[i].phase)];
+      if (box < 0 || units_.units[i].phase == Phase::kBackward) box = box_of_unit_[i];
+    }
+    for (int32_t box : first) {
+      if (box >= 0) p_.anchors.push_back(box);
     }
   }
 

@@ -24,6 +24,15 @@ std::string class_name(const Dimensions& dimensions, ClassId c) {
   return folded_name(dimensions.classes[static_cast<size_t>(c)].name);
 }
 
+std::string common_scope(std::string_view a, std::string_view b) {
+  std::string common(a);
+  while (!common.empty() && b != common && !b.starts_with(common + ".")) {
+    const size_t dot = common.rfind('.');
+    common.erase(dot == std::string::npos ? 0 : dot);
+  }
+  return common;
+}
+
 std::string_view last_part(std::string_view scope) {
   const size_t dot = scope.rfind('.');
   return dot == std::string_view::npos ? scope : scope.substr(dot + 1);

@@ -14,6 +14,9 @@ std::string folded_name(std::string_view name);
 // What a class is called in reports: "batch", "h.*.mlp.fc.weight[0]".
 std::string class_name(const Dimensions& dimensions, ClassId c);
 
+// The scope that both are in: "h.*.mlp.fc" and "h.*.mlp" -> "h.*.mlp"; empty: none.
+std::string common_scope(std::string_view a, std::string_view b);
+
 // The last part of a scope: "h.3.attn" -> "attn".
 std::string_view last_part(std::string_view scope);
 

@@ -45,6 +45,7 @@ struct Picture {
   std::vector<Box> boxes;
   std::vector<Frame> frames;
   std::vector<Arrow> arrows;
+  std::vector<int32_t> anchors;  // boxes near the top whose frames stand in this order, from left
   std::vector<LegendEntry> legend;
 };
 

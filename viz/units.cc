@@ -9,12 +9,17 @@
 namespace cleave {
 namespace {
 
+constexpr NodeId kSmallestLayer = 3;  // ops
+
 class UnitFinder {
  public:
   UnitFinder(const Graph& graph, ViewLevel level) : graph_(graph), level_(level) {
     u_.of_node.assign(graph.nodes().size(), -1);
     u_.repeats = repeats(graph);
+    // Two casts in a row are no layer.
+    std::erase_if(u_.repeats, [](const Repeat& r) { return r.period < kSmallestLayer; });
     u_.layer = layers_of(graph, u_.repeats).nodes;
+    count_readers();
   }
 
   Units result() {
@@ -62,12 +67,8 @@ class UnitFinder {
       if (r < 0 || node.phase != Phase::kForward) continue;
       const std::string scope = folded_name(graph_.scopes()[static_cast<size_t>(node.scope)]);
       std::string& c = common[static_cast<size_t>(r)];
-      if (!seen[static_cast<size_t>(r)]) c = scope;
+      c = seen[static_cast<size_t>(r)] ? common_scope(c, scope) : scope;
       seen[static_cast<size_t>(r)] = true;
-      while (!c.empty() && scope != c && !scope.starts_with(c + ".")) {
-        const size_t dot = c.rfind('.');
-        c.erase(dot == std::string::npos ? 0 : dot);
-      }
     }
     return common;
   }
@@ -116,6 +117,38 @@ class UnitFinder {
            graph_.value(node.outputs[0]).storage == graph_.value(node.inputs[0]).storage;
   }
 
+  void count_readers() {
+    reader_.assign(graph_.values().size(), kNoNode);
+    for (NodeId n = static_cast<NodeId>(graph_.nodes().size()); n-- > 0;) {
+      for (Value v : graph_.node(n).inputs) reader_[static_cast<size_t>(v)] = n;
+    }
+  }
+
+  // One input and one output of the same shape, dimension by dimension: a cast, a scale.
+  static bool is_elementwise(const Node& node) {
+    return node.inputs.size() == 1 && node.outputs.size() == 1 &&
+           node.signature->inputs()[0] == node.signature->outputs()[0];
+  }
+
+  // What a box would only be in the way for: a parameter made ready for the op that reads it
+  // (kNoNode: none), ...
+  NodeId prepares(NodeId n) const {
+    const Node& node = graph_.node(n);
+    if (node.phase != Phase::kForward || !is_elementwise(node)) return kNoNode;
+    const Source* s = graph_.source_of(node.inputs[0]);
+    if (s == nullptr || s->kind != SourceKind::kParameter) return kNoNode;
+    const NodeId reader = reader_[static_cast<size_t>(node.outputs[0])];
+    return reader != kNoNode && layer(reader) == layer(n) ? reader : kNoNode;
+  }
+
+  // ... and a gradient made ready for the update.
+  bool finishes(NodeId n) const {
+    const Node& node = graph_.node(n);
+    if (node.phase != Phase::kBackward || !is_elementwise(node)) return false;
+    const NodeId reader = reader_[static_cast<size_t>(node.outputs[0])];
+    return reader != kNoNode && graph_.node(reader).phase == Phase::kUpdate;
+  }
+
   void ops_of_one_layer() {
     const auto largest = std::max_element(
         u_.repeats.begin(), u_.repeats.end(), [](const Repeat& a, const Repeat& b) {
@@ -124,6 +157,7 @@ class UnitFinder {
     const auto r = static_cast<int32_t>(largest - u_.repeats.begin());
     const bool all = largest == u_.repeats.end();
     const Layer drawn{r, all ? 0 : largest->count / 2};
+    std::vector<NodeId> late;
     for (NodeId n = 0; n < static_cast<NodeId>(graph_.nodes().size()); ++n) {
       const Node& node = graph_.node(n);
       if (node.phase == Phase::kUpdate) {
@@ -131,8 +165,13 @@ class UnitFinder {
         continue;
       }
       if (!all && layer(n) != drawn) continue;
+      if (prepares(n) != kNoNode) {
+        late.push_back(n);
+        continue;
+      }
       // A view costs nothing: it is part of the box whose result it shows.
-      const NodeId maker = is_view(n) ? graph_.value(node.inputs[0]).producer : kNoNode;
+      const NodeId maker =
+          is_view(n) || finishes(n) ? graph_.value(node.inputs[0]).producer : kNoNode;
       const int32_t host = maker == kNoNode ? -1 : u_.of_node[static_cast<size_t>(maker)];
       if (host >= 0 && unit(host).phase == node.phase) {
         put(n, host);
@@ -140,6 +179,7 @@ class UnitFinder {
         put(n, add_unit(std::string(node.op->name), n));
       }
     }
+    for (NodeId n : late) put(n, u_.of_node[static_cast<size_t>(prepares(n))]);
   }
 
   void every_op() {
@@ -152,6 +192,7 @@ class UnitFinder {
 
   const Graph& graph_;
   ViewLevel level_;
+  std::vector<NodeId> reader_;  // by value: the first one
   Units u_;
 };
 
