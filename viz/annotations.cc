@@ -22,6 +22,7 @@ Annotations sized(const Graph& graph) {
   }
   a.inside.resize(graph.nodes().size());
   a.on_output.resize(graph.outputs().size());
+  a.on_final.resize(graph.sources().size());
   return a;
 }
 
@@ -67,6 +68,12 @@ class PlanAnnotator {
     }
     for (size_t o = 0; o < graph_.outputs().size(); ++o) {
       a_.on_output[o] = way(graph_.outputs()[o].value, plan_.output_form[o]);
+    }
+    for (size_t i = 0; i < graph_.sources().size(); ++i) {
+      const Source& s = graph_.sources()[i];
+      if (s.final != kNoValue && s.final != s.value) {
+        a_.on_final[i] = way(s.final, plan_.final_form[i]);
+      }
     }
     add_legend();
     a_.title =

@@ -32,11 +32,12 @@ struct Mark {
 };
 
 struct Annotations {
-  std::vector<std::string> region_of_node;                  // what is split there; empty: nothing
-  std::vector<std::vector<std::string>> fills_of_value;     // colours, one a mesh axis
-  std::vector<std::vector<std::vector<Mark>>> on_input;     // by node, input: on the way there
-  std::vector<std::vector<Mark>> inside;                    // by node
-  std::vector<std::vector<Mark>> on_output;                 // by graph output
+  std::vector<std::string> region_of_node;               // what is split there; empty: nothing
+  std::vector<std::vector<std::string>> fills_of_value;  // colours, one a mesh axis
+  std::vector<std::vector<std::vector<Mark>>> on_input;  // by node, input: on the way there
+  std::vector<std::vector<Mark>> inside;                 // by node
+  std::vector<std::vector<Mark>> on_output;              // by graph output
+  std::vector<std::vector<Mark>> on_final;  // by source: on the way to what the next step reads
   std::vector<std::pair<std::string, std::string>> legend;  // text, colour
   std::string title;
 };

@@ -43,6 +43,7 @@ class Drawer {
     for (const Unit& u : units_.units) box_of_unit_.push_back(add_unit_box(u));
     for (NodeId n = 0; n < static_cast<NodeId>(graph_.nodes().size()); ++n) connect_node(n);
     for (size_t o = 0; o < graph_.outputs().size(); ++o) connect_output(o);
+    for (size_t i = 0; i < graph_.sources().size(); ++i) connect_final(i);
     label_hexagons();
     add_frames();
     add_anchors();
@@ -208,9 +209,10 @@ class Drawer {
     int32_t last = from;
     for (const Mark& m : marks) {
       const int32_t h = hexagon(m, last, to);
-      // A bundle takes in all gradients: at the coarsest level its arrows would be the picture.
-      const bool bundle_of_model = m.bundled && level_ == ViewLevel::kModel;
-      if (last >= 0 && !bundle_of_model) add_arrow(last, h, aside);
+      // A bundle takes in all gradients: at the coarsest level their arrows would be the picture.
+      const bool gradient = last >= 0 && home_[at(last)].phase == Phase::kBackward;
+      const bool hidden = m.bundled && level_ == ViewLevel::kModel && gradient;
+      if (last >= 0 && !hidden) add_arrow(last, h, aside);
       if (m.bundled || home_[at(h)].phase == Phase::kUpdate) aside = false;
       last = h;
     }
@@ -343,6 +345,16 @@ class Drawer {
     const int32_t box = named_box("output " + output.name, Box::Kind::kTensor, {output.name},
                                   graph_.node(producer).phase);
     connect(box_of_unit_[at(u)], box, notes_.on_output[o], false);
+  }
+
+  // New weights that are moved to where the next step reads them.
+  void connect_final(size_t i) {
+    const NodeId producer = graph_.value(graph_.sources()[i].final).producer;
+    const int32_t u = producer == kNoNode ? -1 : units_.of_node[at(producer)];
+    if (u < 0 || notes_.on_final[i].empty()) return;
+    const int32_t box =
+        named_box("next step", Box::Kind::kTensor, {"weights", "of the next step"}, Phase::kUpdate);
+    connect(box_of_unit_[at(u)], box, notes_.on_final[i], false);
   }
 
   // --- Frames ------------------------------------------------------------------------------------
