@@ -164,12 +164,16 @@ class Finder {
     return true;
   }
 
-  // Passes cuts between each dimension and its factors until nothing changes.
+  // Passes cuts between each dimension and its factors until nothing changes. A compound that
+  // contradicts others is dropped with all that it has cut: the rest is settled anew.
   void settle_cuts() {
     for (bool changed = true; changed;) {
       changed = false;
       for (Compound& c : compounds_) {
-        if (!c.broken) c.broken = !exchange_cuts(c, changed);
+        if (c.broken || exchange_cuts(c, changed)) continue;
+        c.broken = changed = true;
+        cuts_.clear();
+        break;
       }
     }
   }
@@ -251,7 +255,8 @@ class Finder {
       for (size_t i = 0; i < atoms.size(); ++i) {
         DimensionClass& c = d.classes[static_cast<size_t>(atoms[i].dimension_class)];
         const size_t dim = static_cast<size_t>(atoms[i].dim);
-        if (s.kind == SourceKind::kData && dim < s.roles.size() && c.role.empty()) {
+        if (s.kind == SourceKind::kData && dim < s.roles.size() && !s.roles[dim].empty() &&
+            c.role.empty()) {
           c.role = c.name = s.roles[dim];
         } else if (c.name.empty()) {
           const bool several = std::count_if(atoms.begin(), atoms.end(), [&](const ValueAtom& a) {
