@@ -80,9 +80,9 @@ double Cluster::peak_flops(DType dtype) const {
 }
 
 const Link& Cluster::link(const Mesh& mesh, size_t axis) const {
-  int64_t span = 1;  // ranks from the first to the last of a group, rounded up to whole inner axes
+  int64_t span = 1;  // a group lies inside an aligned run of so many ranks
   for (size_t a = axis; a < mesh.axes.size(); ++a) span *= mesh.axes[a].size;
-  return span <= devices_per_node ? within : between;
+  return devices_per_node % span == 0 ? within : between;
 }
 
 std::vector<std::string> cluster_kinds() {

@@ -16,8 +16,8 @@ struct Expansion {
   std::vector<Value> outputs;  // the op's outputs
 };
 
-// One node of an expansion on a mesh: which class splits it on each axis, and the axes on which
-// its outputs are then partial and must be all-reduced before anything reads them.
+// One node of an expansion on a mesh: which of its factors is split on each axis. A factor that an
+// output lacks leaves it partial there; see combined_inside.
 struct ExpandedNode {
   struct AxisSplit {
     int8_t factor = -1;  // -1: not split on this axis

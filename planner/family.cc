@@ -163,8 +163,15 @@ std::vector<AxisOption> Families::options(const Family& family, size_t axis) con
   const Node& node = graph_.node(leader);
   std::vector<AxisOption> result = {{}};
   if (mesh_.axes[axis].size == 1) return result;  // nothing to split
-  const bool linear = std::all_of(family.members.begin(), family.members.end(),
-                                  [&](NodeId n) { return graph_.node(n).op->linear; });
+  // Integers are never partial, so what is made of them alone is not either.
+  const auto some_float = [&](const std::vector<Value>& values) {
+    return std::any_of(values.begin(), values.end(),
+                       [&](Value v) { return is_float(graph_.type(v).dtype); });
+  };
+  const bool linear = std::all_of(family.members.begin(), family.members.end(), [&](NodeId n) {
+    const Node& member = graph_.node(n);
+    return member.op->linear && some_float(member.inputs) && some_float(member.outputs);
+  });
   if (linear) {
     result.push_back({.kind = AxisOption::Kind::kPartialLeader});
     if (family.members.size() > 1) result.push_back({.kind = AxisOption::Kind::kPartialFollowers});

@@ -2,6 +2,7 @@
 // cost.
 #pragma once
 
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -69,8 +70,10 @@ struct Certificate {
   // Seconds of this plan as the search counts them: each family pays for its own ways from a
   // hand-out, and starting a bundle is free. Without the latter, never below the prediction.
   double cost = 0;
-  double lower_bound = 0;  // no plan of the searched space that fits is faster
-  double gap() const { return lower_bound > 0 ? cost / lower_bound - 1 : 0; }
+  double lower_bound = 0;  // no plan of the searched space that fits is faster; 0: not known
+  double gap() const {
+    return lower_bound > 0 ? cost / lower_bound - 1 : std::numeric_limits<double>::infinity();
+  }
 };
 
 // What the search compared on its way: one mesh, and what came of it.

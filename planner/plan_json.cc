@@ -1,5 +1,6 @@
 #include "planner/plan_json.h"
 
+#include <cmath>
 #include <limits>
 #include <map>
 
@@ -105,13 +106,24 @@ T field(const Json& json, const char* name) {
 uint64_t graph_hash(const Graph& graph) {
   std::string text;
   for (const Source& s : graph.sources()) {
-    text += fmt::format("{} {} {} {} {};", name_of(s.kind), s.name, s.value, s.final,
-                        to_string(graph.type(s.value)));
+    text += fmt::format("{} {} {} {} {} {} {} {};", name_of(s.kind), s.name, s.value, s.final,
+                        to_string(graph.type(s.value)), fmt::join(s.roles, ","),
+                        static_cast<int>(s.init.kind), s.init.a);
   }
   for (const Node& n : graph.nodes()) {
-    text += fmt::format("{} {} {} {} {} {} {};", n.op->name, n.signature->text(),
-                        fmt::join(n.inputs, ","), fmt::join(n.outputs, ","),
-                        fmt::join(n.extents, ","), static_cast<int>(n.phase), n.follows);
+    text +=
+        fmt::format("{} {} {} {} {} {} {} {};", n.op->name, n.signature->text(),
+                    fmt::join(n.inputs, ","), fmt::join(n.outputs, ","), fmt::join(n.extents, ","),
+                    static_cast<int>(n.phase), n.follows, fmt::join(n.writes, ","));
+    for (const auto& [name, value] : n.attrs.items()) {
+      text += name;
+      if (const auto* i = std::get_if<int64_t>(&value)) text += fmt::format("={};", *i);
+      if (const auto* r = std::get_if<double>(&value)) text += fmt::format("={};", *r);
+      if (const auto* t = std::get_if<std::string>(&value)) text += fmt::format("={};", *t);
+      if (const auto* l = std::get_if<std::vector<int64_t>>(&value)) {
+        text += fmt::format("={};", fmt::join(*l, ","));
+      }
+    }
     for (Value v : n.outputs) text += name_of(graph.type(v).dtype);
   }
   for (const Output& o : graph.outputs()) text += fmt::format("{} {};", o.name, o.value);
@@ -141,9 +153,11 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
                     {"peak_bytes", p.peak_bytes},
                     {"state_bytes", p.state_bytes}};
   j["collectives"] = collectives_json(plan);
-  j["certificate"] = {{"cost", plan.certificate.cost},
-                      {"lower_bound", plan.certificate.lower_bound},
-                      {"gap", plan.certificate.gap()}};
+  j["certificate"] = {
+      {"cost", plan.certificate.cost},
+      {"lower_bound", plan.certificate.lower_bound},
+      // No bound, no gap: infinity is not JSON.
+      {"gap", plan.certificate.lower_bound > 0 ? Json(plan.certificate.gap()) : Json()}};
   Json candidates = Json::array();
   for (const Candidate& c : plan.candidates) {
     Json sizes = Json::array();
@@ -183,7 +197,7 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
 }
 
 Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& options) {
-  if (!json.is_object() || json.value("format", "") != "cleave-plan") {
+  if (!json.is_object() || !json.contains("format") || json["format"] != "cleave-plan") {
     fail("not a plan: the file has no \"format\": \"cleave-plan\"");
   }
   if (const int version = field<int>(json, "version"); version != kPlanFormatVersion) {
@@ -236,6 +250,12 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   }
   auto plan = plan_with(graph, cluster, saved.mesh, saved.roles, saved.price, fixed);
   if (!plan) fail("plan: its choices do not make a plan of this graph");
+  // The bound was found by the search; it holds while the costs are the same.
+  const Json certificate = field<Json>(json, "certificate");
+  const double cost = field<double>(certificate, "cost");
+  if (std::abs(plan->certificate.cost - cost) <= 1e-9 * cost) {
+    plan->certificate.lower_bound = field<double>(certificate, "lower_bound");
+  }
   return std::move(*plan);
 }
 

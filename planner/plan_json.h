@@ -19,7 +19,8 @@ nlohmann::ordered_json plan_to_json(const Graph& graph, const Plan& plan);
 Plan plan_from_json(const nlohmann::ordered_json& json, const Graph& graph,
                     const PlannerOptions& options);
 
-// 64 bits of everything a plan depends on in a graph: ops, factors, sizes, connections, sources.
+// 64 bits of everything a plan depends on in a graph: ops, factors, sizes, attributes, connections,
+// sources. Names of scopes and source lines are left out.
 uint64_t graph_hash(const Graph& graph);
 
 }  // namespace cleave

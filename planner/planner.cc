@@ -45,8 +45,6 @@ std::vector<Mesh> meshes(const Cluster& cluster, const PlannerOptions& options,
   std::vector<Mesh> result;
   for (const auto& s : sizes) {
     // Axes of one tier are alike: only the descending order is kept.
-    if (options.mesh.empty() && cluster.nodes == 1 && !std::is_sorted(s.rbegin(), s.rend()))
-      continue;
     Mesh mesh;
     std::vector<AxisRole> r;
     for (size_t a = 0; a < s.size(); ++a) {
@@ -125,7 +123,10 @@ class MeshSearch {
     auto plan = solve({});
     report.lower_bound = lower_bound_;
     if (!plan) {
-      report.why_not = "no placement works";
+      // What was not searched has no bound; what is impossible, no cost.
+      report.cost = kInfinity;
+      report.lower_bound = too_large_.empty() ? kInfinity : 0;
+      report.why_not = too_large_.empty() ? "no placement works" : too_large_;
       return std::nullopt;
     }
     report.cost = plan->certificate.cost;
@@ -156,7 +157,7 @@ class MeshSearch {
     limits.prune_dominated = true;
     const MinSumResult result = solve_by_elimination(problem.problem(), limits);
     if (result.status == MinSumStatus::kTooLarge) {
-      fail(
+      too_large_ = fmt::format(
           "the search over mesh {} needs tables of {:.2g} entries; fix the mesh's roles, as in "
           "--mesh dp=2,tp=4",
           mesh_.to_string(), std::max(result.needed_table, result.needed_total));
@@ -205,7 +206,8 @@ class MeshSearch {
     const double excess = static_cast<double>(over.predicted.peak_bytes) - limit_;
     double price = 4 * over.certificate.cost / excess;
     std::optional<Plan> under;
-    for (int tries = 0; tries < 6 && !best; ++tries, price *= 64) {
+    for (int tries = 0; tries < 6 && !best; ++tries) {
+      if (tries > 0) price *= 64;
       under = solve({.low = price, .high = price});
       if (!under) break;
       if (!consider(*under)) over = *under;
@@ -260,6 +262,7 @@ class MeshSearch {
   const PlannerOptions& options_;
   double limit_;
   double lower_bound_ = 0;
+  std::string too_large_;  // why elimination gave up, if it did
 };
 
 // Matrix products and attention, by what they do: some factor is reduced, whole or not.
@@ -274,6 +277,7 @@ bool reduces(const Node& node) {
 
 void predict(const Graph& graph, Plan& plan) {
   Prediction& p = plan.predicted;
+  if (p.step_seconds <= 0) return;  // a graph that does nothing
   p.tokens_per_second = tokens_per_step(graph) / p.step_seconds;
   DType dtype = DType::kF32;  // of the widest product: what the peak is quoted for
   double most = 0;
@@ -367,7 +371,7 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
           .solve(price);
   if (!plan) return plan;
   if (options.peak_bytes) plan->predicted.peak_bytes = options.peak_bytes(*plan);
-  plan->certificate.lower_bound = plan->certificate.cost;
+  plan->certificate.lower_bound = 0;  // no other plan was looked at
   name_axes(graph, *plan);
   plan->mesh = mesh;
   predict(graph, *plan);
@@ -405,10 +409,16 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
       }
       result.plan = std::move(plan);
     }
-    if (result.smallest_peak == 0 || report.peak_bytes < result.smallest_peak) {
+    const bool known = report.peak_bytes > 0;  // it was solved, and not slower than another anyway
+    if (known && (result.smallest_peak == 0 || report.peak_bytes < result.smallest_peak)) {
       result.smallest_peak = report.peak_bytes;
     }
     result.candidates.push_back(std::move(report));
+  }
+  if (!result.plan && bound == 0) {
+    for (const Candidate& c : result.candidates) {
+      if (c.lower_bound == 0) fail("{}", c.why_not);
+    }
   }
   if (result.plan) {
     Plan& plan = *result.plan;

@@ -21,7 +21,7 @@ struct MeshRequest {
   bool empty() const { return sizes.empty(); }
 };
 
-// Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more axes than max_axes.
+// Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more than two axes.
 MeshRequest parse_mesh(std::string_view text);
 
 struct PlannerOptions {

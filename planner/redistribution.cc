@@ -105,7 +105,8 @@ std::vector<Step> PlacementSpace::neighbours(size_t from, const Cluster& cluster
       Step s{.kind = StepKind::kAllReduce, .axis = static_cast<int8_t>(a), .to = q[a]};
       if (p[a].is_partial() && q[a].is_replicate()) {
         s.bytes = 2 * local * share;
-      } else if (p[a].is_partial() && q[a].is_shard()) {
+      } else if (p[a].is_partial() && q[a].is_shard() &&
+                 p[a].reduction != Reduction::kLogSumExp) {  // no library scatters that
         s.kind = StepKind::kReduceScatter;
         s.bytes = local * share;
       } else if (p[a].is_shard() && q[a].is_replicate()) {

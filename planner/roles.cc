@@ -9,7 +9,7 @@ namespace cleave {
 namespace {
 
 std::string role_of_axis(const Graph& graph, const Plan& plan, size_t axis) {
-  std::map<std::string, double> work;  // flops by role
+  std::map<std::string, double> work = {{"rep", 0}};  // flops by role
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const Node& node = graph.nodes()[n];
     if (node.phase == Phase::kUpdate) continue;
@@ -43,7 +43,7 @@ void name_axes(const Graph& graph, Plan& plan) {
     const int before = seen[name]++;
     plan.mesh.axes[a].name = before == 0 ? name : fmt::format("{}{}", name, before + 1);
   }
-  // A stage is reached when at least half of the bytes are split over a batch axis.
+  // A stage is reached when more than half of the bytes are split over a batch axis.
   double parameters = 0, states = 0, split_parameters = 0, split_states = 0;
   for (const Source& s : graph.sources()) {
     if (s.kind == SourceKind::kData) continue;
