@@ -46,7 +46,7 @@ struct TrainArguments {
   ModelArguments model;  // or a plan's file
   std::string data, devices, mesh, schedule = "cosine", out;
   int64_t steps = 100;
-  uint64_t seed = 0;
+  int64_t seed = 0;
   double lr = 1e-3;
   double min_lr = -1;   // below 0: a tenth of lr
   int64_t warmup = -1;  // below 0: a tenth of the steps, at most 100

@@ -163,6 +163,11 @@ int run(int argc, char** argv, const UserModel* user) {
     return report(1, "error",
                   fmt::format("{}: {}; see cleave --help", wrong, fmt::join(names, ", ")));
   }
+  if (command.starts_with('-') && command != "-h" && command != "--help") {
+    return report(
+        1, "error",
+        fmt::format("there is no option '{}' before a command; see cleave --help", command));
+  }
   if (command.starts_with('-')) command.clear();
   try {
     app.parse(argc, argv);

@@ -16,6 +16,7 @@ namespace {
 
 OptimizerOptions optimizer_of(const TrainArguments& a, OptimizerOptions::Kind kind) {
   if (a.steps < 1) fail("--steps {}: write at least 1", a.steps);
+  if (a.seed < 0) fail("--seed {}: must not be negative", a.seed);
   if (!(a.lr > 0) || !std::isfinite(a.lr)) fail("--lr {}: write a number above 0", a.lr);
   if (a.min_lr > a.lr) fail("--min-lr {}: must not be above --lr {}", a.min_lr, a.lr);
   if (a.warmup > a.steps) fail("--warmup {}: must not be above --steps {}", a.warmup, a.steps);
@@ -123,7 +124,7 @@ void train_command(const TrainArguments& a) {
 
   TrainOptions options;
   options.steps = a.steps;
-  options.seed = a.seed;
+  options.seed = static_cast<uint64_t>(a.seed);
   options.vocab = config.vocab;
   options.targets = training.model.objective == Objective::kMaskedTokens ? Targets::kMaskedTokens
                                                                          : Targets::kNextToken;

@@ -116,6 +116,8 @@ uint64_t graph_hash(const Graph& graph) {
                     fmt::join(n.inputs, ","), fmt::join(n.outputs, ","), fmt::join(n.extents, ","),
                     static_cast<int>(n.phase), n.follows, fmt::join(n.writes, ","));
     for (const auto& [name, value] : n.attrs.items()) {
+      // The update's numbers (learning rate, decay, ...) are training's to choose, after the plan.
+      if (n.phase == Phase::kUpdate) break;
       text += name;
       if (const auto* i = std::get_if<int64_t>(&value)) text += fmt::format("={};", *i);
       if (const auto* r = std::get_if<double>(&value)) text += fmt::format("={};", *r);
