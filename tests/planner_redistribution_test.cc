@@ -98,6 +98,7 @@ std::optional<Step> step_between(const Case& c, const Placements& p, const Place
   if (from.is_partial() && to.is_replicate()) {
     s.kind = StepKind::kAllReduce, s.bytes = 2 * local * (n - 1) / n, rounds *= 2;
   } else if (from.is_partial()) {
+    if (from.reduction == Reduction::kLogSumExp) return std::nullopt;  // nothing scatters it
     s.kind = StepKind::kReduceScatter, s.bytes = local * (n - 1) / n;
   } else if (from.is_shard() && to.is_replicate()) {
     s.kind = StepKind::kAllGather, s.bytes = local * n * (n - 1) / n;
