@@ -134,8 +134,10 @@ void train_command(const TrainArguments& a) {
   options.out_dir = a.out;
   options.plan_json = plan_file_text(training.model, training.plan);
 
-  fmt::print("{}\nmesh {} on {}, {} steps, seed {}\n", describe(training.model),
-             training.plan.mesh.to_string(), a.devices, a.steps, a.seed);
+  const Mesh& mesh = training.plan.mesh;
+  fmt::print("{}\n{} on {}, {} steps, seed {}\n", describe(training.model),
+             mesh.size() == 1 ? "one device" : "mesh " + mesh.to_string(), a.devices, a.steps,
+             a.seed);
   std::fflush(stdout);
   train(training.model.graph, training.plan, data, options, [](const std::string& line) {
     fmt::print("{}\n", line);

@@ -77,8 +77,9 @@ class PlanAnnotator {
     }
     add_legend();
     a_.title =
-        fmt::format("{} on {}, mesh {}: {:.3g} ms a step predicted", graph_.name,
-                    plan_.cluster.spec, plan_.mesh.to_string(), 1e3 * plan_.predicted.step_seconds);
+        fmt::format("{} on {}{}: {:.3g} ms a step predicted", graph_.name, plan_.cluster.spec,
+                    plan_.mesh.size() == 1 ? "" : ", mesh " + plan_.mesh.to_string(),
+                    1e3 * plan_.predicted.step_seconds);
     return std::move(a_);
   }
 
