@@ -212,8 +212,8 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   SavedChoices saved;
   const Json mesh = field<Json>(json, "mesh");
   for (const auto& [name, size] : mesh.items()) {
-    if (!size.is_number_integer() || size.get<int64_t>() < 1)
-      fail("plan: mesh axis '{}' has no size", name);
+    if (!size.is_number_integer() || size.get<int64_t>() < 1 || size.get<int64_t>() > 1'000'000)
+      fail("plan: mesh axis '{}' does not have a number of devices", name);
     saved.mesh.axes.push_back({name, size.get<int64_t>()});
   }
   for (const auto& r : field<std::vector<std::string>>(choices, "roles"))
@@ -224,6 +224,14 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   try {
     saved.price = {price.at(0).get<double>(), price.at(1).get<double>(),
                    price.at(2).get<int32_t>()};
+    if (!(saved.price.low >= 0 && saved.price.high >= 0 && saved.price.split >= 0 &&
+          price.at(2).is_number_integer())) {
+      fail("plan: the price of memory is two numbers and a count of layers, none negative");
+    }
+    for (const char* list : {"nodes", "held"}) {
+      if (!choices.contains(list) || !choices[list].is_array())
+        fail("plan: field '{}' is missing or of the wrong type", list);
+    }
     for (const Json& item : field<Json>(choices, "nodes")) {
       saved.choices[item.at(0).get<NodeId>()] = item.at(1).get<std::string>();
     }
