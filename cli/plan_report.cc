@@ -100,8 +100,9 @@ std::string splits(const TracedModel& model, const Plan& plan) {
                r.weights ? "(weights, states, update)"
                : split   ? cut(r.what, kNameWidth)
                          : "(not split)",
-               split ? fmt::format("{}", r.size) : "", split ? fmt::format("{}", r.local) : "",
-               fmt::format("{}", r.ops), percent_text(r.flops_share), text_of(r.after)});
+               r.size > 0 ? fmt::format("{}", r.size) : "",
+               r.size > 0 ? fmt::format("{}", r.local) : "", fmt::format("{}", r.ops),
+               percent_text(r.flops_share), text_of(r.after)});
   }
   return table.to_string();
 }

@@ -9,6 +9,8 @@
 namespace cleave {
 namespace {
 
+constexpr const char* kPartial = "(partial sums passed on)";
+
 // Identifies a row: axis, weights or not, name and size of the class.
 using RowKey = std::tuple<int32_t, bool, std::string, int64_t>;
 
@@ -43,9 +45,11 @@ class RowMaker {
         .dimension_class;
   }
 
-  SplitRow& row_of(int32_t axis, bool weights, ClassId c) {
+  SplitRow& row_of(int32_t axis, bool weights, ClassId c, bool partial = false) {
     // These ops are split in as many ways as there are parameters: one row for all.
-    const std::string what = weights || c < 0 ? "" : class_name(*plan_.dimensions, c);
+    const std::string what = weights  ? ""
+                             : c >= 0 ? class_name(*plan_.dimensions, c)
+                                      : std::string(partial ? kPartial : "");
     const int64_t size =
         weights || c < 0 ? 0 : plan_.dimensions->classes[static_cast<size_t>(c)].size;
     const auto [at, added] = known_.emplace(RowKey{axis, weights, what, size}, rows_.size());
@@ -61,7 +65,9 @@ class RowMaker {
   }
 
   SplitRow& row_of(int32_t axis, NodeId n) {
-    return row_of(axis, of_weights_[static_cast<size_t>(n)], split_class(n, axis));
+    const bool partial =
+        plan_.nodes[static_cast<size_t>(n)].axes[static_cast<size_t>(axis)].partial;
+    return row_of(axis, of_weights_[static_cast<size_t>(n)], split_class(n, axis), partial);
   }
 
   // The update, and what the forward does with weights alone (casts).
