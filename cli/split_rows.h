@@ -21,8 +21,8 @@ struct After {
 
 struct SplitRow {
   int32_t axis = 0;
-  std::string what;  // the class, layers folded; empty: not split
-  int64_t size = 0;  // of the whole dimension, and of a part
+  std::string what;  // the class, layers folded, or words in brackets; empty: not split
+  int64_t size = 0;  // of the whole dimension, and of a part; 0: no class
   int64_t local = 0;
   bool weights = false;  // the update, and what is done to weights alone
   int64_t ops = 0;       // that do work: views are free
