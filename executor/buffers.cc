@@ -16,8 +16,13 @@ class Assigner {
 
   void run(const std::vector<SharingWish>& wishes) {
     note_accesses();
-    std::vector<const SharingWish*> wish_of(program_.tensors.size(), nullptr);
-    for (const SharingWish& w : wishes) wish_of[static_cast<size_t>(w.tensor)] = &w;
+    std::vector<SharingWish> wish_of(program_.tensors.size());
+    for (const SharingWish& w : wishes) {
+      SharingWish& known = wish_of[static_cast<size_t>(w.tensor)];
+      const bool in_place = w.in_place || (known.in_place && known.target == w.target);
+      known = w;
+      known.in_place = in_place;
+    }
     for (const ProgramSource& s : program_.sources)
       new_buffer(s.tensor, s.kind != SourceKind::kData);
     std::vector<Instr> instrs = std::move(program_.instrs);
@@ -27,10 +32,8 @@ class Assigner {
       if (is_collective(instr.kind)) make_contiguous(instr, static_cast<int32_t>(i));
       if (!make_views(instr)) {
         for (TensorId t : instr.out) {
-          const SharingWish* w = wish_of[static_cast<size_t>(t)];
-          if (w == nullptr || !share(t, w->target, static_cast<int32_t>(i), instr)) {
-            new_buffer(t, false);
-          }
+          const SharingWish& w = wish_of[static_cast<size_t>(t)];
+          if (w.target < 0 || !share(w, static_cast<int32_t>(i), instr)) new_buffer(t, false);
         }
       }
       program_.instrs.push_back(std::move(instr));
@@ -113,8 +116,9 @@ class Assigner {
     return true;
   }
 
-  // Whether t, written by instruction i, can overwrite the target's memory.
-  bool share(TensorId t, TensorId target, int32_t i, const Instr& instr) {
+  // Whether the tensor, written by instruction i, can overwrite the target's memory; then it does.
+  bool share(const SharingWish& wish, int32_t i, const Instr& instr) {
+    const auto [t, target] = std::pair(wish.tensor, wish.target);
     const ProgramTensor& a = program_.tensor(t);
     const ProgramTensor& b = program_.tensor(target);
     if (a.dtype != b.dtype || a.layout != b.layout) return false;
@@ -127,34 +131,75 @@ class Assigner {
       const int32_t last = last_read_[static_cast<size_t>(m)];
       if (last > i) return false;
       // A reader in the same instruction must be an op that works in place on this very operand.
-      if (last == i && (m != target || instr.kind != InstrKind::kCompute)) return false;
+      if (last == i && (m != target || !wish.in_place || instr.kind != InstrKind::kCompute)) {
+        return false;
+      }
     }
     join(t, target);
     return true;
   }
 
+  int32_t buffer(TensorId t) const { return buffer_of_[static_cast<size_t>(t)]; }
+
+  // Copies a tensor into memory of its own, or into that of `target`.
+  TensorId add_copy(TensorId from, TensorId target) {
+    ProgramTensor copy = program_.tensor(target < 0 ? from : target);
+    copy.name = program_.tensor(from).name;
+    if (target < 0) {
+      copy.geometry.offset = 0;
+      copy.geometry.strides = contiguous_strides(copy.geometry.shape);
+    }
+    const TensorId t = static_cast<TensorId>(program_.tensors.size());
+    program_.tensors.push_back(std::move(copy));
+    buffer_of_.push_back(-1);
+    if (target < 0) {
+      new_buffer(t, false);
+    } else {
+      join(t, target);
+    }
+    Instr instr;
+    instr.kind = InstrKind::kCopy;
+    instr.in = {from};
+    instr.out = {t};
+    instr.phase = Phase::kUpdate;
+    instr.where = program_.tensor(target < 0 ? from : target).name;
+    program_.instrs.push_back(std::move(instr));
+    return t;
+  }
+
+  // What a copy overwrites, an output or another copy may still have to read: outputs first get
+  // memory of their own; then a copy is made once no other reads its target, and when there is none
+  // such, something that is still to be read moves out of the way.
   void copy_unmet(const std::vector<SharingWish>& wishes) {
+    std::vector<SharingWish> pending;
     for (const SharingWish& w : wishes) {
-      if (!w.must ||
-          buffer_of_[static_cast<size_t>(w.tensor)] == buffer_of_[static_cast<size_t>(w.target)]) {
+      if (!w.must || (buffer(w.tensor) == buffer(w.target) &&
+                      program_.tensor(w.tensor).geometry == program_.tensor(w.target).geometry)) {
         continue;
       }
-      ProgramTensor copy = program_.tensor(w.target);
-      copy.name = program_.tensor(w.tensor).name;
-      const TensorId t = static_cast<TensorId>(program_.tensors.size());
-      program_.tensors.push_back(std::move(copy));
-      buffer_of_.push_back(-1);
-      join(t, w.target);
-      Instr instr;
-      instr.kind = InstrKind::kCopy;
-      instr.in = {w.tensor};
-      instr.out = {t};
-      instr.phase = Phase::kUpdate;
-      instr.where = program_.tensor(w.target).name;
-      program_.instrs.push_back(std::move(instr));
-      for (ProgramSource& s : program_.sources) {
-        if (s.tensor == w.target) s.final = t;
+      pending.push_back(w);
+    }
+    for (ProgramOutput& o : program_.outputs) {
+      if (std::any_of(pending.begin(), pending.end(),
+                      [&](auto& w) { return buffer(w.target) == buffer(o.tensor); })) {
+        o.tensor = add_copy(o.tensor, -1);
       }
+    }
+    while (!pending.empty()) {
+      const auto free = std::find_if(pending.begin(), pending.end(), [&](const SharingWish& w) {
+        return std::none_of(pending.begin(), pending.end(), [&](const SharingWish& other) {
+          return buffer(other.tensor) == buffer(w.target);
+        });
+      });
+      if (free == pending.end()) {
+        pending.front().tensor = add_copy(pending.front().tensor, -1);
+        continue;
+      }
+      const TensorId t = add_copy(free->tensor, free->target);
+      for (ProgramSource& s : program_.sources) {
+        if (s.tensor == free->target) s.final = t;
+      }
+      pending.erase(free);
     }
   }
 

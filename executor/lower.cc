@@ -8,6 +8,7 @@
 #include "executor/buffers.h"
 #include "executor/memory_layout.h"
 #include "graph/error.h"
+#include "planner/bundles.h"
 #include "planner/expansion.h"
 
 namespace cleave {
@@ -38,11 +39,12 @@ class Lowering {
     for (size_t n = 0; n < graph_.nodes().size(); ++n) {
       if (graph_.nodes()[n].phase == Phase::kUpdate && !updating) {
         updating = true;
-        bundle(gradient_forms());
+        add_bundles(false);
       }
       add_node(static_cast<NodeId>(n));
     }
-    bundle(final_forms());
+    if (!updating) add_bundles(false);
+    add_bundles(true);
     finish_sources();
     for (size_t o = 0; o < graph_.outputs().size(); ++o) {
       const Output& out = graph_.outputs()[o];
@@ -139,71 +141,35 @@ class Lowering {
     return instr;
   }
 
-  struct Bundled {
-    Value value;
-    int32_t form;
-  };
-
-  std::vector<Bundled> gradient_forms() const {
-    std::vector<Bundled> result;
-    for (size_t v = 0; v < plan_.values.size(); ++v) {
-      const NodeId producer = graph_.values()[v].producer;
-      if (producer != kNoNode && graph_.node(producer).phase == Phase::kUpdate) continue;
-      for (size_t f = 0; f < plan_.values[v].size(); ++f) {
-        if (plan_.values[v][f].bundled) {
-          result.push_back({static_cast<Value>(v), static_cast<int32_t>(f)});
-        }
+  // Runs the steps of all bundled forms; a bundle's collectives are one instruction.
+  void add_bundles(bool made_by_update) {
+    const std::vector<Bundle> all = bundles(graph_, plan_, made_by_update);
+    for (const Bundle& bundle : all) {
+      for (const BundledStep& b : bundle) {
+        const int32_t from = form(b.value, b.form).from;
+        if (!form(b.value, from).bundled) ensure(b.value, from);
       }
     }
-    return result;
-  }
-
-  std::vector<Bundled> final_forms() const {
-    std::vector<Bundled> result;
-    for (size_t i = 0; i < graph_.sources().size(); ++i) {
-      const Source& s = graph_.sources()[i];
-      if (s.final == s.value) continue;
-      const int32_t f = plan_.final_form[i];
-      if (form(s.final, f).bundled) result.push_back({s.final, f});
-    }
-    return result;
-  }
-
-  // Runs the steps of all these forms round by round; in a round, collectives of one kind on one
-  // axis with one element type are one instruction.
-  void bundle(const std::vector<Bundled>& forms) {
-    std::vector<TensorId> at;
-    size_t rounds = 0;
-    for (const Bundled& b : forms) {
-      at.push_back(ensure(b.value, form(b.value, b.form).from));
-      rounds = std::max(rounds, form(b.value, b.form).steps.size());
-    }
-    for (size_t r = 0; r < rounds; ++r) {
-      std::map<std::tuple<InstrKind, int32_t, DType, Reduction>, size_t> joined;
-      for (size_t i = 0; i < forms.size(); ++i) {
-        const Form& f = form(forms[i].value, forms[i].form);
-        if (r >= f.steps.size()) continue;
-        Instr instr = step_instr(forms[i].value, at[i], f.steps[r], f.phase);
-        at[i] = instr.out[0];
-        if (!is_collective(instr.kind)) {
-          program_.instrs.push_back(std::move(instr));
-          continue;
-        }
-        const DType dtype = program_.tensor(at[i]).dtype;
-        const auto [known, added] =
-            joined.emplace(std::make_tuple(instr.kind, instr.axis, dtype, instr.reduction),
-                           program_.instrs.size());
-        if (added) {
-          instr.where = "bundle";
-          program_.instrs.push_back(std::move(instr));
+    std::map<std::pair<Value, int32_t>, TensorId> at;  // the forms being made
+    for (const Bundle& bundle : all) {
+      Instr joined;
+      for (const BundledStep& b : bundle) {
+        const Form& f = form(b.value, b.form);
+        TensorId& now =
+            at.emplace(std::pair(b.value, b.form), tensor(b.value, f.from)).first->second;
+        Instr instr = step_instr(b.value, now, f.steps[b.step], f.phase);
+        now = instr.out[0];
+        if (b.step + 1 == f.steps.size()) tensor(b.value, b.form) = now;
+        if (joined.out.empty()) {
+          joined = std::move(instr);
+          if (is_collective(joined.kind)) joined.where = "bundle";
         } else {
-          Instr& bundle = program_.instrs[known->second];
-          bundle.in.push_back(instr.in[0]);
-          bundle.out.push_back(instr.out[0]);
+          joined.in.push_back(instr.in[0]);
+          joined.out.push_back(instr.out[0]);
         }
       }
+      program_.instrs.push_back(std::move(joined));
     }
-    for (size_t i = 0; i < forms.size(); ++i) tensor(forms[i].value, forms[i].form) = at[i];
   }
 
   void add_node(NodeId n) {
@@ -262,7 +228,7 @@ class Lowering {
       if (candidate < 0 || program_.tensor(candidate).layout != program_.tensor(t).layout) continue;
       if (best < 0 || std::find(in.begin(), in.end(), candidate) != in.end()) best = candidate;
     }
-    if (best >= 0) wishes_.push_back({.tensor = t, .target = best, .must = false});
+    if (best >= 0) wishes_.push_back({.tensor = t, .target = best, .in_place = true});
   }
 
   // An op written out: each part is split along the classes that its split means, and its partial

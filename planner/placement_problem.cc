@@ -35,11 +35,17 @@ PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensi
       uses_(graph.values().size()),
       storage_saved_(static_cast<size_t>(graph.num_storages()), false) {
   collect_uses();
+  join_finals();
   add_families(preferences);
-  // Sources first: a next value's way ends in its source's held form.
-  for (const Source& s : graph.sources()) add_value(s.value, preferences);
+  // Sources first, and their held forms before any way: a next value's way, and the next value may
+  // be a source itself, ends in its source's held form.
+  for (size_t v = 0; v < ways_.size(); ++v) add_readers(static_cast<Value>(v));
+  for (const Source& s : graph.sources()) add_held(s.value, preferences);
+  for (const Source& s : graph.sources()) add_ways(s.value);
   for (size_t v = 0; v < ways_.size(); ++v) {
-    if (graph.values()[v].source < 0) add_value(static_cast<Value>(v), preferences);
+    if (graph.values()[v].source >= 0) continue;
+    add_held(static_cast<Value>(v), preferences);
+    add_ways(static_cast<Value>(v));
   }
 }
 
@@ -54,8 +60,25 @@ void PlacementProblem::collect_uses() {
   for (size_t s = 0; s < graph_.sources().size(); ++s) {
     const Source& source = graph_.sources()[s];
     if (source.final != source.value) {
-      ways_[static_cast<size_t>(source.final)].final_of = static_cast<int32_t>(s);
+      ways_[static_cast<size_t>(source.final)].final_of.push_back(static_cast<int32_t>(s));
     }
+    // Held from the start to the end, whatever reads it.
+    if (source.kind != SourceKind::kData) {
+      storage_saved_[static_cast<size_t>(graph_.value(source.value).storage)] = true;
+    }
+  }
+}
+
+// A state and its next value can take the same placements; so can all that share a next value.
+void PlacementProblem::join_finals() {
+  one_as_next_.resize(ways_.size());
+  for (size_t v = 0; v < ways_.size(); ++v) one_as_next_[v] = {static_cast<Value>(v)};
+  for (const Source& s : graph_.sources()) {
+    const std::vector<Value> from = one_as_next_[static_cast<size_t>(s.final)];
+    std::vector<Value> all = one_as_next_[static_cast<size_t>(s.value)];
+    if (std::find(all.begin(), all.end(), s.final) != all.end()) continue;
+    all.insert(all.end(), from.begin(), from.end());
+    for (Value v : all) one_as_next_[static_cast<size_t>(v)] = all;
   }
 }
 
@@ -141,8 +164,10 @@ void PlacementProblem::add_term(std::vector<int32_t> variables,
 int32_t PlacementProblem::space_for(Value v) {
   std::vector<Reduction> partials = {Reduction::kSum};
   const ValueInfo& info = graph_.value(v);
-  if (info.producer != kNoNode) {
-    for (const Factor& f : graph_.node(info.producer).signature->factors()) {
+  for (Value other : one_as_next_[static_cast<size_t>(v)]) {
+    const NodeId producer = graph_.value(other).producer;
+    if (producer == kNoNode) continue;
+    for (const Factor& f : graph_.node(producer).signature->factors()) {
       if (std::find(partials.begin(), partials.end(), f.reduction) == partials.end()) {
         partials.push_back(f.reduction);
       }
@@ -167,6 +192,12 @@ int32_t PlacementProblem::space_for(Value v) {
     spaces_.push_back(std::move(s));
   }
   return at->second;
+}
+
+const PlacementProblem::Indices* PlacementProblem::replicated_in(int32_t space_id) {
+  auto& entry = indices_[{2, space_id}];
+  if (!entry) entry = std::make_unique<Indices>(1, space(space_id, false).replicated());
+  return entry.get();
 }
 
 const PlacementProblem::Indices* PlacementProblem::placements_of(int32_t kind, int32_t member,
@@ -200,21 +231,19 @@ double PlacementProblem::price_of(Value v) const {
 }
 
 bool PlacementProblem::is_bundled(const ValueWays& w, Value v, Phase reader) const {
-  if (w.data) return false;
-  if (w.final_of >= 0 && reader == Phase::kUpdate) return true;
+  if (w.data || reader != Phase::kUpdate) return false;
   const NodeId producer = graph_.value(v).producer;
-  return reader == Phase::kUpdate && producer != kNoNode &&
-         graph_.node(producer).phase != Phase::kUpdate;
+  return producer == kNoNode ? !w.final_of.empty() : graph_.node(producer).phase != Phase::kUpdate;
 }
 
 // The placements in which a shared value may be held: those in which it is made or read. Partial
 // sums are held only for readers that take them.
 const PlacementProblem::Indices* PlacementProblem::candidates(const ValueWays& w,
-                                                              const std::vector<const End*>& ends) {
+                                                              const std::vector<End>& ends) {
   std::set<int32_t> found;
   const PlacementSpace& s = space(w.space, false);
-  for (const End* e : ends) {
-    for (const Indices* list : e->needs) found.insert(list->begin(), list->end());
+  for (const End& e : ends) {
+    for (const Indices* list : e.needs) found.insert(list->begin(), list->end());
   }
   for (const Indices* list : w.producer.needs) {
     for (int32_t p : *list) {
@@ -266,7 +295,7 @@ void PlacementProblem::add_conversion(const ValueWays& w, const End& from, const
   add_term({from.variable, to.variable}, std::move(table));
 }
 
-void PlacementProblem::add_value(Value v, const Preferences& preferences) {
+void PlacementProblem::add_readers(Value v) {
   ValueWays& w = ways_[static_cast<size_t>(v)];
   const ValueInfo& info = graph_.value(v);
   const Source* source = graph_.source_of(v);
@@ -274,8 +303,10 @@ void PlacementProblem::add_value(Value v, const Preferences& preferences) {
   w.data = source != nullptr && source->kind == SourceKind::kData;
   w.source = source != nullptr && !w.data;
   if (info.producer != kNoNode) w.producer = end_of(info.producer, info.output, true, w.space);
-
-  size_t families = 0;
+  if (w.data) {
+    w.held_forms = replicated_in(w.space);
+    w.producer = {-1, {w.held_forms}};
+  }
   for (const Use& use : uses_[static_cast<size_t>(v)]) {
     Readers& r = w.readers[static_cast<size_t>(graph_.node(use.node).phase)];
     const End end = end_of(use.node, use.operand, false, w.space);
@@ -284,77 +315,81 @@ void PlacementProblem::add_value(Value v, const Preferences& preferences) {
                               [&](const End& e) { return e.variable == end.variable; });
     if (known == r.ends.end()) {
       r.ends.push_back(end);
-      ++families;
     } else if (std::find(known->needs.begin(), known->needs.end(), end.needs[0]) ==
                known->needs.end()) {
       known->needs.push_back(end.needs[0]);
     }
   }
-  auto& whole = indices_[{2, w.space}];
-  if (!whole) whole = std::make_unique<Indices>(1, space(w.space, false).replicated());
-  for (const Output& o : graph_.outputs()) {
-    if (o.value == v) w.fixed.push_back({-1, {whole.get()}});
-  }
-  if (w.final_of >= 0) {
-    const Source& s = graph_.sources()[static_cast<size_t>(w.final_of)];
-    w.fixed.push_back(held_end(ways_[static_cast<size_t>(s.value)]));
-  }
-  if (w.data) {
-    w.held_forms = whole.get();
-    w.producer = {-1, {whole.get()}};
-  }
-  // A state that one family reads and writes alike lies as that family needs it.
-  if (w.source && families == 1 && w.readers[2].ends.size() == 1 && source->final != v) {
-    const ValueInfo& next = graph_.value(source->final);
-    const End made = end_of(next.producer, next.output, true, w.space);
-    if (uses_[static_cast<size_t>(source->final)].empty() &&
-        made.variable == w.readers[2].ends[0].variable && w.readers[2].ends[0].needs.size() == 1 &&
-        *made.needs[0] == *w.readers[2].ends[0].needs[0]) {
-      const End& end = w.readers[2].ends[0];
-      if (const double price = price_of(v); price > 0) {
-        add_term({end.variable},
-                 memoised(key_of("state bytes", w.space, end.needs[0], price),
-                          {static_cast<int32_t>(end.needs[0]->size())}, [&](const int32_t* c) {
-                            return price * space(w.space, false)
-                                               .local_bytes(static_cast<size_t>(
-                                                   (*end.needs[0])[static_cast<size_t>(c[0])]));
-                          }));
-      }
-      w.producer = end;
-      return;
-    }
-  }
-  const size_t groups = families + w.fixed.size();
-  if (groups == 0 && !w.source) return;
-  const bool needs_hold = !w.data && (w.source || groups > 1);
-  if (needs_hold) {
-    std::vector<const End*> ends;
-    for (const Readers& r : w.readers) {
-      for (const End& e : r.ends) ends.push_back(&e);
-    }
-    for (const End& e : w.fixed) ends.push_back(&e);
-    End made;
-    if (w.source && source->final != v && graph_.value(source->final).producer != kNoNode) {
-      const ValueInfo& next = graph_.value(source->final);
-      made = end_of(next.producer, next.output, true, w.space);
-      ends.push_back(&made);
-    }
-    w.held_forms = candidates(w, ends);
-    w.held = add_variable(w.held_forms->size());
-    if (preferences.held) {
-      auto table = std::make_shared<CostTable>();
-      table->sizes = {static_cast<int32_t>(w.held_forms->size())};
-      for (int32_t p : *w.held_forms) {
-        table->cost.push_back(
-            preferences.held(v, space(w.space, false).at(static_cast<size_t>(p))));
-      }
-      problem_.terms.push_back({{w.held}, table});
-    }
-  }
-  add_ways(v, w);
 }
 
-void PlacementProblem::add_ways(Value v, ValueWays& w) {
+// Whether a state is read by one family alone, which makes its next value in the same placement:
+// then it lies as that family needs it. Never as a partial result.
+bool PlacementProblem::lies_with_its_family(Value v) const {
+  const ValueWays& w = ways_[static_cast<size_t>(v)];
+  const Source* source = graph_.source_of(v);
+  if (!w.source || source->final == v || !w.final_of.empty()) return false;
+  if (!w.readers[0].ends.empty() || !w.readers[1].ends.empty()) return false;
+  if (w.readers[2].ends.size() != 1) return false;
+  if (std::any_of(graph_.outputs().begin(), graph_.outputs().end(),
+                  [&](const Output& o) { return o.value == v; })) {
+    return false;
+  }
+  const End& reader = w.readers[2].ends[0];
+  const End& made = ways_[static_cast<size_t>(source->final)].producer;
+  const PlacementSpace& s = space(w.space, false);
+  return uses_[static_cast<size_t>(source->final)].empty() && made.variable == reader.variable &&
+         reader.needs.size() == 1 && *made.needs[0] == *reader.needs[0] &&
+         std::none_of(reader.needs[0]->begin(), reader.needs[0]->end(),
+                      [&](int32_t p) { return s.has_partial(static_cast<size_t>(p)); });
+}
+
+void PlacementProblem::add_held(Value v, const Preferences& preferences) {
+  ValueWays& w = ways_[static_cast<size_t>(v)];
+  if (lies_with_its_family(v)) {
+    w.producer = w.readers[2].ends[0];
+    return;
+  }
+  std::vector<End> ends;
+  for (const Readers& r : w.readers) ends.insert(ends.end(), r.ends.begin(), r.ends.end());
+  for (const Output& o : graph_.outputs()) {
+    if (o.value == v) ends.push_back({-1, {replicated_in(w.space)}});
+  }
+  if (w.data || (!w.source && ends.size() + w.final_of.size() < 2)) return;
+  for (int32_t s : w.final_of) {
+    if (!w.source) ends.push_back(held_end(ways_[size_t(graph_.sources()[size_t(s)].value)]));
+  }
+  for (Value other : one_as_next_[static_cast<size_t>(v)]) {
+    if (!w.source || other == v) continue;
+    const ValueWays& o = ways_[static_cast<size_t>(other)];
+    CLEAVE_ASSERT(o.space == w.space, "%{} and its next value are taken apart differently", v);
+    if (graph_.value(other).producer != kNoNode) ends.push_back(o.producer);
+    if (!o.source) continue;
+    for (const Readers& r : o.readers) ends.insert(ends.end(), r.ends.begin(), r.ends.end());
+  }
+  w.held_forms = candidates(w, ends);
+  w.held = add_variable(w.held_forms->size());
+  if (!preferences.held) return;
+  auto table = std::make_shared<CostTable>();
+  table->sizes = {static_cast<int32_t>(w.held_forms->size())};
+  for (int32_t p : *w.held_forms) {
+    table->cost.push_back(preferences.held(v, space(w.space, false).at(static_cast<size_t>(p))));
+  }
+  problem_.terms.push_back({{w.held}, table});
+}
+
+void PlacementProblem::add_ways(Value v) {
+  ValueWays& w = ways_[static_cast<size_t>(v)];
+  for (const Output& o : graph_.outputs()) {
+    if (o.value == v) w.fixed.push_back({-1, {replicated_in(w.space)}});
+  }
+  for (int32_t s : w.final_of) {
+    w.fixed.push_back(held_end(ways_[size_t(graph_.sources()[size_t(s)].value)]));
+  }
+  if (w.source && w.held < 0) {
+    add_state_price(v, w);
+    return;
+  }
+  if (uses_[static_cast<size_t>(v)].empty() && w.fixed.empty() && !w.source) return;
   const NodeId producer = graph_.value(v).producer;
   // Views of one storage are priced once.
   const size_t storage = static_cast<size_t>(graph_.value(v).storage);
@@ -366,24 +401,14 @@ void PlacementProblem::add_ways(Value v, ValueWays& w) {
   for (size_t p = 0; p < 3; ++p) {
     Readers& r = w.readers[p];
     if (r.ends.size() < 2) continue;
-    std::vector<const End*> ends;
-    for (const End& e : r.ends) ends.push_back(&e);
     ValueWays only_readers;
     only_readers.space = w.space;
-    r.hand_out_forms = candidates(only_readers, ends);
+    r.hand_out_forms = candidates(only_readers, r.ends);
     r.hand_out = add_variable(r.hand_out_forms->size());
   }
-  const PlacementSpace& plain = space(w.space, false);
   const End held = held_end(w);
   if (w.held >= 0 && !w.source) add_conversion(w, w.producer, held, false);
-  if (const double price = price_of(v); w.source && price > 0) {
-    add_term({w.held},
-             memoised(key_of("held bytes", w.space, w.held_forms, price),
-                      {static_cast<int32_t>(w.held_forms->size())}, [&](const int32_t* c) {
-                        return price * plain.local_bytes(static_cast<size_t>(
-                                           (*w.held_forms)[static_cast<size_t>(c[0])]));
-                      }));
-  }
+  if (w.source) add_state_price(v, w);
   for (size_t p = 0; p < 3; ++p) {
     const Readers& r = w.readers[p];
     if (r.ends.empty()) continue;
@@ -398,8 +423,22 @@ void PlacementProblem::add_ways(Value v, ValueWays& w) {
     for (const End& e : r.ends) add_conversion(w, out, e, bundled);
   }
   for (const End& e : w.fixed) {
-    add_conversion(w, held, e, w.final_of >= 0 && e.variable >= 0);
+    add_conversion(w, held, e, e.variable >= 0);
   }
+}
+
+// The bytes of a parameter or state.
+void PlacementProblem::add_state_price(Value v, const ValueWays& w) {
+  const double price = price_of(v);
+  if (price <= 0) return;
+  const End held = held_end(w);
+  add_term({held.variable},
+           memoised(key_of("state bytes", w.space, held.needs[0], price),
+                    {static_cast<int32_t>(held.needs[0]->size())}, [&](const int32_t* c) {
+                      return price * space(w.space, false)
+                                         .local_bytes(static_cast<size_t>(
+                                             (*held.needs[0])[static_cast<size_t>(c[0])]));
+                    }));
 }
 
 // What the backward hands out: made from the held form, which is then kept, or from what the

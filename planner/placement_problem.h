@@ -77,21 +77,27 @@ class PlacementProblem {
     bool saved = false;   // priced: held from the forward to the backward
     int32_t held = -1;    // variable; -1: the readers take it as produced
     const Indices* held_forms = nullptr;
-    Readers readers[3];      // by phase
-    std::vector<End> fixed;  // outputs: replicated
-    int32_t final_of = -1;   // index of the source whose next value this is
+    Readers readers[3];             // by phase
+    std::vector<End> fixed;         // outputs, replicated, then a held form for each of final_of
+    std::vector<int32_t> final_of;  // the sources whose next value this is
   };
 
   void collect_uses();
   void add_families(const Preferences& preferences);
-  void add_value(Value v, const Preferences& preferences);
-  void add_ways(Value v, ValueWays& w);
+  void join_finals();
+  void add_readers(Value v);
+  void add_held(Value v, const Preferences& preferences);
+  bool lies_with_its_family(Value v) const;
+  void add_ways(Value v);
+  void add_state_price(Value v, const ValueWays& w);
   void add_backward_term(Value v, const ValueWays& w);
   int32_t space_for(Value v);
+  // A whole, replicated placement: what outputs and data are.
+  const Indices* replicated_in(int32_t space);
   End end_of(NodeId node, int32_t operand, bool output, int32_t space);
   const Indices* placements_of(int32_t kind, int32_t member, int32_t operand, bool output,
                                int32_t space);
-  const Indices* candidates(const ValueWays& w, const std::vector<const End*>& ends);
+  const Indices* candidates(const ValueWays& w, const std::vector<End>& ends);
   int32_t add_variable(size_t domain);
   void add_term(std::vector<int32_t> variables, std::shared_ptr<const CostTable> table);
   // Cost of making every distinct need of `to` from `from`'s placement.
@@ -121,9 +127,10 @@ class PlacementProblem {
   const Layers& layers_;
   MemoryPrice price_;
   MinSumProblem problem_;
-  std::vector<ValueWays> ways_;         // by value
-  std::vector<std::vector<Use>> uses_;  // by value
-  std::vector<bool> storage_saved_;     // by storage: one of its values is priced already
+  std::vector<ValueWays> ways_;                  // by value
+  std::vector<std::vector<Use>> uses_;           // by value
+  std::vector<std::vector<Value>> one_as_next_;  // by value: those that are one state over time
+  std::vector<bool> storage_saved_;              // by storage: its bytes are priced already
   std::vector<Space> spaces_;
   std::map<std::string, int32_t> space_named_;
   std::map<std::vector<int64_t>, std::unique_ptr<Indices>> indices_;

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "graph/error.h"
+#include "planner/bundles.h"
 #include "planner/placement_problem.h"
 
 namespace cleave {
@@ -140,9 +141,10 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
     const Phase phase = producer == kNoNode ? Phase::kForward : graph_.node(producer).phase;
     plan.output_form[o] = form_for(choice, v, w.fixed[0], 0, held, phase, false, true, plan);
   }
-  if (w.final_of >= 0) {
-    plan.final_form[static_cast<size_t>(w.final_of)] =
-        form_for(choice, v, w.fixed.back(), 0, held, Phase::kUpdate, true, true, plan);
+  const size_t outputs = w.fixed.size() - w.final_of.size();
+  for (size_t i = 0; i < w.final_of.size(); ++i) {
+    plan.final_form[static_cast<size_t>(w.final_of[i])] =
+        form_for(choice, v, w.fixed[outputs + i], 0, held, Phase::kUpdate, true, true, plan);
   }
 }
 
@@ -189,30 +191,26 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
       add_step(step, graph_.nodes()[n].phase, false, true);
     }
   }
-  // A bundle is one collective: the steps of one kind, axis and element type in the same round.
-  std::map<std::tuple<size_t, StepKind, int32_t, DType, bool>, int64_t> bundles;
+  // A bundle is one collective: its first step counts for all.
   for (size_t v = 0; v < graph_.values().size(); ++v) {
     read_value(choice, static_cast<Value>(v), plan);
     for (const Form& form : plan.values[v]) {
       const bool parameter = form.bundled || ways_[v].source;
-      for (size_t i = 0; i < form.steps.size(); ++i) {
-        const Step& step = form.steps[i];
-        bool first = true;
-        if (form.bundled) {
-          first = bundles[{i, step.kind, step.axis, graph_.values()[v].type.dtype,
-                           ways_[v].final_of >= 0}]++ == 0;
-        }
-        add_step(step, form.phase, parameter, first);
-      }
+      for (const Step& step : form.steps) add_step(step, form.phase, parameter, !form.bundled);
     }
   }
   CLEAVE_ASSERT(compute + communication <= plan.certificate.cost * (1 + 1e-9),
                 "the plan's steps take {}, the search counted {}", compute + communication,
                 plan.certificate.cost);
   // What the search leaves out, since it is the same for nearly all plans: starting each bundle.
-  for (const auto& [key, count] : bundles) {
-    if (is_collective(std::get<1>(key)))
-      communication += cluster_.link(mesh_, size_t(std::get<2>(key))).start;
+  for (bool made_by_update : {false, true}) {
+    for (const Bundle& bundle : bundles(graph_, plan, made_by_update)) {
+      const Form& form = plan.values[size_t(bundle[0].value)][static_cast<size_t>(bundle[0].form)];
+      const Step& step = form.steps[bundle[0].step];
+      if (!is_collective(step.kind)) continue;
+      communication += cluster_.link(mesh_, static_cast<size_t>(step.axis)).start;
+      ++sums[{step.kind, step.axis, form.phase, true}].count;
+    }
   }
   for (auto& [key, sum] : sums) plan.collectives.push_back(sum);
   plan.predicted.compute_seconds = compute;

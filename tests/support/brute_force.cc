@@ -46,13 +46,20 @@ BruteForce::BruteForce(const Graph& graph, const Cluster& cluster, const Mesh& m
   for (const Source& s : graph.sources()) {
     if (s.final != s.value) values_[static_cast<size_t>(s.final)].next_of = s.value;
   }
-  std::set<int32_t> priced;  // storages: the views of one are priced once
+  // Values kept for the backward are priced as long as they fit in their storage, which is made by
+  // its first value: then no view counts more than the whole. Sources are held anyway.
+  std::map<int32_t, int64_t> room;  // elements, by storage
+  for (const ValueInfo& info : graph.values()) {
+    room.emplace(info.storage, info.source >= 0 ? 0 : numel(info.type.shape));
+  }
   for (size_t v = 0; v < values_.size(); ++v) {
     const ValueInfo& info = graph.values()[v];
     values_[v].crosses = info.producer != kNoNode &&
                          graph.node(info.producer).phase == Phase::kForward &&
                          !values_[v].readers[1].empty();
-    values_[v].saved = values_[v].crosses && priced.insert(info.storage).second;
+    int64_t& left = room[info.storage];
+    values_[v].saved = values_[v].crosses && numel(info.type.shape) <= left;
+    if (values_[v].saved) left -= numel(info.type.shape);
   }
   for (size_t v = 0; v < values_.size(); ++v) find_held(static_cast<Value>(v));
   group_values();
@@ -151,12 +158,12 @@ void BruteForce::describe(Value v, const Cluster& cluster, const Mesh& mesh) {
     }
   }
   // Gradients on their way to the update, and new parameters to where they are kept, are bundled.
-  const bool earlier =
-      info.producer != kNoNode && graph_.node(info.producer).phase != Phase::kUpdate;
+  const bool computed = info.producer != kNoNode;
+  const bool earlier = computed && graph_.node(info.producer).phase != Phase::kUpdate;
   const bool next =
       std::any_of(graph_.sources().begin(), graph_.sources().end(),
                   [&](const Source& source) { return source.final == v && source.value != v; });
-  r.bundle[2] = !r.data && (earlier || next);
+  r.bundle[2] = !r.data && (earlier || (next && !computed));
 }
 
 const std::vector<MemberSplit>& BruteForce::member(NodeId n) const {
@@ -225,6 +232,7 @@ bool BruteForce::lies_with_its_family(Value state) const {
   if (reader.family != next.producer) return false;
   for (size_t c = 0; c < next.made.size(); ++c) {
     if (reader.needs[c] != std::vector{next.made[c]}) return false;
+    if (r.plain->has_partial(next.made[c])) return false;
   }
   return true;
 }

@@ -1,0 +1,26 @@
+// Which steps of different values are one collective: gradients on their way to the update, and new
+// parameters and states on their way to where they are kept, move together.
+#pragma once
+
+#include <vector>
+
+#include "graph/graph.h"
+#include "planner/plan.h"
+
+namespace cleave {
+
+// One step of one bundled form.
+struct BundledStep {
+  Value value = kNoValue;
+  int32_t form = 0;
+  size_t step = 0;
+};
+using Bundle = std::vector<BundledStep>;  // one collective, or a single local step
+
+// The bundles of a plan in the order in which they are executed, one after the other: those of the
+// values that the update makes, at its end, or those of all other values, before it. A form begins
+// in the round after the last of the form that it is made from; in one round, collectives of one
+// kind, reduction, axis and element type are one.
+std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_update);
+
+}  // namespace cleave
