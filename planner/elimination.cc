@@ -25,8 +25,8 @@ using Decisions = std::vector<std::pair<int32_t, int32_t>>;  // (variable, index
 struct Outcome {
   MinSumStatus status = MinSumStatus::kSolved;
   double cost = 0;
-  Decisions decisions;           // of every variable of the factors, except a kept one
-  std::vector<Factor> leftover;  // over a kept variable
+  Decisions decisions;                // of every variable of the factors, except a kept one
+  std::vector<ScopedTable> leftover;  // over a kept variable
   double needed_table = 0;
   double needed_total = 0;
 
@@ -46,9 +46,9 @@ double term_cost(const CostTerm& term, std::span<const int32_t> choice) {
   return term.table->cost[entry];
 }
 
-std::vector<std::vector<Factor>> connected_components(std::vector<Factor> factors) {
+std::vector<std::vector<ScopedTable>> connected_components(std::vector<ScopedTable> factors) {
   int32_t bound = 0;
-  for (const Factor& f : factors) {
+  for (const ScopedTable& f : factors) {
     for (const int32_t v : f.scope) bound = std::max(bound, v + 1);
   }
   std::vector<int32_t> parent(bound);
@@ -57,12 +57,12 @@ std::vector<std::vector<Factor>> connected_components(std::vector<Factor> factor
     while (parent[v] != v) v = parent[v] = parent[parent[v]];
     return v;
   };
-  for (const Factor& f : factors) {
+  for (const ScopedTable& f : factors) {
     for (const int32_t v : f.scope) parent[root(v)] = root(f.scope[0]);
   }
   std::vector<int32_t> number(bound, -1);
-  std::vector<std::vector<Factor>> components;
-  for (Factor& f : factors) {
+  std::vector<std::vector<ScopedTable>> components;
+  for (ScopedTable& f : factors) {
     int32_t& component = number[root(f.scope[0])];
     if (component < 0) {
       component = static_cast<int32_t>(components.size());
@@ -85,16 +85,16 @@ class Solver {
 
  private:
   // Both take factors with no empty scope.
-  Outcome eliminate(std::vector<Factor> factors, int64_t branches, int32_t kept = -1);
+  Outcome eliminate(std::vector<ScopedTable> factors, int64_t branches, int32_t kept = -1);
   Outcome split(const EliminationRun& run, int64_t branches);
-  Outcome fix_each_choice(const std::vector<Factor>& factors, int32_t hub, int64_t branches);
+  Outcome fix_each_choice(const std::vector<ScopedTable>& factors, int32_t hub, int64_t branches);
 
   EliminationLimits limits_;
   TableStore store_;
   std::vector<int32_t> value_;  // decided so far, as an index in the remaining choices
 };
 
-Outcome Solver::eliminate(std::vector<Factor> factors, int64_t branches, int32_t kept) {
+Outcome Solver::eliminate(std::vector<ScopedTable> factors, int64_t branches, int32_t kept) {
   EliminationRun run(store_, std::move(factors), value_.size(), kept);
   Outcome outcome;
   while (const auto next = run.next()) {
@@ -133,7 +133,7 @@ Outcome Solver::eliminate(std::vector<Factor> factors, int64_t branches, int32_t
 
 // Parts that no longer touch are solved one by one; a part that is whole has its hub fixed.
 Outcome Solver::split(const EliminationRun& run, int64_t branches) {
-  std::vector<std::vector<Factor>> components = connected_components(run.remaining());
+  std::vector<std::vector<ScopedTable>> components = connected_components(run.remaining());
   if (components.size() == 1) {
     const auto hub = run.graph().hub(branches);
     if (!hub || !fits_with_branches(run.graph(), limits_.max_table, branches)) {
@@ -151,8 +151,9 @@ Outcome Solver::split(const EliminationRun& run, int64_t branches) {
   return outcome;
 }
 
-Outcome Solver::fix_each_choice(const std::vector<Factor>& factors, int32_t hub, int64_t branches) {
-  const auto with_hub = std::find_if(factors.begin(), factors.end(), [&](const Factor& f) {
+Outcome Solver::fix_each_choice(const std::vector<ScopedTable>& factors, int32_t hub,
+                                int64_t branches) {
+  const auto with_hub = std::find_if(factors.begin(), factors.end(), [&](const ScopedTable& f) {
     return f.axis_of(hub) < static_cast<int32_t>(f.scope.size());
   });
   const int32_t choices = store_.sizes(with_hub->table)[with_hub->axis_of(hub)];
@@ -160,8 +161,8 @@ Outcome Solver::fix_each_choice(const std::vector<Factor>& factors, int32_t hub,
   for (int32_t choice = 0; choice < choices; ++choice) {
     ++store_.statistics.branches;
     double constant = 0;
-    std::vector<Factor> rest;
-    for (Factor f : factors) {
+    std::vector<ScopedTable> rest;
+    for (ScopedTable f : factors) {
       const int32_t axis = f.axis_of(hub);
       if (axis < static_cast<int32_t>(f.scope.size())) {
         f.table = store_.slice(f.table, axis, {choice});
@@ -185,9 +186,9 @@ Outcome Solver::fix_each_choice(const std::vector<Factor>& factors, int32_t hub,
   return best;
 }
 
-std::vector<Factor> factors_with_scope(const Network& network) {
-  std::vector<Factor> factors;
-  for (const Factor& f : network.factors) {
+std::vector<ScopedTable> factors_with_scope(const Network& network) {
+  std::vector<ScopedTable> factors;
+  for (const ScopedTable& f : network.factors) {
     if (!f.scope.empty()) factors.push_back(f);
   }
   return factors;
@@ -229,7 +230,7 @@ std::vector<double> Solver::costs_of(const Network& network, int32_t variable) {
     if (outcome.status == MinSumStatus::kInfeasible) return std::vector<double>(count, kInfinity);
     if (outcome.status == MinSumStatus::kSolved) {
       std::vector<double> costs(count, network.constant + outcome.cost);
-      for (const Factor& f : outcome.leftover) {
+      for (const ScopedTable& f : outcome.leftover) {
         for (size_t c = 0; c < count; ++c) costs[c] += store_.cost(f.table)[c];
       }
       return costs;

@@ -71,7 +71,7 @@ Network make_network(const MinSumProblem& problem, TableStore& store) {
   }
   for (const CostTerm& term : problem.terms) {
     check_term(problem, term);
-    Factor factor{store.intern(term.table), {}};
+    ScopedTable factor{store.intern(term.table), {}};
     for (const int32_t v : term.variables) {
       if (problem.domain_sizes[v] != 1) factor.scope.push_back(v);
     }
@@ -98,7 +98,7 @@ void restrict_choices(Network& network, TableStore& store, int32_t variable,
     return;
   }
   for (const int32_t f : network.factors_of[variable]) {
-    Factor& factor = network.factors[f];
+    ScopedTable& factor = network.factors[f];
     const int32_t axis = factor.axis_of(variable);
     factor.table = store.slice(factor.table, axis, keep);
     if (keep.size() > 1) continue;
@@ -114,7 +114,7 @@ void prune_impossible(Network& network, TableStore& store) {
     const int32_t f = work.pop();
     if (!store.has_infinite(network.factors[f].table)) continue;
     for (size_t axis = 0; axis < network.factors[f].scope.size(); ++axis) {
-      const Factor& factor = network.factors[f];
+      const ScopedTable& factor = network.factors[f];
       const int32_t v = factor.scope[axis];
       const std::vector<int32_t>& possible = store.possible_choices(factor.table)[axis];
       if (possible.size() == network.choices[v].size()) continue;
@@ -134,7 +134,7 @@ void prune_dominated(Network& network, TableStore& store, int32_t kept) {
     TableStore::Places places;
     size_t comparisons = 0;
     for (const int32_t f : network.factors_of[v]) {
-      const Factor& factor = network.factors[f];
+      const ScopedTable& factor = network.factors[f];
       places.emplace_back(factor.table, factor.axis_of(v));
       comparisons = std::max(comparisons, store.cost(factor.table).size() * n);
     }

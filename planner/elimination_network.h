@@ -10,7 +10,7 @@
 namespace cleave {
 
 struct Network {
-  std::vector<Factor> factors;                   // those with an empty scope are in `constant`
+  std::vector<ScopedTable> factors;              // those with an empty scope are in `constant`
   std::vector<std::vector<int32_t>> choices;     // a variable's remaining choices, ascending
   std::vector<std::vector<int32_t>> factors_of;  // which factors a variable is in
   double constant = 0;                           // +infinity: infeasible

@@ -9,10 +9,10 @@ namespace cleave {
 namespace {
 
 // The lowest of the variable's best choices, the other variables being decided.
-int32_t best_choice(const TableStore& store, int32_t variable, std::span<const Factor> factors,
+int32_t best_choice(const TableStore& store, int32_t variable, std::span<const ScopedTable> factors,
                     const std::vector<int32_t>& value) {
   std::vector<double> total;
-  for (const Factor& f : factors) {
+  for (const ScopedTable& f : factors) {
     const std::vector<int32_t>& sizes = store.sizes(f.table);
     int64_t at = 0, stride = 1, own_stride = 0;
     int32_t own_size = 0;
@@ -33,14 +33,14 @@ int32_t best_choice(const TableStore& store, int32_t variable, std::span<const F
 
 }  // namespace
 
-EliminationRun::EliminationRun(TableStore& store, std::vector<Factor> factors,
+EliminationRun::EliminationRun(TableStore& store, std::vector<ScopedTable> factors,
                                size_t variable_count, int32_t kept)
     : store_(store),
       factors_(std::move(factors)),
       number_(variable_count, -1),
       kept_(kept),
       graph_({}) {
-  for (const Factor& f : factors_) {
+  for (const ScopedTable& f : factors_) {
     const std::vector<int32_t>& sizes = store_.sizes(f.table);
     for (size_t i = 0; i < sizes.size(); ++i) number_[f.scope[i]] = sizes[i];
   }
@@ -53,11 +53,11 @@ EliminationRun::EliminationRun(TableStore& store, std::vector<Factor> factors,
   }
   graph_ = EliminationGraph(std::move(domain_sizes));
   if (kept_ >= 0) graph_.keep(number_[kept_]);
-  for (const Factor& f : factors_) add_to_graph(f);
+  for (const ScopedTable& f : factors_) add_to_graph(f);
   steps_.reserve(variables_.size());
 }
 
-void EliminationRun::add_to_graph(const Factor& factor) {
+void EliminationRun::add_to_graph(const ScopedTable& factor) {
   std::vector<int32_t> scope;
   for (const int32_t v : factor.scope) scope.push_back(number_[v]);
   graph_.add(scope);
@@ -81,9 +81,9 @@ void EliminationRun::eliminate(int32_t variable) {
   int32_t& width = store_.statistics.induced_width;
   width = std::max(width, static_cast<int32_t>(graph_.neighbours(number).size()));
   Step step{variable, {}, {}};
-  std::vector<const Factor*> joined;
+  std::vector<const ScopedTable*> joined;
   for (const int32_t f : graph_.eliminate(number)) step.factors.push_back(std::move(factors_[f]));
-  for (const Factor& f : step.factors) joined.push_back(&f);
+  for (const ScopedTable& f : step.factors) joined.push_back(&f);
   TableStore::Elimination eliminated = store_.eliminate(variable, joined);
   cost_ += eliminated.offset;
   if (!eliminated.factor.scope.empty()) {
@@ -104,7 +104,7 @@ bool EliminationRun::prune_around(int32_t variable) {
     TableStore::Places places;
     double comparisons = 0;
     for (const int32_t f : graph_.factors_of(number)) {
-      const Factor& factor = factors_[f];
+      const ScopedTable& factor = factors_[f];
       places.emplace_back(factor.table, factor.axis_of(variables_[number]));
       comparisons += static_cast<double>(store_.cost(factor.table).size()) * n;
     }
@@ -122,7 +122,7 @@ void EliminationRun::keep_choices(int32_t variable, const std::vector<int32_t>& 
   store_.statistics.choices_pruned +=
       graph_.domain_size(number) - static_cast<int64_t>(keep.size());
   for (const int32_t f : graph_.factors_of(number)) {
-    Factor& factor = factors_[f];
+    ScopedTable& factor = factors_[f];
     const int32_t axis = factor.axis_of(variable);
     factor.table = store_.slice(factor.table, axis, keep);
     if (keep.size() > 1) continue;
@@ -137,8 +137,8 @@ void EliminationRun::keep_choices(int32_t variable, const std::vector<int32_t>& 
   steps_.push_back({variable, {}, keep});
 }
 
-std::vector<Factor> EliminationRun::remaining() const {
-  std::vector<Factor> factors;
+std::vector<ScopedTable> EliminationRun::remaining() const {
+  std::vector<ScopedTable> factors;
   for (size_t f = 0; f < factors_.size(); ++f) {
     const bool is_alive = graph_.is_alive(static_cast<int32_t>(f));
     if (is_alive && !factors_[f].scope.empty()) factors.push_back(factors_[f]);

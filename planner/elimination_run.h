@@ -14,7 +14,7 @@ namespace cleave {
 // of which may have an empty scope. `kept` is never eliminated, nor loses a choice.
 class EliminationRun {
  public:
-  EliminationRun(TableStore& store, std::vector<Factor> factors, size_t variable_count,
+  EliminationRun(TableStore& store, std::vector<ScopedTable> factors, size_t variable_count,
                  int32_t kept = -1);
 
   // The variable to eliminate next; none at the end.
@@ -32,7 +32,7 @@ class EliminationRun {
   // What has been taken out of the factors: added to the minimum of the remaining ones, that is
   // the minimum of all. +infinity: no combination is possible.
   double cost() const { return cost_; }
-  std::vector<Factor> remaining() const;
+  std::vector<ScopedTable> remaining() const;
   const EliminationGraph& graph() const { return graph_; }
   // The variable that the graph knows by this number.
   int32_t variable(int32_t number) const { return variables_[number]; }
@@ -47,17 +47,17 @@ class EliminationRun {
   // only the listed of its choices.
   struct Step {
     int32_t variable;
-    std::vector<Factor> factors;
+    std::vector<ScopedTable> factors;
     std::vector<int32_t> keep;
   };
 
-  void add_to_graph(const Factor& factor);
+  void add_to_graph(const ScopedTable& factor);
   void keep_choices(int32_t variable, const std::vector<int32_t>& keep);
 
   TableStore& store_;
-  std::vector<Factor> factors_;     // by their number in the graph; moved out when eliminated
-  std::vector<int32_t> variables_;  // by their number in the graph, ascending
-  std::vector<int32_t> number_;     // the inverse; -1 for those that are not in the run
+  std::vector<ScopedTable> factors_;  // by their number in the graph; moved out when eliminated
+  std::vector<int32_t> variables_;    // by their number in the graph, ascending
+  std::vector<int32_t> number_;       // the inverse; -1 for those that are not in the run
   int32_t kept_;
   EliminationGraph graph_;
   std::vector<Step> steps_;

@@ -58,7 +58,7 @@ AxisView view_axis(const std::vector<int32_t>& sizes, int32_t axis) {
 
 }  // namespace
 
-int32_t Factor::axis_of(int32_t variable) const {
+int32_t ScopedTable::axis_of(int32_t variable) const {
   return static_cast<int32_t>(std::find(scope.begin(), scope.end(), variable) - scope.begin());
 }
 
@@ -233,14 +233,14 @@ TableId TableStore::sum(std::span<const int32_t> axes, std::span<const Operand* 
 }
 
 TableStore::Elimination TableStore::eliminate(int32_t variable,
-                                              std::span<const Factor* const> factors) {
+                                              std::span<const ScopedTable* const> factors) {
   struct Entry {
-    const Factor* factor;
+    const ScopedTable* factor;
     int32_t axis;               // of the eliminated variable
     std::vector<int32_t> axes;  // the scope's numbers in the joint space
   };
   std::vector<Entry> entries;
-  for (const Factor* f : factors) entries.push_back({f, f->axis_of(variable), {}});
+  for (const ScopedTable* f : factors) entries.push_back({f, f->axis_of(variable), {}});
   const auto alike = [](const Entry& e) { return std::pair(e.factor->table, e.axis); };
   std::sort(entries.begin(), entries.end(),
             [&](const Entry& a, const Entry& b) { return alike(a) < alike(b); });

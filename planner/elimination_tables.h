@@ -18,7 +18,7 @@ using TableId = int32_t;
 
 // A table over variables: what a term becomes inside the solver. scope[i] is the variable of the
 // table's axis i; no variable has a single choice.
-struct Factor {
+struct ScopedTable {
   TableId table;
   std::vector<int32_t> scope;
 
@@ -50,11 +50,11 @@ class TableStore {
   const std::vector<int32_t>& undominated(Places places);
 
   struct Elimination {
-    Factor factor;      // smallest entry 0; undefined if offset is infinite
-    double offset = 0;  // to be added to every entry
+    ScopedTable factor;  // smallest entry 0; undefined if offset is infinite
+    double offset = 0;   // to be added to every entry
   };
   // The minimum over `variable` of the sum of the factors, all of which contain it.
-  Elimination eliminate(int32_t variable, std::span<const Factor* const> factors);
+  Elimination eliminate(int32_t variable, std::span<const ScopedTable* const> factors);
 
   EliminationStatistics statistics;
 
