@@ -33,7 +33,7 @@ PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensi
       price_(price),
       ways_(graph.values().size()),
       uses_(graph.values().size()),
-      storage_saved_(static_cast<size_t>(graph.num_storages()), false) {
+      unpriced_(static_cast<size_t>(graph.num_storages()), -1) {
   collect_uses();
   join_finals();
   add_families(preferences);
@@ -62,10 +62,11 @@ void PlacementProblem::collect_uses() {
     if (source.final != source.value) {
       ways_[static_cast<size_t>(source.final)].final_of.push_back(static_cast<int32_t>(s));
     }
-    // Held from the start to the end, whatever reads it.
-    if (source.kind != SourceKind::kData) {
-      storage_saved_[static_cast<size_t>(graph_.value(source.value).storage)] = true;
-    }
+  }
+  // A storage is as large as the value that made it. Sources are held whatever reads them.
+  for (const ValueInfo& info : graph_.values()) {
+    int64_t& elements = unpriced_[static_cast<size_t>(info.storage)];
+    if (elements < 0) elements = info.source >= 0 ? 0 : numel(info.type.shape);
   }
 }
 
@@ -391,12 +392,13 @@ void PlacementProblem::add_ways(Value v) {
   }
   if (uses_[static_cast<size_t>(v)].empty() && w.fixed.empty() && !w.source) return;
   const NodeId producer = graph_.value(v).producer;
-  // Views of one storage are priced once.
-  const size_t storage = static_cast<size_t>(graph_.value(v).storage);
+  // Views of one storage are priced as long as they are no more than the whole.
+  int64_t& unpriced = unpriced_[static_cast<size_t>(graph_.value(v).storage)];
+  const int64_t elements = numel(graph_.type(v).shape);
   const bool crosses = producer != kNoNode && graph_.node(producer).phase == Phase::kForward &&
                        !w.readers[1].ends.empty();
-  w.saved = crosses && !storage_saved_[storage];
-  if (w.saved) storage_saved_[storage] = true;
+  w.saved = crosses && elements <= unpriced;
+  if (w.saved) unpriced -= elements;
 
   for (size_t p = 0; p < 3; ++p) {
     Readers& r = w.readers[p];

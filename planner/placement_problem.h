@@ -130,7 +130,7 @@ class PlacementProblem {
   std::vector<ValueWays> ways_;                  // by value
   std::vector<std::vector<Use>> uses_;           // by value
   std::vector<std::vector<Value>> one_as_next_;  // by value: those that are one state over time
-  std::vector<bool> storage_saved_;              // by storage: its bytes are priced already
+  std::vector<int64_t> unpriced_;                // by storage: elements not priced yet
   std::vector<Space> spaces_;
   std::map<std::string, int32_t> space_named_;
   std::map<std::vector<int64_t>, std::unique_ptr<Indices>> indices_;
