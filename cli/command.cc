@@ -23,7 +23,9 @@ void add_model(CLI::App& command, ModelArguments& m, const char* help = kModelHe
   if (m.user == nullptr) model->required();
   command.add_option("--set", m.set, "Change numbers of the model: --set layers=4 hidden=256")
       ->type_name("KEY=VALUE ...");
-  command.add_option("--batch", m.batch, "Sequences in a step, over all devices")->type_name("N");
+  command.add_option("--batch", m.batch, "Sequences in a step, over all devices")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
   command.add_option("--precision", m.precision, "Of the computation: fp32, fp64 or bf16")
       ->type_name("TYPE");
   command.add_option("--optimizer", m.optimizer, "adamw (the default) or sgd")->type_name("NAME");

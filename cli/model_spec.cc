@@ -16,6 +16,7 @@ constexpr std::array<std::pair<std::string_view, DType>, 3> kPrecisions = {
 
 ModelConfig config_of(ModelSpec& spec, const UserModel* user) {
   ModelConfig config = user != nullptr ? user->defaults : model_named(spec.name);
+  if (user != nullptr && config.family.empty()) config.family = user->name;
   for (const std::string& assignment : spec.set) set_value(config, assignment);
   if (spec.batch < 0) fail("--batch {}: write at least 1", spec.batch);
   if (spec.batch > 0) config.batch = spec.batch;

@@ -29,7 +29,7 @@ struct ModelConfig {
   int64_t num_kv_heads() const { return kv_heads > 0 ? kv_heads : heads; }
   int64_t ffn_width() const { return ffn > 0 ? ffn : 4 * hidden; }
   int64_t head_size() const { return hidden / heads; }
-  std::string name() const { return family + ":" + size; }
+  std::string name() const { return size.empty() ? family : family + ":" + size; }
 };
 
 // The built-in model named "family:size". Throws Error listing what there is.

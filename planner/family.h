@@ -86,6 +86,9 @@ class Families {
   const FamilyKind& kind_of(NodeId n) const {
     return kind(families_[static_cast<size_t>(family_of(n))].kind);
   }
+  // Whether the node depends on the step's data; parameters, and what is made of them alone, do
+  // not.
+  bool reads_data(NodeId n) const { return reads_data_[static_cast<size_t>(n)]; }
   size_t num_kinds() const { return kinds_.size(); }
 
  private:

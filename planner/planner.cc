@@ -57,7 +57,7 @@ std::vector<Mesh> meshes(const Cluster& cluster, const PlannerOptions& options,
       r.push_back(AxisRole::kAny);
     }
     if (mesh.size() != cluster.size()) {
-      fail("mesh {} has {} devices, the cluster {} has {}", mesh.to_string(), mesh.size(),
+      fail("mesh {} has {} devices, the cluster {} has {}", fmt::join(s, "x"), mesh.size(),
            cluster.spec, cluster.size());
     }
     result.push_back(std::move(mesh));

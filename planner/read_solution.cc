@@ -194,8 +194,17 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   // A bundle is one collective: its first step counts for all.
   for (size_t v = 0; v < graph_.values().size(); ++v) {
     read_value(choice, static_cast<Value>(v), plan);
+    // What is made of parameters alone, and what only such families read: their gradients.
+    const NodeId producer = graph_.values()[v].producer;
+    bool of_parameters =
+        ways_[v].source || (producer != kNoNode && !families_.reads_data(producer));
+    for (const Use& use : uses_[v]) {
+      const int32_t family = families_.family_of(use.node);
+      of_parameters |=
+          !families_.reads_data(families_.all()[static_cast<size_t>(family)].members[0]);
+    }
     for (const Form& form : plan.values[v]) {
-      const bool parameter = form.bundled || ways_[v].source;
+      const bool parameter = form.bundled || of_parameters;
       for (const Step& step : form.steps) add_step(step, form.phase, parameter, !form.bundled);
     }
   }
