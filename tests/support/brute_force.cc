@@ -304,6 +304,59 @@ void BruteForce::enumerate(const VisitPlan& visit) {
   }
 }
 
+// Whether a family's choices make or need any value of the group in different placements.
+bool BruteForce::matters(int family, const Group& g) const {
+  const auto differ = [](const auto& list) {
+    return std::any_of(list.begin(), list.end(), [&](const auto& x) { return x != list[0]; });
+  };
+  for (Value v : g.values) {
+    const ValueRules& r = values_[static_cast<size_t>(v)];
+    if (r.producer == family && differ(r.made)) return true;
+    for (const auto& phase : r.readers) {
+      for (const Reader& reader : phase) {
+        if (reader.family == family && differ(reader.needs)) return true;
+      }
+    }
+  }
+  return false;
+}
+
+MinSumProblem BruteForce::tables() {
+  MinSumProblem problem;
+  for (const Family& f : families_.all()) {
+    const FamilyKind& kind = families_.kind(f.kind);
+    auto table = std::make_shared<CostTable>();
+    table->sizes = {static_cast<int32_t>(kind.choices.size())};
+    table->cost = kind.seconds;
+    problem.terms.push_back({{static_cast<int32_t>(problem.domain_sizes.size())}, table});
+    problem.domain_sizes.push_back(table->sizes[0]);
+  }
+  for (const Group& g : groups_) {
+    choice_.assign(allowed_.size(), 0);
+    CostTerm term;
+    auto table = std::make_shared<CostTable>();
+    for (int f : g.families) {
+      if (!matters(f, g)) continue;
+      term.variables.push_back(f);
+      table->sizes.push_back(problem.domain_sizes[static_cast<size_t>(f)]);
+    }
+    while (true) {
+      table->cost.push_back(ways_of(g).back().seconds);
+      size_t i = term.variables.size();
+      while (i > 0) {
+        int& choice = choice_[static_cast<size_t>(term.variables[i - 1])];
+        if (++choice < table->sizes[i - 1]) break;
+        choice = 0;
+        --i;
+      }
+      if (i == 0) break;
+    }
+    term.table = std::move(table);
+    problem.terms.push_back(std::move(term));
+  }
+  return problem;
+}
+
 std::vector<Way> BruteForce::ways_of(const Group& g) const {
   std::map<size_t, std::vector<Way>> first;  // by held form
   ways_of_value(g.values[0], 0, [&](size_t held, const Way& way) { first[held].push_back(way); });
@@ -330,10 +383,13 @@ double BruteForce::deliver(const ValueRules& r, size_t phase, size_t from, size_
     seconds += space.seconds(from, out);
     from = out;
   }
-  std::set<size_t> gone;
+  std::vector<size_t> gone;
   for (const Reader& reader : r.readers[phase]) {
     for (size_t need : reader.needs[chosen(reader.family)]) {
-      if (!gone.insert(need).second && rules_.shared) continue;
+      if (rules_.shared) {
+        if (std::find(gone.begin(), gone.end(), need) != gone.end()) continue;
+        gone.push_back(need);
+      }
       seconds += space.seconds(from, need);
     }
   }

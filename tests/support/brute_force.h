@@ -43,6 +43,8 @@ class BruteForce {
   double cheapest();
   // The plans that no other beats in both seconds and bytes, by ascending bytes.
   std::vector<Way> frontier();
+  // The same costs as tables over the families' choices alone: for graphs too large to enumerate.
+  MinSumProblem tables();
 
  private:
   // One family's reading of a value in one phase: it may need it in several placements.
@@ -82,6 +84,7 @@ class BruteForce {
   void group_values();
   void enumerate(const VisitPlan& visit);
   std::vector<Way> ways_of(const Group& g) const;
+  bool matters(int family, const Group& g) const;
   void ways_of_value(Value v, size_t source_held, const VisitWay& visit) const;
   double deliver(const ValueRules& r, size_t phase, size_t from, size_t out) const;
   std::optional<size_t> kept_form(const ValueRules& r, size_t handed) const;

@@ -85,7 +85,7 @@ class Model {
       push(t);
       return 1;
     };
-    switch (pick(20)) {
+    switch (pick(22)) {
       case 0:
       case 1:
       case 2: return add(linear(x, weight({size(), last})));
@@ -136,6 +136,9 @@ class Model {
         use(other);
         return add(swiglu(x, pool_[other].tensor));
       }
+      // Views of parameters.
+      case 20: return add(x * weight({last}).expand(x.shape()));
+      case 21: return rank > 1 ? add(matmul(x, weight({size(), last}).t())) : 0;
     }
     return 0;
   }
