@@ -25,8 +25,9 @@ void add_model(CLI::App& command, ModelArguments& m, const char* help = kModelHe
       ->type_name("KEY=VALUE ...");
   command.add_option("--batch", m.batch, "Sequences in a step, over all devices")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
-  command.add_option("--precision", m.precision, "Of the computation: fp32, fp64 or bf16")
+      ->check([](const std::string& n) {  // 0 would mean the model's own
+        return n == "0" ? std::string("0: write at least 1") : std::string();
+      }) command.add_option("--precision", m.precision, "Of the computation: fp32, fp64 or bf16")
       ->type_name("TYPE");
   command.add_option("--optimizer", m.optimizer, "adamw (the default) or sgd")->type_name("NAME");
 }

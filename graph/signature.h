@@ -36,7 +36,7 @@ struct Factor {
   Reduction reduction = Reduction::kSum;
 };
 
-using DimFactors = std::vector<int8_t>;    // indices of factors, outermost first; empty for "1"
+using DimFactors = std::vector<int8_t>;       // indices of factors, outermost first; empty for "1"
 using OperandDims = std::vector<DimFactors>;  // one entry a dimension
 
 // A parsed factor string without "...". Obtained from Signature::get, which interns it: a

@@ -1,5 +1,7 @@
 // Pictures: DOT that Graphviz reads whatever the names are, and that shows what a plan does.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>  // getpid
 
 #include <algorithm>
 #include <chrono>
@@ -28,7 +30,9 @@ namespace fs = std::filesystem;
 bool have_dot() { return std::system("dot -V >/dev/null 2>&1") == 0; }
 
 std::string temporary(const std::string& name) {
-  return (fs::path(::testing::TempDir()) / ("cleave_viz_" + name)).string();
+  // Tests run side by side, each in a process of its own.
+  return (fs::path(::testing::TempDir()) / fmt::format("cleave_viz_{}_{}", getpid(), name))
+      .string();
 }
 
 std::string written(const std::string& name, const std::string& text) {
