@@ -27,7 +27,8 @@ void add_model(CLI::App& command, ModelArguments& m, const char* help = kModelHe
       ->type_name("N")
       ->check([](const std::string& n) {  // 0 would mean the model's own
         return n == "0" ? std::string("0: write at least 1") : std::string();
-      }) command.add_option("--precision", m.precision, "Of the computation: fp32, fp64 or bf16")
+      });
+  command.add_option("--precision", m.precision, "Of the computation: fp32, fp64 or bf16")
       ->type_name("TYPE");
   command.add_option("--optimizer", m.optimizer, "adamw (the default) or sgd")->type_name("NAME");
 }
