@@ -61,7 +61,8 @@ std::string head(const TracedModel& model, const Plan& plan, double limit) {
   const Certificate& c = plan.certificate;
   // What the search leaves out of the cost (starting bundles) is in the step's time.
   line("proof", c.gap() < 5e-7
-                    ? fmt::format("optimal: no plan of the space searched costs less than {}",
+                    ? fmt::format("optimal: no plan of the space searched costs less than {}, the "
+                                  "step without the start of its bundled collectives",
                                   seconds_text(c.cost))
                     : fmt::format("cost {}, lower bound {}, gap {:.2f} %", seconds_text(c.cost),
                                   seconds_text(c.lower_bound), 100 * c.gap()));

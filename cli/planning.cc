@@ -7,11 +7,29 @@
 #include "graph/error.h"
 
 namespace cleave {
+namespace {
+
+// A batch that dp does not divide could only be replicated, which nobody means by it.
+void check_batch(const Graph& graph, const MeshRequest& mesh) {
+  for (size_t a = 0; a < mesh.sizes.size(); ++a) {
+    if (mesh.roles[a] != AxisRole::kData) continue;
+    for (const Source& s : graph.sources()) {
+      if (s.roles.empty() || s.roles[0] != "batch") continue;
+      const int64_t batch = graph.type(s.value).shape[0];
+      if (batch % mesh.sizes[a] == 0) continue;
+      fail("--mesh dp={}: the batch of {} does not divide by it; try --batch {}", mesh.sizes[a],
+           batch, (batch / mesh.sizes[a] + 1) * mesh.sizes[a]);
+    }
+  }
+}
+
+}  // namespace
 
 PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
                                const std::string& memory) {
   PlannerOptions options;
   if (!mesh.empty()) options.mesh = parse_mesh(mesh);
+  check_batch(graph, options.mesh);
   if (memory == "none") {
     options.memory_limit = std::numeric_limits<double>::infinity();
   } else if (!memory.empty()) {

@@ -104,6 +104,7 @@ TEST_F(Command, MistakesAreOneLineThatSaysWhatToDo) {
       {"plan gpt2:tiny --cluster cpu:4 --batch x", "--batch"},
       {"plan gpt2:tiny --cluster cpu:4 --batch -3", "--batch -3"},
       {"plan gpt2:tiny --cluster cpu:4 --batch 0", "write at least 1"},
+      {"plan gpt2:tiny --cluster cpu:4 --mesh dp=4 --batch 6", "try --batch 8"},
       {"plan gpt2:tiny --cluster cpu:4 --memory lots", "--memory lots: write a size"},
       {"plan gpt2:tiny --cluster cpu:4 --memory -1GB", "write a size"},
       {"plan gpt2:tiny --cluster cpu:4 --precision fp8", "write fp32, fp64 or bf16"},
