@@ -12,7 +12,6 @@
 #include "planner/expansion.h"
 
 namespace cleave {
-namespace {
 
 InstrKind kind_of(StepKind kind) {
   switch (kind) {
@@ -25,6 +24,8 @@ InstrKind kind_of(StepKind kind) {
   }
   return InstrKind::kCopy;
 }
+
+namespace {
 
 class Lowering {
  public:

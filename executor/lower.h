@@ -12,6 +12,9 @@ namespace cleave {
 // (plan_memory) and checked (check) before it is returned.
 Program lower(const Graph& graph, const Plan& plan);
 
+// The instruction that carries out a step of the plan.
+InstrKind kind_of(StepKind kind);
+
 // The memory of one rank, in bytes: the peak of the lowered program's layout, and, faster, what is
 // live at once at most, which is never above it.
 int64_t peak_bytes(const Graph& graph, const Plan& plan);

@@ -14,20 +14,6 @@
 namespace cleave {
 namespace {
 
-// Every StepKind that is a collective has the InstrKind of the same name.
-InstrKind kind_of(StepKind kind) {
-  switch (kind) {
-    case StepKind::kAllReduce: return InstrKind::kAllReduce;
-    case StepKind::kAllGather: return InstrKind::kAllGather;
-    case StepKind::kReduceScatter: return InstrKind::kReduceScatter;
-    case StepKind::kAllToAll: return InstrKind::kAllToAll;
-    case StepKind::kSlice:
-    case StepKind::kMask: break;
-  }
-  CLEAVE_ASSERT(false, "{} is no collective", name_of(kind));
-  return InstrKind::kCopy;
-}
-
 void feed(CpuRuntime& runtime, const Batch& batch) {
   runtime.set_data("tokens", std::as_bytes(std::span<const int32_t>(batch.tokens)));
   runtime.set_data("targets", std::as_bytes(std::span<const int32_t>(batch.targets)));
@@ -106,6 +92,7 @@ double median_seconds(const std::vector<StepRecord>& steps) {
 std::vector<CollectiveCount> planned_collectives(const Plan& plan) {
   std::map<std::pair<InstrKind, int32_t>, CollectiveCount> sums;
   for (const PlannedCollectives& c : plan.collectives) {
+    CLEAVE_ASSERT(is_collective(c.kind), "{} is no collective", name_of(c.kind));
     CollectiveCount& sum = sums[{kind_of(c.kind), c.axis}];
     sum.kind = kind_of(c.kind), sum.axis = c.axis;
     sum.count += c.count;

@@ -89,7 +89,6 @@ class Families {
   // Whether the node depends on the step's data; parameters, and what is made of them alone, do
   // not.
   bool reads_data(NodeId n) const { return reads_data_[static_cast<size_t>(n)]; }
-  size_t num_kinds() const { return kinds_.size(); }
 
  private:
   std::string key(const Family& family) const;
