@@ -145,7 +145,10 @@ void check_sources(const Program& p) {
     if (!known(s.tensor)) refuse(subject, "there is no tensor {}", s.tensor);
     const ProgramTensor& t = p.tensor(s.tensor);
     for (const Placement& placement : t.layout.placements) {
-      if (placement.is_partial()) refuse(subject, "a source cannot be a partial result");
+      // Zeros are a partial sum of zero.
+      const bool zero =
+          s.kind == SourceKind::kAccumulator && placement.reduction == Reduction::kSum;
+      if (placement.is_partial() && !zero) refuse(subject, "a source cannot be a partial result");
     }
     if (t.geometry.strides != contiguous_strides(t.geometry.shape)) {
       refuse(subject, "a source must be contiguous");
@@ -212,6 +215,17 @@ void check_arena(const Program& p) {
   }
 }
 
+void check_passes(const Program& p) {
+  if (p.micro_batches < 1) refuse("program", "{} micro-batches", p.micro_batches);
+  if (p.micro_batches == 1) return;
+  bool updating = false;
+  for (size_t i = 0; i < p.instrs.size(); ++i) {
+    const bool update = p.instrs[i].phase == Phase::kUpdate;
+    if (updating && !update) refuse(describe_instr(p, i), "it stands behind the update");
+    updating |= update;
+  }
+}
+
 }  // namespace
 
 void check(const Program& program) {
@@ -224,6 +238,7 @@ void check(const Program& program) {
   for (size_t t = 0; t < program.tensors.size(); ++t) {
     check_tensor(program, static_cast<TensorId>(t));
   }
+  check_passes(program);
   check_sources(program);
   DataFlow(program).check();
   if (program.arena_bytes > 0) check_arena(program);

@@ -60,15 +60,15 @@ double bytes_sent(InstrKind kind, int64_t bytes, int64_t ranks) {
   return kind == InstrKind::kAllReduce ? 2 * part : part;
 }
 
-void CollectiveCounter::add(InstrKind kind, int32_t axis, double bytes) {
+void CollectiveCounter::add(InstrKind kind, int32_t axis, double bytes, int64_t times) {
   const auto before = [](const CollectiveCount& a, const CollectiveCount& b) {
     return std::tie(a.kind, a.axis) < std::tie(b.kind, b.axis);
   };
   const CollectiveCount one{kind, axis, 0, 0};
   auto at = std::lower_bound(counts_.begin(), counts_.end(), one, before);
   if (at == counts_.end() || before(one, *at)) at = counts_.insert(at, one);
-  ++at->count;
-  at->bytes += bytes;
+  at->count += times;
+  at->bytes += bytes * static_cast<double>(times);
 }
 
 std::vector<CollectiveCount> count_collectives(const Program& program) {
@@ -84,7 +84,8 @@ std::vector<CollectiveCount> count_collectives(const Program& program) {
       const int64_t n = numel(t.layout.local_shape(program.mesh)) * size_of(t.dtype);
       bytes += bytes_sent(instr.kind, n, ranks);
     }
-    counter.add(instr.kind, instr.axis, bytes);
+    counter.add(instr.kind, instr.axis, bytes,
+                instr.phase == Phase::kUpdate ? 1 : program.micro_batches);
   }
   return counter.counts();
 }

@@ -47,7 +47,7 @@ double bytes_sent(InstrKind kind, int64_t bytes, int64_t ranks);
 // Ordered by kind, then axis.
 class CollectiveCounter {
  public:
-  void add(InstrKind kind, int32_t axis, double bytes);
+  void add(InstrKind kind, int32_t axis, double bytes, int64_t times = 1);
   void clear() { counts_.clear(); }
   const std::vector<CollectiveCount>& counts() const { return counts_; }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 #include <optional>
+#include <utility>
 
 #include "executor/initial_state.h"
 #include "executor/memory_layout.h"
@@ -53,6 +54,43 @@ struct Step {
   std::vector<LocalCopy> copies;              // slice, mask, copy
 };
 
+double element_as_double(const TensorView& t, int64_t offset) {
+  switch (t.dtype) {
+    case DType::kF64: return t.as<double>()[offset];
+    case DType::kF32: return t.as<float>()[offset];
+    case DType::kI32: return t.as<int32_t>()[offset];
+    case DType::kBF16: break;
+  }
+  fail("an output in {} cannot be read", name_of(t.dtype));
+}
+
+// The elements in row-major order.
+std::vector<double> values_of(const TensorView& t) {
+  std::vector<double> values;
+  values.reserve(static_cast<size_t>(t.numel()));
+  Shape at(t.shape.size(), 0);
+  for (int64_t i = 0, offset = 0; i < t.numel(); ++i) {
+    values.push_back(element_as_double(t, offset));
+    for (size_t d = at.size(); d-- > 0;) {
+      offset += t.strides[d];
+      if (++at[d] < t.shape[d]) break;
+      offset -= at[d] * t.strides[d];
+      at[d] = 0;
+    }
+  }
+  return values;
+}
+
+int64_t count_nonfinite(const TensorView& t) {
+  if (!is_float(t.dtype)) return 0;
+  const std::vector<double> values = values_of(t);
+  return std::count_if(values.begin(), values.end(), [](double x) { return !std::isfinite(x); });
+}
+
+bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+}
+
 // One rank: its memory, its end of the communicator, its steps.
 class Rank {
  public:
@@ -64,23 +102,43 @@ class Rank {
         arena_(program.arena_bytes),
         communicator_(world, rank) {
     for (const Instr& instr : program.instrs) {
-      if (!is_view(program, instr)) steps_.push_back(resolve(instr));
+      if (is_view(program, instr)) continue;
+      if (instr.phase != Phase::kUpdate) update_ = steps_.size() + 1;
+      steps_.push_back(resolve(instr));
     }
   }
 
-  void run() {
-    communicator_.reset_counts();
-    for (const Step& step : steps_) {
-      try {
-        execute(step);
-      } catch (const Error& e) {
-        throw Error(place(step) + e.what());
-      } catch (const InternalError& e) {
-        throw InternalError(place(step) + e.what());
+  // `first`: of the step's micro-batches; `last`: the update too.
+  void run(bool first, bool last) {
+    if (first) {
+      communicator_.reset_counts();
+      nonfinite_ = {};
+      for (const ProgramSource& s : p_.sources) {
+        if (s.kind == SourceKind::kAccumulator) clear(p_.tensor(s.tensor));
       }
+    }
+    // With one micro-batch, the order of the phases is free.
+    const size_t end = last ? steps_.size() : update_;
+    for (size_t i = 0; i < end; ++i) {
+      try {
+        execute(steps_[i]);
+      } catch (const Error& e) {
+        throw Error(place(steps_[i]) + e.what());
+      } catch (const InternalError& e) {
+        throw InternalError(place(steps_[i]) + e.what());
+      }
+      if (watched_ && nonfinite_.text.empty()) watch(steps_[i]);
     }
     communicator_.synchronize();
   }
+
+  // The first result of this step that was not finite, though the operands were.
+  struct Nonfinite {
+    size_t instr = 0;
+    std::string text;  // empty: none yet
+  };
+  const Nonfinite& nonfinite() const { return nonfinite_; }
+  void set_watched(bool on) { watched_ = on; }
 
   std::byte* data(const ProgramTensor& t) const {
     return buffer(t) + t.geometry.offset * size_of(t.dtype);
@@ -96,6 +154,29 @@ class Rank {
  private:
   std::byte* buffer(const ProgramTensor& t) const {
     return arena_.data() + p_.buffers[static_cast<size_t>(t.buffer)].offset;
+  }
+
+  void clear(const ProgramTensor& t) const {
+    std::memset(data(t), 0, static_cast<size_t>(numel(t.geometry.shape) * size_of(t.dtype)));
+  }
+
+  void watch(const Step& step) {
+    if (step.instr->kind != InstrKind::kCompute) return;
+    for (const TensorView& out : step.out) {
+      const int64_t bad = count_nonfinite(out);
+      if (bad == 0) continue;
+      nonfinite_.instr = static_cast<size_t>(step.instr - p_.instrs.data());
+      nonfinite_.text = fmt::format("{} at {} makes {} of {} numbers NaN or infinite",
+                                    step.instr->op->name, step.instr->where, bad, out.numel());
+      for (size_t i = 0; i < step.in.size(); ++i) {
+        // An operand that was overwritten cannot be looked at any more.
+        if (step.in[i].data == out.data || count_nonfinite(step.in[i]) == 0) continue;
+        nonfinite_.text += fmt::format("; its operand {} ({}) held some", i + 1,
+                                       p_.tensor(step.instr->in[i]).name);
+        break;
+      }
+      return;
+    }
   }
 
   std::string place(const Step& step) const {
@@ -178,38 +259,10 @@ class Rank {
   Arena arena_;
   ThreadCommunicator communicator_;
   std::vector<Step> steps_;
+  size_t update_ = 0;  // how many of them come before the update; of one micro-batch: at most
+  bool watched_ = false;
+  Nonfinite nonfinite_;
 };
-
-double element_as_double(const TensorView& t, int64_t offset) {
-  switch (t.dtype) {
-    case DType::kF64: return t.as<double>()[offset];
-    case DType::kF32: return t.as<float>()[offset];
-    case DType::kI32: return t.as<int32_t>()[offset];
-    case DType::kBF16: break;
-  }
-  fail("an output in {} cannot be read", name_of(t.dtype));
-}
-
-// The elements in row-major order.
-std::vector<double> values_of(const TensorView& t) {
-  std::vector<double> values;
-  values.reserve(static_cast<size_t>(t.numel()));
-  Shape at(t.shape.size(), 0);
-  for (int64_t i = 0, offset = 0; i < t.numel(); ++i) {
-    values.push_back(element_as_double(t, offset));
-    for (size_t d = at.size(); d-- > 0;) {
-      offset += t.strides[d];
-      if (++at[d] < t.shape[d]) break;
-      offset -= at[d] * t.strides[d];
-      at[d] = 0;
-    }
-  }
-  return values;
-}
-
-bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
-}
 
 // Whether the counts are those promised. Sums of bytes over three ranks are not exact.
 bool as_promised(const std::vector<CollectiveCount>& got,
@@ -314,12 +367,17 @@ struct CpuRuntime::Impl {
     }
   }
 
+  // Runs all ranks once, and returns the seconds that took. `last`: of the step's micro-batches.
+  double pass(bool last);
+
   Program program;
   const RunOptions options;
   ThreadWorld world;
   std::vector<std::unique_ptr<Rank>> ranks;
   std::vector<bool> filled;  // by source; of data: for the next step
   std::vector<CollectiveCount> promised;
+  int64_t passes = 0;                    // of this step so far
+  double seconds = 0;                    // that they took
   std::string failure;                   // what the first failed step said
   std::unique_ptr<RankThreads> threads;  // last: they stop before what they use is gone
 };
@@ -378,24 +436,38 @@ void CpuRuntime::write_source(std::string_view name, std::span<const std::byte> 
   impl_->scatter(impl_->kept(name), whole);
 }
 
-StepResult CpuRuntime::step() {
-  const Program& p = impl_->program;
-  impl_->need_sound();
+double CpuRuntime::Impl::pass(bool last) {
+  const Program& p = program;
+  need_sound();
   for (size_t s = 0; s < p.sources.size(); ++s) {
-    if (impl_->filled[s]) continue;
+    if (filled[s] || p.sources[s].kind == SourceKind::kAccumulator) continue;
     const bool data = p.sources[s].kind == SourceKind::kData;
     fail("{} '{}' has no value{}", name_of(p.sources[s].kind), p.sources[s].name,
          data ? " for this step" : ": initialize it");
   }
+  CLEAVE_ASSERT(last == (passes + 1 == p.micro_batches), "pass {} of {} micro-batches {} the step",
+                passes + 1, p.micro_batches, last ? "ends" : "does not end");
   for (size_t s = 0; s < p.sources.size(); ++s) {
-    if (p.sources[s].kind == SourceKind::kData) impl_->filled[s] = false;
+    if (p.sources[s].kind == SourceKind::kData) filled[s] = false;
   }
   const auto begin = std::chrono::steady_clock::now();
-  impl_->run_on_ranks([&](int64_t r) { impl_->ranks[static_cast<size_t>(r)]->run(); });
+  const bool first = passes == 0;
+  run_on_ranks([&](int64_t r) { ranks[static_cast<size_t>(r)]->run(first, last); });
   const auto end = std::chrono::steady_clock::now();
+  passes = last ? 0 : passes + 1;
+  return std::chrono::duration<double>(end - begin).count();
+}
 
+void CpuRuntime::accumulate() { impl_->seconds += impl_->pass(false); }
+
+void CpuRuntime::watch(bool on) {
+  for (const auto& rank : impl_->ranks) rank->set_watched(on);
+}
+
+StepResult CpuRuntime::step() {
+  const Program& p = impl_->program;
   StepResult result;
-  result.seconds = std::chrono::duration<double>(end - begin).count();
+  result.seconds = impl_->pass(true) + std::exchange(impl_->seconds, 0);
   result.collectives = impl_->ranks[0]->communicator().counts();
   for (const auto& rank : impl_->ranks) {
     const auto& counts = rank->communicator().counts();
@@ -405,6 +477,12 @@ StepResult CpuRuntime::step() {
                                       to_string(impl_->promised, p.mesh)));
     }
   }
+  const Rank* first = nullptr;
+  for (const auto& rank : impl_->ranks) {
+    if (rank->nonfinite().text.empty()) continue;
+    if (first == nullptr || rank->nonfinite().instr < first->nonfinite().instr) first = rank.get();
+  }
+  if (first != nullptr) result.first_nonfinite = first->nonfinite().text;
   for (const ProgramOutput& o : p.outputs) {
     const TensorView view = impl_->ranks[0]->view(o.tensor);
     result.outputs.push_back({o.name, view.shape, values_of(view)});

@@ -29,8 +29,11 @@ struct StepOutput {
 
 struct StepResult {
   std::vector<StepOutput> outputs;
-  double seconds = 0;                        // wall-clock, of the program alone
-  std::vector<CollectiveCount> collectives;  // as executed by one rank
+  double seconds = 0;                        // wall-clock, of the program alone, all micro-batches
+  std::vector<CollectiveCount> collectives;  // as executed by one rank in all micro-batches
+  // When watched: the first op that made a NaN or an infinity of finite operands, with its place in
+  // the model, or the parameter or state that held one; empty when there is none.
+  std::string first_nonfinite;
   // The only number of this output. Throws Error when there is no such output, or it is no scalar.
   double value(std::string_view name) const;
 };
@@ -47,8 +50,14 @@ class CpuRuntime {
   // Fills a data input for the next step from the whole tensor, row-major. Data do not outlive a
   // step.
   void set_data(std::string_view name, std::span<const std::byte> whole);
-  // Runs the program once. After a failed step the runtime is of no use any more.
+  // Runs the forward and the backward of one micro-batch, with the data set for it. To be called
+  // for all of a step's micro-batches but the last, which step() runs.
+  void accumulate();
+  // Runs the program once: with several micro-batches, the last one and the update. After a failed
+  // step the runtime is of no use any more.
   StepResult step();
+  // Whether to look at every result for numbers that are not finite, which takes time.
+  void watch(bool on);
 
   // A parameter or state as one whole tensor, row-major. Reading checks that ranks which hold the
   // same part hold the same bits.

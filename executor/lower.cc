@@ -31,6 +31,7 @@ class Lowering {
  public:
   Lowering(const Graph& graph, const Plan& plan) : graph_(graph), plan_(plan) {
     program_.mesh = plan.mesh;
+    program_.micro_batches = graph.micro_batches;
     for (const auto& forms : plan.values) tensors_.emplace_back(forms.size(), -1);
   }
 
@@ -40,6 +41,7 @@ class Lowering {
     for (size_t n = 0; n < graph_.nodes().size(); ++n) {
       if (graph_.nodes()[n].phase == Phase::kUpdate && !updating) {
         updating = true;
+        if (graph_.micro_batches > 1) finish_pass();
         add_bundles(false);
       }
       add_node(static_cast<NodeId>(n));
@@ -52,6 +54,7 @@ class Lowering {
       program_.outputs.push_back({out.name, ensure(out.value, plan_.output_form[o])});
     }
     assign_buffers(program_, wishes_);
+    check_passes();
     return std::move(program_);
   }
 
@@ -108,6 +111,35 @@ class Lowering {
       if (p.final != p.tensor)
         wishes_.push_back({.tensor = p.final, .target = p.tensor, .must = true});
     }
+  }
+
+  // Makes what belongs to the forward and the backward and only the update will read: it counts for
+  // every micro-batch.
+  void finish_pass() {
+    for (size_t v = 0; v < plan_.values.size(); ++v) {
+      const auto& forms = plan_.values[v];
+      for (size_t f = 0; f < forms.size(); ++f) {
+        if (tensors_[v][0] < 0 || forms[f].from < 0 || forms[f].phase == Phase::kUpdate) continue;
+        ensure(static_cast<Value>(v), static_cast<int32_t>(f));
+      }
+    }
+  }
+
+  // A state that every micro-batch changes must be changed in place: a copy at the end of the step
+  // would come too late.
+  void check_passes() const {
+    if (graph_.micro_batches == 1) return;
+    for (size_t i = 0; i < graph_.sources().size(); ++i) {
+      const Source& s = graph_.sources()[i];
+      const NodeId producer = graph_.value(s.final).producer;
+      if (producer == kNoNode || graph_.node(producer).phase == Phase::kUpdate) continue;
+      CLEAVE_ASSERT(program_.sources[i].final == ensured(s.final, plan_.final_form[i]),
+                    "{} '{}' is not written in place by each micro-batch", name_of(s.kind), s.name);
+    }
+  }
+
+  TensorId ensured(Value v, int32_t f) const {
+    return tensors_[static_cast<size_t>(v)][static_cast<size_t>(f)];
   }
 
   // The tensor of a form, made now if it is not yet there.

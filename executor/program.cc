@@ -101,6 +101,7 @@ std::string describe_splits(const Program& program, const Instr& instr) {
 
 std::string to_text(const Program& program) {
   std::string text = fmt::format("mesh {}\n", program.mesh.to_string());
+  if (program.micro_batches > 1) text += fmt::format("micro-batches {}\n", program.micro_batches);
   if (program.arena_bytes > 0) {
     text +=
         fmt::format("arena {} bytes, workspace {}\n", program.arena_bytes, program.workspace_bytes);

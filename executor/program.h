@@ -89,6 +89,9 @@ struct ProgramOutput {
 
 struct Program {
   Mesh mesh;
+  // Above 1, a step runs the instructions before the update (Phase::kUpdate), which then come
+  // first, so many times, with new data each time.
+  int64_t micro_batches = 1;
   std::vector<ProgramTensor> tensors;
   std::vector<Buffer> buffers;
   std::vector<Instr> instrs;
@@ -114,7 +117,7 @@ std::vector<int64_t> local_sizes(const Instr& instr, const Mesh& mesh);
 // never cut or gather an atom that a later axis has split; every tensor is written before it is
 // read, and not overwritten while still to be read; local shapes divide; buffers that are live
 // together do not overlap in the arena (when laid out); outputs are replicated; states end where,
-// and as, they began.
+// and as, they began; with several micro-batches, the update comes last.
 void check(const Program& program);
 
 // Sets the offset of every buffer so that buffers live at the same time do not overlap, and

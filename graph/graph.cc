@@ -20,6 +20,7 @@ std::string_view name_of(SourceKind kind) {
     case SourceKind::kData: return "data";
     case SourceKind::kParameter: return "param";
     case SourceKind::kState: return "state";
+    case SourceKind::kAccumulator: return "accumulator";
   }
   return "?";
 }
@@ -191,6 +192,7 @@ Graph without_dead_nodes(const Graph& graph) {
   }
   Graph result;
   result.name = graph.name;
+  result.micro_batches = graph.micro_batches;
   for (const std::string& f : graph.files()) result.intern_file(f);
   for (const std::string& s : graph.scopes()) result.intern_scope(s);
   std::vector<Value> moved(graph.values().size(), kNoValue);

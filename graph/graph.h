@@ -34,6 +34,9 @@ enum class SourceKind : uint8_t {
   kData,       // fed anew each step (tokens)
   kParameter,  // a trained weight
   kState,      // kept from step to step, not trained (an optimizer's moments, the step count)
+  // Starts every step at zero; each micro-batch of the step adds to it. Written before the update
+  // only. No part of a checkpoint.
+  kAccumulator,
 };
 std::string_view name_of(SourceKind kind);
 
@@ -92,6 +95,9 @@ struct Cursor {
 class Graph {
  public:
   std::string name = "graph";
+  // How often a step runs the forward and the backward, on new data each time, before it runs the
+  // update once. Above 1 the gradients are summed in accumulators.
+  int64_t micro_batches = 1;
   Cursor cursor;
 
   // Adds a source and returns its value.

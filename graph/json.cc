@@ -203,12 +203,16 @@ std::string place_of(int32_t where, size_t sources, size_t nodes) {
 }
 
 GraphRecord record_from(const Json& json) {
-  const Reader reader(json, {"cleave_graph", "name", "sources", "nodes", "outputs"});
+  const Reader reader(json,
+                      {"cleave_graph", "name", "micro_batches", "sources", "nodes", "outputs"});
   if (const int32_t version = reader.integer("cleave_graph"); version != kVersion) {
     fail("'cleave_graph' is {}, and this program reads {}", version, kVersion);
   }
   GraphRecord record;
   record.name = reader.text("name");
+  if (const Json* n = reader.find("micro_batches")) {
+    record.micro_batches = Reader::integer(*n, "micro_batches", 1, INT32_MAX);
+  }
   const Json &sources = reader.list("sources"), &nodes = reader.list("nodes"),
              &outputs = reader.list("outputs");
   int32_t where = 0;
@@ -244,6 +248,7 @@ Json to_json(const Graph& graph) {
                {"sources", Json::array()},
                {"nodes", Json::array()},
                {"outputs", Json::array()}};
+  if (record.micro_batches != 1) json["micro_batches"] = record.micro_batches;
   for (const SourceRecord& r : record.sources) json["sources"].push_back(to_json(r));
   for (const NodeRecord& r : record.nodes) json["nodes"].push_back(to_json(r));
   for (const OutputRecord& r : record.outputs) {

@@ -32,6 +32,7 @@ class Builder {
  public:
   Builder(const GraphRecord& record, OpLookup lookup) : record_(record), lookup_(lookup) {
     graph_.name = record.name;
+    graph_.micro_batches = record.micro_batches;
   }
 
   // Adds the sources that come before value `until`.
@@ -127,6 +128,9 @@ class Builder {
   }
 
   Graph take() {
+    if (const std::string mistake = accumulation_mistake(graph_); !mistake.empty()) {
+      fail("{}", mistake);
+    }
     graph_.cursor = {};
     return std::move(graph_);
   }
@@ -165,8 +169,9 @@ Phase phase_named(std::string_view name) {
 }
 
 SourceKind source_kind_named(std::string_view name) {
-  return kind_named({SourceKind::kData, SourceKind::kParameter, SourceKind::kState}, "source",
-                    name);
+  return kind_named(
+      {SourceKind::kData, SourceKind::kParameter, SourceKind::kState, SourceKind::kAccumulator},
+      "source", name);
 }
 
 std::string_view name_of(Init::Kind kind) {
@@ -186,6 +191,7 @@ Init::Kind init_named(std::string_view name) {
 GraphRecord to_record(const Graph& graph) {
   GraphRecord record;
   record.name = graph.name;
+  record.micro_batches = graph.micro_batches;
   for (const Source& s : graph.sources()) {
     SourceRecord r{s, graph.type(s.value)};
     if (s.final == s.value) r.source.final = kNoValue;

@@ -41,6 +41,7 @@ struct OutputRecord {
 
 struct GraphRecord {
   std::string name;
+  int64_t micro_batches = 1;
   std::vector<SourceRecord> sources;  // by ascending value, like the nodes
   std::vector<NodeRecord> nodes;
   std::vector<OutputRecord> outputs;

@@ -238,6 +238,7 @@ class GraphParser {
     if (!named_) {
       if (!p.take_word("graph")) fail("the text does not begin with 'graph NAME'");
       record_.name = p.any_word("a name");
+      if (p.take_word("micro_batches")) record_.micro_batches = p.number<int64_t>("a number");
       named_ = true;
     } else if (p.at('%')) {
       node(p);
@@ -374,7 +375,9 @@ std::string to_text(const Graph& graph, NodeId id) {
 }
 
 std::string to_text(const Graph& graph) {
-  std::string text = fmt::format("graph {}\n\n", word(graph.name));
+  std::string text = "graph " + word(graph.name);
+  if (graph.micro_batches != 1) text += fmt::format(" micro_batches {}", graph.micro_batches);
+  text += "\n\n";
   for (const Source& s : graph.sources()) text += source_text(s, graph.type(s.value)) + '\n';
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const Phase phase = graph.nodes()[n].phase;

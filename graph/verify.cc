@@ -33,6 +33,8 @@ class Verifier {
       node(static_cast<NodeId>(n));
     }
     what_ = "graph";
+    const std::string mistake = accumulation_mistake(graph_);
+    check(mistake.empty(), "{}", mistake);
     for (size_t v = 0; v < defined_.size(); ++v) check(defined_[v], "nothing makes %{}", v);
     for (size_t s = 0; s < newest_.size(); ++s) {
       check(newest_[s] == graph_.newest_version(static_cast<int32_t>(s)),
@@ -198,5 +200,29 @@ std::string follower_mistake(const Node& node, const Node& leader) {
 }
 
 void verify(const Graph& graph) { Verifier(graph).run(); }
+
+std::string accumulation_mistake(const Graph& graph) {
+  if (graph.micro_batches < 1)
+    return fmt::format("{} micro-batches in a step", graph.micro_batches);
+  for (const Source& s : graph.sources()) {
+    if (s.kind != SourceKind::kAccumulator) continue;
+    if (s.init != Init{}) return fmt::format("accumulator '{}' does not start at zero", s.name);
+    const NodeId producer = graph.value(s.final).producer;
+    if (producer == kNoNode || graph.node(producer).phase == Phase::kUpdate) {
+      return fmt::format("accumulator '{}' is not written before the update", s.name);
+    }
+  }
+  if (graph.micro_batches == 1) return "";
+  bool updating = false;
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const bool update = graph.nodes()[n].phase == Phase::kUpdate;
+    if (updating && !update) {
+      return fmt::format("node {} of the {} stands behind the update of {} micro-batches", n,
+                         name_of(graph.nodes()[n].phase), graph.micro_batches);
+    }
+    updating |= update;
+  }
+  return "";
+}
 
 }  // namespace cleave

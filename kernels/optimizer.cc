@@ -1,5 +1,6 @@
-// What a training step ends with: the gradients' norm, the learning rate, and the updates of AdamW
-// and SGD. The formulas are those of torch.optim and torch.nn.utils.clip_grad_norm_.
+// What a training step ends with: the gradients' norm, whether the step is sound, the learning
+// rate, and the updates of AdamW and SGD. The formulas are those of torch.optim and
+// torch.nn.utils.clip_grad_norm_.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -11,6 +12,9 @@
 
 namespace cleave {
 namespace {
+
+// The clipping coefficient of a step whose update is not made.
+constexpr double kSkipped = -1;
 
 // --- Scalars -------------------------------------------------------------------------------------
 
@@ -32,33 +36,58 @@ void sum_squares_cpu(const KernelArgs& args) {
   });
 }
 
+// Operands: the sum of the gradients' squares, the loss and, both or none, the largest loss and the
+// largest norm with which the step is still taken.
 std::vector<TensorType> infer_clip_coefficient(const OpCall& call) {
-  expect_types(call, "x");
+  if (call.in.size() != 2 && call.in.size() != 4) {
+    fail("clip_coefficient: a sum of squares, a loss, and two limits or none; got {} operands",
+         call.in.size());
+  }
+  for (const TensorType& type : call.in) {
+    if (!is_float(type.dtype)) fail("clip_coefficient: {} is no float", to_string(type));
+  }
   return infer_from_factors(call);
 }
 
-// The norm, and what to multiply the gradients by so that it is at most max_norm.
+double scalar_of(const TensorView& view) {
+  double value = 0;
+  with_float(view.dtype, [&]<class T>(T) { value = static_cast<double>(view.as<const T>()[0]); });
+  return value;
+}
+
+// Whether the update may be made: nothing has overflowed, and nothing is above its limit. False
+// for NaN.
+bool step_is_sound(const KernelArgs& args, double norm) {
+  const double loss = scalar_of(args.in[1]);
+  if (!std::isfinite(norm) || !std::isfinite(loss)) return false;
+  return args.in.size() == 2 || (loss <= scalar_of(args.in[2]) && norm <= scalar_of(args.in[3]));
+}
+
+// The norm, and what to multiply the gradients by so that it is at most max_norm; kSkipped when the
+// update must not be made.
 void clip_coefficient_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const T max_norm = static_cast<T>(args.attrs.real("max_norm"));
     const T norm = std::sqrt(args.in[0].as<const T>()[0]);
     args.out[0].as<T>()[0] = norm;
     const T coefficient = max_norm / (norm + static_cast<T>(1e-6));
-    // A comparison that is false for NaN, which then reaches the weights and is seen.
-    args.out[1].as<T>()[0] = max_norm == 0 || coefficient > 1 ? T{1} : coefficient;
+    args.out[1].as<T>()[0] = !step_is_sound(args, static_cast<double>(norm))
+                                 ? static_cast<T>(kSkipped)
+                             : max_norm == 0 || coefficient > 1 ? T{1}
+                                                                : coefficient;
   });
 }
 
-// The one operand is the step. "->" is also how an op without operands is written.
-void expect_step(const OpCall& call) {
-  if (call.in.size() != 1) fail("the step is missing");
+// One operand, the count. "->" is also how an op without operands is written.
+void expect_count(const OpCall& call, size_t operands) {
+  if (call.in.size() != operands) fail("the step is missing");
   if (call.in[0].dtype != DType::kI32) {
     fail("the step must be an i32, got {}", to_string(call.in[0]));
   }
 }
 
 std::vector<TensorType> infer_increment(const OpCall& call) {
-  expect_step(call);
+  expect_count(call, 1);
   return {call.in[0]};
 }
 
@@ -66,8 +95,20 @@ void increment_cpu(const KernelArgs& args) {
   args.out[0].as<int32_t>()[0] = args.in[0].as<const int32_t>()[0] + 1;
 }
 
+// Operands: the updates made so far, and the clipping coefficient.
+std::vector<TensorType> infer_count_update(const OpCall& call) {
+  expect_count(call, 2);
+  if (!is_float(call.in[1].dtype)) fail("the coefficient {} is no float", to_string(call.in[1]));
+  return {call.in[0]};
+}
+
+void count_update_cpu(const KernelArgs& args) {
+  const int32_t count = args.in[0].as<const int32_t>()[0];
+  args.out[0].as<int32_t>()[0] = scalar_of(args.in[1]) < 0 ? count : count + 1;
+}
+
 std::vector<TensorType> infer_learning_rate(const OpCall& call) {
-  expect_step(call);
+  expect_count(call, 1);
   const std::string& kind = call.attrs.text("kind");
   if (kind != "constant" && kind != "cosine") {
     fail("learning_rate: unknown kind '{}' (one of constant, cosine)", kind);
@@ -121,6 +162,24 @@ std::vector<TensorType> infer_sgd(const OpCall& call) {
   return {call.in[0], call.in[2]};
 }
 
+// Whether the update is not made; then outputs become what the operands are. Output o and input
+// `kept[o]` have the same dimensions, those of input 0.
+template <class T, size_t n>
+bool skipped(const KernelArgs& args, size_t coefficient, const size_t (&kept)[n]) {
+  if (!(args.in[coefficient].as<const T>()[0] < 0)) return false;
+  for (size_t o = 0; o < n; ++o) {
+    if (args.in[kept[o]].data == args.out[o].data) continue;
+    const auto nest = nest_over<2>(args, factors_of(args.signature.inputs()[0]),
+                                   {in_strides(args, kept[o]), out_strides(args, o)});
+    for_each_row(nest, [&](const auto& at, int64_t count, const auto& s) {
+      const T* from = args.in[kept[o]].template as<const T>() + at[0];
+      T* to = args.out[o].as<T>() + at[1];
+      for (int64_t i = 0; i < count; ++i) to[i * s[1]] = from[i * s[0]];
+    });
+  }
+  return true;
+}
+
 // One step of AdamW on n elements, with the step's scalars worked out.
 template <class T>
 struct AdamW {
@@ -138,6 +197,7 @@ struct AdamW {
 
 void adamw_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
+    if (skipped<T>(args, 5, {0, 2, 3})) return;
     const auto scalar = [&](size_t i) { return args.in[i].as<const T>()[0]; };
     const double beta1 = args.attrs.real("beta1"), beta2 = args.attrs.real("beta2");
     const double lr = static_cast<double>(scalar(4)), step = args.in[6].as<const int32_t>()[0];
@@ -180,6 +240,7 @@ void adamw_cpu(const KernelArgs& args) {
 
 void sgd_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
+    if (skipped<T>(args, 4, {0, 2})) return;
     const T lr = args.in[3].as<const T>()[0], clip = args.in[4].as<const T>()[0];
     const T momentum = static_cast<T>(args.attrs.real("momentum"));
     const T decay = static_cast<T>(args.attrs.real("weight_decay"));
@@ -213,7 +274,7 @@ constinit const OpDef ops::sum_squares = {
 
 constinit const OpDef ops::clip_coefficient = {
     .name = "clip_coefficient",
-    .factors = "->,",
+    .factors = ",->,",
     .infer = infer_clip_coefficient,
     .cpu = clip_coefficient_cpu,
 };
@@ -223,6 +284,13 @@ constinit const OpDef ops::increment = {
     .factors = "->",
     .infer = infer_increment,
     .cpu = increment_cpu,
+};
+
+constinit const OpDef ops::count_update = {
+    .name = "count_update",
+    .factors = ",->",
+    .infer = infer_count_update,
+    .cpu = count_update_cpu,
 };
 
 constinit const OpDef ops::learning_rate = {

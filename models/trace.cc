@@ -37,7 +37,7 @@ Graph trace(const std::string& name, const ModelConfig& config, const LossFuncti
     const Tensor targets = data("targets", shape, DType::kI32, roles);
     return model(config, tokens, targets);
   };
-  const TracerOptions compute = {.compute = options.dtype};
+  const TracerOptions compute = {.compute = options.dtype, .dropout = options.training};
   if (options.training) return trace_training_step(name, loss, options.optimizer, compute);
   Tracer tracer(name, compute);
   tracer.output("loss", loss());

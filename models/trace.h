@@ -13,7 +13,7 @@ namespace cleave {
 
 struct TraceOptions {
   DType dtype = DType::kF32;  // of the computation; kBF16 keeps the parameters in f32
-  bool training = true;       // backward and update too; else the loss only
+  bool training = true;  // backward and update too; else the loss only, and dropout drops nothing
   OptimizerOptions optimizer;
 };
 

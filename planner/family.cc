@@ -147,6 +147,8 @@ bool Families::allowed(NodeId leader, size_t axis, ClassId c) const {
   // Roles speak of the model's work on its data; parameters and optimizer states may be kept, cast
   // and updated in whatever parts fit best.
   if (node.phase == Phase::kUpdate || !reads_data_[static_cast<size_t>(leader)]) return true;
+  const Source* sum = node.inputs.empty() ? nullptr : graph_.source_of(node.inputs[0]);
+  if (sum != nullptr && sum->kind == SourceKind::kAccumulator) return true;
   switch (r.roles[axis]) {
     case AxisRole::kAny: return true;
     case AxisRole::kData: return c == r.batch;

@@ -88,6 +88,16 @@ int32_t PlacementProblem::add_variable(size_t domain) {
   return static_cast<int32_t>(problem_.domain_sizes.size() - 1);
 }
 
+double PlacementProblem::family_seconds(const Family& family, size_t choice) const {
+  const FamilyKind& kind = families_.kind(family.kind);
+  if (graph_.micro_batches == 1) return kind.seconds[choice];
+  double seconds = 0;
+  for (size_t m = 0; m < family.members.size(); ++m) {
+    seconds += kind.members[m][choice].seconds * runs(graph_.node(family.members[m]).phase);
+  }
+  return seconds;
+}
+
 void PlacementProblem::add_families(const Preferences& preferences) {
   for (const Family& family : families_.all()) {
     const FamilyKind& kind = families_.kind(family.kind);
@@ -96,14 +106,16 @@ void PlacementProblem::add_families(const Preferences& preferences) {
       auto table = std::make_shared<CostTable>();
       table->sizes = {static_cast<int32_t>(kind.choices.size())};
       for (size_t c = 0; c < kind.choices.size(); ++c) {
-        table->cost.push_back(kind.seconds[c] +
+        table->cost.push_back(family_seconds(family, c) +
                               preferences.choice(family.members[0], kind.choices[c]));
       }
       problem_.terms.push_back({{variable}, table});
     } else {
+      std::string key = key_of("family", family.kind);
+      for (NodeId n : family.members) key += key_of("", runs(graph_.node(n).phase));
       add_term({variable},
-               memoised(key_of("family", family.kind), {static_cast<int32_t>(kind.choices.size())},
-                        [&](const int32_t* c) { return kind.seconds[size_t(c[0])]; }));
+               memoised(key, {static_cast<int32_t>(kind.choices.size())},
+                        [&](const int32_t* c) { return family_seconds(family, size_t(c[0])); }));
     }
   }
 }
@@ -284,14 +296,20 @@ double PlacementProblem::conversion(int32_t space_id, bool bundled, int32_t from
   return cost;
 }
 
+Phase PlacementProblem::output_phase(Value v) const {
+  const NodeId producer = graph_.value(v).producer;
+  if (graph_.micro_batches > 1) return Phase::kUpdate;
+  return producer == kNoNode ? Phase::kForward : graph_.node(producer).phase;
+}
+
 void PlacementProblem::add_conversion(const ValueWays& w, const End& from, const End& to,
-                                      bool bundled) {
-  std::string key = key_of("convert", w.space, bundled, from.needs[0]);
+                                      Phase phase, bool bundled) {
+  std::string key = key_of("convert", w.space, bundled, from.needs[0], runs(phase));
   for (const Indices* n : to.needs) key += key_of("", n);
   const auto size = [](const End& e) { return static_cast<int32_t>(e.needs[0]->size()); };
   auto table = memoised(key, {size(from), size(to)}, [&](const int32_t* c) {
-    return conversion(w.space, bundled, (*from.needs[0])[static_cast<size_t>(c[0])], to,
-                      static_cast<size_t>(c[1]));
+    return runs(phase) * conversion(w.space, bundled, (*from.needs[0])[static_cast<size_t>(c[0])],
+                                    to, static_cast<size_t>(c[1]));
   });
   add_term({from.variable, to.variable}, std::move(table));
 }
@@ -303,6 +321,9 @@ void PlacementProblem::add_readers(Value v) {
   w.space = space_for(v);
   w.data = source != nullptr && source->kind == SourceKind::kData;
   w.source = source != nullptr && !w.data;
+  for (int32_t s : w.final_of) {
+    w.accumulated |= graph_.sources()[size_t(s)].kind == SourceKind::kAccumulator;
+  }
   if (info.producer != kNoNode) w.producer = end_of(info.producer, info.output, true, w.space);
   if (w.data) {
     w.held_forms = replicated_in(w.space);
@@ -324,11 +345,13 @@ void PlacementProblem::add_readers(Value v) {
 }
 
 // Whether a state is read by one family alone, which makes its next value in the same placement:
-// then it lies as that family needs it. Never as a partial result.
+// then it lies as that family needs it. Never as a partial result, unless it starts at zero: an
+// accumulator always lies so.
 bool PlacementProblem::lies_with_its_family(Value v) const {
   const ValueWays& w = ways_[static_cast<size_t>(v)];
   const Source* source = graph_.source_of(v);
   if (!w.source || source->final == v || !w.final_of.empty()) return false;
+  if (source->kind == SourceKind::kAccumulator) return true;
   if (!w.readers[0].ends.empty() || !w.readers[1].ends.empty()) return false;
   if (w.readers[2].ends.size() != 1) return false;
   if (std::any_of(graph_.outputs().begin(), graph_.outputs().end(),
@@ -344,12 +367,25 @@ bool PlacementProblem::lies_with_its_family(Value v) const {
                       [&](int32_t p) { return s.has_partial(static_cast<size_t>(p)); });
 }
 
+PlacementProblem::End PlacementProblem::only_reader(Value v) const {
+  const ValueWays& w = ways_[static_cast<size_t>(v)];
+  std::vector<End> ends;
+  for (const Readers& r : w.readers) ends.insert(ends.end(), r.ends.begin(), r.ends.end());
+  const Source& source = *graph_.source_of(v);
+  CLEAVE_ASSERT(ends.size() == 1 && ends[0].needs.size() == 1 &&
+                    ways_[static_cast<size_t>(source.final)].producer.variable == ends[0].variable,
+                "{} '{}' is not read by one op alone, which makes its next value",
+                name_of(source.kind), source.name);
+  return ends[0];
+}
+
 void PlacementProblem::add_held(Value v, const Preferences& preferences) {
   ValueWays& w = ways_[static_cast<size_t>(v)];
   if (lies_with_its_family(v)) {
-    w.producer = w.readers[2].ends[0];
+    w.producer = only_reader(v);
     return;
   }
+  if (w.accumulated) return;
   std::vector<End> ends;
   for (const Readers& r : w.readers) ends.insert(ends.end(), r.ends.begin(), r.ends.end());
   for (const Output& o : graph_.outputs()) {
@@ -409,23 +445,28 @@ void PlacementProblem::add_ways(Value v) {
     r.hand_out = add_variable(r.hand_out_forms->size());
   }
   const End held = held_end(w);
-  if (w.held >= 0 && !w.source) add_conversion(w, w.producer, held, false);
+  if (w.held >= 0 && !w.source) {
+    add_conversion(w, w.producer, held, graph_.node(producer).phase, false);
+  }
   if (w.source) add_state_price(v, w);
   for (size_t p = 0; p < 3; ++p) {
     const Readers& r = w.readers[p];
     if (r.ends.empty()) continue;
-    const bool bundled = is_bundled(w, v, static_cast<Phase>(p));
+    const auto phase = static_cast<Phase>(p);
+    const bool bundled = is_bundled(w, v, phase);
     const End out = handed_out(r);
     if (p == 1 && (crosses || w.source)) {
       add_backward_term(v, w);
     } else {
-      add_conversion(w, held, out, bundled);
+      add_conversion(w, held, out, phase, bundled);
     }
     if (r.hand_out < 0) continue;
-    for (const End& e : r.ends) add_conversion(w, out, e, bundled);
+    for (const End& e : r.ends) add_conversion(w, out, e, phase, bundled);
   }
-  for (const End& e : w.fixed) {
-    add_conversion(w, held, e, e.variable >= 0);
+  const size_t outputs = w.fixed.size() - w.final_of.size();
+  for (size_t i = 0; i < w.fixed.size(); ++i) {
+    const bool final = i >= outputs;
+    add_conversion(w, held, w.fixed[i], final ? Phase::kUpdate : output_phase(v), final);
   }
 }
 
@@ -463,7 +504,9 @@ void PlacementProblem::add_backward_term(Value v, const ValueWays& w) {
   auto table = memoised(key, {size(held), forward_size, size(out)}, [&](const int32_t* c) {
     const int32_t h = (*held.needs[0])[static_cast<size_t>(c[0])];
     const double held_price = w.saved ? price * s.local_bytes(static_cast<size_t>(h)) : 0;
-    double cost = conversion(w.space, false, h, out, static_cast<size_t>(c[2])) + held_price;
+    const double times = runs(Phase::kBackward);
+    double cost =
+        times * conversion(w.space, false, h, out, static_cast<size_t>(c[2])) + held_price;
     if (!from_forward) return cost;
     const int32_t kept = (*forward.needs[0])[static_cast<size_t>(c[1])];
     for (const Indices* n : forward.needs) {  // a family that took two forms leaves none to keep
@@ -472,8 +515,8 @@ void PlacementProblem::add_backward_term(Value v, const ValueWays& w) {
     const bool same = kept == h;
     const double kept_price =
         w.saved || (w.source && !same) ? price * s.local_bytes(static_cast<size_t>(kept)) : 0;
-    return std::min(cost,
-                    conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) + kept_price);
+    return std::min(cost, times * conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) +
+                              kept_price);
   });
   add_term({held.variable, from_forward ? forward.variable : -1, out.variable}, std::move(table));
 }

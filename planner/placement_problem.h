@@ -72,10 +72,11 @@ class PlacementProblem {
   struct ValueWays {
     int32_t space = -1;
     End producer;
-    bool data = false;    // replicated on the host: any form is a slice away
-    bool source = false;  // a parameter or state
-    bool saved = false;   // priced: held from the forward to the backward
-    int32_t held = -1;    // variable; -1: the readers take it as produced
+    bool data = false;         // replicated on the host: any form is a slice away
+    bool source = false;       // a parameter, state or accumulator
+    bool accumulated = false;  // the next value of an accumulator: held as it is made
+    bool saved = false;        // priced: held from the forward to the backward
+    int32_t held = -1;         // variable; -1: the readers take it as produced
     const Indices* held_forms = nullptr;
     Readers readers[3];             // by phase
     std::vector<End> fixed;         // outputs, replicated, then a held form for each of final_of
@@ -88,6 +89,7 @@ class PlacementProblem {
   void add_readers(Value v);
   void add_held(Value v, const Preferences& preferences);
   bool lies_with_its_family(Value v) const;
+  End only_reader(Value v) const;
   void add_ways(Value v);
   void add_state_price(Value v, const ValueWays& w);
   void add_backward_term(Value v, const ValueWays& w);
@@ -101,7 +103,8 @@ class PlacementProblem {
   int32_t add_variable(size_t domain);
   void add_term(std::vector<int32_t> variables, std::shared_ptr<const CostTable> table);
   // Cost of making every distinct need of `to` from `from`'s placement.
-  void add_conversion(const ValueWays& w, const End& from, const End& to, bool bundled);
+  void add_conversion(const ValueWays& w, const End& from, const End& to, Phase phase,
+                      bool bundled);
   double conversion(int32_t space, bool bundled, int32_t from, const End& to, size_t choice) const;
   End held_end(const ValueWays& w) const;
   End handed_out(const Readers& r) const;
@@ -110,6 +113,14 @@ class PlacementProblem {
                    : *spaces_[static_cast<size_t>(s)].plain;
   }
   double price_of(Value v) const;
+  // How often a step runs what belongs to this phase.
+  double runs(Phase phase) const {
+    return phase == Phase::kUpdate ? 1 : static_cast<double>(graph_.micro_batches);
+  }
+  // When what a graph output needs is made: after the last micro-batch.
+  Phase output_phase(Value v) const;
+  // Seconds of all members of a family in one step, by choice.
+  double family_seconds(const Family& family, size_t choice) const;
   bool is_bundled(const ValueWays& w, Value v, Phase reader) const;
   std::shared_ptr<const CostTable> memoised(const std::string& key, std::vector<int32_t> sizes,
                                             const std::function<double(const int32_t*)>& cost);

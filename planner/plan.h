@@ -29,10 +29,11 @@ struct NodePlan {
   std::vector<MemberSplit::OnAxis> axes;  // how the op is split
   std::vector<Step> inner;                // collectives inside, when its factor is whole
   std::vector<int32_t> input_forms;       // which form of each input it reads
-  double seconds = 0;                     // compute and inner collectives
+  double seconds = 0;                     // compute and inner collectives, each time it runs
 };
 
-// All collectives of one kind along one axis in one phase.
+// All collectives of one kind along one axis in one phase of a step, all its micro-batches
+// together.
 struct PlannedCollectives {
   StepKind kind = StepKind::kAllReduce;
   int32_t axis = 0;

@@ -303,7 +303,7 @@ void predict(const Graph& graph, Plan& plan) {
 double tokens_per_step(const Graph& graph) {
   for (const Source& s : graph.sources()) {
     if (s.kind != SourceKind::kData || s.roles.empty() || s.roles[0] != "batch") continue;
-    return static_cast<double>(numel(graph.type(s.value).shape));
+    return static_cast<double>(numel(graph.type(s.value).shape) * graph.micro_batches);
   }
   return 0;
 }
@@ -317,7 +317,7 @@ double model_flops(const Graph& graph, bool masked_too) {
     if (masked_too && attrs.has("causal")) attrs.set("causal", int64_t{0});
     flops += n.op->flops({*n.signature, n.extents, attrs, in});
   }
-  return 3 * flops;
+  return 3 * flops * static_cast<double>(graph.micro_batches);
 }
 
 MeshRequest parse_mesh(std::string_view text) {

@@ -24,7 +24,9 @@ int32_t PlacementProblem::form_for(std::span<const int32_t> choice, Value v, con
   std::vector<Form>& forms = plan.values[static_cast<size_t>(v)];
   const Placements& have = forms[static_cast<size_t>(from)].placements;
   if (have == s.at(target)) return from;
-  if (paid) plan.certificate.cost += s.seconds(static_cast<size_t>(s.index_of(have)), target);
+  if (paid) {
+    plan.certificate.cost += runs(phase) * s.seconds(static_cast<size_t>(s.index_of(have)), target);
+  }
   for (size_t f = 0; f < forms.size(); ++f) {
     if (forms[f].from == from && forms[f].placements == s.at(target) && forms[f].phase == phase &&
         forms[f].bundled == bundled) {
@@ -64,8 +66,9 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
     const double price = price_of(v);
     const double held_price = w.saved ? price * s.local_bytes(size_t(h)) : 0;
     const double kept_price = price * s.local_bytes(size_t(k)) * (w.saved || w.source);
-    const double again = conversion(w.space, false, h, out, pick);
-    if (conversion(w.space, false, k, out, pick) + kept_price < again + held_price) {
+    const double times = runs(Phase::kBackward);
+    const double again = times * conversion(w.space, false, h, out, pick);
+    if (times * conversion(w.space, false, k, out, pick) + kept_price < again + held_price) {
       from = forward_form;
       ++plan.kept;
       if (w.source) plan.predicted.held_bytes += static_cast<int64_t>(s.local_bytes(size_t(k)));
@@ -138,8 +141,8 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
   for (size_t phase = 0; phase < 3; ++phase) read_phase(choice, v, phase, held, forward_form, plan);
   for (size_t o = 0; o < graph_.outputs().size(); ++o) {
     if (graph_.outputs()[o].value != v) continue;
-    const Phase phase = producer == kNoNode ? Phase::kForward : graph_.node(producer).phase;
-    plan.output_form[o] = form_for(choice, v, w.fixed[0], 0, held, phase, false, true, plan);
+    plan.output_form[o] =
+        form_for(choice, v, w.fixed[0], 0, held, output_phase(v), false, true, plan);
   }
   const size_t outputs = w.fixed.size() - w.final_of.size();
   for (size_t i = 0; i < w.final_of.size(); ++i) {
@@ -164,13 +167,14 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   // Collectives by (kind, axis, phase, of parameters).
   std::map<std::tuple<StepKind, int32_t, Phase, bool>, PlannedCollectives> sums;
   const auto add_step = [&](const Step& step, Phase phase, bool parameters, bool counted) {
-    communication += step.seconds;
+    const double times = runs(phase);
+    communication += times * step.seconds;
     if (!is_collective(step.kind)) return;
     PlannedCollectives& c = sums[{step.kind, step.axis, phase, parameters}];
     c.kind = step.kind, c.axis = step.axis, c.phase = phase, c.parameters = parameters;
-    c.count += counted;
-    c.bytes += step.bytes;
-    c.seconds += step.seconds;
+    c.count += counted ? static_cast<int64_t>(times) : 0;
+    c.bytes += times * step.bytes;
+    c.seconds += times * step.seconds;
   };
   for (size_t n = 0; n < graph_.nodes().size(); ++n) {
     const int32_t family = families_.family_of(static_cast<NodeId>(n));
@@ -184,10 +188,11 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
     node.seconds = m.seconds;
     node.input_forms.assign(graph_.nodes()[n].inputs.size(), 0);
     if (member == 0) plan.choices[n] = kind.choices[pick];
-    compute += m.seconds;
-    plan.certificate.cost += m.seconds;
+    const double times = runs(graph_.nodes()[n].phase);
+    compute += times * m.seconds;
+    plan.certificate.cost += times * m.seconds;
     for (const Step& step : m.inner) {
-      compute -= step.seconds;
+      compute -= times * step.seconds;
       add_step(step, graph_.nodes()[n].phase, false, true);
     }
   }

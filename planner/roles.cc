@@ -46,7 +46,7 @@ void name_axes(const Graph& graph, Plan& plan) {
   // A stage is reached when more than half of the bytes are split over a batch axis.
   double parameters = 0, states = 0, split_parameters = 0, split_states = 0;
   for (const Source& s : graph.sources()) {
-    if (s.kind == SourceKind::kData) continue;
+    if (s.kind != SourceKind::kParameter && s.kind != SourceKind::kState) continue;
     const double bytes =
         static_cast<double>(numel(graph.type(s.value).shape) * size_of(graph.type(s.value).dtype));
     const Placements& p = plan.values[static_cast<size_t>(s.value)][0].placements;

@@ -82,7 +82,9 @@ TEST(GraphText, EveryMistakeIsOneLineThatNamesItsLine) {
   const std::vector<Case> cases = {
       {"graph mlp", "", "line 3: the text does not begin with 'graph NAME'"},
       {"graph mlp", "graph mlp x", "line 1: nothing more can stand at 'x'"},
-      {"data %0", "datum %0", "line 3: unknown source 'datum' (one of data, param, state)"},
+      {"data %0", "datum %0",
+       "line 3: unknown source 'datum' (one of data, param, state, "
+       "accumulator)"},
       {"f32[8, 64] (", "f23[8, 64] (", "line 3: unknown element type 'f23'"},
       {"(batch, width)", "(batch)", "line 3: 'x' has 2 dimensions and 1 roles"},
       {"(batch, width)", "(batch, width", "line 3: expected ')' before the end of the line"},

@@ -666,17 +666,45 @@ TEST(Optimizers, SgdFollowsThePlainLoop) {
 }
 
 TEST(Optimizers, ClipCoefficient) {
-  const HostTensor squares = {{DType::kF64, {}}, {16}};
-  const auto clip = [&](double max_norm, size_t output) {
-    return scalar_of(ops::clip_coefficient, squares, "", {{"max_norm", max_norm}}, output);
+  const auto clip = [&](std::vector<double> operands, double max_norm) {
+    std::vector<HostTensor> in;
+    for (double x : operands) in.push_back({{DType::kF64, {}}, {x}});
+    const auto out = testing::run_op(application(
+        ops::clip_coefficient, in, in.size() == 4 ? ",,,->," : "", {{"max_norm", max_norm}}));
+    return std::pair(out[0].numbers[0], out[1].numbers[0]);
   };
-  EXPECT_DOUBLE_EQ(clip(1, 0), 4);
-  EXPECT_DOUBLE_EQ(clip(1, 1), 1 / (4 + 1e-6));
-  EXPECT_EQ(clip(5, 1), 1);
-  EXPECT_EQ(clip(0, 1), 1);
-  // A gradient that is not a number is not hidden.
-  EXPECT_TRUE(std::isnan(
-      scalar_of(ops::clip_coefficient, {{DType::kF64, {}}, {NAN}}, "", {{"max_norm", 1.0}}, 1)));
+  EXPECT_DOUBLE_EQ(clip({16, 1}, 1).first, 4);
+  EXPECT_DOUBLE_EQ(clip({16, 1}, 1).second, 1 / (4 + 1e-6));
+  EXPECT_EQ(clip({16, 1}, 5).second, 1);
+  EXPECT_EQ(clip({16, 1}, 0).second, 1);
+  // What is not finite, and what is above its limit, skips the update.
+  const double inf = std::numeric_limits<double>::infinity();
+  for (const double x : {static_cast<double>(NAN), inf}) {
+    EXPECT_EQ(clip({x, 1}, 1).second, -1);
+    EXPECT_EQ(clip({16, x}, 1).second, -1);
+  }
+  EXPECT_EQ(clip({16, 2, 3, 5}, 0).second, 1);
+  EXPECT_EQ(clip({16, 2, inf, inf}, 0).second, 1);
+  EXPECT_EQ(clip({16, 3.5, 3, 5}, 0).second, -1);
+  EXPECT_EQ(clip({16, 2, 3, 3.9}, 0).second, -1);
+}
+
+// Whatever the gradient holds, a skipped update changes nothing, in place or not.
+TEST(Optimizers, SkippedUpdatesChangeNothing) {
+  const HostTensor p = {{DType::kF64, {3}}, {1, -2, 3}}, m = {{DType::kF64, {3}}, {4, 5, 6}},
+                   v = {{DType::kF64, {3}}, {7, 8, 9}}, bad = {{DType::kF64, {3}}, {NAN, 1, 2}},
+                   lr = {{DType::kF64, {}}, {0.1}}, skip = {{DType::kF64, {}}, {-1}},
+                   step = {{DType::kI32, {}}, {3}};
+  const auto adam = testing::run_op(
+      application(ops::adamw, {p, bad, m, v, lr, skip, step}, "a,a,a,a,,,->a,a,a",
+                  {{"beta1", 0.9}, {"beta2", 0.95}, {"eps", 1e-8}, {"weight_decay", 0.1}}));
+  EXPECT_EQ(adam[0].numbers, p.numbers);
+  EXPECT_EQ(adam[1].numbers, m.numbers);
+  EXPECT_EQ(adam[2].numbers, v.numbers);
+  const auto sgd = testing::run_op(application(ops::sgd, {p, bad, m, lr, skip}, "a,a,a,,->a,a",
+                                               {{"momentum", 0.9}, {"weight_decay", 0.1}}));
+  EXPECT_EQ(sgd[0].numbers, p.numbers);
+  EXPECT_EQ(sgd[1].numbers, m.numbers);
 }
 
 TEST(Optimizers, LearningRateSchedule) {

@@ -76,8 +76,8 @@ TEST(Ops, ThoseUsedInPlaceAreTestedInPlace) {
   for (const OpCase& c : all_cases()) {
     if (!c.in_place.empty()) tested.insert(c.op->name);
   }
-  for (const char* name :
-       {"add", "mul", "scale", "copy", "add_n", "write_slice", "increment", "adamw", "sgd"}) {
+  for (const char* name : {"add", "mul", "scale", "copy", "add_n", "write_slice", "increment",
+                           "count_update", "adamw", "sgd"}) {
     EXPECT_TRUE(tested.contains(name)) << name;
   }
 }

@@ -80,7 +80,7 @@ TEST_P(EveryModel, TracesACompleteTrainingStep) {
       outputs.insert(o.name);
       EXPECT_EQ(graph.type(o.value).shape, Shape{}) << o.name;
     }
-    EXPECT_EQ(outputs, (std::set<std::string>{"loss", "grad_norm", "lr"}));
+    EXPECT_EQ(outputs, (std::set<std::string>{"loss", "grad_norm", "lr", "clip"}));
 
     const DType stored = dtype == DType::kF64 ? DType::kF64 : DType::kF32;
     std::map<SourceKind, int> count;

@@ -142,7 +142,7 @@ TEST(Optimizer, AdamWUpdatesEveryParameterInPlace) {
   const Source* step = g.source_named("step");
   ASSERT_NE(step, nullptr);
   EXPECT_EQ(g.type(step->value), (TensorType{DType::kI32, {}}));
-  EXPECT_EQ(g.node(g.value(step->final).producer).op->name, "increment");
+  EXPECT_EQ(g.node(g.value(step->final).producer).op->name, "count_update");
   // The rate and the bias correction of the first step read 1.
   for (const char* op : {"adamw", "learning_rate"}) {
     for (const Node* node : nodes_of(g, op)) {

@@ -2,6 +2,7 @@
 #include "tracer/autodiff.h"
 
 #include <algorithm>
+#include <map>
 
 #include "graph/error.h"
 #include "kernels/ops.h"
@@ -30,12 +31,21 @@ class Backward {
   Backward(const Backward&) = delete;
   Backward& operator=(const Backward&) = delete;
 
-  void walk(Value loss) {
+  // `passed(n)`: nothing will be added any more to the gradients of values that only node n and
+  // later ones read.
+  void walk(Value loss, const std::function<void(NodeId)>& passed) {
     stand_at(graph_.value(loss).producer, kNoNode);
     const Attrs seed{{"value", 1.0}, {"dtype", std::string(name_of(graph_.type(loss).dtype))}};
     contributions_[static_cast<size_t>(loss)] = {graph_.add1(ops::fill, {}, "->", seed)};
-    for (NodeId n = graph_.value(loss).producer; n >= 0; --n) differentiate(n);
+    for (NodeId n = graph_.value(loss).producer; n >= 0; --n) {
+      differentiate(n);
+      passed(n);
+    }
+    passed(kNoNode);
   }
+
+  // New nodes are of the backward, and of no node or scope.
+  void stand_free() { stand_at(kNoNode, kNoNode); }
 
   // The sum of what reached a value; kNoValue when nothing did.
   Value gradient(Value v) {
@@ -156,9 +166,20 @@ void Backward::check_reads(std::span<const Value> gradients) const {
   }
 }
 
+[[noreturn]] void refuse_unreached(Tracer& tracer, std::span<const Tensor> parameters, size_t i,
+                                   Value value, Loc loc) {
+  Tracer::State& s = tracer.state();
+  if (const Source* source = s.graph.source_of(value); source != nullptr) {
+    fail("{} '{}' ({}) does not reach the loss: it has no gradient", name_of(source->kind),
+         source->name, s.graph.place(tracer.made_at(parameters[i])));
+  }
+  s.refuse(loc, "gradients", parameters, fmt::format("number {} does not reach the loss", i));
+}
+
 }  // namespace
 
-std::vector<Tensor> gradients(const Tensor& loss, std::span<const Tensor> parameters, Loc loc) {
+void gradients(const Tensor& loss, std::span<const Tensor> parameters, const GradientReady& ready,
+               Loc loc) {
   Tracer& tracer = common_tracer({&loss, 1}, "gradients", loc);
   common_tracer(parameters, "gradients", loc);
   Tracer::State& s = tracer.state();
@@ -168,22 +189,38 @@ std::vector<Tensor> gradients(const Tensor& loss, std::span<const Tensor> parame
   const Value from = loss.value();
   std::vector<Value> values;
   for (const Tensor& p : parameters) values.push_back(p.stored());
+  // The parameters by the first node that reads them; those that none reads come last.
+  std::map<NodeId, std::vector<size_t>> first_read;
+  std::vector<NodeId> reader(s.graph.values().size(), kNoNode);
+  for (NodeId n = static_cast<NodeId>(s.graph.nodes().size()); n-- > 0;) {
+    for (Value v : s.graph.node(n).inputs) reader[static_cast<size_t>(v)] = n;
+  }
+  for (size_t i = 0; i < values.size(); ++i) {
+    first_read[reader[static_cast<size_t>(values[i])]].push_back(i);
+  }
   Backward backward(tracer, parameters);
-  backward.walk(from);
-  std::vector<Value> grads;
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    grads.push_back(backward.gradient(values[i]));
-    if (grads.back() != kNoValue) continue;
-    const Source* source = s.graph.source_of(values[i]);
-    if (source != nullptr) {
-      fail("{} '{}' ({}) does not reach the loss: it has no gradient", name_of(source->kind),
-           source->name, s.graph.place(tracer.made_at(parameters[i])));
+  std::vector<Value> grads(values.size(), kNoValue);
+  backward.walk(from, [&](NodeId n) {
+    const auto complete = first_read.find(n);
+    if (complete == first_read.end()) return;
+    for (size_t i : complete->second) {
+      grads[i] = backward.gradient(values[i]);
+      if (grads[i] == kNoValue) refuse_unreached(tracer, parameters, i, values[i], loc);
+      backward.stand_free();
+      ready(i, tracer.wrap(grads[i]));
     }
-    s.refuse(loc, "gradients", parameters, fmt::format("number {} does not reach the loss", i));
+    first_read.erase(complete);
+  });
+  for (const auto& [n, rest] : first_read) {
+    refuse_unreached(tracer, parameters, rest[0], values[rest[0]], loc);
   }
   backward.check_reads(grads);
-  std::vector<Tensor> result;
-  for (Value g : grads) result.push_back(tracer.wrap(g));
+}
+
+std::vector<Tensor> gradients(const Tensor& loss, std::span<const Tensor> parameters, Loc loc) {
+  std::vector<Tensor> result(parameters.size());
+  gradients(
+      loss, parameters, [&](size_t i, const Tensor& gradient) { result[i] = gradient; }, loc);
   return result;
 }
 

@@ -1,6 +1,7 @@
 // Reverse-mode differentiation of a traced graph: the backward becomes nodes of the same graph.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -15,5 +16,13 @@ namespace cleave {
 // overwritten in place.
 std::vector<Tensor> gradients(const Tensor& loss, std::span<const Tensor> parameters,
                               Loc loc = Loc::current());
+
+// Called with a parameter's index and its gradient as soon as that is complete, while the rest of
+// the backward is still to come: what it adds to the trace stands there.
+using GradientReady = std::function<void(size_t parameter, const Tensor& gradient)>;
+
+// The same, one gradient after the other.
+void gradients(const Tensor& loss, std::span<const Tensor> parameters, const GradientReady& ready,
+               Loc loc = Loc::current());
 
 }  // namespace cleave

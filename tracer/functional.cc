@@ -89,12 +89,12 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, AttentionOpt
   const double scale = options.scale.value_or(1 / std::sqrt(static_cast<double>(q.size(3))));
   Attrs attrs{{"r", heads / groups}, {"causal", int64_t{options.causal}}, {"scale", scale}};
   std::string_view factors = "bs(gr)E,bTgE,bTgV->bs(gr)V,bs(gr)|s:indexed,T:indexed";
-  if (options.dropout > 0) {
+  if (options.dropout > 0 && tracer.state().options.dropout) {
     // Which weights are dropped depends on their place in all of [b, g, r, s, T].
     factors =
         "bs(gr)E,bTgE,bTgV,->bs(gr)V,bs(gr)"
         "|b:indexed,s:indexed,g:indexed,r:indexed,T:indexed";
-    operands.push_back(tracer.step());
+    operands.push_back(tracer.pass());
     attrs.set("dropout", options.dropout);
     attrs.set("name", dropout_name(tracer));
   }
@@ -104,11 +104,11 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, AttentionOpt
 Tensor dropout(const Tensor& x, double p, Loc loc) {
   Tracer& tracer = checked(one(x), "dropout", loc);
   check_rate(p, "dropout", one(x), loc);
-  if (p == 0) return x;
+  if (p == 0 || !tracer.state().options.dropout) return x;
   const std::string letters = letters_for(x.shape().size());
   std::string notes;
   for (char c : letters) notes += fmt::format("{}{}:indexed", notes.empty() ? "|" : ",", c);
-  return tracer.apply1(ops::dropout, {x, tracer.step()}, letters + ",->" + letters + notes,
+  return tracer.apply1(ops::dropout, {x, tracer.pass()}, letters + ",->" + letters + notes,
                        {{"p", p}, {"name", dropout_name(tracer)}}, loc);
 }
 

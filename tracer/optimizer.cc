@@ -61,13 +61,21 @@ class Update {
   Update(Tracer& tracer, const OptimizerOptions& options, Loc loc)
       : tracer_(tracer), options_(options), loc_(loc) {}
 
-  void run(const std::vector<Tensor>& parameters, const std::vector<Tensor>& grads) {
-    const Tensor total = total_squares(parameters, grads);
-    const std::vector<Tensor> clip = tracer_.apply(ops::clip_coefficient, std::array{total}, "",
-                                                   {{"max_norm", options_.max_norm}}, loc_);
-    norm = clip[0], clip_ = clip[1];
+  void run(const std::vector<Tensor>& parameters, const std::vector<Tensor>& grads,
+           const Tensor& loss) {
+    std::vector<Tensor> judged = {total_squares(parameters, grads), loss};
+    if (options_.limits) {
+      for (const char* name : {"loss_limit", "norm_limit"}) {
+        judged.push_back(data(name, {}, tracer_.parameter_dtype(), {}, loc_));
+      }
+    }
+    const std::vector<Tensor> judgement =
+        tracer_.apply(ops::clip_coefficient, judged, options_.limits ? ",,,->," : "",
+                      {{"max_norm", options_.max_norm}}, loc_);
+    norm = judgement[0], clip = judgement[1];
     step_ = tracer_.step();
-    tracer_.apply_in_place(ops::increment, std::array{step_}, "", {}, std::array{step_}, loc_);
+    tracer_.apply_in_place(ops::count_update, std::array{step_, clip}, "", {}, std::array{step_},
+                           loc_);
     lr = learning_rate();
     for (size_t i = 0; i < parameters.size(); ++i) {
       if (options_.kind == OptimizerOptions::Kind::kAdamW) {
@@ -78,7 +86,7 @@ class Update {
     }
   }
 
-  Tensor norm, lr;  // scalars, in the parameters' type
+  Tensor norm, lr, clip;  // scalars, in the parameters' type
 
  private:
   // The sum of squares of all gradients, each squared by a node of its own.
@@ -113,7 +121,7 @@ class Update {
     const Tensor m = moment("adam.m.", p), v = moment("adam.v.", p);
     AtParameter at(tracer_, p);
     at.follow(squares);
-    tracer_.apply_in_place(ops::adamw, std::array{p, grad, m, v, lr, clip_, step_},
+    tracer_.apply_in_place(ops::adamw, std::array{p, grad, m, v, lr, clip, step_},
                            update_factors(letters_for(p.shape().size()), 4, 3, 3),
                            {{"beta1", options_.beta1},
                             {"beta2", options_.beta2},
@@ -126,7 +134,7 @@ class Update {
     const Tensor momentum = moment("sgd.momentum.", p);
     AtParameter at(tracer_, p);
     at.follow(squares);
-    tracer_.apply_in_place(ops::sgd, std::array{p, grad, momentum, lr, clip_},
+    tracer_.apply_in_place(ops::sgd, std::array{p, grad, momentum, lr, clip},
                            update_factors(letters_for(p.shape().size()), 3, 2, 2),
                            {{"momentum", options_.momentum}, {"weight_decay", decay_of(p)}},
                            std::array{p, momentum}, loc_);
@@ -143,7 +151,7 @@ class Update {
   const OptimizerOptions& options_;
   Loc loc_;
   std::vector<NodeId> squares_;  // the node that squares each parameter's gradient
-  Tensor clip_, step_;
+  Tensor step_;
 };
 
 void check(const OptimizerOptions& o) {
@@ -157,25 +165,59 @@ void check(const OptimizerOptions& o) {
   if (o.beta1 < 0 || o.beta1 >= 1 || o.beta2 < 0 || o.beta2 >= 1) {
     fail("beta1={} and beta2={} must be at least 0 and below 1", o.beta1, o.beta2);
   }
+  if (o.micro_batches < 1) fail("micro_batches={} must be at least 1", o.micro_batches);
   if (o.max_norm < 0) fail("max_norm={} must not be negative", o.max_norm);
 }
 
 }  // namespace
 
-void optimize(const Tensor& loss, const OptimizerOptions& options, Loc loc) {
+namespace {
+
+// Adds what one micro-batch contributes to an accumulator's tensor.
+void accumulate(const Tensor& sum, const Tensor& part, Loc loc) {
+  sum.tracer().apply_in_place(ops::add, std::array{sum, part}, "", {}, std::array{sum}, loc);
+}
+
+Tensor accumulator_of(const std::string& name, const Tensor& like, Loc loc) {
+  return accumulator("accumulated." + name, like.shape(), like.dtype(), loc);
+}
+
+}  // namespace
+
+void optimize(const Tensor& model_loss, const OptimizerOptions& options, Loc loc) {
   check(options);
-  Tracer& tracer = loss.tracer();
+  Tracer& tracer = model_loss.tracer();
   const std::vector<Tensor> parameters = tracer.parameters();
   if (parameters.empty()) fail("there are no parameters to train");
+  Tensor part = model_loss, loss = model_loss;
+  std::vector<Tensor> grads(parameters.size());
+  if (options.micro_batches > 1) {
+    tracer.graph().micro_batches = options.micro_batches;
+    part = model_loss * (1 / static_cast<double>(options.micro_batches));
+    loss = accumulator_of("loss", part, loc);
+    accumulate(loss, part, loc);
+  }
   // Before the phases change: in the backward and the update, tensors are read as they are stored.
   tracer.output("loss", loss);
-  const std::vector<Tensor> grads = gradients(loss, parameters, loc);
+  gradients(
+      part, parameters,
+      [&](size_t i, const Tensor& gradient) {
+        grads[i] = gradient;
+        if (options.micro_batches == 1) return;
+        grads[i] = accumulator_of(tracer.name_of(parameters[i]), gradient, loc);
+        const AtParameter at(tracer, parameters[i]);
+        accumulate(grads[i], gradient, loc);
+      },
+      loc);
+  tracer.set_phase(Phase::kBackward);
+  tracer.count_pass(loc);
 
   tracer.set_phase(Phase::kUpdate);
   Update update(tracer, options, loc);
-  update.run(parameters, grads);
+  update.run(parameters, grads, loss);
   tracer.output("grad_norm", update.norm);
   tracer.output("lr", update.lr);
+  tracer.output("clip", update.clip);
 }
 
 Graph trace_training_step(std::string name, const std::function<Tensor()>& model_loss,

@@ -21,12 +21,20 @@ struct OptimizerOptions {
   double momentum = 0.9;                         // kSgd
   double weight_decay = 0.1;                     // of parameters with two dimensions or more
   double max_norm = 1.0;  // the gradient, all parameters together, is cut to this norm; 0: never
+  // Forward and backward passes, each on a batch of its own, before one update with the mean of
+  // their gradients.
+  int64_t micro_batches = 1;
+  // The step takes the scalars "loss_limit" and "norm_limit" as data, and makes no update when the
+  // loss or the gradient's norm is above.
+  bool limits = false;
 };
 
 // Adds to the trace of a scalar loss its backward and the update of every parameter, in place:
 // gradients, their norm, the clipping, the step count, the learning rate, and AdamW or SGD with its
 // moments as states ("adam.m.<parameter>", "adam.v.<parameter>", "sgd.momentum.<parameter>").
-// Declares the outputs "loss", "grad_norm" and "lr".
+// Declares the outputs "loss" (the mean over the micro-batches), "grad_norm", "lr" and "clip": what
+// the gradients were multiplied by, or -1 when the loss or the norm is not finite or above its
+// limit: then parameters, moments and the step count stay as they are.
 void optimize(const Tensor& loss, const OptimizerOptions& options, Loc loc = Loc::current());
 
 // The graph of one step of training the model whose loss the function traces.

@@ -38,7 +38,7 @@ struct Tracer::State {
   std::string scope;
   bool located = false;  // a LocationScope has set cursor.loc
   std::vector<Tensor> parameters;
-  Tensor step;
+  Tensor step, pass;                    // undefined until asked for
   std::map<std::string, int> dropouts;  // how many there are in each scope
   std::vector<SourceLoc> made;          // of each source
 

@@ -203,6 +203,8 @@ Tensor parameter(std::string_view name, Shape shape, Init init, Loc loc = Loc::c
 // Kept from step to step, not trained. What it holds when the trace is finished is what the next
 // step starts from.
 Tensor state(std::string_view name, Shape shape, DType dtype, Init init, Loc loc = Loc::current());
+// Starts every step at zero and is added to by each of its micro-batches, before the update.
+Tensor accumulator(std::string_view name, Shape shape, DType dtype, Loc loc = Loc::current());
 // Fed anew each step. `roles`: what each dimension is ("batch", "sequence", ""); may be empty.
 Tensor data(std::string_view name, Shape shape, DType dtype, std::vector<std::string> roles = {},
             Loc loc = Loc::current());
@@ -210,6 +212,7 @@ Tensor data(std::string_view name, Shape shape, DType dtype, std::vector<std::st
 struct TracerOptions {
   // Of the forward and backward. kBF16: parameters stay f32 and are cast where they are read.
   DType compute = DType::kF32;
+  bool dropout = true;  // false: dropout layers drop nothing, as when a model is evaluated
 };
 
 // Records one graph. From its construction to its end it is the tracer of its thread (tracers
@@ -234,9 +237,14 @@ class Tracer {
   Phase phase() const;
   const std::string& scope() const;  // "h.0.attn"; empty at the top
 
-  // The number of steps done: an i32 scalar state "step", made when first asked for. Dropout reads
-  // it; an optimizer increments it in the update phase.
+  // The number of updates made: an i32 scalar state "step", made when first asked for. An optimizer
+  // increments it in the update phase.
   Tensor step();
+  // The number of forward passes done: an i32 scalar state "pass", made when first asked for.
+  // Dropout reads it.
+  Tensor pass();
+  // Increments it, if anything has asked for it: the last thing that a pass does.
+  void count_pass(Loc loc);
 
   // All parameters, in the order of their creation.
   const std::vector<Tensor>& parameters() const;

@@ -176,12 +176,30 @@ Tensor data(std::string_view name, Shape shape, DType dtype, std::vector<std::st
                     std::move(roles), loc);
 }
 
-Tensor Tracer::step() {
-  if (!state_->step.defined()) {
-    state_->step =
-        add_source(SourceKind::kState, "step", {DType::kI32, {}}, {}, {}, Loc::current());
+Tensor accumulator(std::string_view name, Shape shape, DType dtype, Loc loc) {
+  return add_source(SourceKind::kAccumulator, in_scope(name), {dtype, std::move(shape)}, {}, {},
+                    loc);
+}
+
+namespace {
+
+Tensor counter(Tensor& known, const char* name) {
+  if (!known.defined()) {
+    known = add_source(SourceKind::kState, name, {DType::kI32, {}}, {}, {}, Loc::current());
   }
-  return state_->step;
+  return known;
+}
+
+}  // namespace
+
+Tensor Tracer::step() { return counter(state_->step, "step"); }
+
+Tensor Tracer::pass() { return counter(state_->pass, "pass"); }
+
+void Tracer::count_pass(Loc loc) {
+  const Tensor& pass = state_->pass;
+  if (!pass.defined()) return;
+  apply_in_place(ops::increment, one(pass), "", {}, one(pass), loc);
 }
 
 // --- Where ops are recorded ----------------------------------------------------------------------

@@ -177,8 +177,20 @@ void add_optimizers(std::vector<OpCase>& cases) {
   for (const double max_norm : {0.0, 1.0, 50.0}) {
     cases.push_back({.op = &ops::clip_coefficient,
                      .attrs = {{"max_norm", max_norm}},
-                     .in = {f64({})},
-                     .ranges = {{4, 9}}});
+                     .in = {f64({}), f64({})},
+                     .ranges = {{4, 9}, kAny}});
+    // Limits that some of the drawn losses and norms are above.
+    cases.push_back({.op = &ops::clip_coefficient,
+                     .factors = ",,,->,",
+                     .attrs = {{"max_norm", max_norm}},
+                     .in = {f64({}), f64({}), f64({}), f64({})},
+                     .ranges = {{4, 9}, kAny, kAny, {2, 3}}});
+  }
+  for (const bool skipped : {false, true}) {
+    cases.push_back({.op = &ops::count_update,
+                     .in = {i32({}), f64({})},
+                     .ranges = {{0, 9}, skipped ? Range{-1, -1} : Range{0.5, 1}},
+                     .in_place = {{0, 0}}});
   }
   cases.push_back(
       {.op = &ops::increment, .in = {i32({})}, .ranges = {{0, 9}}, .in_place = {{0, 0}}});
