@@ -65,10 +65,9 @@ void check_length(const std::string& path, int64_t expected) {
 
 void check_bytes(const std::string& path, const FileDigest& expected) {
   check_length(path, expected.bytes);
-  const FileDigest found = digest_of(open_to_read(path), path);
-  if (found != expected) {
-    fail("'{}': damaged, its checksum (XXH128) is {} and was {} when it was written",
-         printable(path), found.checksum, expected.checksum);
+  if (digest_of(open_to_read(path), path) != expected) {
+    fail("'{}': damaged, its bytes are not those that were written (another XXH128)",
+         printable(path));
   }
 }
 
@@ -88,14 +87,6 @@ void check_tensors(const SafetensorsFile& file, const Manifest& manifest, int32_
   if (listed != file.tensors().size() + file.others().size()) {
     fail("'{}': holds tensors that the manifest does not list", file.path());
   }
-}
-
-// The folder without a slash at its end and without links, for its name.
-bool is_step_folder(const std::string& path) {
-  std::error_code error;
-  if (fs::exists(join(path, kManifestName), error)) return true;
-  const fs::path whole = fs::canonical(path, error);
-  return step_of_folder_name(whole.filename().string()).has_value();
 }
 
 // Throws Error unless there is such a folder.
@@ -181,6 +172,14 @@ std::span<const std::byte> Checkpoint::bytes(std::string_view name, const Tensor
   return bytes(*tensor);
 }
 
+bool is_step_folder(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(join(path, kManifestName), error)) return true;
+  // Without links and a slash at the end, for its name.
+  const fs::path whole = fs::canonical(path, error);
+  return step_of_folder_name(whole.filename().string()).has_value();
+}
+
 Manifest read_manifest(const std::string& folder) {
   Manifest manifest = parsed_manifest(folder);
   for (const ManifestFile& f : manifest.files) {
@@ -239,8 +238,7 @@ std::vector<std::string> verify(const std::string& path) {
   return problems;
 }
 
-void export_weights(const std::string& path, const std::string& out_file) {
-  const Checkpoint checkpoint = open_checkpoint(path);
+int64_t export_weights(const Checkpoint& checkpoint, const std::string& out_file) {
   std::vector<TensorBytes> tensors;
   for (const ManifestTensor& t : checkpoint.tensors()) {
     if (t.parameter) tensors.push_back({t.name, t.type, checkpoint.bytes(t)});
@@ -248,8 +246,13 @@ void export_weights(const std::string& path, const std::string& out_file) {
   if (tensors.empty()) fail("checkpoint '{}' has no parameters", printable(checkpoint.path()));
   // Libraries refuse files whose metadata does not say for whom the tensors are laid out; "pt" is
   // row-major.
-  write_safetensors(out_file, tensors,
-                    {{"format", "pt"}, {"step", std::to_string(checkpoint.step())}});
+  const SafetensorsMetadata metadata = {{"format", "pt"},
+                                        {"step", std::to_string(checkpoint.step())}};
+  return write_safetensors(out_file, tensors, metadata).bytes;
+}
+
+void export_weights(const std::string& path, const std::string& out_file) {
+  export_weights(open_checkpoint(path), out_file);
 }
 
 }  // namespace cleave

@@ -43,6 +43,9 @@ class Checkpoint {
   std::map<std::string, int32_t, std::less<>> by_name_;
 };
 
+// Whether a folder is one step's checkpoint, by its name or its manifest, and not a store.
+bool is_step_folder(const std::string& path);
+
 // The manifest of a checkpoint's folder; all its files must be there in their full length. Reads no
 // more than the manifest. Throws Error, beginning with the file.
 Manifest read_manifest(const std::string& folder);
@@ -60,8 +63,10 @@ std::optional<std::string> newest_sound_before(const std::string& folder);
 // every byte. Throws Error when `path` is neither.
 std::vector<std::string> verify(const std::string& path);
 
-// The parameters alone in one safetensors file, under their own names. `path` as in
-// open_checkpoint. `out_file` is replaced when the new one is complete.
+// The parameters alone in one safetensors file, under their own names. `out_file` is replaced when
+// the new one is complete. Returns its size in bytes.
+int64_t export_weights(const Checkpoint& checkpoint, const std::string& out_file);
+// The same of a path as open_checkpoint takes it.
 void export_weights(const std::string& path, const std::string& out_file);
 
 }  // namespace cleave
