@@ -200,13 +200,13 @@ void checkpoint_verify_command(const CheckpointArguments& a) {
                 {"checkpoints", list}});
   }
   if (damaged == 0) return;
-  const std::string which =
-      is_step_folder(a.path)
-          ? fmt::format("'{}' is damaged", a.path)
-          : fmt::format("{} of the {} in '{}' {} damaged", damaged,
-                        counted(all.size(), "checkpoint"), a.path, damaged == 1 ? "is" : "are");
-  fail("{}; {}", which,
-       sound ? fmt::format("the newest sound one is '{}'", *sound) : "there is no sound one");
+  if (is_step_folder(a.path)) {
+    fail("'{}' is damaged; {}", a.path,
+         sound ? fmt::format("'{}' is older and sound", *sound) : "there is no older sound one");
+  }
+  fail("{} of the {} in '{}' {} damaged; {}", damaged, counted(all.size(), "checkpoint"), a.path,
+       damaged == 1 ? "is" : "are",
+       sound ? fmt::format("the newest sound one is '{}'", *sound) : "none is sound");
 }
 
 void checkpoint_export_command(const CheckpointArguments& a) {
