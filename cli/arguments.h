@@ -56,4 +56,10 @@ struct TrainArguments {
   int64_t log_every = 1;
 };
 
+struct CheckpointArguments {
+  std::string path;  // of a step or of a folder of them
+  std::string out;   // export: the safetensors file
+  bool json = false;
+};
+
 }  // namespace cleave

@@ -43,6 +43,7 @@ struct Commands {
   PlanArguments plan;
   ViewArguments view;
   TrainArguments train;
+  CheckpointArguments checkpoint;
 };
 
 void add_trace(CLI::App& app, TraceArguments& a) {
@@ -119,6 +120,28 @@ void add_train(CLI::App& app, TrainArguments& a) {
   c->final_callback([&a] { train_command(a); });
 }
 
+void add_checkpoint(CLI::App& app, CheckpointArguments& a) {
+  CLI::App* c = app.add_subcommand("checkpoint", "List, check and export what training has saved");
+  c->require_subcommand(1);
+  const auto add = [&](const char* name, const char* what, const char* paths) {
+    CLI::App* sub = c->add_subcommand(name, what);
+    sub->add_option("PATH", a.path, paths)->required();
+    return sub;
+  };
+  CLI::App* ls = add("ls", "The checkpoints in a folder, or the tensors of one",
+                     "A run's folder of checkpoints, one step's folder, or a safetensors file");
+  ls->add_flag("--json", a.json, "JSON on stdout");
+  ls->final_callback([&a] { checkpoint_ls_command(a); });
+  const char* folders = "A run's folder of checkpoints, or one step's folder";
+  CLI::App* check =
+      add("verify", "Read every byte and name what is damaged (exit status 1)", folders);
+  check->add_flag("--json", a.json, "JSON on stdout");
+  check->final_callback([&a] { checkpoint_verify_command(a); });
+  CLI::App* out = add("export", "The weights in one safetensors file, for other programs", folders);
+  out->add_option("-o,--out", a.out, "FILE.safetensors")->required()->type_name("FILE");
+  out->final_callback([&a] { checkpoint_export_command(a); });
+}
+
 // One line, whatever the message was.
 std::string one_line(std::string text) {
   std::replace(text.begin(), text.end(), '\n', ' ');
@@ -156,6 +179,7 @@ int run(int argc, char** argv, const UserModel* user) {
   add_plan(app, commands.plan);
   add_view(app, commands.view);
   add_train(app, commands.train);
+  add_checkpoint(app, commands.checkpoint);
 
   std::vector<std::string> names;
   for (const CLI::App* c : app.get_subcommands([](CLI::App*) { return true; }))
@@ -176,6 +200,20 @@ int run(int argc, char** argv, const UserModel* user) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
+    const CLI::App* c = command.empty() ? nullptr : app.get_subcommand(command);
+    const auto within = [](const CLI::App* a) {
+      std::vector<std::string> found;
+      for (const CLI::App* s : a->get_subcommands([](const CLI::App*) { return true; })) {
+        found.push_back(s->get_name());
+      }
+      return found;
+    };
+    if (c != nullptr && !within(c).empty() && c->get_subcommands().empty() &&
+        e.get_exit_code() != static_cast<int>(CLI::ExitCodes::Success)) {
+      return report(1, "error",
+                    fmt::format("cleave {}: write one of {} next; see cleave {} --help", command,
+                                fmt::join(within(c), ", "), command));
+    }
     return finish_parse(app, e, command);
   }
   return 0;

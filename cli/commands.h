@@ -10,5 +10,9 @@ void regions_command(const RegionsArguments& arguments);
 void plan_command(const PlanArguments& arguments);  // DoesNotFit when nothing fits
 void view_command(const ViewArguments& arguments);
 void train_command(const TrainArguments& arguments);  // DoesNotFit when nothing fits
+void checkpoint_ls_command(const CheckpointArguments& arguments);
+void checkpoint_verify_command(
+    const CheckpointArguments& arguments);  // Error when one is not sound
+void checkpoint_export_command(const CheckpointArguments& arguments);
 
 }  // namespace cleave

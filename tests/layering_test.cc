@@ -23,11 +23,12 @@ namespace fs = std::filesystem;
 // A folder may include itself and what begins with one of these.
 const std::map<std::string, std::vector<std::string>> kMayInclude = {
     {"graph", {}},
+    {"checkpoint", {"graph/"}},
     {"kernels", {"graph/"}},
     {"tracer", {"graph/", "kernels/ops.h"}},
     {"models", {"graph/", "kernels/ops.h", "tracer/"}},
     {"planner", {"graph/"}},
-    {"executor", {"graph/", "planner/"}},
+    {"executor", {"graph/", "checkpoint/", "planner/"}},
     {"viz", {"graph/", "planner/"}},
 };
 
