@@ -26,8 +26,9 @@ const std::map<std::string, std::vector<std::string>> kMayInclude = {
     {"kernels", {"graph/"}},
     {"tracer", {"graph/", "kernels/ops.h"}},
     {"models", {"graph/", "kernels/ops.h", "tracer/"}},
+    {"data", {"graph/"}},
     {"planner", {"graph/"}},
-    {"executor", {"graph/", "planner/"}},
+    {"executor", {"data/", "graph/", "planner/"}},
     {"viz", {"graph/", "planner/"}},
 };
 
