@@ -44,7 +44,7 @@ struct ViewArguments {
 
 struct TrainArguments {
   ModelArguments model;  // or a plan's file
-  std::string data, devices, mesh, schedule = "cosine", out;
+  std::string data, val_data, tokenizer, devices, mesh, schedule = "cosine", out;
   int64_t steps = 100;
   int64_t seed = 0;
   double lr = 1e-3;

@@ -97,9 +97,14 @@ void add_view(CLI::App& app, ViewArguments& a) {
 void add_train(CLI::App& app, TrainArguments& a) {
   CLI::App* c = app.add_subcommand("train", "Train a model as its plan says, on this machine");
   add_model(*c, a.model, "A plan (.json), or a built-in model, which is planned first");
-  c->add_option("--data", a.data, "The text to learn, read as bytes")
+  c->add_option("--data", a.data, "A text or token files: FILE, FILE,FILE,... or a 'PATTERN*'")
       ->required()
       ->type_name("FILE");
+  c->add_option("--val-data", a.val_data, "What to validate on (the last tenth of --data)")
+      ->type_name("FILE");
+  c->add_option("--tokenizer", a.tokenizer,
+                "What encodes a text: a tokenizer.json, a folder with vocab.json and merges.txt")
+      ->type_name("PATH");
   c->add_option("--devices", a.devices, "cpu:N: N threads are N devices")
       ->required()
       ->type_name("cpu:N");

@@ -7,7 +7,7 @@
 #include "cli/format.h"
 #include "cli/plan_file.h"
 #include "cli/planning.h"
-#include "executor/data.h"
+#include "data/token_data.h"
 #include "executor/trainer.h"
 #include "graph/error.h"
 
@@ -116,10 +116,11 @@ LoadedPlan evaluation_of(const LoadedPlan& training, const UserModel* user) {
 }  // namespace
 
 void train_command(const TrainArguments& a) {
-  TokenData(a.data, /*sequence=*/1);  // what cannot be read is noticed before the search
+  // What cannot be read is noticed before the search.
+  const TokenData opened({a.data, a.val_data, a.tokenizer}, /*sequence=*/1);
   const LoadedPlan training = planned(a);
   const ModelConfig& config = training.model.config;
-  const TokenData data(a.data, config.sequence);
+  const TokenData data = opened.with_sequence(config.sequence);
   const LoadedPlan evaluation = evaluation_of(training, a.model.user);
 
   TrainOptions options;

@@ -137,7 +137,7 @@ TrainResult train(const Graph& graph, const Plan& plan, const TokenData& data,
   result.arena_bytes = runtime.program().arena_bytes;
   result.tokens_per_step = static_cast<double>(numel(shape));
   for (int64_t step = 1; step <= options.steps; ++step) {
-    feed(runtime, data.training_batch(step - 1, batch));
+    feed(runtime, data.training_batch((step - 1) * batch.batch, batch));
     const StepResult r = runtime.step();
     expect_planned(r.collectives, plan);
     result.executed = r.collectives;

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "executor/communicator.h"
-#include "executor/data.h"
+#include "data/token_data.h"
 #include "graph/graph.h"
 #include "planner/plan.h"
 

@@ -31,7 +31,7 @@ class Training : public ::testing::Test {
   ~Training() override { std::filesystem::remove_all(folder_); }
 
   std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  TokenData data() const { return {path("data"), 16}; }
+  TokenData data() const { return {{path("data")}, 16}; }
 
   // A training graph and its evaluation, both planned for this mesh.
   struct Job {
@@ -181,7 +181,8 @@ TEST_F(Training, ValidationTakesTheWeightsAsTheyAre) {
         runtime.set_data("targets", std::as_bytes(std::span<const int32_t>(numbers.targets)));
         return runtime.step().value("loss");
       };
-      for (int64_t step = 0; step < 5; ++step) loss_of(text.training_batch(step, batch));
+      for (int64_t step = 0; step < 5; ++step)
+        loss_of(text.training_batch(step * batch.batch, batch));
       const Batch last = text.validation_batch(b, batch);
       double targets = 0;
       for (int32_t t : last.targets) targets += t != kNoTarget;

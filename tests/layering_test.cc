@@ -27,8 +27,9 @@ const std::map<std::string, std::vector<std::string>> kMayInclude = {
     {"kernels", {"graph/"}},
     {"tracer", {"graph/", "kernels/ops.h"}},
     {"models", {"graph/", "kernels/ops.h", "tracer/"}},
+    {"data", {"graph/"}},
     {"planner", {"graph/"}},
-    {"executor", {"graph/", "checkpoint/", "planner/"}},
+    {"executor", {"checkpoint/", "data/", "graph/", "planner/"}},
     {"viz", {"graph/", "planner/"}},
 };
 
