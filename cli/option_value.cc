@@ -30,7 +30,8 @@ template <class T>
 bool parse(const std::string& text, T& value) {
   const char* end = text.data() + text.size();
   const auto [at, error] = std::from_chars(text.data(), end, value);
-  return error == std::errc() && at == end && (!std::is_floating_point_v<T> || std::isfinite(value));
+  return error == std::errc() && at == end &&
+         (!std::is_floating_point_v<T> || std::isfinite(value));
 }
 
 template <class T>
@@ -42,7 +43,9 @@ void set_number(const Option& option, T& target, const std::string& text, std::s
     const bool too_large = whole && text.find_first_not_of("-0123456789") == std::string::npos &&
                            text.find_last_of("0123456789") != std::string::npos;
     fail("{} '{}': {}{}", where, text,
-         too_large ? "too large" : whole ? "write a whole number" : "write a number",
+         too_large ? "too large"
+         : whole   ? "write a whole number"
+                   : "write a number",
          option.automatic.empty() || too_large ? "" : ", or " + option.automatic_word);
   }
   const auto number = static_cast<double>(value);

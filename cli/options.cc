@@ -45,9 +45,8 @@ std::vector<Option> model_options(ModelArguments& m, const std::string& help = k
 }
 
 Option forward_option(ModelArguments& m) {
-  return {.flag = "--forward",
-          .help = "The loss alone: no backward, no update",
-          .target = &m.forward};
+  return {
+      .flag = "--forward", .help = "The loss alone: no backward, no update", .target = &m.forward};
 }
 
 Option json_option(bool& json) {
@@ -262,24 +261,22 @@ std::vector<Option> options_of(RegionsArguments& a) {
 
 std::vector<Option> options_of(PlanArguments& a) {
   std::vector<Option> options = model_options(a.model);
-  append(options,
-         {forward_option(a.model),
-          {.flag = "--cluster",
-           .type = "SPEC",
-           .help = "cpu:4, 8xh100, 64x8xh100 (64 nodes of 8), ...",
-           .target = &a.cluster,
-           .required = true},
-          mesh_option(a.mesh),
-          {.flag = "--memory",
-           .type = "SIZE",
-           .help = "A device's limit: 60GB, or none",
-           .target = &a.memory,
-           .automatic = "the cluster's own"},
-          json_option(a.json),
-          {.flag = "-o,--out",
-           .type = "FILE",
-           .help = "Write the plan as JSON",
-           .target = &a.out}});
+  append(
+      options,
+      {forward_option(a.model),
+       {.flag = "--cluster",
+        .type = "SPEC",
+        .help = "cpu:4, 8xh100, 64x8xh100 (64 nodes of 8), ...",
+        .target = &a.cluster,
+        .required = true},
+       mesh_option(a.mesh),
+       {.flag = "--memory",
+        .type = "SIZE",
+        .help = "A device's limit: 60GB, or none",
+        .target = &a.memory,
+        .automatic = "the cluster's own"},
+       json_option(a.json),
+       {.flag = "-o,--out", .type = "FILE", .help = "Write the plan as JSON", .target = &a.out}});
   for (Option& o : options) {
     if (o.flag == "--precision") o.automatic = "bf16 where the devices are faster in it, or fp32";
   }

@@ -16,11 +16,10 @@ namespace cleave {
 struct Option {
   // Where the value goes, which also says what it is: an optional is a flag whose value may be left
   // out (""), a list is key=value pairs.
-  using Target =
-      std::variant<std::string*, int64_t*, double*, bool*, std::optional<std::string>*,
-                   std::vector<std::string>*>;
+  using Target = std::variant<std::string*, int64_t*, double*, bool*, std::optional<std::string>*,
+                              std::vector<std::string>*>;
 
-  std::string flag;  // "--steps", "-o,--out", or the name of what stands without one: "MODEL"
+  std::string flag;       // "--steps", "-o,--out", or the name of what stands without one: "MODEL"
   std::string key = {};   // "train.steps"; empty: not in a TOML
   std::string type = {};  // of the value, in --help: "N"
   std::string help;       // what it is, in a few words
@@ -48,8 +47,8 @@ std::vector<Option> options_of(TrainArguments& arguments);
 
 // The value that the target has, as it is written: "0.001", "auto", "layers=2 heads=4", "true".
 std::string text_of(const Option& option);
-// "100", "a tenth of the rate", "required", when the target has not been set yet; empty for what is off
-// unless it is given.
+// "100", "a tenth of the rate", "required", when the target has not been set yet; empty for what is
+// off unless it is given.
 std::string default_text(const Option& option);
 
 // Stores what was written; a pair replaces an earlier one with its key. Throws Error, beginning
