@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,16 +45,33 @@ struct ViewArguments {
 
 struct TrainArguments {
   ModelArguments model;  // or a plan's file
-  std::string data, val_data, tokenizer, devices, mesh, schedule = "cosine", out;
+  std::string data;
+  std::string val_data;   // empty: the last tenth of `data`
+  std::string tokenizer;  // empty: bytes are tokens
+  std::string devices, mesh;
   int64_t steps = 100;
+  int64_t accumulate = 1;  // micro-batches in a step
   int64_t seed = 0;
+  double skip_spikes = 0;  // deviations above the mean loss that make a spike; 0: none is skipped
+  bool find_nan = false;
+  std::string schedule = "cosine";
   double lr = 1e-3;
   double min_lr = -1;   // below 0: a tenth of lr
   int64_t warmup = -1;  // below 0: a tenth of the steps, at most 100
   double weight_decay = 0.1;
-  double clip = 1;
+  double clip = 1;  // 0: no limit
   int64_t eval_every = 0;
+  int64_t eval_batches = 16;
+  int64_t checkpoint_every = 0;  // 0: at the end, and when interrupted
+  int64_t keep = 3;              // checkpoints; 0: all
+  std::string out;               // the run's folder; empty: nothing is written
   int64_t log_every = 1;
+  bool tensorboard = true;
+  std::string progress = "auto";  // "on", "off"; auto: on a terminal
+  // Actions, which a run's TOML does not repeat.
+  std::optional<std::string> resume;  // goes on from this folder; "": from `out`
+  std::string config;                 // a TOML file, which flags override
+  bool print_config = false;
 };
 
 struct CheckpointArguments {

@@ -5,37 +5,27 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <new>
 
 #include "cli/commands.h"
+#include "cli/nearest.h"
+#include "cli/options.h"
 #include "cli/planning.h"
 #include "graph/error.h"
 
 namespace cleave {
 namespace {
 
-constexpr const char* kModelHelp =
-    "A built-in model (gpt2:tiny, gpt2:124m, llama:8b, ...; a wrong name lists them all)";
-
-// What every command that traces a model takes.
-void add_model(CLI::App& command, ModelArguments& m, const char* help = kModelHelp) {
-  auto* model = command.add_option("MODEL", m.model, help);
-  if (m.user == nullptr) model->required();
-  command.add_option("--set", m.set, "Change numbers of the model: --set layers=4 hidden=256")
-      ->type_name("KEY=VALUE ...");
-  command.add_option("--batch", m.batch, "Sequences in a step, over all devices")
-      ->type_name("N")
-      ->check([](const std::string& n) {  // 0 would mean the model's own
-        return n == "0" ? std::string("0: write at least 1") : std::string();
-      });
-  command.add_option("--precision", m.precision, "Of the computation: fp32, fp64 or bf16")
-      ->type_name("TYPE");
-  command.add_option("--optimizer", m.optimizer, "adamw (the default) or sgd")->type_name("NAME");
-}
-
-void add_forward(CLI::App& command, ModelArguments& m) {
-  command.add_flag("--forward", m.forward, "The loss alone: no backward, no update");
-}
+// Without what CLI11 says of flags' values: "--no-tensorboard{false}".
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_option_name(const CLI::Option* o, bool is_positional) const override {
+    std::string name = CLI::Formatter::make_option_name(o, is_positional);
+    for (size_t at; (at = name.find("{false}")) != std::string::npos;) name.erase(at, 7);
+    return name;
+  }
+};
 
 struct Commands {
   TraceArguments trace;
@@ -46,83 +36,93 @@ struct Commands {
   CheckpointArguments checkpoint;
 };
 
-void add_trace(CLI::App& app, TraceArguments& a) {
-  CLI::App* c = app.add_subcommand("trace", "Record a model's graph and write it down");
-  add_model(*c, a.model);
-  add_forward(*c, a.model);
-  c->add_option("-o,--out", a.out, "graph.txt or graph.json; left out: text on stdout")
-      ->type_name("FILE");
-  c->final_callback([&a] { trace_command(a); });
+// "Training steps (100)"
+std::string help_of(const Option& o) {
+  const std::string value = default_text(o);
+  return value.empty() ? o.help : fmt::format("{} ({})", o.help, value);
 }
 
-void add_regions(CLI::App& app, RegionsArguments& a) {
-  CLI::App* c = app.add_subcommand(
-      "regions", "What can be split, how far it runs alone, and where devices must meet");
-  add_model(*c, a.model);
-  add_forward(*c, a.model);
-  c->add_flag("--json", a.json, "JSON on stdout");
-  c->final_callback([&a] { regions_command(a); });
+// CLI11 sorts the words; what they mean is the table's.
+CLI::Option* add_to(CLI::App& command, const Option& o) {
+  const auto keep_words = [](const CLI::results_t&) { return true; };
+  if (std::holds_alternative<bool*>(o.target)) {
+    return command.add_flag_function(
+        o.flag, [](int64_t) {}, help_of(o));
+  }
+  CLI::Option* added = command.add_option(o.flag, keep_words, help_of(o));
+  added->type_name(o.type)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  if (std::holds_alternative<std::optional<std::string>*>(o.target)) added->expected(0, 1);
+  if (std::holds_alternative<std::vector<std::string>*>(o.target)) added->expected(-1);
+  return added;
 }
 
-void add_plan(CLI::App& app, PlanArguments& a) {
-  CLI::App* c = app.add_subcommand("plan", "Find the fastest split of a model that fits");
-  add_model(*c, a.model);
-  add_forward(*c, a.model);
-  c->add_option("--cluster", a.cluster, "cpu:4, 8xh100, 64x8xh100 (64 nodes of 8), ...")
-      ->required()
-      ->type_name("SPEC");
-  c->add_option("--mesh", a.mesh, "Fix the mesh: 2x4, or with roles dp=2,tp=4")->type_name("MESH");
-  c->add_option("--memory", a.memory,
-                "A device's limit: 60GB, or none; the cluster's own if left out")
-      ->type_name("SIZE");
-  c->add_flag("--json", a.json, "JSON on stdout");
-  c->add_option("-o,--out", a.out, "Write the plan as JSON")->type_name("FILE");
-  c->final_callback([&a] { plan_command(a); });
+// A row of the table, and what was written for it.
+struct Row {
+  Option option;
+  const CLI::Option* written;
+};
+
+std::vector<std::string> flags_of(const std::vector<Row>& rows) {
+  std::vector<std::string> flags = {"--help"};
+  for (const Row& row : rows) {
+    for (const std::string& name : row.written->get_lnames()) flags.push_back("--" + name);
+  }
+  return flags;
 }
 
-void add_view(CLI::App& app, ViewArguments& a) {
-  CLI::App* c = app.add_subcommand("view", "Draw a graph or a plan");
-  add_model(*c, a.model, "A graph (.txt, .json), a plan (.json), or a built-in model");
-  add_forward(*c, a.model);
-  c->add_option("-o,--out", a.out, "FILE.dot, or FILE.svg (which needs Graphviz)")
-      ->required()
-      ->type_name("FILE");
-  c->add_option("--level", a.level,
-                "model: blocks (the default); block: the ops of one layer; raw: every op")
-      ->type_name("LEVEL");
-  c->add_option("--time-limit", a.time_limit, "Seconds that dot may take (20)")->type_name("S");
-  c->final_callback([&a] { view_command(a); });
+// What was written for an option goes to where its row points.
+void take(const Row& row, const std::vector<std::string>& flags) {
+  const Option& o = row.option;
+  const std::vector<std::string>& words = row.written->results();
+  for (const std::string& word : words) {
+    // CLI11 takes any word for a value that is missing.
+    const std::string flag = word.substr(0, word.find('='));
+    if (std::find(flags.begin(), flags.end(), flag) != flags.end()) {
+      fail("{} needs a value before {}: {}", o.name(), flag, o.type);
+    }
+  }
+  const bool many = std::holds_alternative<std::vector<std::string>*>(o.target);
+  if (words.size() > 1 && !many) fail("{} is given {} times", o.name(), words.size());
+  for (const std::string& word : words) set_text(o, word, o.name());
 }
 
-void add_train(CLI::App& app, TrainArguments& a) {
-  CLI::App* c = app.add_subcommand("train", "Train a model as its plan says, on this machine");
-  add_model(*c, a.model, "A plan (.json), or a built-in model, which is planned first");
-  c->add_option("--data", a.data, "A text or token files: FILE, FILE,FILE,... or a 'PATTERN*'")
-      ->required()
-      ->type_name("FILE");
-  c->add_option("--val-data", a.val_data, "What to validate on (the last tenth of --data)")
-      ->type_name("FILE");
-  c->add_option("--tokenizer", a.tokenizer,
-                "What encodes a text: a tokenizer.json, a folder with vocab.json and merges.txt")
-      ->type_name("PATH");
-  c->add_option("--devices", a.devices, "cpu:N: N threads are N devices")
-      ->required()
-      ->type_name("cpu:N");
-  c->add_option("--mesh", a.mesh, "Fix the mesh: 2x4, or with roles dp=2,tp=4")->type_name("MESH");
-  c->add_option("--steps", a.steps, "Training steps (100)")->type_name("N");
-  c->add_option("--seed", a.seed, "Of initial weights, data order and dropout (0)")->type_name("N");
-  c->add_option("--lr", a.lr, "Learning rate after the warm-up (1e-3)")->type_name("X");
-  c->add_option("--min-lr", a.min_lr, "At the last step (a tenth of --lr)")->type_name("X");
-  c->add_option("--warmup", a.warmup, "Steps of warm-up (a tenth of --steps, at most 100)")
-      ->type_name("N");
-  c->add_option("--schedule", a.schedule, "cosine (the default) or constant")->type_name("NAME");
-  c->add_option("--weight-decay", a.weight_decay, "(0.1)")->type_name("X");
-  c->add_option("--clip", a.clip, "Largest norm of the gradient; 0: no limit (1)")->type_name("X");
-  c->add_option("--eval-every", a.eval_every, "Steps between validations; 0: at the end only (0)")
-      ->type_name("N");
-  c->add_option("--log-every", a.log_every, "Steps between lines (1)")->type_name("N");
-  c->add_option("--out", a.out, "Folder for metrics.jsonl and plan.json")->type_name("DIR");
-  c->final_callback([&a] { train_command(a); });
+// Words that belong to no option, the first that looks like one before the others.
+void refuse_extras(const CLI::App& command, const std::vector<Row>& rows) {
+  std::vector<std::string> extras = command.remaining();
+  std::erase(extras, "--");  // what follows it is no option, and has been taken as such
+  if (extras.empty()) return;
+  const auto flag = std::find_if(extras.begin(), extras.end(),
+                                 [](const std::string& word) { return word.starts_with('-'); });
+  const std::string see = fmt::format("; see cleave {} --help", command.get_name());
+  if (flag != extras.end()) {
+    const std::string hint = did_you_mean(flag->substr(0, flag->find('=')), flags_of(rows));
+    fail("there is no option '{}'{}", *flag, hint.empty() ? see : hint);
+  }
+  fail("'{}' was not expected: {} is {} already{}", extras.front(), rows.front().option.flag,
+       text_of(rows.front().option), see);
+}
+
+// A command of the program: `run` is called with its arguments when they are complete.
+template <class Arguments>
+void add_command(CLI::App& app, const char* name, const char* help, Arguments& arguments,
+                 void (*run)(const Arguments&)) {
+  CLI::App* c = app.add_subcommand(name, help);
+  c->allow_extras();
+  std::vector<Row> rows;
+  for (Option& o : options_of(arguments)) {
+    CLI::Option* written = add_to(*c, o);
+    rows.push_back({std::move(o), written});
+  }
+  c->final_callback([c, rows, run, name, &arguments] {
+    const std::vector<std::string> flags = flags_of(rows);
+    for (const Row& row : rows) take(row, flags);
+    refuse_extras(*c, rows);
+    for (const auto& [option, unused] : rows) {
+      if (!option.required || !text_of(option).empty()) continue;
+      fail("{} is required: {}; see cleave {} --help", option.name(), option.help, name);
+    }
+    run(arguments);
+  });
 }
 
 void add_checkpoint(CLI::App& app, CheckpointArguments& a) {
@@ -162,14 +162,31 @@ int report(int status, std::string_view kind, const std::string& message) {
 // CLI11 ends the program's parse by throwing, --help included.
 int finish_parse(const CLI::App& app, const CLI::ParseError& e, const std::string& command) {
   if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);
-  return report(
-      1, "error",
-      fmt::format("{}; see cleave {}--help", e.what(), command.empty() ? "" : command + " "));
+  const std::string see = fmt::format("see cleave {}--help", command.empty() ? "" : command + " ");
+  if (e.get_name() == "ArgumentMismatch") {  // "--steps: 1 required N missing"
+    const std::string what = e.what();
+    return report(1, "error",
+                  fmt::format("{} needs a value; {}", what.substr(0, what.find(':')), see));
+  }
+  return report(1, "error", fmt::format("{}; {}", e.what(), see));
+}
+
+// CLI11 reads a flag's value in ways of its own: "--json=3" is refused before.
+void refuse_values_of_flags(const CLI::App& command, int argc, char** argv) {
+  for (int i = 2; i < argc; ++i) {
+    const std::string word = argv[i];
+    const size_t equals = word.find('=');
+    if (!word.starts_with("--") || equals == std::string::npos) continue;
+    const std::string name = word.substr(0, equals);
+    const CLI::Option* option = command.get_option_no_throw(name);
+    if (option != nullptr && option->get_expected_max() == 0) fail("{} takes no value", name);
+  }
 }
 
 int run(int argc, char** argv, const UserModel* user) {
   CLI::App app("Splits models across devices by itself.", "cleave");
   app.require_subcommand(1);
+  app.formatter(std::make_shared<HelpFormatter>());
   app.get_formatter()->column_width(34);
   app.footer(
       "cleave COMMAND --help lists a command's options. Exit status: 0 done, 1 a mistake of the\n"
@@ -179,11 +196,16 @@ int run(int argc, char** argv, const UserModel* user) {
                             &commands.view.model, &commands.train.model}) {
     m->user = user;
   }
-  add_trace(app, commands.trace);
-  add_regions(app, commands.regions);
-  add_plan(app, commands.plan);
-  add_view(app, commands.view);
-  add_train(app, commands.train);
+  add_command(app, "trace", "Record a model's graph and write it down", commands.trace,
+              trace_command);
+  add_command(app, "regions",
+              "What can be split, how far it runs alone, and where devices must meet",
+              commands.regions, regions_command);
+  add_command(app, "plan", "Find the fastest split of a model that fits", commands.plan,
+              plan_command);
+  add_command(app, "view", "Draw a graph or a plan", commands.view, view_command);
+  add_command(app, "train", "Train a model as its plan says, on this machine", commands.train,
+              train_command);
   add_checkpoint(app, commands.checkpoint);
 
   std::vector<std::string> names;
@@ -201,7 +223,11 @@ int run(int argc, char** argv, const UserModel* user) {
         1, "error",
         fmt::format("there is no option '{}' before a command; see cleave --help", command));
   }
-  if (command.starts_with('-')) command.clear();
+  if (command.starts_with('-')) {
+    command.clear();
+  } else {
+    refuse_values_of_flags(*app.get_subcommand(command), argc, argv);
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

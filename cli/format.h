@@ -1,4 +1,4 @@
-// Numbers and tables as people read them.
+// Tables and files as text.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,10 @@
 #include <string_view>
 #include <vector>
 
+#include "graph/number_text.h"
+
 namespace cleave {
 
-std::string bytes_text(double bytes);             // "12.6 MiB"
-std::string seconds_text(double seconds);         // "41.2 ms"
-std::string percent_text(double share);           // "43.1 %"
-std::string with_commas(double whole);            // "12,345"
 std::string cut(std::string text, size_t width);  // at most so many characters; "..." in the middle
 
 // "3.5GB", "512 MiB", "1e9" in bytes. Throws Error, naming `option`, on anything else.

@@ -39,6 +39,8 @@ struct StepRecord {
   double loss = 0, grad_norm = 0, lr = 0;
   double seconds = 0;  // wall-clock, of the program alone
   double tokens_per_second = 0;
+  double mfu = 0;            // share of the peak: see executor/run_info.h
+  std::string skipped = {};  // why the update was left out: "loss spike"; empty: it was made
 };
 
 struct EvaluationRecord {

@@ -279,15 +279,8 @@ void predict(const Graph& graph, Plan& plan) {
   Prediction& p = plan.predicted;
   if (p.step_seconds <= 0) return;  // a graph that does nothing
   p.tokens_per_second = tokens_per_step(graph) / p.step_seconds;
-  DType dtype = DType::kF32;  // of the widest product: what the peak is quoted for
-  double most = 0;
-  for (const Node& n : graph.nodes()) {
-    if (n.phase != Phase::kForward || !reduces(n)) continue;
-    const auto in = graph.input_types(n);
-    const double flops = n.op->flops(Graph::call(n, in));
-    if (flops > most) most = flops, dtype = in[0].dtype;
-  }
-  const double peak = plan.cluster.peak_flops(dtype) * static_cast<double>(plan.cluster.size());
+  const double peak =
+      plan.cluster.peak_flops(product_dtype(graph)) * static_cast<double>(plan.cluster.size());
   p.mfu_full = model_flops(graph, true) / p.step_seconds / peak;
   p.mfu_causal = model_flops(graph, false) / p.step_seconds / peak;
   p.state_bytes = 0;
@@ -306,6 +299,18 @@ double tokens_per_step(const Graph& graph) {
     return static_cast<double>(numel(graph.type(s.value).shape) * graph.micro_batches);
   }
   return 0;
+}
+
+DType product_dtype(const Graph& graph) {
+  DType dtype = DType::kF32;
+  double most = 0;
+  for (const Node& n : graph.nodes()) {
+    if (n.phase != Phase::kForward || !reduces(n)) continue;
+    const auto in = graph.input_types(n);
+    const double flops = n.op->flops(Graph::call(n, in));
+    if (flops > most) most = flops, dtype = in[0].dtype;
+  }
+  return dtype;
 }
 
 double model_flops(const Graph& graph, bool masked_too) {

@@ -54,6 +54,9 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
 // Tokens of one step: the product of the sizes of the first data input with a batch dimension.
 double tokens_per_step(const Graph& graph);
 
+// The element type of the forward's largest contraction, which a peak rate is quoted for.
+DType product_dtype(const Graph& graph);
+
 // Floating-point operations of the model itself: those of the contractions of the forward, three
 // times (the backward does each twice). `masked_too`: as if attention masked nothing.
 double model_flops(const Graph& graph, bool masked_too);

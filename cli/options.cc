@@ -1,0 +1,327 @@
+#include "cli/options.h"
+
+namespace cleave {
+namespace {
+
+constexpr const char* kModelHelp =
+    "A built-in model (gpt2:tiny, gpt2:124m, llama:8b, ...; a wrong name lists them all)";
+
+// What every command that traces a model takes.
+std::vector<Option> model_options(ModelArguments& m, const std::string& help = kModelHelp) {
+  return {
+      {.flag = "MODEL",
+       .key = "model.name",
+       .help = help,
+       .target = &m.model,
+       .automatic = m.user != nullptr ? "the program's own" : "",
+       .required = m.user == nullptr},
+      {.flag = "--set",
+       .key = "model.set",
+       .type = "KEY=VALUE ...",
+       .help = "Change numbers of the model: --set layers=4 hidden=256",
+       .target = &m.set},
+      {.flag = "--batch",
+       .key = "train.batch",
+       .type = "N",
+       .help = "Sequences in a step, over all devices",
+       .target = &m.batch,
+       .automatic = "the model's own",
+       .at_least = 1},
+      {.flag = "--precision",
+       .key = "train.precision",
+       .type = "TYPE",
+       .help = "Of the computation: fp32, fp64 or bf16",
+       .target = &m.precision,
+       .automatic = "fp32",
+       .choices = {"fp32", "fp64", "bf16"}},
+      {.flag = "--optimizer",
+       .key = "optimizer.name",
+       .type = "NAME",
+       .help = "adamw or sgd",
+       .target = &m.optimizer,
+       .automatic = "adamw",
+       .choices = {"adamw", "sgd"}},
+  };
+}
+
+Option forward_option(ModelArguments& m) {
+  return {
+      .flag = "--forward", .help = "The loss alone: no backward, no update", .target = &m.forward};
+}
+
+Option json_option(bool& json) {
+  return {.flag = "--json", .help = "JSON on stdout", .target = &json};
+}
+
+Option mesh_option(std::string& mesh) {
+  return {.flag = "--mesh",
+          .key = "devices.mesh",
+          .type = "MESH",
+          .help = "Fix the mesh: 2x4, or with roles dp=2,tp=4",
+          .target = &mesh,
+          .automatic = "searched"};
+}
+
+std::vector<Option> data_options(TrainArguments& a) {
+  return {
+      {.flag = "--data",
+       .key = "data.file",
+       .type = "FILE",
+       .help = "The text to learn",
+       .target = &a.data,
+       .required = true},
+      {.flag = "--val-data",
+       .key = "data.validation",
+       .type = "FILE",
+       .help = "The text to validate on",
+       .target = &a.val_data,
+       .automatic = "the last tenth of the data"},
+      {.flag = "--tokenizer",
+       .key = "data.tokenizer",
+       .type = "PATH",
+       .help = "What makes tokens of the text",
+       .target = &a.tokenizer,
+       .automatic = "bytes are tokens",
+       .automatic_word = "bytes"},
+      {.flag = "--devices",
+       .key = "devices.use",
+       .type = "cpu:N",
+       .help = "cpu:N: N threads are N devices",
+       .target = &a.devices,
+       .required = true},
+      mesh_option(a.mesh),
+  };
+}
+
+std::vector<Option> training_options(TrainArguments& a) {
+  return {
+      {.flag = "--steps",
+       .key = "train.steps",
+       .type = "N",
+       .help = "Training steps",
+       .target = &a.steps,
+       .at_least = 1},
+      {.flag = "--accumulate",
+       .key = "train.accumulate",
+       .type = "K",
+       .help = "Micro-batches in a step: each is --batch sequences, their gradients are averaged",
+       .target = &a.accumulate,
+       .at_least = 1},
+      {.flag = "--seed",
+       .key = "train.seed",
+       .type = "N",
+       .help = "Of initial weights, data order and dropout",
+       .target = &a.seed,
+       .at_least = 0},
+      {.flag = "--skip-spikes",
+       .key = "train.skip_spikes",
+       .type = "Z",
+       .help = "Skip the update when the loss is Z standard deviations above its mean; 0: never",
+       .target = &a.skip_spikes,
+       .at_least = 0},
+      {.flag = "--find-nan",
+       .key = "train.find_nan",
+       .help = "Name the op that made the first NaN or infinity",
+       .target = &a.find_nan},
+      {.flag = "--lr",
+       .key = "optimizer.lr",
+       .type = "X",
+       .help = "Learning rate after the warm-up",
+       .target = &a.lr,
+       .at_least = 0,
+       .above = true},
+      {.flag = "--min-lr",
+       .key = "optimizer.min_lr",
+       .type = "X",
+       .help = "Learning rate at the last step",
+       .target = &a.min_lr,
+       .automatic = "a tenth of the rate",
+       .at_least = 0},
+      {.flag = "--warmup",
+       .key = "optimizer.warmup",
+       .type = "N",
+       .help = "Steps of warm-up",
+       .target = &a.warmup,
+       .automatic = "a tenth of the steps, at most 100",
+       .at_least = 0},
+      {.flag = "--schedule",
+       .key = "optimizer.schedule",
+       .type = "NAME",
+       .help = "Of the learning rate: cosine or constant",
+       .target = &a.schedule,
+       .choices = {"cosine", "constant"}},
+      {.flag = "--weight-decay",
+       .key = "optimizer.weight_decay",
+       .type = "X",
+       .help = "Weight decay, not of gains and biases",
+       .target = &a.weight_decay,
+       .at_least = 0},
+      {.flag = "--clip",
+       .key = "optimizer.clip",
+       .type = "X",
+       .help = "Largest norm of the gradient; 0: no limit",
+       .target = &a.clip,
+       .at_least = 0},
+  };
+}
+
+std::vector<Option> telling_options(TrainArguments& a) {
+  return {
+      {.flag = "--eval-every",
+       .key = "evaluation.every",
+       .type = "N",
+       .help = "Steps between validations; 0: at the end only",
+       .target = &a.eval_every,
+       .at_least = 0},
+      {.flag = "--eval-batches",
+       .key = "evaluation.batches",
+       .type = "N",
+       .help = "Batches of a validation, at most",
+       .target = &a.eval_batches,
+       .at_least = 1},
+      {.flag = "--checkpoint-every",
+       .key = "checkpoint.every",
+       .type = "N",
+       .help = "Steps between checkpoints; 0: at the end only",
+       .target = &a.checkpoint_every,
+       .at_least = 0},
+      {.flag = "--keep",
+       .key = "checkpoint.keep",
+       .type = "K",
+       .help = "The newest K checkpoints stay; 0: all",
+       .target = &a.keep,
+       .at_least = 0},
+      {.flag = "--out",
+       .key = "run.folder",
+       .type = "DIR",
+       .help = "Folder of the run: its TOML, plan, metrics, events and checkpoints",
+       .target = &a.out,
+       .automatic = "nothing is written",
+       .automatic_word = "none"},
+      {.flag = "--log-every",
+       .key = "run.log_every",
+       .type = "N",
+       .help = "Steps between lines",
+       .target = &a.log_every,
+       .at_least = 1},
+      {.flag = "--tensorboard,!--no-tensorboard",
+       .key = "run.tensorboard",
+       .help = "Write events for TensorBoard into the folder",
+       .target = &a.tensorboard},
+      {.flag = "--progress",
+       .key = "run.progress",
+       .type = "WHEN",
+       .help = "Progress bar: on, off, or auto: on a terminal",
+       .target = &a.progress,
+       .choices = {"auto", "on", "off"}},
+      {.flag = "--resume",
+       .type = "[DIR]",
+       .help = "Go on from the newest checkpoint of a run's folder, of --out when DIR is left out",
+       .target = &a.resume},
+      {.flag = "--config",
+       .type = "FILE",
+       .help = "A TOML with these options; flags override it",
+       .target = &a.config},
+      {.flag = "--print-config",
+       .help = "Print that TOML, complete, and stop",
+       .target = &a.print_config},
+  };
+}
+
+void append(std::vector<Option>& to, std::vector<Option> more) {
+  for (Option& o : more) to.push_back(std::move(o));
+}
+
+}  // namespace
+
+std::string Option::name() const {
+  std::string n = flag.substr(0, flag.find(",!"));
+  return n.substr(n.find(',') + 1);
+}
+
+std::string Option::section() const { return key.substr(0, key.find('.')); }
+std::string Option::entry() const { return key.substr(key.find('.') + 1); }
+
+std::vector<Option> options_of(TraceArguments& a) {
+  std::vector<Option> options = model_options(a.model);
+  options.push_back(forward_option(a.model));
+  options.push_back({.flag = "-o,--out",
+                     .type = "FILE",
+                     .help = "graph.txt or graph.json",
+                     .target = &a.out,
+                     .automatic = "text on stdout"});
+  return options;
+}
+
+std::vector<Option> options_of(RegionsArguments& a) {
+  std::vector<Option> options = model_options(a.model);
+  append(options, {forward_option(a.model), json_option(a.json)});
+  return options;
+}
+
+std::vector<Option> options_of(PlanArguments& a) {
+  std::vector<Option> options = model_options(a.model);
+  append(
+      options,
+      {forward_option(a.model),
+       {.flag = "--cluster",
+        .type = "SPEC",
+        .help = "cpu:4, 8xh100, 64x8xh100 (64 nodes of 8), ...",
+        .target = &a.cluster,
+        .required = true},
+       mesh_option(a.mesh),
+       {.flag = "--memory",
+        .type = "SIZE",
+        .help = "A device's limit: 60GB, or none",
+        .target = &a.memory,
+        .automatic = "the cluster's own"},
+       json_option(a.json),
+       {.flag = "-o,--out", .type = "FILE", .help = "Write the plan as JSON", .target = &a.out}});
+  for (Option& o : options) {
+    if (o.flag == "--precision") o.automatic = "bf16 where the devices are faster in it, or fp32";
+  }
+  return options;
+}
+
+std::vector<Option> options_of(ViewArguments& a) {
+  std::vector<Option> options =
+      model_options(a.model, "A graph (.txt, .json), a plan (.json), or a built-in model");
+  append(options, {forward_option(a.model),
+                   {.flag = "-o,--out",
+                    .type = "FILE",
+                    .help = "FILE.dot, or FILE.svg (which needs Graphviz)",
+                    .target = &a.out,
+                    .required = true},
+                   {.flag = "--level",
+                    .type = "LEVEL",
+                    .help = "model: blocks; block: the ops of one layer; raw: every op",
+                    .target = &a.level,
+                    .choices = {"model", "block", "raw"}},
+                   {.flag = "--time-limit",
+                    .type = "S",
+                    .help = "Seconds that dot may take",
+                    .target = &a.time_limit,
+                    .at_least = 0,
+                    .above = true}});
+  return options;
+}
+
+std::vector<Option> options_of(TrainArguments& a) {
+  std::vector<Option> options =
+      model_options(a.model, "A plan (.json), or a built-in model, which is planned first");
+  append(options, data_options(a));
+  append(options, training_options(a));
+  append(options, telling_options(a));
+  for (Option& o : options) {
+    if (o.flag == "--precision") {
+      o.help = "Of the computation: fp32 or fp64";
+      o.automatic = "fp32, or the plan's";
+    }
+    if (o.flag == "--batch") o.automatic = "the model's own, or the plan's";
+    if (o.flag == "--optimizer") o.automatic = "adamw, or the plan's";
+    if (o.flag == "--mesh") o.automatic = "searched, or the plan's";
+  }
+  return options;
+}
+
+}  // namespace cleave

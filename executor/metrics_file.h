@@ -1,0 +1,53 @@
+// metrics.jsonl of a run's folder: one JSON object a line, for each step, each evaluation, and the
+// whole run at its end.
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <map>
+#include <string>
+
+#include "executor/trainer.h"
+
+namespace cleave {
+
+// What was left of a file when a run went on.
+struct KeptMetrics {
+  int64_t last_step = 0;  // 0: none
+  double tokens = 0;      // up to it
+  std::map<std::string, int64_t> skipped;  // updates, by reason
+  int64_t dropped = 0;                     // lines: of later steps, of the run's end, or cut off
+};
+
+class MetricsFile {
+ public:
+  MetricsFile() = default;  // writes nothing
+
+  // Throws Error when the file cannot be opened for writing. A file that is there stays as it is.
+  explicit MetricsFile(std::string path);
+
+  bool holds_steps() const;
+
+  // Continues behind the records of steps below first_step: rewrites the file without the others,
+  // at once (a temporary takes its place).
+  KeptMetrics keep_before(int64_t first_step);
+
+  // Each writes one line, which is in the file when the call returns; throws Error when it is not.
+  void write(const StepRecord& record, double tokens);
+  void write(const EvaluationRecord& record);
+  void write_summary(const TrainResult& result, const Plan& plan,
+                     const std::map<std::string, int64_t>& skipped, double mfu);
+
+ private:
+  void open();
+  void line(const std::string& text);
+
+  std::string path_;
+  std::ofstream file_;
+};
+
+// Writes the text to a temporary beside the file, to the disk, and gives it the file's name: a file
+// of that name is whole at any moment. Throws Error when that cannot be done.
+void replace_file(const std::string& path, std::string_view text);
+
+}  // namespace cleave

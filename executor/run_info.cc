@@ -1,0 +1,59 @@
+#include "executor/run_info.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <fstream>
+#include <thread>
+
+#include "graph/error.h"
+#include "planner/cluster.h"
+#include "planner/planner.h"
+
+namespace cleave {
+
+PeakRate cpu_peak(int64_t devices, DType dtype, int64_t cores) {
+  CLEAVE_ASSERT(devices > 0 && cores > 0, "{} devices on {} cores", devices, cores);
+  const double core = parse_cluster("cpu:1").peak_flops(dtype);
+  const int64_t working = std::min(devices, cores);
+  PeakRate peak{core * static_cast<double>(working), {}};
+  peak.basis = fmt::format("{} x {:.0f} GFLOP/s, a core's {} rate as assumed, not measured",
+                           working, core / 1e9, name_of(dtype));
+  if (devices > cores) peak.basis += fmt::format("; {} devices share {} cores", devices, cores);
+  return peak;
+}
+
+int64_t usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+  return std::max<int64_t>(1, std::thread::hardware_concurrency());
+}
+
+double RunInfo::mfu(double step_seconds) const {
+  return peak.flops > 0 && step_seconds > 0 ? work.causal / step_seconds / peak.flops : 0;
+}
+
+double RunInfo::tokens_per_second(double step_seconds) const {
+  return step_seconds > 0 ? tokens_per_step / step_seconds : 0;
+}
+
+RunInfo run_info(const Graph& graph, const Plan& plan, int64_t micro_batches) {
+  const auto n = static_cast<double>(micro_batches);
+  RunInfo info;
+  info.tokens_per_step = n * tokens_per_step(graph);
+  info.work = {n * model_flops(graph, false), n * model_flops(graph, true)};
+  info.peak = cpu_peak(plan.mesh.size(), product_dtype(graph), usable_cores());
+  return info;
+}
+
+int64_t peak_resident_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (!line.starts_with("VmHWM:")) continue;
+    return 1024 * std::strtoll(line.c_str() + 6, nullptr, 10);  // "VmHWM:     5120 kB"
+  }
+  return 0;
+}
+
+}  // namespace cleave

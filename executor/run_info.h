@@ -1,0 +1,53 @@
+// What is known of a run when it begins: its size, and what its devices can do at most.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "graph/graph.h"
+#include "graph/types.h"
+#include "planner/plan.h"
+
+namespace cleave {
+
+// The most that the devices of a run can compute.
+struct PeakRate {
+  double flops = 0;   // flop/s of all devices
+  std::string basis;  // where the number is from, in a few words
+};
+
+// Of CPU devices, which are threads: those beyond the cores share them, so it is the assumed rate of
+// one core (planner/cluster.h) for each of min(devices, cores).
+PeakRate cpu_peak(int64_t devices, DType dtype, int64_t cores);
+
+// Cores that this process may run on.
+int64_t usable_cores();
+
+// Of one step, all its micro-batches: the contractions of the forward, three times (planner.h).
+struct ModelWork {
+  double causal = 0;  // flop; what attention masks is not counted
+  double full = 0;    // flop; as if it masked nothing
+};
+
+struct RunInfo {
+  int64_t steps = 0;           // of the whole run
+  int64_t first_step = 1;      // that is made now; above 1: the run goes on
+  double tokens_per_step = 0;  // in all micro-batches
+  ModelWork work;
+  PeakRate peak;            // 0: not known, and there is no MFU
+  int64_t arena_bytes = 0;  // of one rank: the program's memory
+
+  // Model flops utilisation: the share of the peak that the model's own work is, when a step takes
+  // so long. What attention masks is not counted.
+  double mfu(double step_seconds) const;
+  double tokens_per_second(double step_seconds) const;
+};
+
+// Of a plan's graph on CPU devices of this machine; steps and memory are for the caller to fill in.
+RunInfo run_info(const Graph& graph, const Plan& plan, int64_t micro_batches);
+
+// The most memory that this process has had resident so far, in bytes; 0 where the system does not
+// tell.
+int64_t peak_resident_bytes();
+
+}  // namespace cleave
