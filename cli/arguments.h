@@ -16,6 +16,7 @@ struct ModelArguments {
   std::string model;                // "gpt2:124m"; some commands take a file here
   std::vector<std::string> set;     // "layers=4"
   int64_t batch = 0;                // 0: the model's own
+  int64_t accumulate = 0;           // micro-batches in a step; 0: one, or the plan's
   std::string precision;            // "fp32", "fp64", "bf16"; empty: the command's choice
   std::string optimizer;            // "adamw", "sgd"; empty: adamw
   bool forward = false;             // the loss alone
@@ -50,7 +51,6 @@ struct TrainArguments {
   std::string tokenizer;  // empty: bytes are tokens
   std::string devices, mesh;
   int64_t steps = 100;
-  int64_t accumulate = 1;  // micro-batches in a step
   int64_t seed = 0;
   double skip_spikes = 0;  // deviations above the mean loss that make a spike; 0: none is skipped
   bool find_nan = false;

@@ -190,7 +190,7 @@ int run(int argc, char** argv, const UserModel* user) {
   app.get_formatter()->column_width(34);
   app.footer(
       "cleave COMMAND --help lists a command's options. Exit status: 0 done, 1 a mistake of the\n"
-      "user's, 2 a bug in cleave, 3 the model does not fit.");
+      "user's, 2 a bug in cleave, 3 the model does not fit, 128 + N stopped by signal N.");
   Commands commands;
   for (ModelArguments* m : {&commands.trace.model, &commands.regions.model, &commands.plan.model,
                             &commands.view.model, &commands.train.model}) {
@@ -257,6 +257,8 @@ int run_safely(int argc, char** argv, const UserModel* user) {
     return status;
   } catch (const DoesNotFit& e) {
     return report(3, "does not fit", e.what());
+  } catch (const Interrupted& e) {
+    return report(e.status(), "interrupted", e.what());
   } catch (const Error& e) {
     return report(1, "error", e.what());
   } catch (const std::bad_alloc&) {

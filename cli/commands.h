@@ -1,9 +1,22 @@
 // One function a command. Each throws Error on the user's mistakes.
 #pragma once
 
+#include <stdexcept>
+#include <string>
+
 #include "cli/arguments.h"
 
 namespace cleave {
+
+// A signal has ended a command early: exit status 128 + the signal's number, as shells count.
+class Interrupted : public std::runtime_error {
+ public:
+  Interrupted(int signal, const std::string& what) : std::runtime_error(what), signal_(signal) {}
+  int status() const { return 128 + signal_; }
+
+ private:
+  int signal_;
+};
 
 void trace_command(const TraceArguments& arguments);
 void regions_command(const RegionsArguments& arguments);

@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -62,6 +63,7 @@ ModelSpec spec_of(const ModelArguments& arguments, DType precision) {
   spec.batch = arguments.batch;
   spec.dtype = arguments.precision.empty() ? precision : precision_named(arguments.precision);
   spec.training = !arguments.forward;
+  spec.optimizer.micro_batches = std::max<int64_t>(arguments.accumulate, 1);
   if (!arguments.optimizer.empty()) spec.optimizer.kind = optimizer_named(arguments.optimizer);
   return spec;
 }
@@ -70,7 +72,8 @@ TracedModel trace_model(ModelSpec spec, const UserModel* user) {
   TracedModel model;
   if (user != nullptr && spec.name != user->name) user = nullptr;
   model.config = config_of(spec, user);
-  const TraceOptions options{spec.dtype, spec.training, spec.optimizer};
+  TraceOptions options{spec.dtype, spec.training, spec.optimizer};
+  options.optimizer.limits = true;  // whether any is set is for the run to say
   if (user != nullptr) {
     check(model.config);
     model.graph = trace(user->name, model.config, user->loss, options);
@@ -84,9 +87,11 @@ TracedModel trace_model(ModelSpec spec, const UserModel* user) {
 
 std::string describe(const TracedModel& model) {
   const ModelSpec& s = model.spec;
-  return fmt::format("{}{}{}, batch {} x {} tokens, {}, {}", s.name, s.set.empty() ? "" : " ",
-                     fmt::join(s.set, " "), model.config.batch, model.config.sequence,
-                     precision_name(s.dtype),
+  const int64_t micro_batches = model.graph.micro_batches;
+  return fmt::format("{}{}{}, batch {}{} x {} tokens, {}, {}", s.name, s.set.empty() ? "" : " ",
+                     fmt::join(s.set, " "),
+                     micro_batches > 1 ? fmt::format("{} x ", micro_batches) : "",
+                     model.config.batch, model.config.sequence, precision_name(s.dtype),
                      s.training ? name_of(s.optimizer.kind) : std::string_view("forward only"));
 }
 

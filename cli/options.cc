@@ -23,9 +23,16 @@ std::vector<Option> model_options(ModelArguments& m, const std::string& help = k
       {.flag = "--batch",
        .key = "train.batch",
        .type = "N",
-       .help = "Sequences in a step, over all devices",
+       .help = "Sequences in a micro-batch, over all devices",
        .target = &m.batch,
        .automatic = "the model's own",
+       .at_least = 1},
+      {.flag = "--accumulate",
+       .key = "train.accumulate",
+       .type = "K",
+       .help = "Micro-batches in a step, whose gradients are averaged",
+       .target = &m.accumulate,
+       .automatic = "1",
        .at_least = 1},
       {.flag = "--precision",
        .key = "train.precision",
@@ -100,12 +107,6 @@ std::vector<Option> training_options(TrainArguments& a) {
        .type = "N",
        .help = "Training steps",
        .target = &a.steps,
-       .at_least = 1},
-      {.flag = "--accumulate",
-       .key = "train.accumulate",
-       .type = "K",
-       .help = "Micro-batches in a step: each is --batch sequences, their gradients are averaged",
-       .target = &a.accumulate,
        .at_least = 1},
       {.flag = "--seed",
        .key = "train.seed",
@@ -318,6 +319,7 @@ std::vector<Option> options_of(TrainArguments& a) {
       o.automatic = "fp32, or the plan's";
     }
     if (o.flag == "--batch") o.automatic = "the model's own, or the plan's";
+    if (o.flag == "--accumulate") o.automatic = "1, or the plan's";
     if (o.flag == "--optimizer") o.automatic = "adamw, or the plan's";
     if (o.flag == "--mesh") o.automatic = "searched, or the plan's";
   }

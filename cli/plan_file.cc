@@ -47,6 +47,7 @@ Json model_json(const TracedModel& model) {
   return {{"name", s.name},
           {"set", s.set},
           {"batch", model.config.batch},
+          {"micro_batches", s.optimizer.micro_batches},
           {"sequence", model.config.sequence},
           {"precision", precision_name(s.dtype)},
           {"training", s.training},
@@ -100,6 +101,11 @@ std::string plan_file_text(const TracedModel& model, const Plan& plan) {
   return lines(json) + "\n";
 }
 
+std::string job_text(const TracedModel& model, const std::string& tokenizer) {
+  return one_line(
+      {{"model", model_json(model)}, {"tokenizer", tokenizer.empty() ? "bytes" : tokenizer}});
+}
+
 bool is_plan_file(std::string_view text) {
   // Its first field, so that a large graph need not be parsed to be told apart.
   return text.substr(0, 200).find("\"cleave-plan\"") != std::string_view::npos;
@@ -113,6 +119,7 @@ ModelSpec spec_in_plan_file(const std::string& path, std::string_view text) {
     spec.name = model.at("name").get<std::string>();
     spec.set = model.at("set").get<std::vector<std::string>>();
     spec.batch = model.at("batch").get<int64_t>();
+    spec.optimizer.micro_batches = model.at("micro_batches").get<int64_t>();
     spec.dtype = precision_named(model.at("precision").get<std::string>());
     spec.training = model.at("training").get<bool>();
     spec.optimizer.kind = optimizer_named(model.at("optimizer").get<std::string>());

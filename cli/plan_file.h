@@ -15,6 +15,10 @@ namespace cleave {
 // docs/plan.md: the plan, what to trace to make it again, and the model's regions.
 std::string plan_file_text(const TracedModel& model, const Plan& plan);
 
+// What a checkpoint's run.json says was trained: {"model": as in a plan, "tokenizer": a path or
+// "bytes"}.
+std::string job_text(const TracedModel& model, const std::string& tokenizer);
+
 struct LoadedPlan {
   TracedModel model;
   Plan plan;

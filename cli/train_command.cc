@@ -1,36 +1,27 @@
 // cleave train
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
+#include <csignal>
+#include <filesystem>
+#include <optional>
 
+#include "checkpoint/checkpoint.h"
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/plan_file.h"
 #include "cli/planning.h"
 #include "data/token_data.h"
+#include "executor/telemetry.h"
 #include "executor/trainer.h"
 #include "graph/error.h"
 
 namespace cleave {
 namespace {
 
-OptimizerOptions optimizer_of(const TrainArguments& a, OptimizerOptions::Kind kind) {
-  if (a.steps < 1) fail("--steps {}: write at least 1", a.steps);
-  if (a.seed < 0) fail("--seed {}: must not be negative", a.seed);
-  if (!(a.lr > 0) || !std::isfinite(a.lr)) fail("--lr {}: write a number above 0", a.lr);
+OptimizerOptions optimizer_of(const TrainArguments& a, OptimizerOptions o) {
   if (a.min_lr > a.lr) fail("--min-lr {}: must not be above --lr {}", a.min_lr, a.lr);
   if (a.warmup > a.steps) fail("--warmup {}: must not be above --steps {}", a.warmup, a.steps);
-  if (!(a.weight_decay >= 0)) fail("--weight-decay {}: must not be negative", a.weight_decay);
-  if (!(a.clip >= 0)) fail("--clip {}: must not be negative", a.clip);
-  if (a.eval_every < 0) fail("--eval-every {}: must not be negative", a.eval_every);
-  if (a.log_every < 1) fail("--log-every {}: write at least 1", a.log_every);
-  OptimizerOptions o;
-  o.kind = kind;
-  if (a.schedule == "constant") {
-    o.schedule = OptimizerOptions::Schedule::kConstant;
-  } else if (a.schedule != "cosine") {
-    fail("there is no schedule '{}'; write cosine or constant", a.schedule);
-  }
+  o.schedule = a.schedule == "constant" ? OptimizerOptions::Schedule::kConstant
+                                        : OptimizerOptions::Schedule::kCosine;
   o.lr = a.lr;
   o.min_lr = a.min_lr < 0 ? a.lr / 10 : a.min_lr;
   o.warmup = a.warmup < 0 ? std::min<int64_t>(100, a.steps / 10) : a.warmup;
@@ -74,7 +65,7 @@ LoadedPlan planned(const TrainArguments& a) {
       fail("{}: planned in bf16, which CPU devices do not compute; plan with --precision fp32",
            a.model.model);
     }
-    spec.optimizer = optimizer_of(a, spec.optimizer.kind);
+    spec.optimizer = optimizer_of(a, spec.optimizer);
     LoadedPlan loaded = load_plan(a.model.model, text, std::move(spec), a.model.user);
     if (loaded.plan.mesh.size() != devices.size()) {
       fail("{}: a plan for {} devices ({}), not for the {} of --devices {}", a.model.model,
@@ -86,7 +77,7 @@ LoadedPlan planned(const TrainArguments& a) {
   if (spec.dtype == DType::kBF16) {
     fail("--precision bf16: CPU devices compute in fp32 and fp64");
   }
-  spec.optimizer = optimizer_of(a, spec.optimizer.kind);
+  spec.optimizer = optimizer_of(a, spec.optimizer);
   LoadedPlan result;
   result.model = trace_model(std::move(spec), a.model.user);
   const PlannerOptions options = planner_options(result.model.graph, a.mesh, "");
@@ -113,15 +104,58 @@ LoadedPlan evaluation_of(const LoadedPlan& training, const UserModel* user) {
   return e;
 }
 
+// Where the run left off, if it does go on.
+std::optional<Checkpoint> checkpoint_of(const TrainArguments& a) {
+  if (!a.resume) return std::nullopt;
+  std::string folder = a.resume->empty() ? a.out : *a.resume;
+  if (folder.empty()) fail("--resume: name the run's folder here, or with --out");
+  // A run's folder, or what is in it.
+  if (std::filesystem::is_directory(folder + "/checkpoints")) folder += "/checkpoints";
+  std::vector<std::string> problems;
+  std::optional<Checkpoint> checkpoint = open_checkpoint(folder, &problems);
+  for (const std::string& problem : problems) fmt::print("passed over: {}\n", problem);
+  return checkpoint;
+}
+
+// A first SIGINT or SIGTERM asks the run to save and stop after its step; a second one ends it.
+volatile std::sig_atomic_t stop_signal = 0;
+
+class StopSignals {
+ public:
+  StopSignals() {
+    stop_signal = 0;
+    for (int s : {SIGINT, SIGTERM}) {
+      std::signal(s, [](int signal) {
+        stop_signal = signal;
+        std::signal(signal, SIG_DFL);
+      });
+    }
+  }
+  ~StopSignals() {
+    for (int s : {SIGINT, SIGTERM}) std::signal(s, SIG_DFL);
+  }
+  StopSignals(const StopSignals&) = delete;
+  StopSignals& operator=(const StopSignals&) = delete;
+  static int received() { return stop_signal; }
+};
+
 }  // namespace
 
 void train_command(const TrainArguments& a) {
+  const std::optional<Checkpoint> resume = checkpoint_of(a);
+  Telemetry telemetry({.out_dir = a.out,
+                       .resume = resume.has_value(),
+                       .tensorboard = a.tensorboard,
+                       .log_every = a.log_every,
+                       .progress = progress_named(a.progress),
+                       .lines = nullptr});
   // What cannot be read is noticed before the search.
   const TokenData opened({a.data, a.val_data, a.tokenizer}, /*sequence=*/1);
   const LoadedPlan training = planned(a);
   const ModelConfig& config = training.model.config;
   const TokenData data = opened.with_sequence(config.sequence);
   const LoadedPlan evaluation = evaluation_of(training, a.model.user);
+  telemetry.put("plan.json", plan_file_text(training.model, training.plan));
 
   TrainOptions options;
   options.steps = a.steps;
@@ -131,20 +165,30 @@ void train_command(const TrainArguments& a) {
                                                                          : Targets::kNextToken;
   options.evaluation = {&evaluation.model.graph, &evaluation.plan};
   options.eval_every = a.eval_every;
-  options.log_every = a.log_every;
-  options.out_dir = a.out;
-  options.plan_json = plan_file_text(training.model, training.plan);
+  options.eval_batches = a.eval_batches;
+  options.checkpoints = {.folder = a.out.empty() ? "" : a.out + "/checkpoints",
+                         .every = a.checkpoint_every,
+                         .keep = a.keep,
+                         .job = job_text(training.model, a.tokenizer)};
+  if (a.checkpoint_every > 0 && a.out.empty()) {
+    fail("--checkpoint-every {}: name the run's folder with --out", a.checkpoint_every);
+  }
+  options.resume = resume ? &*resume : nullptr;
+  options.spike_deviations = a.skip_spikes;
+  options.find_nonfinite = a.find_nan;
+  options.stop = [] { return StopSignals::received() != 0; };
 
   const Mesh& mesh = training.plan.mesh;
-  fmt::print("{}\n{} on {}, {} steps, seed {}\n", describe(training.model),
-             mesh.size() == 1 ? "one device" : "mesh " + mesh.to_string(), a.devices, a.steps,
-             a.seed);
-  std::fflush(stdout);
-  train(training.model.graph, training.plan, data, options, [](const std::string& line) {
-    fmt::print("{}\n", line);
-    std::fflush(stdout);
-  });
-  if (!a.out.empty()) fmt::print("written to {}/metrics.jsonl and plan.json\n", a.out);
+  telemetry.note(describe(training.model));
+  telemetry.note(fmt::format("{} on {}, {} steps, seed {}",
+                             mesh.size() == 1 ? "one device" : "mesh " + mesh.to_string(),
+                             a.devices, a.steps, a.seed));
+  const StopSignals signals;
+  const TrainResult result = train(training.model.graph, training.plan, data, options, telemetry);
+  if (!result.stopped) return;
+  const std::string saved = result.saved.empty() ? "nothing was saved: there is no --out"
+                                                 : "--resume goes on from " + result.saved;
+  throw Interrupted(StopSignals::received(), fmt::format("stopped by a signal; {}", saved));
 }
 
 }  // namespace cleave

@@ -327,13 +327,13 @@ struct CpuRuntime::Impl {
     filled[source] = true;
   }
 
-  std::vector<std::byte> gather(size_t source) const {
+  void gather(size_t source, std::vector<std::byte>& whole) const {
     need_sound();
     const ProgramSource& s = program.sources[source];
     if (!filled[source]) fail("{} '{}' has no value yet", name_of(s.kind), s.name);
     const ProgramTensor& t = tensor_of(source);
     const int64_t element = size_of(t.dtype);
-    std::vector<std::byte> whole(static_cast<size_t>(numel(t.layout.atoms) * element));
+    whole.resize(static_cast<size_t>(numel(t.layout.atoms) * element));
     for (size_t r = 0; r < ranks.size(); ++r) {
       const std::vector<int64_t>& c = ranks[r]->coordinates();
       // The first rank that holds a part gives it, the others are compared with it.
@@ -354,7 +354,6 @@ struct CpuRuntime::Impl {
             }
           });
     }
-    return whole;
   }
 
   void run_on_ranks(const std::function<void(int64_t)>& work) {
@@ -429,7 +428,13 @@ void CpuRuntime::set_data(std::string_view name, std::span<const std::byte> whol
 }
 
 std::vector<std::byte> CpuRuntime::read_source(std::string_view name) const {
-  return impl_->gather(impl_->kept(name));
+  std::vector<std::byte> whole;
+  impl_->gather(impl_->kept(name), whole);
+  return whole;
+}
+
+void CpuRuntime::read_source(std::string_view name, std::vector<std::byte>& whole) const {
+  impl_->gather(impl_->kept(name), whole);
 }
 
 void CpuRuntime::write_source(std::string_view name, std::span<const std::byte> whole) {

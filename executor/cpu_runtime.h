@@ -62,6 +62,8 @@ class CpuRuntime {
   // A parameter or state as one whole tensor, row-major. Reading checks that ranks which hold the
   // same part hold the same bits.
   std::vector<std::byte> read_source(std::string_view name) const;
+  // The same into memory that is there already; what does not fit is allocated.
+  void read_source(std::string_view name, std::vector<std::byte>& whole) const;
   void write_source(std::string_view name, std::span<const std::byte> whole);
   TensorType source_type(std::string_view name) const;  // of the whole
 

@@ -60,14 +60,14 @@ std::string log_line(const EvaluationRecord& r, const RunInfo& info) {
 
 std::vector<std::string> header_lines(const RunInfo& info) {
   std::vector<std::string> lines;
-  lines.push_back(fmt::format(
-      "a step: {} tokens, {}; memory: {} a device; a line ends with the process's peak",
-      with_commas(info.tokens_per_step), flops_text(info.work.causal),
-      bytes_text(static_cast<double>(info.arena_bytes))));
+  lines.push_back(
+      fmt::format("a step: {} tokens, {}; memory: {} a device; a line ends with the process's peak",
+                  with_commas(info.tokens_per_step), flops_text(info.work.causal),
+                  bytes_text(static_cast<double>(info.arena_bytes))));
   if (info.peak.flops > 0) {
-    lines.push_back(fmt::format(
-        "MFU: {}of {}/s: {}", masks(info.work) ? "causal (full in brackets), " : "",
-        flops_text(info.peak.flops), info.peak.basis));
+    lines.push_back(fmt::format("MFU: {}of {}/s: {}",
+                                masks(info.work) ? "causal (full in brackets), " : "",
+                                flops_text(info.peak.flops), info.peak.basis));
   }
   if (info.first_step > 1) {
     lines.push_back(fmt::format("resumed behind step {} of {}", info.first_step - 1, info.steps));
@@ -84,11 +84,10 @@ std::vector<std::string> summary_lines(const TrainResult& r, const Plan& plan, c
       fmt::format("predicted | {} a step | {} tokens/s | {} a device | {}",
                   seconds_text(p.step_seconds), with_commas(p.tokens_per_second),
                   bytes_text(static_cast<double>(p.peak_bytes)), collectives_text(r.planned)),
-      fmt::format("measured  | {} a step | {} tokens/s | {} a device | {}{}",
-                  seconds_text(r.median_seconds),
-                  with_commas(info.tokens_per_second(r.median_seconds)),
-                  bytes_text(static_cast<double>(r.arena_bytes)), collectives_text(r.executed),
-                  mfu)};
+      fmt::format(
+          "measured  | {} a step | {} tokens/s | {} a device | {}{}",
+          seconds_text(r.median_seconds), with_commas(info.tokens_per_second(r.median_seconds)),
+          bytes_text(static_cast<double>(r.arena_bytes)), collectives_text(r.executed), mfu)};
   if (skipped.empty()) return lines;
   int64_t count = 0;
   std::string reasons;

@@ -7,14 +7,15 @@
 #include <map>
 #include <string>
 
-#include "executor/trainer.h"
+#include "executor/step_record.h"
+#include "planner/plan.h"
 
 namespace cleave {
 
 // What was left of a file when a run went on.
 struct KeptMetrics {
-  int64_t last_step = 0;  // 0: none
-  double tokens = 0;      // up to it
+  int64_t last_step = 0;                   // 0: none
+  double tokens = 0;                       // up to it
   std::map<std::string, int64_t> skipped;  // updates, by reason
   int64_t dropped = 0;                     // lines: of later steps, of the run's end, or cut off
 };

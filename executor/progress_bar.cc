@@ -67,7 +67,8 @@ std::string bar_text(const ProgressState& s, size_t width, bool colour) {
   }
   const size_t room = width - before.size() - behind.size();
   if (room < kShortest + 1) return before + behind;
-  const double done = static_cast<double>(s.step) / static_cast<double>(std::max<int64_t>(1, s.steps));
+  const double done =
+      static_cast<double>(s.step) / static_cast<double>(std::max<int64_t>(1, s.steps));
   return before + " " + drawing(std::clamp(done, 0.0, 1.0), std::min(room - 1, kLongest), colour) +
          behind;
 }
@@ -80,7 +81,8 @@ std::FILE* bar_terminal(Progress progress) {
 }
 
 ProgressBar::ProgressBar(std::FILE* terminal) : terminal_(terminal) {
-  colour_ = terminal != nullptr && isatty(fileno(terminal)) != 0 && !is_dumb() && !is_set("NO_COLOR");
+  colour_ =
+      terminal != nullptr && isatty(fileno(terminal)) != 0 && !is_dumb() && !is_set("NO_COLOR");
 }
 
 void ProgressBar::put(const std::string& text) {

@@ -18,15 +18,15 @@ struct ProgressState {
 };
 
 // " 12/60 [=====>      ] loss 2.4187 | 12,345 tokens/s | 1:23 left" in at most `width` columns: the
-// bar gives way first, then the last of its neighbours. Colour is by escape sequences, which take no
-// columns.
+// bar gives way first, then the last of its neighbours. Colour is by escape sequences, which take
+// no columns.
 std::string bar_text(const ProgressState& state, size_t width, bool colour);
 
 // "0:07", "1:02:03", "2 d 3 h"
 std::string duration_text(double seconds);
 
-// Where a bar is drawn: stderr or stdout, whichever is a terminal; stderr always when it is on; null
-// for none.
+// Where a bar is drawn: stderr or stdout, whichever is a terminal; stderr always when it is on;
+// null for none.
 std::FILE* bar_terminal(Progress progress);
 
 class ProgressBar {

@@ -38,11 +38,10 @@ double RunInfo::tokens_per_second(double step_seconds) const {
   return step_seconds > 0 ? tokens_per_step / step_seconds : 0;
 }
 
-RunInfo run_info(const Graph& graph, const Plan& plan, int64_t micro_batches) {
-  const auto n = static_cast<double>(micro_batches);
+RunInfo run_info(const Graph& graph, const Plan& plan) {
   RunInfo info;
-  info.tokens_per_step = n * tokens_per_step(graph);
-  info.work = {n * model_flops(graph, false), n * model_flops(graph, true)};
+  info.tokens_per_step = tokens_per_step(graph);
+  info.work = {model_flops(graph, false), model_flops(graph, true)};
   info.peak = cpu_peak(plan.mesh.size(), product_dtype(graph), usable_cores());
   return info;
 }

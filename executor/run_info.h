@@ -16,8 +16,8 @@ struct PeakRate {
   std::string basis;  // where the number is from, in a few words
 };
 
-// Of CPU devices, which are threads: those beyond the cores share them, so it is the assumed rate of
-// one core (planner/cluster.h) for each of min(devices, cores).
+// Of CPU devices, which are threads: those beyond the cores share them, so it is the assumed rate
+// of one core (planner/cluster.h) for each of min(devices, cores).
 PeakRate cpu_peak(int64_t devices, DType dtype, int64_t cores);
 
 // Cores that this process may run on.
@@ -44,7 +44,7 @@ struct RunInfo {
 };
 
 // Of a plan's graph on CPU devices of this machine; steps and memory are for the caller to fill in.
-RunInfo run_info(const Graph& graph, const Plan& plan, int64_t micro_batches);
+RunInfo run_info(const Graph& graph, const Plan& plan);
 
 // The most memory that this process has had resident so far, in bytes; 0 where the system does not
 // tell.

@@ -56,8 +56,8 @@ void Telemetry::begin(const RunInfo& info) {
   }
   for (const std::string& text : header_lines(info)) line(text);
   if (!options_.out_dir.empty() && kept.last_step != info.first_step - 1) {
-    line(fmt::format("metrics.jsonl ends at step {}: the steps up to {} are missing", kept.last_step,
-                     info.first_step - 1));
+    line(fmt::format("metrics.jsonl ends at step {}: the steps up to {} are missing",
+                     kept.last_step, info.first_step - 1));
   }
   began_ = std::chrono::steady_clock::now();
 }

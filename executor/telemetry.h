@@ -12,8 +12,8 @@
 #include "executor/metrics_file.h"
 #include "executor/progress_bar.h"
 #include "executor/run_info.h"
+#include "executor/step_record.h"
 #include "executor/tensorboard.h"
-#include "executor/trainer.h"
 
 namespace cleave {
 

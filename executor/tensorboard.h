@@ -1,6 +1,6 @@
 // Numbers for TensorBoard: an event file is a sequence of records, each a length, a message and
-// their checksums. The message is protobuf; scalars need five fields of it, so they are encoded here
-// and there is no protobuf to install, to generate code with, or to agree with on a version.
+// their checksums. The message is protobuf; scalars need five fields of it, so they are encoded
+// here and there is no protobuf to install, to generate code with, or to agree with on a version.
 #pragma once
 
 #include <cstdint>

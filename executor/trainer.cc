@@ -2,59 +2,22 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <utility>
 
+#include "checkpoint/async_writer.h"
+#include "checkpoint/store.h"
 #include "executor/cpu_runtime.h"
+#include "executor/evaluator.h"
 #include "executor/lower.h"
-#include "executor/metrics.h"
+#include "executor/run_state.h"
+#include "executor/spike_guard.h"
 #include "graph/error.h"
 
 namespace cleave {
 namespace {
-
-void feed(CpuRuntime& runtime, const Batch& batch) {
-  runtime.set_data("tokens", std::as_bytes(std::span<const int32_t>(batch.tokens)));
-  runtime.set_data("targets", std::as_bytes(std::span<const int32_t>(batch.targets)));
-}
-
-// The loss on the tail of the data, by a program of its own.
-class Evaluator {
- public:
-  Evaluator(const Evaluation& evaluation, const TokenData& data, const BatchOptions& batch,
-            int64_t most_batches)
-      : data_(data),
-        batch_(batch),
-        batches_(std::min(data.validation_batches(batch.batch), most_batches)),
-        runtime_(lower(*evaluation.graph, *evaluation.plan), {.seed = batch.seed}) {}
-
-  bool possible() const { return batches_ > 0; }
-
-  // Takes the weights as they are now. A mean over targets: batches may have different numbers.
-  double loss(const CpuRuntime& trained) {
-    for (const ProgramSource& s : runtime_.program().sources) {
-      if (s.kind != SourceKind::kData) runtime_.write_source(s.name, trained.read_source(s.name));
-    }
-    double sum = 0, count = 0;
-    for (int64_t b = 0; b < batches_; ++b) {
-      const Batch batch = data_.validation_batch(b, batch_);
-      feed(runtime_, batch);
-      const auto left_out = std::count(batch.targets.begin(), batch.targets.end(), kNoTarget);
-      const auto targets = static_cast<double>(static_cast<int64_t>(batch.targets.size()) -
-                                               static_cast<int64_t>(left_out));
-      sum += runtime_.step().value("loss") * targets;
-      count += targets;
-    }
-    return sum / count;
-  }
-
- private:
-  const TokenData& data_;
-  const BatchOptions batch_;
-  const int64_t batches_;
-  CpuRuntime runtime_;
-};
 
 Shape tokens_shape(const Graph& graph, const TokenData& data) {
   const Source* tokens = graph.source_named("tokens");
@@ -64,16 +27,6 @@ Shape tokens_shape(const Graph& graph, const TokenData& data) {
   CLEAVE_ASSERT(shape[1] == data.sequence(), "the model has sequences of {}, the data of {}",
                 shape[1], data.sequence());
   return shape;
-}
-
-void stop_unless_finite(const StepRecord& r, const TrainResult& so_far, int64_t steps) {
-  const bool loss_is_sound = std::isfinite(r.loss);
-  if (loss_is_sound && std::isfinite(r.grad_norm)) return;
-  const std::string before = so_far.steps.empty() ? ""
-                                                  : fmt::format(" (loss {:.4f} the step before)",
-                                                                so_far.steps.back().loss);
-  fail("step {}/{}: the {} is {}{}; try a smaller learning rate or a longer warm-up", r.step, steps,
-       loss_is_sound ? "gradient's norm" : "loss", loss_is_sound ? r.grad_norm : r.loss, before);
 }
 
 // Of all steps but the first, which also warms the caches.
@@ -86,6 +39,277 @@ double median_seconds(const std::vector<StepRecord>& steps) {
   std::nth_element(seconds.begin(), middle, seconds.end());
   return *middle;
 }
+
+// Why the update was left out; empty when it was made.
+std::string why_skipped(const StepResult& r, const StepLimits& limits) {
+  if (r.value("clip") >= 0) return "";
+  if (!std::isfinite(r.value("loss"))) return "loss not finite";
+  if (!std::isfinite(r.value("grad_norm"))) return "gradient not finite";
+  return r.value("loss") > limits.loss ? "loss spike" : "gradient spike";
+}
+
+// The checkpoints of one run: written in the background, with what goes wrong told once.
+class Saver {
+ public:
+  Saver(const Checkpoints& options, Telemetry& telemetry)
+      : options_(options), telemetry_(telemetry) {
+    if (options.folder.empty()) return;
+    store_.emplace(options.folder);
+    store_->open_for_writing();
+    writer_.emplace(*store_, options.keep);
+  }
+
+  bool enabled() const { return store_.has_value(); }
+  bool due(int64_t step) const {
+    return enabled() && options_.every > 0 && step % options_.every == 0;
+  }
+
+  // A run that goes on leaves another future behind.
+  void set_aside_after(int64_t step) {
+    if (!enabled()) return;
+    for (const std::string& path : store_->set_aside_after(step)) {
+      telemetry_.note(fmt::format("a later checkpoint is set aside: {}", path));
+    }
+  }
+
+  void save(const CpuRuntime& runtime, RunState state) {
+    state.job = options_.job;
+    saved_step_ = state.step;
+    writer_->submit(snapshot_of(runtime, state, writer_->recycled()));
+  }
+
+  // Waits for what is being written. Throws Error when the newest could not be.
+  void finish() {
+    if (!enabled()) return;
+    try {
+      writer_->wait();
+    } catch (const Error&) {
+      tell();
+      throw;
+    }
+    tell();
+  }
+
+  int64_t saved_step() const { return saved_step_; }
+  const std::string& newest() const { return newest_; }
+
+  // What has been written, and what has failed: training goes on all the same.
+  void tell() {
+    if (!enabled()) return;
+    for (const WrittenCheckpoint& w : writer_->take_written()) {
+      telemetry_.note(fmt::format("saved {} ({:.1f} MiB in {:.2f} s)", w.path,
+                                  static_cast<double>(w.bytes) / 1048576, w.seconds));
+      newest_ = w.path;
+    }
+    if (const auto error = writer_->take_error()) {
+      telemetry_.note(fmt::format("warning: a checkpoint was not saved: {}", *error));
+    }
+  }
+
+ private:
+  const Checkpoints& options_;
+  Telemetry& telemetry_;
+  std::optional<CheckpointStore> store_;
+  std::optional<AsyncWriter> writer_;  // after the store, which it uses
+  int64_t saved_step_ = -1;            // of the newest that was submitted
+  std::string newest_;
+};
+
+class Training {
+ public:
+  Training(const Graph& graph, const Plan& plan, const TokenData& data, const TrainOptions& options,
+           Telemetry& telemetry)
+      : graph_(graph),
+        plan_(plan),
+        data_(data),
+        options_(options),
+        telemetry_(telemetry),
+        shape_(tokens_shape(graph, data)),
+        batch_{.batch = shape_[0],
+               .vocab = options.vocab,
+               .targets = options.targets,
+               .seed = options.seed},
+        runtime_(lower(graph, plan),
+                 {.seed = options.seed, .compare_ranks = options.compare_ranks}),
+        guard_(options.spike_deviations),
+        saver_(options.checkpoints, telemetry) {
+    data.check_vocab(options.vocab);
+    if (options.evaluation.graph != nullptr) {
+      evaluator_.emplace(*options.evaluation.graph, *options.evaluation.plan, data, batch_,
+                         options.eval_batches);
+    }
+    state_.seed = options.seed;
+    state_.data = data.fingerprint();
+    runtime_.initialize();
+    if (options.resume != nullptr) resume(*options.resume);
+    result_.planned = planned_collectives(plan);
+    result_.arena_bytes = runtime_.program().arena_bytes;
+  }
+
+  TrainResult run() {
+    RunInfo info = run_info(graph_, plan_);
+    info.steps = options_.steps;
+    info.first_step = state_.step + 1;
+    info.arena_bytes = result_.arena_bytes;
+    result_.tokens_per_step = info.tokens_per_step;
+    telemetry_.begin(info);
+    for (const std::string& note : notes_) telemetry_.note(note);
+    if (evaluator_ && !evaluator_->possible()) {
+      telemetry_.note(
+          fmt::format("no validation loss: '{}' has no sequence to spare", data_.path()));
+    }
+    saver_.set_aside_after(state_.step);
+    while (state_.step < options_.steps) {
+      if (options_.stop && options_.stop()) {
+        result_.stopped = true;
+        break;
+      }
+      step();
+      const bool last = state_.step == options_.steps;
+      const bool due = options_.eval_every > 0 && state_.step % options_.eval_every == 0;
+      if (last || due) evaluate();
+      if (saver_.due(state_.step)) save();
+      saver_.tell();
+    }
+    if (saver_.enabled() && !result_.steps.empty() && saver_.saved_step() != state_.step) save();
+    saver_.finish();
+    result_.saved = saver_.newest();
+    result_.median_seconds = median_seconds(result_.steps);
+    telemetry_.summary(result_, plan_);
+    return std::move(result_);
+  }
+
+ private:
+  void resume(const Checkpoint& checkpoint) {
+    const std::string data = state_.data;
+    state_ = run_state_from(checkpoint.run_json());
+    if (state_.seed != options_.seed) {
+      fail("{}: its run has seed {}, and this one {}: give it --seed {}", checkpoint.path(),
+           state_.seed, options_.seed, state_.seed);
+    }
+    notes_.push_back(fmt::format("goes on from {}, step {}", checkpoint.path(), state_.step));
+    if (state_.data != data) {
+      notes_.push_back(
+          fmt::format("'{}' is another text than the run was trained on so far", data_.path()));
+    }
+    state_.data = data;
+    restore(runtime_, checkpoint);
+    guard_.restore(state_.losses, state_.norms);
+  }
+
+  // All micro-batches of the step that begins with this sample, and the update.
+  StepResult run_step(int64_t first_sample, const StepLimits& limits) {
+    for (int64_t m = 0; m < graph_.micro_batches; ++m) {
+      feed(runtime_, data_.training_batch(first_sample + m * batch_.batch, batch_));
+      if (graph_.source_named("loss_limit") != nullptr) {
+        set_scalar("loss_limit", limits.loss);
+        set_scalar("norm_limit", limits.norm);
+      }
+      if (m + 1 < graph_.micro_batches) runtime_.accumulate();
+    }
+    return runtime_.step();
+  }
+
+  void set_scalar(std::string_view name, double value) {
+    if (runtime_.source_type(name).dtype == DType::kF64) {
+      runtime_.set_data(name, std::as_bytes(std::span(&value, 1)));
+    } else {
+      const auto narrow = static_cast<float>(value);
+      runtime_.set_data(name, std::as_bytes(std::span(&narrow, 1)));
+    }
+  }
+
+  void step() {
+    const StepLimits limits = guard_.limits();
+    const int64_t first_sample = state_.samples;
+    const StepResult r = run_step(first_sample, limits);
+    expect_planned(r.collectives, plan_);
+    result_.executed = r.collectives;
+    ++state_.step;
+    state_.samples += graph_.micro_batches * batch_.batch;
+    const RunInfo& info = telemetry_.info();
+    StepRecord record{.step = state_.step,
+                      .loss = r.value("loss"),
+                      .grad_norm = r.value("grad_norm"),
+                      .lr = r.value("lr"),
+                      .seconds = r.seconds,
+                      .tokens_per_second = info.tokens_per_second(r.seconds),
+                      .mfu = info.mfu(r.seconds),
+                      .skipped = why_skipped(r, limits)};
+    telemetry_.step(record);
+    if (record.skipped.empty()) {
+      guard_.add(record.loss, record.grad_norm);
+      skipped_in_a_row_ = 0;
+    } else {
+      skipped(record, first_sample, limits);
+    }
+    result_.steps.push_back(std::move(record));
+  }
+
+  void skipped(const StepRecord& record, int64_t first_sample, const StepLimits& limits) {
+    const bool finite = std::isfinite(record.loss) && std::isfinite(record.grad_norm);
+    if (!finite && options_.find_nonfinite) {
+      telemetry_.note(
+          fmt::format("step {}: {}", record.step, first_nonfinite(first_sample, limits)));
+    }
+    if (++skipped_in_a_row_ < kMostSkipped) return;
+    saver_.finish();
+    const std::string saved = saver_.newest().empty()
+                                  ? ""
+                                  : fmt::format("; the newest checkpoint is {}", saver_.newest());
+    fail(
+        "step {}/{}: {} updates in a row were left out, the last for: {}; try a smaller learning "
+        "rate or a longer warm-up{}{}",
+        record.step, options_.steps, skipped_in_a_row_, record.skipped,
+        finite || options_.find_nonfinite ? "" : ", and --find-nan to see where it begins", saved);
+  }
+
+  // The step again, which changes nothing, with an eye on every op.
+  std::string first_nonfinite(int64_t first_sample, const StepLimits& limits) {
+    std::vector<std::byte> passes;
+    if (graph_.source_named("pass") != nullptr) {
+      // As many passes were done before the step as dropout has to draw from again.
+      passes = runtime_.read_source("pass");
+      int32_t count = 0;
+      std::memcpy(&count, passes.data(), sizeof count);
+      count -= static_cast<int32_t>(graph_.micro_batches);
+      runtime_.write_source("pass", std::as_bytes(std::span(&count, 1)));
+    }
+    runtime_.watch(true);
+    const StepResult again = run_step(first_sample, limits);
+    runtime_.watch(false);
+    return again.first_nonfinite.empty() ? "no op makes the first number that is not finite"
+                                         : again.first_nonfinite;
+  }
+
+  void evaluate() {
+    if (!evaluator_ || !evaluator_->possible()) return;
+    result_.evaluations.push_back({state_.step, evaluator_->loss(runtime_)});
+    telemetry_.evaluation(result_.evaluations.back());
+  }
+
+  void save() {
+    state_.losses = guard_.losses();
+    state_.norms = guard_.norms();
+    saver_.save(runtime_, state_);
+  }
+
+  const Graph& graph_;
+  const Plan& plan_;
+  const TokenData& data_;
+  const TrainOptions& options_;
+  Telemetry& telemetry_;
+  const Shape shape_;         // of "tokens"
+  const BatchOptions batch_;  // of one micro-batch
+  CpuRuntime runtime_;
+  std::optional<Evaluator> evaluator_;
+  SpikeGuard guard_;
+  RunState state_;
+  Saver saver_;
+  int skipped_in_a_row_ = 0;
+  std::vector<std::string> notes_;  // told once the run begins
+  TrainResult result_;
+};
 
 }  // namespace
 
@@ -115,55 +339,8 @@ void expect_planned(const std::vector<CollectiveCount>& executed, const Plan& pl
 }
 
 TrainResult train(const Graph& graph, const Plan& plan, const TokenData& data,
-                  const TrainOptions& options, const LogSink& log) {
-  const Shape shape = tokens_shape(graph, data);
-  const BatchOptions batch{shape[0], options.vocab, options.targets, options.seed};
-  data.check_vocab(options.vocab);
-  MetricsWriter metrics(options.out_dir, options.plan_json);
-
-  CpuRuntime runtime(lower(graph, plan),
-                     {.seed = options.seed, .compare_ranks = options.compare_ranks});
-  runtime.initialize();
-  std::optional<Evaluator> evaluator;
-  if (options.evaluation.graph != nullptr) {
-    evaluator.emplace(options.evaluation, data, batch, options.eval_batches);
-    if (!evaluator->possible()) {
-      log(fmt::format("no validation loss: '{}' has no sequence to spare", data.path()));
-    }
-  }
-
-  TrainResult result;
-  result.planned = planned_collectives(plan);
-  result.arena_bytes = runtime.program().arena_bytes;
-  result.tokens_per_step = static_cast<double>(numel(shape));
-  for (int64_t step = 1; step <= options.steps; ++step) {
-    feed(runtime, data.training_batch((step - 1) * batch.batch, batch));
-    const StepResult r = runtime.step();
-    expect_planned(r.collectives, plan);
-    result.executed = r.collectives;
-    const StepRecord record{.step = step,
-                            .loss = r.value("loss"),
-                            .grad_norm = r.value("grad_norm"),
-                            .lr = r.value("lr"),
-                            .seconds = r.seconds,
-                            .tokens_per_second = result.tokens_per_step / r.seconds};
-    stop_unless_finite(record, result, options.steps);
-    result.steps.push_back(record);
-    metrics.write(record);
-    const bool last = step == options.steps;
-    if (last || (options.log_every > 0 && step % options.log_every == 0)) {
-      log(log_line(record, options.steps));
-    }
-    const bool due = last || (options.eval_every > 0 && step % options.eval_every == 0);
-    if (!due || !evaluator || !evaluator->possible()) continue;
-    result.evaluations.push_back({step, evaluator->loss(runtime)});
-    metrics.write(result.evaluations.back());
-    log(log_line(result.evaluations.back(), options.steps));
-  }
-  result.median_seconds = median_seconds(result.steps);
-  metrics.write_summary(result, plan);
-  for (const std::string& line : log_summary(result, plan)) log(line);
-  return result;
+                  const TrainOptions& options, Telemetry& telemetry) {
+  return Training(graph, plan, data, options, telemetry).run();
 }
 
 }  // namespace cleave

@@ -1,0 +1,33 @@
+// The loss on the validation part of the data, by a program of its own.
+#pragma once
+
+#include <cstdint>
+
+#include "data/token_data.h"
+#include "executor/cpu_runtime.h"
+#include "graph/graph.h"
+#include "planner/plan.h"
+
+namespace cleave {
+
+// A batch into "tokens" and "targets".
+void feed(CpuRuntime& runtime, const Batch& batch);
+
+class Evaluator {
+ public:
+  // `graph`: the loss alone, for batches of its own size. `data` must outlive this.
+  Evaluator(const Graph& graph, const Plan& plan, const TokenData& data, BatchOptions batch,
+            int64_t most_batches);
+
+  bool possible() const { return batches_ > 0; }  // there is something to validate on
+  // With the weights as `trained` has them now.
+  double loss(const CpuRuntime& trained);
+
+ private:
+  const TokenData& data_;
+  BatchOptions batch_;
+  int64_t batches_;
+  CpuRuntime runtime_;
+};
+
+}  // namespace cleave
