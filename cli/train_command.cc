@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/store.h"
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/plan_file.h"
@@ -109,8 +110,11 @@ std::optional<Checkpoint> checkpoint_of(const TrainArguments& a) {
   if (!a.resume) return std::nullopt;
   std::string folder = a.resume->empty() ? a.out : *a.resume;
   if (folder.empty()) fail("--resume: name the run's folder here, or with --out");
+  const bool own = folder == a.out;
   // A run's folder, or what is in it.
   if (std::filesystem::is_directory(folder + "/checkpoints")) folder += "/checkpoints";
+  // A run that was ended before its first checkpoint begins anew.
+  if (own && CheckpointStore(folder).list().empty()) return std::nullopt;
   std::vector<std::string> problems;
   std::optional<Checkpoint> checkpoint = open_checkpoint(folder, &problems);
   for (const std::string& problem : problems) fmt::print("passed over: {}\n", problem);
@@ -144,7 +148,7 @@ class StopSignals {
 void train_command(const TrainArguments& a) {
   const std::optional<Checkpoint> resume = checkpoint_of(a);
   Telemetry telemetry({.out_dir = a.out,
-                       .resume = resume.has_value(),
+                       .resume = a.resume.has_value(),
                        .tensorboard = a.tensorboard,
                        .log_every = a.log_every,
                        .progress = progress_named(a.progress),
@@ -183,6 +187,7 @@ void train_command(const TrainArguments& a) {
   telemetry.note(fmt::format("{} on {}, {} steps, seed {}",
                              mesh.size() == 1 ? "one device" : "mesh " + mesh.to_string(),
                              a.devices, a.steps, a.seed));
+  if (a.resume && !resume) telemetry.note("no checkpoint was written so far: begins at step 1");
   const StopSignals signals;
   const TrainResult result = train(training.model.graph, training.plan, data, options, telemetry);
   if (!result.stopped) return;
