@@ -140,7 +140,8 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
   j["cluster"] = plan.cluster.spec;
   j["mesh"] = Json::object();
   for (const MeshAxis& a : plan.mesh.axes) j["mesh"][a.name] = a.size;
-  j["pipeline"] = {{"stages", 1}, {"virtual", 1}, {"schedule", "none"}, {"micro_batches", 1}};
+  j["pipeline"] = {
+      {"stages", 1}, {"virtual", 1}, {"schedule", "none"}, {"micro_batches", graph.micro_batches}};
   j["zero"] = plan.zero;
   j["recompute"] = "none";
   j["kept_for_backward"] = plan.kept;

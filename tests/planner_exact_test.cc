@@ -12,6 +12,7 @@
 #include <random>
 
 #include "executor/lower.h"
+#include "graph/verify.h"
 #include "models/trace.h"
 #include "planner/planner.h"
 #include "tests/support/brute_force.h"
@@ -70,6 +71,9 @@ Case random_case(std::mt19937& random) {
   graph.ops = 2 + static_cast<int>(random() % (graph.training ? 3 : 5));
   graph.bf16 = random() % 6 == 0;
   c.graph = random_model_graph(random, graph);
+  // Costs of the forward and the backward then count several times.
+  if (random() % 3 == 0) c.graph.micro_batches = 2 + static_cast<int64_t>(random() % 3);
+  if (!accumulation_mistake(c.graph).empty()) c.graph.micro_batches = 1;
   const Shapes& shapes = meshes()[random() % meshes().size()];
   c.cluster = random_cluster(random, shapes.cluster);
   c.options.mesh.sizes = shapes.mesh;
@@ -117,6 +121,7 @@ TEST(Exact, WhatTheSpaceLeavesOut) {
   for (int seed = 0; graphs < 400; ++seed) {
     std::mt19937 random(static_cast<unsigned>(seed) + 100000);
     Case c = random_case(random);
+    c.graph.micro_batches = 1;  // these graphs have no accumulators, which is where forms matter
     const auto cheapest = [&](SpaceRules rules) {
       std::mt19937 same(static_cast<unsigned>(seed));
       BruteForce brute(c.graph, c.cluster, c.mesh, rules);

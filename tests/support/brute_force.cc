@@ -286,7 +286,7 @@ void BruteForce::enumerate(const VisitPlan& visit) {
     double seconds = 0;
     for (size_t f = 0; f < pick.size(); ++f) {
       choice_[f] = allowed_[f][pick[f]];
-      seconds += families_.kind(families_.all()[f].kind).seconds[chosen(static_cast<int>(f))];
+      seconds += family_seconds(f, chosen(static_cast<int>(f)));
     }
     for (size_t g = 0; g < groups_.size(); ++g) {
       size_t at = 0;
@@ -327,7 +327,9 @@ MinSumProblem BruteForce::tables() {
     const FamilyKind& kind = families_.kind(f.kind);
     auto table = std::make_shared<CostTable>();
     table->sizes = {static_cast<int32_t>(kind.choices.size())};
-    table->cost = kind.seconds;
+    for (size_t c = 0; c < kind.choices.size(); ++c) {
+      table->cost.push_back(family_seconds(problem.domain_sizes.size(), c));
+    }
     problem.terms.push_back({{static_cast<int32_t>(problem.domain_sizes.size())}, table});
     problem.domain_sizes.push_back(table->sizes[0]);
   }
@@ -375,6 +377,18 @@ std::vector<Way> BruteForce::ways_of(const Group& g) const {
   return best_ways(std::move(result));
 }
 
+double BruteForce::times(Phase phase) const {
+  return phase == Phase::kUpdate ? 1 : static_cast<double>(graph_.micro_batches);
+}
+
+double BruteForce::family_seconds(size_t family, size_t choice) const {
+  double seconds = 0;
+  for (NodeId n : families_.all()[family].members) {
+    seconds += times(graph_.node(n).phase) * member(n)[choice].seconds;
+  }
+  return seconds;
+}
+
 // From one form to what the readers of a phase need, through form `out` when there is a hand-out.
 double BruteForce::deliver(const ValueRules& r, size_t phase, size_t from, size_t out) const {
   const PlacementSpace& space = r.bundle[phase] ? *r.bundled : *r.plain;
@@ -393,7 +407,7 @@ double BruteForce::deliver(const ValueRules& r, size_t phase, size_t from, size_
       seconds += space.seconds(from, need);
     }
   }
-  return seconds;
+  return times(static_cast<Phase>(phase)) * seconds;
 }
 
 // Calls visit for every combination of held form and hand-outs. `source_held`: where the source
@@ -409,7 +423,10 @@ void BruteForce::ways_of_value(Value v, size_t source_held, const VisitWay& visi
   if (r.lies_with >= 0) held_forms = r.readers[2][0].needs[chosen(r.lies_with)];
   for (size_t held : held_forms) {
     Way base;
-    if (r.producer >= 0) base.seconds += r.plain->seconds(made, held);
+    const NodeId producer = graph_.value(v).producer;
+    if (producer != kNoNode) {
+      base.seconds += times(graph_.node(producer).phase) * r.plain->seconds(made, held);
+    }
     if (r.source) base.bytes += r.plain->local_bytes(held);
     base.seconds += r.outputs * r.plain->seconds(held, whole);
     if (r.next_of != kNoValue) base.seconds += r.bundled->seconds(held, source_held);

@@ -86,6 +86,9 @@ class BruteForce {
   std::vector<Way> ways_of(const Group& g) const;
   bool matters(int family, const Group& g) const;
   void ways_of_value(Value v, size_t source_held, const VisitWay& visit) const;
+  // How often a step runs what belongs to this phase.
+  double times(Phase phase) const;
+  double family_seconds(size_t family, size_t choice) const;
   double deliver(const ValueRules& r, size_t phase, size_t from, size_t out) const;
   std::optional<size_t> kept_form(const ValueRules& r, size_t handed) const;
   size_t chosen(int family) const {
