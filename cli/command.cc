@@ -5,10 +5,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <new>
 
 #include "cli/commands.h"
+#include "cli/config_file.h"
 #include "cli/nearest.h"
 #include "cli/options.h"
 #include "cli/planning.h"
@@ -70,17 +72,22 @@ std::vector<std::string> flags_of(const std::vector<Row>& rows) {
   return flags;
 }
 
-// What was written for an option goes to where its row points.
-void take(const Row& row, const std::vector<std::string>& flags) {
-  const Option& o = row.option;
-  const std::vector<std::string>& words = row.written->results();
-  for (const std::string& word : words) {
-    // CLI11 takes any word for a value that is missing.
-    const std::string flag = word.substr(0, word.find('='));
-    if (std::find(flags.begin(), flags.end(), flag) != flags.end()) {
-      fail("{} needs a value before {}: {}", o.name(), flag, o.type);
+// CLI11 takes any word for a value that is missing, also another flag.
+void refuse_flags_as_values(const std::vector<Row>& rows) {
+  const std::vector<std::string> flags = flags_of(rows);
+  for (const Row& row : rows) {
+    for (const std::string& word : row.written->results()) {
+      const std::string flag = word.substr(0, word.find('='));
+      if (std::find(flags.begin(), flags.end(), flag) == flags.end()) continue;
+      fail("{} needs a value before {}: {}", row.option.name(), flag, row.option.type);
     }
   }
+}
+
+// What was written for an option goes to where its row points.
+void take(const Row& row) {
+  const Option& o = row.option;
+  const std::vector<std::string>& words = row.written->results();
   const bool many = std::holds_alternative<std::vector<std::string>*>(o.target);
   if (words.size() > 1 && !many) fail("{} is given {} times", o.name(), words.size());
   for (const std::string& word : words) set_text(o, word, o.name());
@@ -99,7 +106,36 @@ void refuse_extras(const CLI::App& command, const std::vector<Row>& rows) {
     fail("there is no option '{}'{}", *flag, hint.empty() ? see : hint);
   }
   fail("'{}' was not expected: {} is {} already{}", extras.front(), rows.front().option.flag,
-       text_of(rows.front().option), see);
+       fmt::join(rows.front().written->results(), " "), see);
+}
+
+const Row& row_of(const std::vector<Row>& rows, std::string_view flag) {
+  const auto at = std::find_if(rows.begin(), rows.end(),
+                               [&](const Row& row) { return row.option.name() == flag; });
+  CLEAVE_ASSERT(at != rows.end(), "no option {}", flag);
+  return *at;
+}
+
+// Below the flags lie the values of a TOML: the one that is named, or that of the run to go on
+// with.
+void take_config(const std::vector<Row>& rows, TrainArguments& a) {
+  const Row& out = row_of(rows, "--out");
+  for (const char* name : {"--config", "--resume", "--out"}) take(row_of(rows, name));
+  std::string path = a.config;
+  if (path.empty() && a.resume) {
+    const std::string& folder = a.resume->empty() ? a.out : *a.resume;
+    if (folder.empty()) fail("--resume needs a run's folder: write it, or --out DIR");
+    if (!std::filesystem::is_directory(folder))
+      fail("--resume {}: there is no such folder", folder);
+    const std::string config = folder + "/config.toml";
+    if (std::filesystem::exists(config)) path = config;
+  }
+  if (path.empty()) return;
+  std::vector<Option> options;
+  for (const Row& row : rows) options.push_back(row.option);
+  read_config(path, options);
+  // The folder may have been moved since, or the command run from elsewhere.
+  if (a.resume && !a.resume->empty() && out.written->empty()) a.out = *a.resume;
 }
 
 // A command of the program: `run` is called with its arguments when they are complete.
@@ -114,9 +150,17 @@ void add_command(CLI::App& app, const char* name, const char* help, Arguments& a
     rows.push_back({std::move(o), written});
   }
   c->final_callback([c, rows, run, name, &arguments] {
-    const std::vector<std::string> flags = flags_of(rows);
-    for (const Row& row : rows) take(row, flags);
+    refuse_flags_as_values(rows);
     refuse_extras(*c, rows);
+    constexpr bool trains = std::is_same_v<Arguments, TrainArguments>;
+    if constexpr (trains) take_config(rows, arguments);
+    for (const Row& row : rows) take(row);
+    if constexpr (trains) {
+      if (arguments.print_config) {
+        fmt::print("{}", config_text(arguments));
+        return;
+      }
+    }
     for (const auto& [option, unused] : rows) {
       if (!option.required || !text_of(option).empty()) continue;
       fail("{} is required: {}; see cleave {} --help", option.name(), option.help, name);

@@ -18,7 +18,7 @@ std::vector<Option> model_options(ModelArguments& m, const std::string& help = k
       {.flag = "--set",
        .key = "model.set",
        .type = "KEY=VALUE ...",
-       .help = "Change numbers of the model: --set layers=4 hidden=256",
+       .help = "Change numbers of the model: layers=4 hidden=256",
        .target = &m.set},
       {.flag = "--batch",
        .key = "train.batch",

@@ -5,6 +5,7 @@ find_package(fmt REQUIRED)
 find_package(Boost 1.74 REQUIRED)  # Boost.Graph, headers only
 find_package(nlohmann_json 3.11 REQUIRED)
 find_package(CLI11 REQUIRED)
+find_path(TOMLPLUSPLUS_INCLUDE_DIR toml++/toml.h REQUIRED)  # headers only
 find_package(Threads REQUIRED)
 if(NOT DEFINED BLA_VENDOR)
   set(BLA_VENDOR OpenBLAS)  # the reference BLAS is thirty times slower
@@ -57,6 +58,7 @@ function(cleave_print_summary)
   cleave_row("Boost.Graph" TRUE "${Boost_VERSION_STRING}" "")
   cleave_row("nlohmann/json" TRUE "${nlohmann_json_VERSION}" "")
   cleave_row("CLI11" TRUE "${CLI11_VERSION}" "")
+  cleave_row("toml++" TRUE "${TOMLPLUSPLUS_INCLUDE_DIR}" "")
   cleave_row("xxHash" TRUE "${XXHASH_INCLUDE_DIR}" "")
   cleave_row("OpenBLAS" TRUE "${BLAS_LIBRARIES}" "")
   if(CLEAVE_TESTS)

@@ -22,7 +22,7 @@ END
 packages_of() {
   case $1 in
     build) echo "g++ cmake ninja-build libfmt-dev libboost-dev libcli11-dev nlohmann-json3-dev" \
-                "libopenblas-pthread-dev libxxhash-dev" ;;
+                "libtomlplusplus-dev libopenblas-pthread-dev libxxhash-dev" ;;
     demo) echo "bible-kjv bible-kjv-text graphviz" ;;
     test) echo "libgtest-dev coinor-libcbc-dev graphviz" ;;
     style) echo "clang-format-14" ;;
