@@ -1,12 +1,12 @@
 // The only file that sees toml++, which takes long to compile.
 #include "cli/config_file.h"
 
+#include <toml++/toml.h>
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <toml++/toml.h>
 #include <utility>
 
 #include "cli/nearest.h"
@@ -43,7 +43,8 @@ class Reader {
       fail("{}: there is no section [{}]{}", at(node), name,
            hint(name, section_names(), "the sections are "));
     }
-    if (!node.is_table()) fail("{}: '{}' is a section: write [{}] above its keys", at(node), name, name);
+    if (!node.is_table())
+      fail("{}: '{}' is a section: write [{}] above its keys", at(node), name, name);
     for (const auto& [key, value] : *node.as_table()) {
       const std::string entry(key.str());
       set(option(name, entry, value), value);
@@ -165,7 +166,8 @@ std::string toml_string(const Option& o, const std::string& text) {
   try {
     quoted = nlohmann::json(text).dump();
   } catch (const nlohmann::json::exception&) {
-    fail("{}: the value is not UTF-8, which the run's config.toml cannot hold; rename it", o.name());
+    fail("{}: the value is not UTF-8, which the run's config.toml cannot hold; rename it",
+         o.name());
   }
   for (size_t i; (i = quoted.find('\x7f')) != std::string::npos;) quoted.replace(i, 1, "\\u007f");
   return quoted;
@@ -252,8 +254,8 @@ std::string config_text(const std::vector<Option>& options) {
     for (const Option& o : options) {
       if (o.key.empty() || o.section() != section) continue;
       const bool missing = o.required && text_of(o).empty();
-      lines.push_back({fmt::format("{}{} = {}", missing ? "# " : "", o.entry(), toml_value(o)),
-                       comment_of(o)});
+      lines.push_back(
+          {fmt::format("{}{} = {}", missing ? "# " : "", o.entry(), toml_value(o)), comment_of(o)});
       width = std::max(width, lines.back().text.size());
     }
     result += fmt::format("\n[{}]  # {}\n", section, about);

@@ -43,10 +43,11 @@ std::string collectives_text(const std::vector<CollectiveCount>& counts) {
 }  // namespace
 
 std::string log_line(const StepRecord& r, const RunInfo& info, int64_t resident_bytes) {
-  std::string line = fmt::format(
-      "{} | loss {:7.4f} | grad norm {:8.3g} | lr {:.2e} | {:>9} tokens/s", step_text(r.step, info),
-      r.loss, r.grad_norm, r.lr, with_commas(std::round(r.tokens_per_second)));
-  if (info.peak.flops > 0) line += fmt::format(" | MFU {:>6}", percent_text(r.mfu));
+  std::string line =
+      fmt::format("{} | loss {:>7.4f} | grad norm {:>8.3g} | lr {:.2e} | {:>9} tokens/s",
+                  step_text(r.step, info), r.loss, r.grad_norm, r.lr,
+                  with_commas(std::round(r.tokens_per_second)));
+  if (info.peak.flops > 0) line += fmt::format(" | MFU {:>7}", percent_text(r.mfu));
   if (resident_bytes > 0) {
     line += fmt::format(" | {:>8}", bytes_text(static_cast<double>(resident_bytes)));
   }
@@ -55,7 +56,7 @@ std::string log_line(const StepRecord& r, const RunInfo& info, int64_t resident_
 }
 
 std::string log_line(const EvaluationRecord& r, const RunInfo& info) {
-  return fmt::format("{} | val loss {:7.4f}", step_text(r.step, info), r.loss);
+  return fmt::format("{} | val loss {:>7.4f}", step_text(r.step, info), r.loss);
 }
 
 std::vector<std::string> header_lines(const RunInfo& info) {

@@ -145,8 +145,9 @@ std::vector<std::string> values(TrainArguments& a) {
 void randomize(TrainArguments& a, std::mt19937_64& random) {
   const auto below = [&](size_t n) { return static_cast<size_t>(random() % n); };
   const auto any_text = [&] {
-    static constexpr std::string_view kParts[] = {"a", "\"", "\\", "'", "#", "\n", "\t", "\x7f",
-                                                  "\x01", "=", "é", "𝛼", " ", "]", "/", "u0041"};
+    static constexpr std::string_view kParts[] = {"a",  "\"",   "\\",   "'",    "#", "\n",
+                                                  "\t", "\x7f", "\x01", "=",    "é", "𝛼",
+                                                  " ",  "]",    "/",    "u0041"};
     std::string text = "x";
     for (size_t i = below(12); i > 0; --i) text += kParts[below(std::size(kParts))];
     return text;
@@ -156,8 +157,9 @@ void randomize(TrainArguments& a, std::mt19937_64& random) {
     if (!o.automatic.empty() && below(3) == 0) {
       set_text(o, o.automatic_word, o.key);
     } else if (std::holds_alternative<std::vector<std::string>*>(o.target)) {
-      static constexpr const char* kPairs[] = {"layers=2",   "layers=007", "dropout=.5", "theta=5.",
-                                               "theta=1e22", "tied=1",     "tied=false", "eps=1e-300"};
+      static constexpr const char* kPairs[] = {"layers=2",   "layers=007", "dropout=.5",
+                                               "theta=5.",   "theta=1e22", "tied=1",
+                                               "tied=false", "eps=1e-300"};
       for (size_t i = below(4); i > 0; --i) set_text(o, kPairs[below(std::size(kPairs))], o.key);
     } else if (!o.choices.empty()) {
       set_text(o, o.choices[below(o.choices.size())], o.key);
@@ -169,7 +171,8 @@ void randomize(TrainArguments& a, std::mt19937_64& random) {
       const uint64_t n = random() >> (1 + below(62));
       set_text(o, std::to_string(std::max<uint64_t>(n, 1)), o.key);
     } else {
-      const double x = std::ldexp(static_cast<double>(random() | 1), static_cast<int>(below(200)) - 150);
+      const double x =
+          std::ldexp(static_cast<double>(random() | 1), static_cast<int>(below(200)) - 150);
       set_text(o, fmt::format("{}", x), o.key);
     }
   }

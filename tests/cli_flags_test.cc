@@ -48,9 +48,9 @@ std::string value_in(const std::string& toml, const std::string& key) {
 class Flags : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = fs::path(::testing::TempDir()) /
-              (std::string("flags_") +
-               ::testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder_ =
+        fs::path(::testing::TempDir()) /
+        (std::string("flags_") + ::testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(folder_);
     fs::create_directories(folder_ / "run");
   }
@@ -106,8 +106,9 @@ TEST_F(Flags, MistakesAreOneLineInOurWords) {
       {"plan gpt2:tiny --json=3", "--json takes no value"},
       {"train gpt2:tiny --stesp 3", "there is no option '--stesp'; did you mean --steps?"},
       {"train --stesp 3 gpt2:tiny", "there is no option '--stesp'; did you mean --steps?"},
-      {"train gpt2:tiny --no-tensorbord", "there is no option '--no-tensorbord'; did you mean "
-                                          "--no-tensorboard?"},
+      {"train gpt2:tiny --no-tensorbord",
+       "there is no option '--no-tensorbord'; did you mean "
+       "--no-tensorboard?"},
       {"train gpt2:tiny --Steps=3", "there is no option '--Steps=3'; did you mean --steps?"},
       {"train gpt2:tiny -q", "there is no option '-q'; see cleave train --help"},
       {"train gpt2:tiny --nothing-like-it 3",
@@ -188,12 +189,12 @@ TEST_F(Flags, ARunGoesOnWithItsOwnToml) {
     EXPECT_EQ(value_in(o.out, "folder"), "\"" + path("run") + "\"") << how;
   }
   // A flag counts more, and so does a TOML that is named.
-  EXPECT_EQ(value_in(cleave_run("train --print-config --steps 9 --resume " + path("run")).out,
-                     "steps"),
-            "9");
+  EXPECT_EQ(
+      value_in(cleave_run("train --print-config --steps 9 --resume " + path("run")).out, "steps"),
+      "9");
   write_file(path("a.toml"), "[train]\nsteps = 8\n");
-  const Outcome o = cleave_run("train --print-config --config " + path("a.toml") + " --resume " +
-                               path("run"));
+  const Outcome o =
+      cleave_run("train --print-config --config " + path("a.toml") + " --resume " + path("run"));
   EXPECT_EQ(value_in(o.out, "steps"), "8");
   EXPECT_NE(o.out.find("\n# name = "), std::string::npos) << o.out;
 }
