@@ -93,6 +93,12 @@ void take(const Row& row) {
   for (const std::string& word : words) set_text(o, word, o.name());
 }
 
+// "train ", "checkpoint ls "; empty for the program itself.
+std::string path_of(const CLI::App& command) {
+  const CLI::App* parent = command.get_parent();
+  return parent == nullptr ? "" : path_of(*parent) + command.get_name() + " ";
+}
+
 // Words that belong to no option, the first that looks like one before the others.
 void refuse_extras(const CLI::App& command, const std::vector<Row>& rows) {
   std::vector<std::string> extras = command.remaining();
@@ -100,7 +106,7 @@ void refuse_extras(const CLI::App& command, const std::vector<Row>& rows) {
   if (extras.empty()) return;
   const auto flag = std::find_if(extras.begin(), extras.end(),
                                  [](const std::string& word) { return word.starts_with('-'); });
-  const std::string see = fmt::format("; see cleave {} --help", command.get_name());
+  const std::string see = fmt::format("; see cleave {}--help", path_of(command));
   if (flag != extras.end()) {
     const std::string hint = did_you_mean(flag->substr(0, flag->find('=')), flags_of(rows));
     fail("there is no option '{}'{}", *flag, hint.empty() ? see : hint);
@@ -140,16 +146,16 @@ void take_config(const std::vector<Row>& rows, TrainArguments& a) {
 
 // A command of the program: `run` is called with its arguments when they are complete.
 template <class Arguments>
-void add_command(CLI::App& app, const char* name, const char* help, Arguments& arguments,
-                 void (*run)(const Arguments&)) {
+void add_command(CLI::App& app, const char* name, const char* help, std::vector<Option> options,
+                 Arguments& arguments, void (*run)(const Arguments&)) {
   CLI::App* c = app.add_subcommand(name, help);
   c->allow_extras();
   std::vector<Row> rows;
-  for (Option& o : options_of(arguments)) {
+  for (Option& o : options) {
     CLI::Option* written = add_to(*c, o);
     rows.push_back({std::move(o), written});
   }
-  c->final_callback([c, rows, run, name, &arguments] {
+  c->final_callback([c, rows, run, &arguments] {
     refuse_flags_as_values(rows);
     refuse_extras(*c, rows);
     constexpr bool trains = std::is_same_v<Arguments, TrainArguments>;
@@ -163,7 +169,7 @@ void add_command(CLI::App& app, const char* name, const char* help, Arguments& a
     }
     for (const auto& [option, unused] : rows) {
       if (!option.required || !text_of(option).empty()) continue;
-      fail("{} is required: {}; see cleave {} --help", option.name(), option.help, name);
+      fail("{} is required: {}; see cleave {}--help", option.name(), option.help, path_of(*c));
     }
     run(arguments);
   });
@@ -172,23 +178,12 @@ void add_command(CLI::App& app, const char* name, const char* help, Arguments& a
 void add_checkpoint(CLI::App& app, CheckpointArguments& a) {
   CLI::App* c = app.add_subcommand("checkpoint", "List, check and export what training has saved");
   c->require_subcommand(1);
-  const auto add = [&](const char* name, const char* what, const char* paths) {
-    CLI::App* sub = c->add_subcommand(name, what);
-    sub->add_option("PATH", a.path, paths)->required();
-    return sub;
-  };
-  CLI::App* ls = add("ls", "The checkpoints in a folder, or the tensors of one",
-                     "A run's folder of checkpoints, one step's folder, or a safetensors file");
-  ls->add_flag("--json", a.json, "JSON on stdout");
-  ls->final_callback([&a] { checkpoint_ls_command(a); });
-  const char* folders = "A run's folder of checkpoints, or one step's folder";
-  CLI::App* check =
-      add("verify", "Read every byte and name what is damaged (exit status 1)", folders);
-  check->add_flag("--json", a.json, "JSON on stdout");
-  check->final_callback([&a] { checkpoint_verify_command(a); });
-  CLI::App* out = add("export", "The weights in one safetensors file, for other programs", folders);
-  out->add_option("-o,--out", a.out, "FILE.safetensors")->required()->type_name("FILE");
-  out->final_callback([&a] { checkpoint_export_command(a); });
+  add_command(*c, "ls", "The checkpoints in a folder, or the tensors of one", ls_options(a), a,
+              checkpoint_ls_command);
+  add_command(*c, "verify", "Read every byte and name what is damaged (exit status 1)",
+              verify_options(a), a, checkpoint_verify_command);
+  add_command(*c, "export", "The weights in one safetensors file, for other programs",
+              export_options(a), a, checkpoint_export_command);
 }
 
 // One line, whatever the message was.
@@ -203,16 +198,37 @@ int report(int status, std::string_view kind, const std::string& message) {
   return status;
 }
 
-// CLI11 ends the program's parse by throwing, --help included.
-int finish_parse(const CLI::App& app, const CLI::ParseError& e, const std::string& command) {
-  if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);
-  const std::string see = fmt::format("see cleave {}--help", command.empty() ? "" : command + " ");
-  if (e.get_name() == "ArgumentMismatch") {  // "--steps: 1 required N missing"
-    const std::string what = e.what();
-    return report(1, "error",
-                  fmt::format("{} needs a value; {}", what.substr(0, what.find(':')), see));
+// The command that the first words name. Throws Error when they name none, unless they ask for
+// help.
+const CLI::App& named_command(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* at = &app;
+  for (int i = 1;; ++i) {
+    std::vector<std::string> names;
+    for (const CLI::App* c : at->get_subcommands([](const CLI::App*) { return true; })) {
+      names.push_back(c->get_name());
+    }
+    const std::string word = i < argc ? argv[i] : "";
+    if (names.empty() || word == "-h" || word == "--help") return *at;
+    const std::string path = path_of(*at);
+    if (word.starts_with('-')) {
+      fail("there is no option '{}' before a command; see cleave {}--help", word, path);
+    }
+    if (std::find(names.begin(), names.end(), word) == names.end()) {
+      fail("{}: {}; see cleave {}--help",
+           word.empty() ? "name a command" : fmt::format("there is no command '{}{}'", path, word),
+           fmt::join(names, ", "), path);
+    }
+    at = at->get_subcommand(word);
   }
-  return report(1, "error", fmt::format("{}; {}", e.what(), see));
+}
+
+// CLI11 ends the program's parse by throwing, --help included.
+int finish_parse(const CLI::App& app, const CLI::ParseError& e, const CLI::App& command) {
+  if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);
+  const std::string what = e.what();
+  if (e.get_name() != "ArgumentMismatch") fail("{}; see cleave {}--help", what, path_of(command));
+  // "--steps: 1 required N missing"
+  fail("{} needs a value; see cleave {}--help", what.substr(0, what.find(':')), path_of(command));
 }
 
 // CLI11 reads a flag's value in ways of its own: "--json=3" is refused before.
@@ -240,55 +256,22 @@ int run(int argc, char** argv, const UserModel* user) {
                             &commands.view.model, &commands.train.model}) {
     m->user = user;
   }
-  add_command(app, "trace", "Record a model's graph and write it down", commands.trace,
-              trace_command);
-  add_command(app, "regions",
-              "What can be split, how far it runs alone, and where devices must meet",
-              commands.regions, regions_command);
-  add_command(app, "plan", "Find the fastest split of a model that fits", commands.plan,
-              plan_command);
-  add_command(app, "view", "Draw a graph or a plan", commands.view, view_command);
-  add_command(app, "train", "Train a model as its plan says, on this machine", commands.train,
-              train_command);
+  const auto add = [&](const char* name, const char* help, auto& arguments, auto run_it) {
+    add_command(app, name, help, options_of(arguments), arguments, run_it);
+  };
+  add("trace", "Record a model's graph and write it down", commands.trace, trace_command);
+  add("regions", "What can be split, how far it runs alone, and where devices must meet",
+      commands.regions, regions_command);
+  add("plan", "Find the fastest split of a model that fits", commands.plan, plan_command);
+  add("view", "Draw a graph or a plan", commands.view, view_command);
+  add("train", "Train a model as its plan says, on this machine", commands.train, train_command);
   add_checkpoint(app, commands.checkpoint);
 
-  std::vector<std::string> names;
-  for (const CLI::App* c : app.get_subcommands([](CLI::App*) { return true; }))
-    names.push_back(c->get_name());
-  std::string command = argc > 1 ? argv[1] : "";
-  if (!command.starts_with('-') && std::find(names.begin(), names.end(), command) == names.end()) {
-    const std::string wrong =
-        command.empty() ? "name a command" : fmt::format("there is no command '{}'", command);
-    return report(1, "error",
-                  fmt::format("{}: {}; see cleave --help", wrong, fmt::join(names, ", ")));
-  }
-  if (command.starts_with('-') && command != "-h" && command != "--help") {
-    return report(
-        1, "error",
-        fmt::format("there is no option '{}' before a command; see cleave --help", command));
-  }
-  if (command.starts_with('-')) {
-    command.clear();
-  } else {
-    refuse_values_of_flags(*app.get_subcommand(command), argc, argv);
-  }
+  const CLI::App& command = named_command(app, argc, argv);
+  refuse_values_of_flags(command, argc, argv);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    const CLI::App* c = command.empty() ? nullptr : app.get_subcommand(command);
-    const auto within = [](const CLI::App* a) {
-      std::vector<std::string> found;
-      for (const CLI::App* s : a->get_subcommands([](const CLI::App*) { return true; })) {
-        found.push_back(s->get_name());
-      }
-      return found;
-    };
-    if (c != nullptr && !within(c).empty() && c->get_subcommands().empty() &&
-        e.get_exit_code() != static_cast<int>(CLI::ExitCodes::Success)) {
-      return report(1, "error",
-                    fmt::format("cleave {}: write one of {} next; see cleave {} --help", command,
-                                fmt::join(within(c), ", "), command));
-    }
     return finish_parse(app, e, command);
   }
   return 0;

@@ -229,6 +229,12 @@ std::vector<Option> telling_options(TrainArguments& a) {
   };
 }
 
+Option path_option(CheckpointArguments& a, const std::string& help) {
+  return {.flag = "PATH", .help = help, .target = &a.path, .required = true};
+}
+
+constexpr const char* kCheckpointFolders = "A run's folder of checkpoints, or one step's folder";
+
 void append(std::vector<Option>& to, std::vector<Option> more) {
   for (Option& o : more) to.push_back(std::move(o));
 }
@@ -324,6 +330,24 @@ std::vector<Option> options_of(TrainArguments& a) {
     if (o.flag == "--mesh") o.automatic = "searched, or the plan's";
   }
   return options;
+}
+
+std::vector<Option> ls_options(CheckpointArguments& a) {
+  return {path_option(a, "A run's folder of checkpoints, one step's folder, or a safetensors file"),
+          json_option(a.json)};
+}
+
+std::vector<Option> verify_options(CheckpointArguments& a) {
+  return {path_option(a, kCheckpointFolders), json_option(a.json)};
+}
+
+std::vector<Option> export_options(CheckpointArguments& a) {
+  return {path_option(a, kCheckpointFolders),
+          {.flag = "-o,--out",
+           .type = "FILE",
+           .help = "FILE.safetensors",
+           .target = &a.out,
+           .required = true}};
 }
 
 }  // namespace cleave

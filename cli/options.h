@@ -44,6 +44,10 @@ std::vector<Option> options_of(RegionsArguments& arguments);
 std::vector<Option> options_of(PlanArguments& arguments);
 std::vector<Option> options_of(ViewArguments& arguments);
 std::vector<Option> options_of(TrainArguments& arguments);
+// Of `cleave checkpoint ls`, verify and export.
+std::vector<Option> ls_options(CheckpointArguments& arguments);
+std::vector<Option> verify_options(CheckpointArguments& arguments);
+std::vector<Option> export_options(CheckpointArguments& arguments);
 
 // The value that the target has, as it is written: "0.001", "auto", "layers=2 heads=4", "true".
 std::string text_of(const Option& option);

@@ -1,19 +1,13 @@
 #include "executor/metrics_file.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/file_io.h"
 #include "graph/error.h"
 
 namespace cleave {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;  // numbers that are not finite become null
 
 // A line of the file; null where it is none, as the last one may be after a crash.
@@ -49,50 +43,7 @@ double total_bytes(const std::vector<CollectiveCount>& counts) {
   return sum;
 }
 
-// A file that is being written, which is gone unless it gets its name.
-class Temporary {
- public:
-  explicit Temporary(const std::string& path) : path_(path), name_(path + ".part") {
-    fd_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd_ < 0) stop("open");
-  }
-  ~Temporary() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!name_.empty()) ::unlink(name_.c_str());
-  }
-  Temporary(const Temporary&) = delete;
-  Temporary& operator=(const Temporary&) = delete;
-
-  void write(std::string_view text) {
-    while (!text.empty()) {
-      const ssize_t n = ::write(fd_, text.data(), text.size());
-      if (n < 0 && errno != EINTR) stop("write");
-      if (n > 0) text.remove_prefix(static_cast<size_t>(n));
-    }
-  }
-  void take_the_name() {
-    if (::fsync(fd_) != 0) stop("write");
-    if (::rename(name_.c_str(), path_.c_str()) != 0) stop("rename");
-    name_.clear();
-  }
-
- private:
-  [[noreturn]] void stop(const char* what) const {
-    fail("cannot {} '{}': {}; name a folder that can be written", what, name_,
-         std::strerror(errno));
-  }
-
-  std::string path_, name_;
-  int fd_ = -1;
-};
-
 }  // namespace
-
-void replace_file(const std::string& path, std::string_view text) {
-  Temporary file(path);
-  file.write(text);
-  file.take_the_name();
-}
 
 MetricsFile::MetricsFile(std::string path) : path_(std::move(path)) { open(); }
 
@@ -113,7 +64,7 @@ KeptMetrics MetricsFile::keep_before(int64_t first_step) {
   KeptMetrics kept;
   if (path_.empty()) return kept;
   file_.close();
-  Temporary fresh(path_);
+  AtomicFile fresh(path_);
   std::ifstream old(path_);
   for (std::string line; std::getline(old, line);) {
     const Json json = parse_line(line);
@@ -123,7 +74,7 @@ KeptMetrics MetricsFile::keep_before(int64_t first_step) {
       ++kept.dropped;
       continue;
     }
-    fresh.write(line + "\n");
+    fresh.writer().write(line + "\n");
     if (!is_step(json)) continue;
     kept.last_step = step;
     if (json.contains("tokens") && json["tokens"].is_number()) kept.tokens = json["tokens"];
@@ -131,7 +82,7 @@ KeptMetrics MetricsFile::keep_before(int64_t first_step) {
       ++kept.skipped[json["skipped"].get<std::string>()];
     }
   }
-  fresh.take_the_name();
+  fresh.commit();
   open();
   return kept;
 }

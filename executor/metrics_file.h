@@ -47,8 +47,4 @@ class MetricsFile {
   std::ofstream file_;
 };
 
-// Writes the text to a temporary beside the file, to the disk, and gives it the file's name: a file
-// of that name is whole at any moment. Throws Error when that cannot be done.
-void replace_file(const std::string& path, std::string_view text);
-
 }  // namespace cleave

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "checkpoint/file_io.h"
 #include "executor/log_line.h"
 #include "graph/error.h"
 
@@ -42,7 +43,10 @@ Telemetry::Telemetry(TelemetryOptions options)
 }
 
 void Telemetry::put(const std::string& name, std::string_view text) const {
-  if (!options_.out_dir.empty()) replace_file(options_.out_dir + "/" + name, text);
+  if (options_.out_dir.empty()) return;
+  AtomicFile file(options_.out_dir + "/" + name);
+  file.writer().write(text);
+  file.commit();
 }
 
 void Telemetry::begin(const RunInfo& info) {

@@ -119,6 +119,19 @@ TEST_F(Flags, MistakesAreOneLineInOurWords) {
        "'more' was not expected: MODEL is gpt2:tiny already; see cleave train --help"},
       {"trace gpt2:tiny trace",
        "'trace' was not expected: MODEL is gpt2:tiny already; see cleave trace --help"},
+      {"checkpoint", "name a command: ls, verify, export; see cleave checkpoint --help"},
+      {"checkpoint lst",
+       "there is no command 'checkpoint lst': ls, verify, export; see cleave "
+       "checkpoint --help"},
+      {"checkpoint --json ls",
+       "there is no option '--json' before a command; see cleave "
+       "checkpoint --help"},
+      {"checkpoint ls x --jsn", "there is no option '--jsn'; did you mean --json?"},
+      {"checkpoint ls x --json=1", "--json takes no value"},
+      {"checkpoint ls",
+       "PATH is required: A run's folder of checkpoints, one step's folder, or a "
+       "safetensors file; see cleave checkpoint ls --help"},
+      {"checkpoint export x -o", "--out needs a value; see cleave checkpoint export --help"},
       {"train gpt2:tiny", "--data is required: The text to learn; see cleave train --help"},
       {"train -- gpt2:tiny", "--data is required: The text to learn; see cleave train --help"},
       {"train gpt2:tiny --config", "--config needs a value; see cleave train --help"},

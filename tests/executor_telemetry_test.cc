@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <regex>
+#include <set>
 #include <sstream>
 #include <thread>
 
@@ -59,6 +60,15 @@ class TelemetryTest : public ::testing::Test {
     std::ifstream file(path("run/metrics.jsonl"));
     for (std::string line; std::getline(file, line);) lines.push_back(Json::parse(line));
     return lines;
+  }
+  // By name, without events.
+  std::set<std::string> files_in(const std::string& folder) const {
+    std::set<std::string> names;
+    for (const auto& entry : fs::directory_iterator(path(folder))) {
+      const std::string name = entry.path().filename().string();
+      if (!name.starts_with("events.")) names.insert(name);
+    }
+    return names;
   }
   std::vector<fs::path> event_files() const {
     std::vector<fs::path> files;
@@ -201,7 +211,7 @@ std::vector<Event> events_in(std::string_view file) {
 }
 
 TEST(Crc32c, KnownValues) {
-  EXPECT_EQ(crc32c("123456789"), 0xE3069283u);  // the catalogue's check value
+  EXPECT_EQ(crc32c("123456789"), 0xE3069283u);            // the catalogue's check value
   EXPECT_EQ(crc32c(std::string(32, '\0')), 0x8A9136AAu);  // RFC 3720
   for (const std::string& s : {std::string(), std::string("a"), std::string(1000, '\xff')}) {
     EXPECT_EQ(masked_crc32c(s), mask(crc32c(s)));
@@ -250,7 +260,10 @@ TEST_F(TelemetryTest, EventsReadBackByAnotherReader) {
   }
   EXPECT_EQ(step, 20);
   EXPECT_EQ(evaluations, 2);
-  EXPECT_NEAR(time, std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(), 60);
+  EXPECT_NEAR(
+      time,
+      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(),
+      60);
   // The reader would notice: each flipped byte breaks the framing or a checksum.
   for (size_t at = 0; at < bytes.size(); at += 97) {
     std::string damaged = bytes;
@@ -262,7 +275,8 @@ TEST_F(TelemetryTest, EventsReadBackByAnotherReader) {
 TEST_F(TelemetryTest, LargeStepsAndOddNumbersAreWritten) {
   EventWriter writer(folder_.string(), 1);
   const int64_t step = int64_t{1} << 40;
-  const std::vector<Scalar> odd = {{"a", std::nan("")}, {"b", -HUGE_VAL}, {"c", 1e300}, {"d", -0.0}};
+  const std::vector<Scalar> odd = {
+      {"a", std::nan("")}, {"b", -HUGE_VAL}, {"c", 1e300}, {"d", -0.0}};
   writer.write(step, odd);
   const Event e = events_in(read(writer.path())).at(2);
   EXPECT_EQ(e.step, step);
@@ -335,12 +349,13 @@ TEST_F(TelemetryTest, ResumedRunsRepeatAndLoseNothing) {
       // Evaluations are lines too; a checkpoint is never ahead of the metrics.
       const int64_t steps = written - written / 11;
       done = std::max<int64_t>(0, (steps - 1) / kEvery * kEvery);
-      const int64_t last = std::min<int64_t>(kSteps, done + 1 + static_cast<int64_t>(random() % 40));
+      const int64_t last =
+          std::min<int64_t>(kSteps, done + 1 + static_cast<int64_t>(random() % 40));
       run(done + 1, last, true);
       finished = last == kSteps;
     }
     ASSERT_EQ(read(path("run/metrics.jsonl")), whole) << "trial " << trial;
-    EXPECT_FALSE(fs::exists(path("run/metrics.jsonl.part")));
+    EXPECT_EQ(files_in("run"), (std::set<std::string>{"metrics.jsonl"}));  // no temporary
   }
 }
 
@@ -418,10 +433,10 @@ TEST_F(TelemetryTest, PutsFilesWholeAndWithoutAFolderNothing) {
   telemetry.put("config.toml", "a = 1\n");
   telemetry.put("config.toml", "a = 2\n");
   EXPECT_EQ(read(path("run/config.toml")), "a = 2\n");
-  EXPECT_FALSE(fs::exists(path("run/config.toml.part")));
+  EXPECT_EQ(files_in("run"), (std::set<std::string>{"config.toml", "metrics.jsonl"}));
   fs::create_directories(path("run/plan.json/x"));
   EXPECT_THROW(telemetry.put("plan.json", "{}"), Error);
-  EXPECT_FALSE(fs::exists(path("run/plan.json.part")));
+  EXPECT_EQ(files_in("run").size(), 3u);
   TelemetryOptions none = options();
   none.out_dir.clear();
   Telemetry silent(none);
@@ -649,7 +664,8 @@ TEST(ProgressBar, OnATerminalItStandsBelowTheLines) {
       EXPECT_TRUE(std::regex_search(bar, std::regex(R"(^ ?\d+/30 )"))) << bar;
       bars += bar.find('[') != std::string::npos;
       if (columns == 100) {
-        EXPECT_TRUE(std::regex_search(bar, std::regex(R"(loss [\d.]+ \| [\d,]+ tokens/s \| \d+:\d\d left$)")))
+        EXPECT_TRUE(std::regex_search(
+            bar, std::regex(R"(loss [\d.]+ \| [\d,]+ tokens/s \| \d+:\d\d left$)")))
             << bar;
       }
     }
