@@ -142,6 +142,9 @@ void take_config(const std::vector<Row>& rows, TrainArguments& a) {
   read_config(path, options);
   // The folder may have been moved since, or the command run from elsewhere.
   if (a.resume && !a.resume->empty() && out.written->empty()) a.out = *a.resume;
+  // A mesh is one of the devices that it was written with.
+  const auto is_written = [&](const char* name) { return !row_of(rows, name).written->empty(); };
+  if (is_written("--devices") && !is_written("--mesh")) a.mesh.clear();
 }
 
 // A command of the program: `run` is called with its arguments when they are complete.

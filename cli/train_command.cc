@@ -7,6 +7,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/store.h"
 #include "cli/commands.h"
+#include "cli/config_file.h"
 #include "cli/format.h"
 #include "cli/plan_file.h"
 #include "cli/planning.h"
@@ -159,6 +160,7 @@ void train_command(const TrainArguments& a) {
   const ModelConfig& config = training.model.config;
   const TokenData data = opened.with_sequence(config.sequence);
   const LoadedPlan evaluation = evaluation_of(training, a.model.user);
+  telemetry.put("config.toml", config_text(a));
   telemetry.put("plan.json", plan_file_text(training.model, training.plan));
 
   TrainOptions options;

@@ -70,9 +70,6 @@ std::vector<std::string> header_lines(const RunInfo& info) {
                                 masks(info.work) ? "causal (full in brackets), " : "",
                                 flops_text(info.peak.flops), info.peak.basis));
   }
-  if (info.first_step > 1) {
-    lines.push_back(fmt::format("resumed behind step {} of {}", info.first_step - 1, info.steps));
-  }
   return lines;
 }
 

@@ -60,7 +60,7 @@ TEST(Config, MistakesAreOneLineWithFileAndLine) {
       {"\n\n[nonsense]\n", "run.toml:3: there is no section [nonsense]; the sections are model, "},
       {"[train]\n\nstpes = 3\n",
        "run.toml:3: there is no key 'stpes' in [train]; did you mean steps?"},
-      {"[train]\nxyzzy = 3\n", "no key 'xyzzy' in [train]; the keys are batch, precision, steps"},
+      {"[train]\nxyzzy = 3\n", "no key 'xyzzy' in [train]; the keys are batch, accumulate, "},
       {"[train]\nlr = 1\n", "run.toml:2: 'lr' is no key of [train] but of [optimizer]"},
       {"[train]\nsteps.more = 1\n", "run.toml:2: train.steps = {...}: write a whole number"},
       {"steps = 3\n", "run.toml:1: 'steps' stands in no section: write it below [train]"},

@@ -201,6 +201,12 @@ TEST_F(Flags, ARunGoesOnWithItsOwnToml) {
     EXPECT_EQ(value_in(o.out, "steps"), "7") << how;
     EXPECT_EQ(value_in(o.out, "folder"), "\"" + path("run") + "\"") << how;
   }
+  // Other devices have another mesh.
+  write_file(path("run/config.toml"), "[train]\nsteps = 7\n[devices]\nmesh = \"4\"\n");
+  const std::string on = "train --print-config --resume " + path("run");
+  EXPECT_EQ(value_in(cleave_run(on).out, "mesh"), "\"4\"");
+  EXPECT_EQ(value_in(cleave_run(on + " --devices cpu:2").out, "mesh"), "\"auto\"");
+  EXPECT_EQ(value_in(cleave_run(on + " --devices cpu:2 --mesh 2").out, "mesh"), "\"2\"");
   // A flag counts more, and so does a TOML that is named.
   EXPECT_EQ(
       value_in(cleave_run("train --print-config --steps 9 --resume " + path("run")).out, "steps"),
