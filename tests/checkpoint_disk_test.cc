@@ -119,6 +119,8 @@ void kill_often(const std::string& folder, int kills, uint32_t longest) {
     ASSERT_GE(newest->step(), told) << "after kill " << i;
     ASSERT_LE(newest->step(), told + 1) << "after kill " << i;
     expect_whole(*newest);
+    // Nor is an older one seen that was being removed.
+    EXPECT_EQ(verify(folder), std::vector<std::string>{}) << "after kill " << i;
     if (::testing::Test::HasFailure()) return;
   }
   EXPECT_GT(told, 3);
