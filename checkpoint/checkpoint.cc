@@ -1,8 +1,11 @@
 #include "checkpoint/checkpoint.h"
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
-#include <limits>
+#include <functional>
+#include <future>
+#include <thread>
 
 #include "checkpoint/store.h"
 #include "graph/error.h"
@@ -71,6 +74,20 @@ void check_bytes(const std::string& path, const FileDigest& expected) {
   }
 }
 
+// Calls `work` with each number below `count`, on so many threads. The first exception comes
+// through.
+void in_parallel(size_t count, size_t threads, const std::function<void(size_t)>& work) {
+  std::atomic<size_t> next = 0;
+  const auto worker = [&] {
+    for (size_t i; (i = next++) < count;) work(i);
+  };
+  std::vector<std::future<void>> others;
+  for (size_t t = 1; t < std::min(count, threads); ++t)
+    others.push_back(std::async(std::launch::async, worker));
+  worker();
+  for (std::future<void>& other : others) other.get();
+}
+
 // Whether what a file of tensors says is what the manifest says of it.
 void check_tensors(const SafetensorsFile& file, const Manifest& manifest, int32_t index) {
   size_t listed = 0;
@@ -104,27 +121,32 @@ void expect_folder(const std::string& path) {
 Checkpoint::Checkpoint(const std::string& folder, std::vector<std::string>& problems)
     : path_(folder) {
   if (!passes(problems, [&] { manifest_ = parsed_manifest(folder); })) return;
-  bool has_run = false;
-  for (size_t i = 0; i < manifest_.files.size(); ++i) {
+  // Large files are read side by side, since one core may be slower than the disk; problems keep
+  // the files' order.
+  const bool large = bytes() > (int64_t{64} << 20);
+  const size_t threads = large ? std::min(4u, std::thread::hardware_concurrency()) : 1;
+  const size_t count = manifest_.files.size();
+  std::vector<std::vector<std::string>> found(count);
+  std::vector<std::optional<SafetensorsFile>> opened(count);
+  in_parallel(count, threads, [&](size_t i) {
     const ManifestFile& file = manifest_.files[i];
     const std::string path = join(folder, file.name);
-    passes(problems, [&] {
+    passes(found[i], [&] {
       check_bytes(path, file.digest);
-      if (file.name == kRunName) {
-        run_json_ = read_text(path, std::numeric_limits<int64_t>::max());
-        has_run = true;
-      } else if (is_tensor_file(file.name)) {
-        const auto index = static_cast<int32_t>(i);
-        SafetensorsFile tensors(path);
-        check_tensors(tensors, manifest_, index);
-        files_.emplace(index, std::move(tensors));
-      }
+      if (file.name == kRunName) run_json_ = read_text(path, file.digest.bytes);
+      if (!is_tensor_file(file.name)) return;
+      opened[i].emplace(path);
+      check_tensors(*opened[i], manifest_, static_cast<int32_t>(i));
     });
+  });
+  for (size_t i = 0; i < count; ++i) {
+    problems.insert(problems.end(), found[i].begin(), found[i].end());
+    if (opened[i]) files_.emplace(static_cast<int32_t>(i), std::move(*opened[i]));
   }
   passes(problems, [&] {
     const std::string manifest = printable(join(folder, kManifestName));
-    if (!has_run && std::none_of(manifest_.files.begin(), manifest_.files.end(),
-                                 [](const ManifestFile& f) { return f.name == kRunName; })) {
+    if (std::none_of(manifest_.files.begin(), manifest_.files.end(),
+                     [](const ManifestFile& f) { return f.name == kRunName; })) {
       fail("'{}': lists no {}", manifest, kRunName);
     }
     for (const ManifestTensor& t : manifest_.tensors) {

@@ -46,6 +46,15 @@ FileWriter::FileWriter(const std::string& path, std::string shown)
   if (fd_ < 0) cannot("write", path_, errno);
 }
 
+void FileWriter::reserve(int64_t bytes) {
+  if (bytes == 0) return;
+  reserved_ = bytes;
+  while (::fallocate(fd_, 0, 0, bytes) != 0) {
+    if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG) cannot("write", path_, errno);
+    if (errno != EINTR) return;  // it cannot
+  }
+}
+
 void FileWriter::write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const std::span<const std::byte> piece = bytes.first(std::min(bytes.size(), kPiece));
@@ -68,6 +77,8 @@ void FileWriter::write(std::span<const std::byte> bytes) {
 }
 
 FileDigest FileWriter::finish() {
+  CLEAVE_ASSERT(reserved_ < 0 || reserved_ == written_,
+                "'{}': {} bytes were to be written, {} were", path_, reserved_, written_);
   while (::fsync(fd_) != 0) {
     // Pipes and devices have nothing to sync.
     if (errno == EINVAL || errno == EROFS) break;

@@ -59,6 +59,9 @@ class FileWriter {
   // A file that someone else opened and will close; `path` is for errors.
   FileWriter(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
 
+  // Sets aside room for all of the file, where the file system can: a full disk is met at once, and
+  // others are written faster. Then so many bytes must be written.
+  void reserve(int64_t bytes);
   // Throws Error when the disk is full, ...; the file is then of no use.
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
@@ -70,7 +73,7 @@ class FileWriter {
   int fd_ = -1;
   std::string path_;
   Checksum checksum_;
-  int64_t written_ = 0, flushed_ = 0;
+  int64_t written_ = 0, flushed_ = 0, reserved_ = -1;
 };
 
 // Of a regular file; anything else is an Error.

@@ -79,7 +79,8 @@ struct TensorBytes {
 };
 
 // Writes a whole file: larger elements first, so that all are aligned, and otherwise in the given
-// order. Error when the disk is full, or a name is not UTF-8, given twice or "__metadata__".
+// order. `file` must be at its start. Error when the disk is full, or a name is not UTF-8, given
+// twice or "__metadata__".
 void write_safetensors(FileWriter& file, std::span<const TensorBytes> tensors,
                        const SafetensorsMetadata& metadata = {});
 // The same into `path`, which is replaced when the new file is complete and on the disk.

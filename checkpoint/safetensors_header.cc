@@ -333,7 +333,11 @@ void write_safetensors(FileWriter& file, std::span<const TensorBytes> tensors,
   std::stable_sort(order.begin(), order.end(), [](const TensorBytes* a, const TensorBytes* b) {
     return size_of(a->type.dtype) > size_of(b->type.dtype);
   });
-  file.write(header_of(order, metadata));
+  const std::string header = header_of(order, metadata);
+  size_t bytes = header.size();
+  for (const TensorBytes* t : order) bytes += t->bytes.size();
+  file.reserve(static_cast<int64_t>(bytes));
+  file.write(header);
   for (const TensorBytes* t : order) file.write(t->bytes);
 }
 

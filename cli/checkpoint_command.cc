@@ -69,7 +69,7 @@ void list_checkpoints(const CheckpointArguments& a) {
     bytes += c.bytes;
     const std::string step = std::to_string(c.step);
     if (c.complete) {
-      table.add({step, time_text(c.written), bytes_text(static_cast<double>(c.bytes)),
+      table.add({step, printable(time_text(c.written)), bytes_text(static_cast<double>(c.bytes)),
                  with_commas(static_cast<double>(c.parameters)), std::to_string(c.tensors),
                  "complete"});
     } else {
@@ -124,7 +124,7 @@ void list_step(const CheckpointArguments& a) {
   }
   print_tensors(a,
                 fmt::format("{}: step {}, written {} UTC, {}", a.path, manifest.step,
-                            time_text(manifest.written), counted(rows.size(), "tensor")),
+                            printable(time_text(manifest.written)), counted(rows.size(), "tensor")),
                 rows, {{"step", manifest.step}, {"written", manifest.written}});
 }
 
