@@ -18,6 +18,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr std::string_view kWhat = "the data", kAdvice = "name a text or token files";
+
 bool exists(const std::string& path) {
   std::error_code error;
   return fs::exists(path, error);
@@ -97,9 +99,9 @@ int64_t known_vocab(const Tokenizer& tokenizer) {
 }
 
 OpenFile open_megatron(const std::string& bin, const std::string& idx, const Tokenizer& tokenizer) {
-  const MappedFile index_file(idx);
+  const MappedFile index_file(idx, kWhat, kAdvice);
   const MegatronIndex index = read_megatron_index(idx, index_file.bytes());
-  auto file = std::make_shared<const MappedFile>(bin);
+  auto file = std::make_shared<const MappedFile>(bin, kWhat, kAdvice);
   const auto width = static_cast<int64_t>(bytes_of(index.type));
   const auto held = static_cast<int64_t>(file->bytes().size());
   if (index.tokens * width != held) {
@@ -161,7 +163,7 @@ OpenFile open_file(const Named& named, const Tokenizer& tokenizer) {
   if (named.says.empty() && !exists(path) && exists(path + ".idx")) {
     return open_megatron(path + ".bin", path + ".idx", tokenizer);
   }
-  auto file = std::make_shared<const MappedFile>(path);
+  auto file = std::make_shared<const MappedFile>(path, kWhat, kAdvice);
   if (file->bytes().empty()) {
     fail("the data '{}' are empty; name a text or token files", path);
   }
