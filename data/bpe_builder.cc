@@ -8,7 +8,7 @@
 namespace cleave {
 namespace {
 
-constexpr int64_t kMostTokens = int64_t{1} << 22;
+constexpr int64_t kMostTokens = int64_t{1} << 20;
 
 bool spells_itself(uint8_t byte) {
   return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;

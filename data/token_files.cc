@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string_view>
 
 #include "data/llmc_shard.h"
@@ -44,9 +45,9 @@ std::vector<std::string> matches(const std::string& pattern) {
   if (status == GLOB_NOSPACE) fail("--data {}: too many files", pattern);
   std::sort(paths.begin(), paths.end());
   // A pattern that takes both files of Megatron's means the pair once.
+  const std::set<std::string> all(paths.begin(), paths.end());
   std::erase_if(paths, [&](const std::string& p) {
-    return p.ends_with(".idx") &&
-           std::binary_search(paths.begin(), paths.end(), with_ending(p, ".idx", ".bin"));
+    return p.ends_with(".idx") && all.contains(with_ending(p, ".idx", ".bin"));
   });
   if (paths.empty()) fail("cannot read the data '{}': no file matches the pattern", pattern);
   return paths;
