@@ -196,7 +196,7 @@ void read_added(BpeBuilder& builder, const std::string& path, const json& added)
       }
     }
     const std::string& content = text_of(path, where + ".content", field(token, "content"));
-    if (!seen.insert(content).second) fail("'{}': {} repeats '{}'", path, where, shown(content));
+    if (!seen.insert(content).second) fail("'{}': {} repeats {}", path, where, shown(content));
     const bool special = flag_of(path, where + ".special", field(token, "special"), false);
     const bool normalized =
         flag_of(path, where + ".normalized", field(token, "normalized"), !special);
