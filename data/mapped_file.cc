@@ -12,24 +12,23 @@
 
 namespace cleave {
 
-MappedFile::MappedFile(const std::string& path) : path_(path) {
+MappedFile::MappedFile(const std::string& path, std::string_view what, std::string_view advice)
+    : path_(path) {
   // Without O_NONBLOCK a named pipe would be waited for.
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (file < 0) {
-    fail("cannot read the data '{}': {}; name a text or token files", path, std::strerror(errno));
-  }
+  if (file < 0) fail("cannot read {} '{}': {}; {}", what, path, std::strerror(errno), advice);
   struct stat status {};
   if (::fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
     ::close(file);
-    fail("cannot read the data '{}': it is {}; name a text or token files", path,
-         S_ISDIR(status.st_mode) ? "a folder, not a file" : "not a file");
+    fail("cannot read {} '{}': it is {}; {}", what, path,
+         S_ISDIR(status.st_mode) ? "a folder, not a file" : "not a file", advice);
   }
   size_ = static_cast<size_t>(status.st_size);
   void* mapped = nullptr;
   if (size_ > 0) mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
   const int error = errno;
   ::close(file);
-  if (mapped == MAP_FAILED) fail("cannot read the data '{}': {}", path, std::strerror(error));
+  if (mapped == MAP_FAILED) fail("cannot read {} '{}': {}", what, path, std::strerror(error));
   data_ = mapped;
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace cleave {
 
@@ -13,8 +14,9 @@ namespace cleave {
 // looked at; the file must not become shorter meanwhile.
 class MappedFile {
  public:
-  // Throws Error, naming the path, when it is not a regular file or cannot be read.
-  explicit MappedFile(const std::string& path);
+  // Throws Error, naming the path, when it is not a regular file or cannot be read. `what` and
+  // `advice` are the message's: "the data", "name a text or token files".
+  MappedFile(const std::string& path, std::string_view what, std::string_view advice);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;

@@ -48,8 +48,8 @@ class TokenData {
   int64_t validation_batches(int64_t batch) const;  // 0: there is nothing to validate on
 
   // Equal for equal texts (to train and to validate on) and tokenizers, wherever they lie and in
-  // however many files, and else different but for rare chance: lengths, and a hash of at most 2^16
-  // tokens of each text and of the tokenizer. One short word without spaces.
+  // however many files: their lengths, and a hash of up to 2^16 tokens of each, in 64 blocks, and
+  // of the tokenizer. A change between the blocks is not seen. One short word without spaces.
   std::string fingerprint() const;
 
   const std::string& path() const { return spec_.path; }

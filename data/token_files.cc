@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string_view>
 
 #include "data/llmc_shard.h"
@@ -17,6 +18,8 @@ namespace cleave {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr std::string_view kWhat = "the data", kAdvice = "name a text or token files";
 
 bool exists(const std::string& path) {
   std::error_code error;
@@ -42,9 +45,9 @@ std::vector<std::string> matches(const std::string& pattern) {
   if (status == GLOB_NOSPACE) fail("--data {}: too many files", pattern);
   std::sort(paths.begin(), paths.end());
   // A pattern that takes both files of Megatron's means the pair once.
+  const std::set<std::string> all(paths.begin(), paths.end());
   std::erase_if(paths, [&](const std::string& p) {
-    return p.ends_with(".idx") &&
-           std::binary_search(paths.begin(), paths.end(), with_ending(p, ".idx", ".bin"));
+    return p.ends_with(".idx") && all.contains(with_ending(p, ".idx", ".bin"));
   });
   if (paths.empty()) fail("cannot read the data '{}': no file matches the pattern", pattern);
   return paths;
@@ -97,9 +100,9 @@ int64_t known_vocab(const Tokenizer& tokenizer) {
 }
 
 OpenFile open_megatron(const std::string& bin, const std::string& idx, const Tokenizer& tokenizer) {
-  const MappedFile index_file(idx);
+  const MappedFile index_file(idx, kWhat, kAdvice);
   const MegatronIndex index = read_megatron_index(idx, index_file.bytes());
-  auto file = std::make_shared<const MappedFile>(bin);
+  auto file = std::make_shared<const MappedFile>(bin, kWhat, kAdvice);
   const auto width = static_cast<int64_t>(bytes_of(index.type));
   const auto held = static_cast<int64_t>(file->bytes().size());
   if (index.tokens * width != held) {
@@ -161,7 +164,7 @@ OpenFile open_file(const Named& named, const Tokenizer& tokenizer) {
   if (named.says.empty() && !exists(path) && exists(path + ".idx")) {
     return open_megatron(path + ".bin", path + ".idx", tokenizer);
   }
-  auto file = std::make_shared<const MappedFile>(path);
+  auto file = std::make_shared<const MappedFile>(path, kWhat, kAdvice);
   if (file->bytes().empty()) {
     fail("the data '{}' are empty; name a text or token files", path);
   }
