@@ -9,7 +9,7 @@
 #include "graph/text.h"
 #include "kernels/ops.h"
 #include "viz/draw.h"
-#include "viz/render.h"
+#include "viz/svg.h"
 
 namespace cleave {
 namespace {
@@ -44,23 +44,24 @@ Picture picture_of(const ViewArguments& a, ViewLevel level) {
   return draw(loaded.model.graph, loaded.plan, level);
 }
 
+// Why an SVG cannot be had, and what can.
+void expect_drawable(const Picture& picture, const ViewArguments& a) {
+  if (picture.boxes.size() <= kMostBoxes) return;
+  fail(
+      "-o {}: {} boxes at --level {}, and an SVG of more than {} cannot be read; write a .dot for "
+      "Graphviz, or take --level block, or --set layers=1",
+      a.out, picture.boxes.size(), a.level, kMostBoxes);
+}
+
 }  // namespace
 
 void view_command(const ViewArguments& a) {
   const ViewLevel level = view_level_named(a.level);
   const bool svg = a.out.ends_with(".svg");
   if (!svg && !a.out.ends_with(".dot")) fail("-o {}: name a .dot or an .svg file", a.out);
-  if (!(a.time_limit > 0)) fail("--time-limit {}: write a number above 0", a.time_limit);
   const Picture picture = picture_of(a, level);
-  const std::string dot_path = svg ? a.out.substr(0, a.out.size() - 4) + ".dot" : a.out;
-  write_file(dot_path, to_dot(picture));
-  if (svg) {
-    const Rendering rendering = render_svg(dot_path, a.out, a.time_limit);
-    if (!rendering.done) {
-      fail("{}; {} is written{}", rendering.why_not, dot_path,
-           level == ViewLevel::kRaw ? ", and --level block draws less" : "");
-    }
-  }
+  if (svg) expect_drawable(picture, a);
+  write_file(a.out, svg ? to_svg(picture) : to_dot(picture));
   fmt::print("{}: {} boxes, {} arrows\n", a.out, picture.boxes.size(), picture.arrows.size());
 }
 
