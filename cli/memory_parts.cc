@@ -67,7 +67,10 @@ MemoryParts memory_parts(const Graph& graph, const Plan& plan) {
     int64_t* part = nullptr;
     if (program.buffers[b].persistent) {
       const Source* s = graph.source_of(v);
-      part = s != nullptr && s->kind == SourceKind::kState ? &parts.optimizer : &parts.weights;
+      const SourceKind kind = s == nullptr ? SourceKind::kParameter : s->kind;
+      part = kind == SourceKind::kState         ? &parts.optimizer
+             : kind == SourceKind::kAccumulator ? &parts.gradients
+                                                : &parts.weights;
     } else if (phase == Phase::kForward) {
       part = weights ? &parts.copies : &parts.activations;
     } else if (phase == Phase::kBackward && weights) {

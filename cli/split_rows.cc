@@ -127,23 +127,27 @@ class RowMaker {
     }
   }
 
-  static void add_step(SplitRow& row, const Step& step, Phase phase, bool bundled) {
+  void add_step(SplitRow& row, const Step& step, Phase phase, bool bundled) const {
     if (!is_collective(step.kind)) return;
+    // What the forward and the backward move, they move in every micro-batch.
+    const int64_t times = phase == Phase::kUpdate || bundled ? 1 : graph_.micro_batches;
+    const double bytes = step.bytes * static_cast<double>(times);
     for (After& a : row.after) {
       if (a.kind != step.kind || a.phase != phase || a.bundled != bundled) continue;
       a.equal &= std::abs(step.bytes - a.bytes / static_cast<double>(a.count)) < 1;
-      a.bytes += step.bytes;
-      ++a.count;
+      a.bytes += bytes;
+      a.count += times;
       return;
     }
-    row.after.push_back({step.kind, phase, bundled, true, step.bytes, 1});
+    row.after.push_back({step.kind, phase, bundled, true, bytes, times});
   }
 
   // Shares of the bytes of weights and states that lie in parts along the axis.
   void add_cuts(SplitRow& row) const {
     double weights = 0, states = 0;
     for (const Source& s : graph_.sources()) {
-      if (s.kind == SourceKind::kData || plan_.values[at(s.value)].empty()) continue;
+      const bool kept = s.kind == SourceKind::kParameter || s.kind == SourceKind::kState;
+      if (!kept || plan_.values[at(s.value)].empty()) continue;
       const TensorType& type = graph_.type(s.value);
       const double bytes = static_cast<double>(numel(type.shape) * size_of(type.dtype));
       const bool cut = plan_.values[at(s.value)][0].placements[at(row.axis)].is_shard();

@@ -6,9 +6,9 @@
 #include <map>
 #include <set>
 
+#include "graph/number_text.h"
 #include "planner/regions.h"
 #include "viz/class_words.h"
-#include "graph/number_text.h"
 
 namespace cleave {
 namespace {
@@ -81,6 +81,7 @@ class PlanAnnotator {
     }
     add_legend();
     add_title();
+    add_micro_batches();
     return std::move(a_);
   }
 
@@ -173,6 +174,12 @@ class PlanAnnotator {
         bytes_text(c.device.memory))};
   }
 
+  void add_micro_batches() {
+    if (graph_.micro_batches == 1) return;
+    a_.subtitle.push_back(fmt::format(
+        "forward and backward run {} times a step, once a micro-batch", graph_.micro_batches));
+  }
+
   void add_legend() {
     std::vector<std::string> axes;
     for (const MeshAxis& m : plan_.mesh.axes) axes.push_back(m.name);
@@ -188,7 +195,7 @@ class PlanAnnotator {
     if (plan_.mesh.size() == 1) return;
     a_.legend.push_back({Sign::kRegion, "split so, no communication inside"});
     a_.legend.push_back(
-        {Sign::kHexagon, "devices communicate: bytes one device sends, × times a step", "#666666"});
+        {Sign::kHexagon, "devices communicate: bytes one device sends, × times", "#666666"});
   }
 
   const Graph& graph_;

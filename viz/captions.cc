@@ -6,8 +6,8 @@
 #include <map>
 #include <set>
 
-#include "viz/names.h"
 #include "graph/number_text.h"
+#include "viz/names.h"
 #include "viz/weights.h"
 
 namespace cleave {

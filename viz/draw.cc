@@ -8,10 +8,10 @@
 #include <set>
 
 #include "graph/error.h"
+#include "graph/number_text.h"
 #include "viz/annotations.h"
 #include "viz/captions.h"
 #include "viz/names.h"
-#include "graph/number_text.h"
 #include "viz/units.h"
 
 namespace cleave {

@@ -18,6 +18,7 @@ constexpr double kFrameMargin = 9, kFrameLabel = 15;
 constexpr double kBandMargin = 8, kBandLabel = 18;
 constexpr double kPanelPadding = 16, kPanelLabel = 26, kPanelGap = 22;
 constexpr double kPortDistance = 12;
+constexpr double kNarrowest = 0.56;  // a page's width for its height
 constexpr int32_t kMostInRow = 7;
 constexpr size_t kLargestStrip = 14;  // boxes of an update that is drawn as a strip
 constexpr int32_t kForward = 0, kBackward = 1, kUpdate = 2;
@@ -355,6 +356,9 @@ class PageMaker {
       height = panel.place.y + panel.place.height;
     }
     out_.height = height;
+    out_.width = std::max(out_.width, kNarrowest * height);
+    panels_[kUpdate].place.width =
+        panels_[kUpdate].rightwards ? out_.width : panels_[kUpdate].place.width;
     widen();
   }
 

@@ -135,22 +135,22 @@ std::string frame_svg(const PlacedFrame& f) {
   return "";
 }
 
-std::string arrow_svg(const PlacedArrow& placed, const Arrow& a) {
+std::string arrow_svg(const PlacedArrow& placed, const Arrow& a, const std::string& ids) {
   const std::vector<Point>& q = placed.points;
   std::string path = fmt::format("M{:.1f} {:.1f}L{:.1f} {:.1f}", q[0].x, q[0].y, q[1].x, q[1].y);
   for (size_t i = 2; i + 3 < q.size(); i += 4) {
     path += fmt::format("C{:.1f} {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}L{:.1f} {:.1f}", q[i].x, q[i].y,
                         q[i + 1].x, q[i + 1].y, q[i + 2].x, q[i + 2].y, q[i + 3].x, q[i + 3].y);
   }
-  return fmt::format("<path d=\"{}\" class=\"{}\" marker-end=\"url(#{})\"/>", path,
-                     a.aside ? "s" : "a", a.aside ? "o" : "e");
+  return fmt::format("<path d=\"{}\" class=\"{}\" marker-end=\"url(#{}{})\"/>", path,
+                     a.aside ? "s" : "a", ids, a.aside ? "o" : "e");
 }
 
 // --- Legend --------------------------------------------------------------------------------------
 
 double sign_width(LegendEntry::Sign sign) { return sign == LegendEntry::Sign::kText ? 0 : 34; }
 
-std::string sign_svg(const LegendEntry& e, double x, double y) {
+std::string sign_svg(const LegendEntry& e, double x, double y, const std::string& ids) {
   const Place p = {x, y - 12, 26, 15};
   using Sign = LegendEntry::Sign;
   switch (e.sign) {
@@ -161,22 +161,23 @@ std::string sign_svg(const LegendEntry& e, double x, double y) {
                        "stroke=\"#1f5fa8\" stroke-dasharray=\"4 2\" stroke-width=\"1.3\"");
     case Sign::kTensor: return rectangle(p, 7, "#fff", "stroke=\"#7d8590\"");
     case Sign::kSaved:
-      return fmt::format("<path d=\"M{:.1f} {:.1f}h24\" class=\"s\" marker-end=\"url(#o)\"/>", x,
-                         y - 4);
+      return fmt::format("<path d=\"M{:.1f} {:.1f}h24\" class=\"s\" marker-end=\"url(#{}o)\"/>", x,
+                         y - 4, ids);
     case Sign::kText: break;
   }
   return "";
 }
 
 // Entries one after the other, in lines of at most this width. Returns the lines' count.
-int legend_svg(const Picture& p, double width, double top, std::string& text) {
+int legend_svg(const Picture& p, double width, double top, const std::string& ids,
+               std::string& text) {
   double x = kMargin;
   int lines = p.legend.empty() ? 0 : 1;
   for (const LegendEntry& e : p.legend) {
     const double wide = sign_width(e.sign) + text_width(printable(e.text), kLegendFont) + 20;
     if (x > kMargin && x + wide > width - kMargin) x = kMargin, ++lines;
     const double y = top + kLegendLine * lines - 5;
-    text += sign_svg(e, x, y);
+    text += sign_svg(e, x, y, ids);
     text += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" font-size=\"{:g}\">{}</text>\n",
                         x + sign_width(e.sign), y, kLegendFont, xml_text(e.text));
     x += wide;
@@ -186,7 +187,7 @@ int legend_svg(const Picture& p, double width, double top, std::string& text) {
 
 }  // namespace
 
-std::string to_svg(const Picture& p) {
+std::string to_svg(const Picture& p, const std::string& ids) {
   if (p.boxes.size() > kMostBoxes) {
     fail("the picture has {} boxes, and more than {} cannot be read on one page", p.boxes.size(),
          kMostBoxes);
@@ -198,21 +199,21 @@ std::string to_svg(const Picture& p) {
   const double head = 30 + 19 * static_cast<double>(p.subtitle.size()) + 8;
   std::string legend;
   const double below = kMargin + head + layout.height + 8;
-  const int lines = legend_svg(p, width, below, legend);
+  const int lines = legend_svg(p, width, below, ids, legend);
   const double height = below + kLegendLine * lines + 12;
 
   std::string text = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0f}\" height=\"{1:.0f}\" viewBox=\"0 "
       "0 {0:.0f} "
       "{1:.0f}\">\n<title>{2}</title>\n<style>{3}</style>\n"
-      "<defs><marker id=\"e\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"6.5\" "
+      "<defs><marker id=\"{4}e\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"6.5\" "
       "markerHeight=\"6.5\" "
       "orient=\"auto-start-reverse\"><path d=\"M0 0.5L8 4L0 7.5z\" fill=\"#57606a\"/></marker>"
-      "<marker id=\"o\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"6\" "
+      "<marker id=\"{4}o\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"6\" "
       "markerHeight=\"6\" "
       "orient=\"auto-start-reverse\"><path d=\"M0 0.5L8 4L0 7.5z\" "
       "fill=\"#a0a8b2\"/></marker></defs>\n",
-      width, height, xml_text(p.title), kStyle);
+      width, height, xml_text(p.title), kStyle, ids);
   text += rectangle({0, 0, width, height}, 10, "#ffffff", "") + "\n";
   text +=
       fmt::format("<text x=\"{:g}\" y=\"{:g}\" font-size=\"{:g}\" font-weight=\"bold\">{}</text>\n",
@@ -227,10 +228,10 @@ std::string to_svg(const Picture& p) {
   text += fmt::format("<g transform=\"translate({:g} {:g})\">\n", kMargin, kMargin + head);
   for (const PlacedFrame& f : layout.frames) text += frame_svg(f) + "\n";
   for (const PlacedArrow& a : layout.arrows) {
-    if (p.arrows[a.arrow].aside) text += arrow_svg(a, p.arrows[a.arrow]) + "\n";
+    if (p.arrows[a.arrow].aside) text += arrow_svg(a, p.arrows[a.arrow], ids) + "\n";
   }
   for (const PlacedArrow& a : layout.arrows) {
-    if (!p.arrows[a.arrow].aside) text += arrow_svg(a, p.arrows[a.arrow]) + "\n";
+    if (!p.arrows[a.arrow].aside) text += arrow_svg(a, p.arrows[a.arrow], ids) + "\n";
   }
   for (const PlacedFrame& f : layout.frames) {
     if (f.kind == Frame::Kind::kRegion) {
