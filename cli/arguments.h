@@ -41,7 +41,6 @@ struct PlanArguments {
 struct ViewArguments {
   ModelArguments model;  // or a graph's or plan's file
   std::string out, level = "model";
-  double time_limit = 20;  // seconds for dot
 };
 
 struct TrainArguments {

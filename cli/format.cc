@@ -1,16 +1,20 @@
 #include "cli/format.h"
 
+#include <unistd.h>  // isatty
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
 #include "graph/error.h"
+#include "viz/text.h"
 
 namespace cleave {
 namespace {
@@ -23,10 +27,12 @@ size_t width_of(std::string_view text) {
 
 }  // namespace
 
-std::string cut(std::string text, size_t width) {
-  if (text.size() <= width) return text;
-  const size_t head = (width - 3) / 2, tail = width - 3 - head;
-  return text.substr(0, head) + "..." + text.substr(text.size() - tail);
+std::string cut(const std::string& text, size_t width) { return shortened(text, width); }
+
+bool colours_wanted() {
+  const char* terminal = std::getenv("TERM");
+  const bool dumb = terminal == nullptr || std::string_view(terminal) == "dumb";
+  return isatty(STDOUT_FILENO) == 1 && !dumb && std::getenv("NO_COLOR") == nullptr;
 }
 
 double parse_bytes(std::string_view text, std::string_view option) {
@@ -56,7 +62,7 @@ double parse_bytes(std::string_view text, std::string_view option) {
   fail("{} {}: write a size such as 60GB, 512MiB, or none", option, text);
 }
 
-std::string Table::to_string() const {
+std::string Table::to_string(bool colour) const {
   std::vector<size_t> widths;
   std::vector<bool> right;
   for (const std::string& name : rows_[0]) right.push_back(name.starts_with('>'));
@@ -83,7 +89,7 @@ std::string Table::to_string() const {
       line += "  ";
     }
     line.erase(line.find_last_not_of(' ') + 1);
-    text += line + '\n';
+    text += r == 0 && colour ? "\033[1m" + line + "\033[0m\n" : line + '\n';
   }
   return text;
 }
@@ -98,10 +104,24 @@ std::string read_file(const std::string& path) {
 }
 
 void write_file(const std::string& path, std::string_view text) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  // Beside it first, so that a full disk leaves the old file; but /dev/stdout is no file.
+  std::error_code ignored;
+  const bool special =
+      std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored);
+  const std::string part = special ? path : path + ".part";
+  std::ofstream file(part, std::ios::binary | std::ios::trunc);
   if (!file) fail("cannot write '{}': {}", path, std::strerror(errno));
   file << text << std::flush;
-  if (!file) fail("cannot write '{}': {}; is the disk full?", path, std::strerror(errno));
+  const bool written = static_cast<bool>(file);
+  file.close();
+  if (!written || !file) {
+    const std::string why = std::strerror(errno);
+    if (!special) std::filesystem::remove(part, ignored);
+    fail("cannot write '{}': {}; is the disk full?", path, why);
+  }
+  if (special) return;
+  std::filesystem::rename(part, path, ignored);
+  if (ignored) fail("cannot write '{}': {}", path, ignored.message());
 }
 
 }  // namespace cleave

@@ -10,7 +10,10 @@
 
 namespace cleave {
 
-std::string cut(std::string text, size_t width);  // at most so many characters; "..." in the middle
+std::string cut(const std::string& text, size_t width);  // at most so many characters; "…" inside
+
+// Whether stdout is a terminal that shows colours.
+bool colours_wanted();
 
 // "3.5GB", "512 MiB", "1e9" in bytes. Throws Error, naming `option`, on anything else.
 double parse_bytes(std::string_view text, std::string_view option);
@@ -22,7 +25,8 @@ class Table {
   explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
   void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
   bool empty() const { return rows_.size() == 1; }
-  std::string to_string() const;
+  // `colour`: a bold header.
+  std::string to_string(bool colour = false) const;
 
  private:
   std::vector<std::vector<std::string>> rows_;

@@ -296,20 +296,14 @@ std::vector<Option> options_of(ViewArguments& a) {
   append(options, {forward_option(a.model),
                    {.flag = "-o,--out",
                     .type = "FILE",
-                    .help = "FILE.dot, or FILE.svg (which needs Graphviz)",
+                    .help = "FILE.svg, FILE.html, or FILE.dot for Graphviz",
                     .target = &a.out,
                     .required = true},
                    {.flag = "--level",
                     .type = "LEVEL",
                     .help = "model: blocks; block: the ops of one layer; raw: every op",
                     .target = &a.level,
-                    .choices = {"model", "block", "raw"}},
-                   {.flag = "--time-limit",
-                    .type = "S",
-                    .help = "Seconds that dot may take",
-                    .target = &a.time_limit,
-                    .at_least = 0,
-                    .above = true}});
+                    .choices = {"model", "block", "raw"}}});
   return options;
 }
 

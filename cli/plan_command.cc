@@ -30,7 +30,7 @@ void plan_command(const PlanArguments& a) {
     fmt::print("{}", text);
     return;
   }
-  fmt::print("{}", plan_report(model, *result.plan, limit));
+  fmt::print("{}", plan_report(model, *result.plan, limit, colours_wanted()));
   if (!a.out.empty()) fmt::print("\nwritten to {}\n", a.out);
 }
 

@@ -3,6 +3,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "cli/memory_parts.h"
 #include "cli/planning.h"
 #include "graph/error.h"
 #include "planner/plan_json.h"
@@ -54,6 +55,16 @@ Json model_json(const TracedModel& model) {
           {"optimizer", name_of(s.optimizer.kind)}};
 }
 
+Json memory_json(const MemoryParts& m) {
+  return {{"weights", m.weights},
+          {"optimizer", m.optimizer},
+          {"gradients", m.gradients},
+          {"activations", m.activations},
+          {"weight_copies", m.copies},
+          {"working", m.working},
+          {"peak", m.peak}};
+}
+
 Json regions_json(const Graph& graph, const Dimensions& dims) {
   Json list = Json::array();
   for (const RegionGroup& group : fold_regions(graph, find_regions(graph, dims))) {
@@ -95,6 +106,7 @@ std::string plan_file_text(const TracedModel& model, const Plan& plan) {
   Json json;
   for (const auto& [key, value] : rest.items()) {
     if (key == "graph") json["model"] = model_json(model);
+    if (key == "collectives") json["memory"] = memory_json(memory_parts(model.graph, plan));
     if (key == "values") json["regions"] = regions_json(model.graph, *plan.dimensions);
     json[key] = value;
   }

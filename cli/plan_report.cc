@@ -6,14 +6,18 @@
 #include <cmath>
 
 #include "cli/format.h"
+#include "cli/memory_parts.h"
 #include "cli/split_rows.h"
 #include "graph/error.h"
 
 namespace cleave {
 namespace {
 
-constexpr size_t kNameWidth = 36;
-constexpr size_t kCandidates = 6;
+constexpr size_t kNameWidth = 34, kWhereWidth = 17;
+constexpr size_t kAfterWidth = 40;   // of a line of collectives, and of
+constexpr size_t kPartsWidth = 100;  // a line of memory's parts
+constexpr size_t kCandidates = 3;
+constexpr double kSmallestBytes = 1024;  // that are worth a place in the table
 
 std::string_view words(const std::string& axis) {
   if (axis.starts_with("dp")) return "data parallel";
@@ -22,141 +26,272 @@ std::string_view words(const std::string& axis) {
   return "replicated";
 }
 
+std::string short_mesh(const Mesh& mesh) {
+  std::vector<std::string> axes;
+  for (const MeshAxis& a : mesh.axes) {
+    if (a.size > 1) axes.push_back(fmt::format("{} {}", a.name, a.size));
+  }
+  return axes.empty() ? "1 device" : fmt::format("{}", fmt::join(axes, " × "));
+}
+
+std::string zero_words(int stage) {
+  return stage == 3   ? ", ZeRO 3 (weights in parts too)"
+         : stage == 1 ? ", ZeRO 1 (optimizer states in parts)"
+                      : "";
+}
+
 std::string mesh_text(const Plan& plan) {
   std::vector<std::string> axes;
   for (const MeshAxis& a : plan.mesh.axes) {
-    axes.push_back(a.size == 1 ? "1 device"
-                               : fmt::format("{} {} ({})", a.name, a.size, words(a.name)));
+    if (a.size > 1) axes.push_back(fmt::format("{} {} ({})", a.name, a.size, words(a.name)));
   }
-  return fmt::format("{}{}", fmt::join(axes, " x "),
-                     plan.zero > 0 ? fmt::format(", ZeRO stage {}", plan.zero) : "");
+  if (axes.empty()) return "1 device: nothing to split";
+  return fmt::format("{}{}", fmt::join(axes, " × "), zero_words(plan.zero));
 }
 
 std::string cluster_text(const Cluster& c) {
-  if (c.nodes == 1) return fmt::format("{}: {} x {}", c.spec, c.size(), c.device.name);
-  return fmt::format("{}: {} nodes x {} x {}", c.spec, c.nodes, c.devices_per_node, c.device.name);
+  if (c.nodes == 1) return fmt::format("{} × {}", c.size(), c.device.name);
+  return fmt::format("{} nodes × {} × {}", c.nodes, c.devices_per_node, c.device.name);
 }
 
-std::string head(const TracedModel& model, const Plan& plan, double limit) {
-  const Prediction& p = plan.predicted;
-  const double peak = static_cast<double>(p.peak_bytes);
-  std::string text = fmt::format("{}\n", describe(model));
-  const auto line = [&](std::string_view name, const std::string& value) {
-    text += fmt::format("{:<12}{}\n", name, value);
-  };
-  line("cluster", cluster_text(plan.cluster));
-  line("mesh", mesh_text(plan));
-  line("step",
-       fmt::format("{} predicted: {} compute + {} communication", seconds_text(p.step_seconds),
-                   seconds_text(p.compute_seconds), seconds_text(p.communication_seconds)));
-  line("speed", fmt::format("{} tokens/s, MFU {} ({} counting masked attention too)",
-                            with_commas(p.tokens_per_second), percent_text(p.mfu_causal),
-                            percent_text(p.mfu_full)));
-  line("memory",
-       fmt::format("{} peak a device, of which {} weights and states; {}", bytes_text(peak),
-                   bytes_text(static_cast<double>(p.state_bytes)),
-                   std::isinf(limit) ? std::string("no limit")
-                                     : fmt::format("limit {} ({} free)", bytes_text(limit),
-                                                   bytes_text(limit - peak))));
+std::string proof(const Plan& plan) {
   const Certificate& c = plan.certificate;
-  // What the search leaves out of the cost (starting bundles) is in the step's time.
-  line("proof", c.gap() < 5e-7
-                    ? fmt::format("optimal: no plan of the space searched costs less than {}, the "
-                                  "step without the start of its bundled collectives",
-                                  seconds_text(c.cost))
-                    : fmt::format("cost {}, lower bound {}, gap {:.2f} %", seconds_text(c.cost),
-                                  seconds_text(c.lower_bound), 100 * c.gap()));
-  return text;
+  if (c.gap() < 5e-7) return "none of the plans searched is faster: 0.00 % above the lower bound";
+  if (c.lower_bound <= 0) return "no lower bound is known";
+  return fmt::format("at most {:.2f} % slower than any plan that fits ({})", 100 * c.gap(),
+                     seconds_text(c.lower_bound));
 }
 
-std::string text_of(const After& a) {
-  const std::string what = a.bundled ? "bundled " : "";
-  const std::string times = a.bundled || a.count == 1 ? "" : fmt::format(" x{}", a.count);
-  return fmt::format("{}{} {}{}", what, name_of(a.kind),
-                     bytes_text(a.bytes / (a.bundled ? 1.0 : static_cast<double>(a.count))), times);
-}
-
-// "forward all-gather 12.6 MiB x24; backward ...": one phase after the other.
-std::string text_of(const std::vector<After>& after) {
-  std::vector<std::string> phases;
-  for (Phase phase : {Phase::kForward, Phase::kBackward, Phase::kUpdate}) {
-    std::vector<std::string> parts;
-    for (const After& a : after) {
-      if (a.phase == phase) parts.push_back(text_of(a));
+// The parts, in lines of at most this width.
+std::vector<std::string> wrapped(const std::vector<std::string>& parts, std::string_view between,
+                                 size_t width) {
+  std::vector<std::string> lines;
+  for (const std::string& p : parts) {
+    if (lines.empty() || lines.back().size() + between.size() + p.size() > width) {
+      if (!lines.empty()) lines.back() += between.substr(0, between.find_last_not_of(' ') + 1);
+      lines.push_back(p);
+    } else {
+      lines.back() += fmt::format("{}{}", between, p);
     }
-    if (parts.empty()) continue;
-    phases.push_back(fmt::format("{}: {}", name_of(phase), fmt::join(parts, ", ")));
   }
-  return phases.empty() ? "-" : fmt::format("{}", fmt::join(phases, "; "));
+  return lines;
 }
 
-std::string splits(const TracedModel& model, const Plan& plan) {
-  Table table({"axis", "split", ">size", ">a part", ">ops", ">flops",
-               "collectives after it, bytes sent by a rank"});
-  for (const SplitRow& r : split_rows(model.graph, plan)) {
-    // What does next to no work and moves nothing would only lengthen the table.
-    if (r.flops_share < 5e-4 && r.after.empty() && !r.weights) continue;
-    const bool split = !r.what.empty();
-    table.add({plan.mesh.axes[static_cast<size_t>(r.axis)].name,
-               r.weights ? "(weights, states, update)"
-               : split   ? cut(r.what, kNameWidth)
-                         : "(not split)",
-               r.size > 0 ? fmt::format("{}", r.size) : "",
-               r.size > 0 ? fmt::format("{}", r.local) : "", fmt::format("{}", r.ops),
-               percent_text(r.flops_share), text_of(r.after)});
-  }
-  return table.to_string();
+std::string share_text(double share) {
+  return share >= 0.005 ? fmt::format("{:.0f} %", 100 * share) : "<1 %";
 }
 
-std::string collectives(const Plan& plan) {
-  if (plan.collectives.empty()) return "no collectives\n";
-  Table table({"collective", "axis", "phase", "of", ">count", ">bytes/rank", ">time"});
-  for (const PlannedCollectives& c : plan.collectives) {
-    table.add({std::string(name_of(c.kind)), plan.mesh.axes[static_cast<size_t>(c.axis)].name,
-               std::string(name_of(c.phase)),
-               c.parameters ? "parameters, gradients" : "activations", fmt::format("{}", c.count),
-               bytes_text(c.bytes), seconds_text(c.seconds)});
-  }
-  return table.to_string();
-}
+class Report {
+ public:
+  Report(const TracedModel& model, const Plan& plan, double limit, bool colour)
+      : model_(model), plan_(plan), limit_(limit), colour_(colour) {}
 
-std::string kept(const Plan& plan) {
-  if (plan.kept + plan.regathered == 0) return "";
-  std::string text =
-      fmt::format("gathered for the forward and read in the backward: {} kept", plan.kept);
-  if (plan.regathered > 0) {
-    text += fmt::format(", {} gathered again ({})", plan.regathered,
-                        plan.price.free() ? "which costs no more" : "memory is short");
+  std::string text() {
+    head();
+    memory();
+    splits();
+    sent();
+    others();
+    return std::move(text_);
   }
-  return text + "\n";
-}
 
-std::string candidates(const Plan& plan) {
-  if (plan.candidates.empty()) return "";
-  std::vector<const Candidate*> order;
-  for (const Candidate& c : plan.candidates) order.push_back(&c);
-  std::stable_sort(order.begin(), order.end(),
-                   [](const Candidate* a, const Candidate* b) { return a->cost < b->cost; });
-  std::vector<std::string> parts;
-  for (const Candidate* c : order) {
-    if (parts.size() == kCandidates) break;
-    std::vector<int64_t> sizes;
-    for (const MeshAxis& a : c->mesh.axes) sizes.push_back(a.size);
-    parts.push_back(fmt::format(
-        "{}: {}", fmt::join(sizes, "x"),
-        c->why_not.empty() ? fmt::format("{}, chosen", seconds_text(c->cost)) : c->why_not));
+ private:
+  std::string bold(const std::string& text) const {
+    return colour_ ? "\033[1m" + text + "\033[0m" : text;
   }
-  const size_t more = order.size() - parts.size();
-  return fmt::format("{} mesh{} searched in {}: {}{}\n", order.size(),
-                     order.size() == 1 ? "" : "es", seconds_text(plan.search_seconds),
-                     fmt::join(parts, "; "), more > 0 ? fmt::format("; {} more", more) : "");
-}
+
+  // "step        41 ms": continued lines have no name.
+  void line(std::string_view name, const std::string& value) {
+    text_ += bold(fmt::format("{:<10}", name)) + value + '\n';
+  }
+
+  void head() {
+    const Prediction& p = plan_.predicted;
+    text_ += bold(describe(model_)) + "   on " + bold(cluster_text(plan_.cluster)) + "\n\n";
+    line("plan", mesh_text(plan_));
+    std::string step =
+        fmt::format("{} predicted: {} computing, {} communicating", seconds_text(p.step_seconds),
+                    seconds_text(p.compute_seconds), seconds_text(p.communication_seconds));
+    line("step", step);
+    line("", fmt::format("{} tokens/s, MFU {} ({} counting masked attention too)",
+                         with_commas(p.tokens_per_second), percent_text(p.mfu_causal),
+                         percent_text(p.mfu_full)));
+    line("bound", proof(plan_));
+  }
+
+  void memory() {
+    const MemoryParts m = memory_parts(model_.graph, plan_);
+    const double peak = static_cast<double>(m.peak);
+    line("memory", std::isinf(limit_)
+                       ? fmt::format("{} a device at its peak, no limit", bytes_text(peak))
+                       : fmt::format("{} a device at its peak, of {}: {} free", bytes_text(peak),
+                                     bytes_text(limit_), bytes_text(limit_ - peak)));
+    std::vector<std::string> parts;
+    for (const auto& [name, bytes] :
+         {std::pair("weights", m.weights), std::pair("optimizer", m.optimizer),
+          std::pair("gradients", m.gradients), std::pair("activations", m.activations),
+          std::pair("weight copies", m.copies), std::pair("working", m.working)}) {
+      if (static_cast<double>(bytes) >= 5e-4 * peak) {
+        parts.push_back(fmt::format("{} {}", name, bytes_text(static_cast<double>(bytes))));
+      }
+    }
+    for (const std::string& l : wrapped(parts, " + ", kPartsWidth)) line("", l);
+  }
+
+  static std::string amount(const After& a) {
+    const std::string_view name = name_of(a.kind);
+    if (a.count == 1) return fmt::format("{} {}", name, bytes_text(a.bytes));
+    if (a.bundled) return fmt::format("{} {} at once", name, bytes_text(a.bytes));
+    if (a.equal)
+      return fmt::format("{} {} ×{}", name, bytes_text(a.bytes / static_cast<double>(a.count)),
+                         a.count);
+    return fmt::format("{} {} in {}", name, bytes_text(a.bytes), a.count);
+  }
+
+  // What is reduced to parts for the update, and gathered after it, in one line.
+  static std::string amounts(const std::vector<After>& all, const After& a) {
+    const auto twin = std::find_if(all.begin(), all.end(), [&](const After& b) {
+      return b.kind == StepKind::kAllGather && b.phase == a.phase && b.bundled &&
+             std::abs(a.bytes - b.bytes) < 1;
+    });
+    if (!a.bundled || twin == all.end()) return amount(a);
+    if (a.kind == StepKind::kReduceScatter) {
+      return fmt::format("reduce-scatter + all-gather {}", bytes_text(a.bytes));
+    }
+    const bool said = std::any_of(all.begin(), all.end(), [&](const After& b) {
+      return b.kind == StepKind::kReduceScatter && b.phase == a.phase && b.bundled &&
+             std::abs(a.bytes - b.bytes) < 1;
+    });
+    return a.kind == StepKind::kAllGather && said ? "" : amount(a);
+  }
+
+  // One line a phase.
+  static std::vector<std::string> after(const SplitRow& row) {
+    std::vector<std::string> lines;
+    for (Phase phase : {Phase::kForward, Phase::kBackward, Phase::kUpdate}) {
+      std::vector<std::string> parts;
+      for (const After& a : row.after) {
+        if (a.phase != phase || a.bytes < kSmallestBytes) continue;
+        if (std::string text = amounts(row.after, a); !text.empty())
+          parts.push_back(std::move(text));
+      }
+      std::string name(name_of(phase));
+      for (const std::string& l : wrapped(parts, ", ", kAfterWidth)) {
+        lines.push_back(fmt::format("{:<9}{}", name, l));
+        name.clear();
+      }
+    }
+    return lines;
+  }
+
+  // "heads 16 → 2"
+  static std::string sizes(const SplitRow& r) {
+    const std::string numbers = fmt::format(" {} → {}", with_commas(static_cast<double>(r.size)),
+                                            with_commas(static_cast<double>(r.local)));
+    return cut(r.what, kNameWidth - std::min(numbers.size(), kNameWidth / 2)) + numbers;
+  }
+
+  std::string what(const SplitRow& r) const {
+    switch (r.kind) {
+      case SplitRow::Kind::kSplit: return sizes(r);
+      case SplitRow::Kind::kWhole: return "whole on each device";
+      case SplitRow::Kind::kWeights: break;
+    }
+    const int64_t parts = plan_.mesh.axes[static_cast<size_t>(r.axis)].size;
+    const auto share = [](double cut) { return fmt::format("{:.0f} %", 100 * cut); };
+    if (r.weights_cut < 0.005 && r.states_cut < 0.005) return "weights, states: a copy each";
+    if (r.weights_cut > 0.995 && r.states_cut > 0.995)
+      return fmt::format("weights, states in {} parts", parts);
+    return fmt::format("in {}: weights {}, states {}", parts, share(r.weights_cut),
+                       share(r.states_cut));
+  }
+
+  void splits() {
+    const std::vector<SplitRow> rows = split_rows(model_.graph, plan_);
+    if (rows.empty()) return;
+    Table table({"axis", "split", "in", ">work", "then devices meet (bytes that one sends)"});
+    int32_t axis = -1;
+    for (const SplitRow& r : rows) {
+      const std::vector<std::string> lines = after(r);
+      const bool weights = r.kind == SplitRow::Kind::kWeights;
+      table.add({r.axis == axis ? "" : plan_.mesh.axes[static_cast<size_t>(r.axis)].name, what(r),
+                 weights ? "gradients, update" : cut(r.where, kWhereWidth),
+                 weights ? "" : share_text(r.flops_share), lines.empty() ? "-" : lines[0]});
+      for (size_t i = 1; i < lines.size(); ++i) table.add({"", "", "", "", lines[i]});
+      axis = r.axis;
+    }
+    text_ += "\n" + table.to_string(colour_);
+  }
+
+  // What one device sends in a step, by axis.
+  void sent() {
+    if (plan_.collectives.empty()) return;
+    Table table({"sent each step", ">activations", ">", ">weights, gradients", ">", "over"});
+    for (size_t axis = 0; axis < plan_.mesh.axes.size(); ++axis) {
+      double bytes[2] = {}, seconds[2] = {};
+      for (const PlannedCollectives& c : plan_.collectives) {
+        if (static_cast<size_t>(c.axis) != axis) continue;
+        bytes[c.parameters] += c.bytes;
+        seconds[c.parameters] += c.seconds;
+      }
+      if (seconds[0] + seconds[1] <= 0) continue;
+      const bool within = &plan_.cluster.link(plan_.mesh, axis) == &plan_.cluster.within;
+      table.add({short_mesh({{plan_.mesh.axes[axis]}}), bytes_text(bytes[0]),
+                 seconds_text(seconds[0]), bytes_text(bytes[1]), seconds_text(seconds[1]),
+                 within ? "links within a node" : "links between nodes"});
+    }
+    text_ += "\n" + table.to_string(colour_);
+  }
+
+  void others() {
+    if (plan_.candidates.empty()) return;
+    std::vector<const Candidate*> order;
+    for (const Candidate& c : plan_.candidates) {
+      if (!c.why_not.empty()) order.push_back(&c);
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [](const Candidate* a, const Candidate* b) { return a->cost < b->cost; });
+    text_ += "\n";
+    if (order.empty()) {
+      line("others",
+           fmt::format("no other mesh was searched ({})", seconds_text(plan_.search_seconds)));
+      return;
+    }
+    std::string name = "others";
+    const double best = plan_.certificate.cost;
+    for (size_t i = 0; i < std::min(order.size(), kCandidates); ++i) {
+      const Candidate& c = *order[i];
+      const std::string why =
+          std::isinf(c.cost)
+              ? c.why_not
+              : fmt::format("{:.1f} % slower: {} computing, {} communicating",
+                            100 * (c.cost / best - 1), seconds_text(c.compute_seconds),
+                            seconds_text(c.communication_seconds));
+      line(name, fmt::format("{:<16}{}", short_mesh(c.mesh), why));
+      name.clear();
+    }
+    const size_t more = order.size() - std::min(order.size(), kCandidates);
+    line("",
+         fmt::format("{}{} mesh{} searched in {}",
+                     more > 0 ? fmt::format("and {} more; ", more) : "", plan_.candidates.size(),
+                     plan_.candidates.size() == 1 ? "" : "es", seconds_text(plan_.search_seconds)));
+    if (plan_.regathered > 0) {
+      line("", fmt::format("{} of {} values that both passes gather are gathered twice",
+                           plan_.regathered, plan_.kept + plan_.regathered));
+    }
+  }
+
+  const TracedModel& model_;
+  const Plan& plan_;
+  const double limit_;
+  const bool colour_;
+  std::string text_;
+};
 
 }  // namespace
 
-std::string plan_report(const TracedModel& model, const Plan& plan, double limit) {
-  return head(model, plan, limit) + "\n" + splits(model, plan) + "\n" + collectives(plan) + "\n" +
-         kept(plan) + candidates(plan);
+std::string plan_report(const TracedModel& model, const Plan& plan, double limit, bool colour) {
+  return Report(model, plan, limit, colour).text();
 }
 
 }  // namespace cleave

@@ -8,7 +8,8 @@
 
 namespace cleave {
 
-// `limit`: bytes a device that the plan had to fit in; may be infinite.
-std::string plan_report(const TracedModel& model, const Plan& plan, double limit);
+// `limit`: bytes a device that the plan had to fit in; may be infinite. `colour`: for a terminal.
+std::string plan_report(const TracedModel& model, const Plan& plan, double limit,
+                        bool colour = false);
 
 }  // namespace cleave

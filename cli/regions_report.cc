@@ -2,129 +2,141 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <map>
 #include <tuple>
 
 #include "cli/format.h"
 #include "graph/error.h"
 #include "planner/regions.h"
+#include "viz/class_words.h"
 #include "viz/names.h"
+#include "viz/weights.h"
 
 namespace cleave {
 namespace {
 
 constexpr double kSmallestShare = 0.005;  // of flops; smaller regions are only counted
-constexpr size_t kClassWidth = 40;
-constexpr size_t kPlaceWidth = 44;
+constexpr size_t kMostRows = 14;
+constexpr size_t kNameWidth = 20, kWhereWidth = 14, kPlaceWidth = 9, kEndWidth = 30;
 
-// Sync points of one region with the same kind, op, phase and source line. Those of the update are
-// left out: each is one number, a part of the gradient's norm.
-struct SyncRow {
-  SyncPoint first;
+// The ends of a region in one phase: what they are, and the largest of them.
+struct Ends {
   int64_t count = 0;
-  double bytes = 0;  // of all of them
-  bool same_scope = true;
+  double bytes = 0;
+  SyncPoint largest;
+  int64_t equal = 0;  // like the largest: op, kind, bytes
 };
 
-std::string scope_of(const Graph& graph, NodeId n) {
-  return folded_name(graph.scopes()[static_cast<size_t>(graph.node(n).scope)]);
-}
-
-std::vector<SyncRow> rows_of(const Graph& graph, const std::vector<SyncPoint>& syncs) {
-  std::map<std::tuple<SyncKind, const OpDef*, Phase, int32_t, int32_t>, size_t> known;
-  std::vector<SyncRow> rows;
+Ends ends_in(const Graph& graph, const std::vector<SyncPoint>& syncs, Phase phase) {
+  Ends e;
+  const auto key = [&](const SyncPoint& s) {
+    return std::tuple(s.bytes, s.kind, graph.node(s.node).op);
+  };
   for (const SyncPoint& s : syncs) {
-    if (s.phase == Phase::kUpdate) continue;
-    const Node& node = graph.node(s.node);
-    const auto [at, added] = known.emplace(
-        std::tuple(s.kind, node.op, s.phase, node.loc.file, node.loc.line), rows.size());
-    if (added) rows.push_back({s});
-    SyncRow& row = rows[at->second];
-    ++row.count;
-    row.bytes += s.bytes;
-    row.same_scope &= scope_of(graph, s.node) == scope_of(graph, row.first.node);
+    if (s.phase != phase) continue;
+    e.bytes += s.bytes;
+    if (e.count++ == 0 || s.bytes > e.largest.bytes) e.largest = s, e.equal = 0;
+    e.equal += key(s) == key(e.largest);
   }
-  return rows;
+  return e;
 }
 
-// The factors in which the op meets the class; several are in each other's way.
-std::string factors_of(const Graph& graph, const Dimensions& dims, NodeId n, ClassId c) {
-  std::vector<std::string> letters;
-  const auto& factors = dims.factors[static_cast<size_t>(n)];
-  for (size_t f = 0; f < factors.size(); ++f) {
-    for (const Atom& a : factors[f]) {
-      if (a.dimension_class != c) continue;
-      letters.emplace_back(1, graph.node(n).signature->factors()[f].letter);
-      break;
-    }
+// What has to happen there, as one says it: "sum after matmul".
+std::string deed(const Graph& graph, const SyncPoint& s) {
+  std::string_view op = graph.node(s.node).op->name;
+  if (op.ends_with("_backward")) op.remove_suffix(9);  // the phase says so
+  switch (s.kind) {
+    case SyncKind::kReduction: return fmt::format("{} after {}", name_of(s.reduction), op);
+    case SyncKind::kWhole: return fmt::format("whole for {}", op);
+    case SyncKind::kConflict: return fmt::format("twice in {}", op);
   }
-  return fmt::format("{}", fmt::join(letters, " with "));
+  return "";
 }
 
-// What is common to the row's places: "h.*.mlp gpt2.cc:29".
-std::string place_of(const Graph& graph, const SyncRow& row) {
-  const std::string line = graph.place(graph.node(row.first.node).loc);
-  std::string scope = scope_of(graph, row.first.node);
-  if (!row.same_scope) scope = scope.substr(0, scope.rfind('.') + 1) + "*";
-  return scope.empty() ? line : cut(scope, kPlaceWidth) + " " + line;
-}
-
-// What the scopes of the region's forward ops have in common.
-std::string scope_of(const Graph& graph, const Region& region) {
-  std::string common;
-  bool first = true;
-  for (NodeId n : region.nodes) {
-    if (graph.node(n).phase != Phase::kForward) continue;
-    common = first ? scope_of(graph, n) : common_scope(common, scope_of(graph, n));
-    first = false;
+std::string text_of(const Graph& graph, const Ends& e) {
+  if (e.count == e.equal) {
+    const std::string times = e.equal > 1 ? fmt::format(" ×{}", e.equal) : "";
+    return fmt::format("{}{} {}", bytes_text(e.largest.bytes), times, deed(graph, e.largest));
   }
-  return common.empty() ? "" : cut(common, kPlaceWidth);
+  return fmt::format("{} in {} places", bytes_text(e.bytes), e.count);
 }
 
-double bytes_in(const Region& region, Phase phase) {
-  double bytes = 0;
-  for (const SyncPoint& s : region.syncs) bytes += s.phase == phase ? s.bytes : 0;
-  return bytes;
+// "gpt2.cc:29 mlp.proj", short enough.
+std::string place_of(const Graph& graph, const Ends& e) {
+  const Node& node = graph.node(e.largest.node);
+  return fmt::format(
+      "{} {}", graph.place(node.loc),
+      cut(inside_layer(folded_name(graph.scopes()[static_cast<size_t>(node.scope)])), kPlaceWidth));
+}
+
+// The parts of the model that a region goes through, those with the most work first.
+std::string where(const Graph& graph, const PartNames& parts, const Region& r, int64_t count) {
+  std::map<std::string, double> work;
+  double total = 0;
+  for (NodeId n : r.nodes) {
+    const Node& node = graph.node(n);
+    const double flops = node.op->flops(Graph::call(node, graph.input_types(node)));
+    work[parts.of_node[static_cast<size_t>(n)]] += flops;
+    total += flops;
+  }
+  std::vector<std::pair<double, std::string>> order;
+  for (const auto& [part, flops] : work) {
+    if (!part.empty() && flops >= 0.05 * total) order.emplace_back(-flops, part);
+  }
+  std::sort(order.begin(), order.end());
+  if (order.size() > 2 && count == 1) return "whole model";
+  std::vector<std::string> names;
+  for (const auto& [flops, part] : order) names.push_back(part);
+  return cut(fmt::format("{}", fmt::join(names, ", ")), kWhereWidth - 5) +
+         (count > 1 ? fmt::format(" ×{}", count) : "");
 }
 
 }  // namespace
 
-std::string regions_report(const Graph& graph) {
+std::string regions_report(const Graph& graph, bool colour) {
   const Dimensions dims = find_dimensions(graph);
-  Table classes(
-      {"class of dimensions", ">size", ">regions", ">ops", ">flops", ">forward", ">backward"});
-  Table ends({"class", "ends by", "op", "in", "phase", ">bytes", "", "where"});
-  int64_t small = 0;
+  const std::vector<std::string> words = class_words(graph, dims);
+  const PartNames parts = part_names(graph);
+  Table table(
+      {"split", ">size", "in", ">work", "ends where devices must meet, bytes", "the largest at"});
+  int64_t left_out = 0;
+  size_t rows = 0;
   for (const RegionGroup& g : fold_regions(graph, find_regions(graph, dims))) {
     const Region& r = g.first;
-    if (r.flops_share < kSmallestShare) {
-      small += g.count;
+    if (r.flops_share < kSmallestShare || rows == kMostRows) {
+      left_out += g.count;
       continue;
     }
-    const std::string name = cut(class_name(dims, r.dimension_class), kClassWidth);
-    classes.add({name, fmt::format("{}", dims.classes[static_cast<size_t>(r.dimension_class)].size),
-                 fmt::format("{}", g.count), fmt::format("{}", r.nodes.size()),
-                 percent_text(r.flops_share), bytes_text(bytes_in(r, Phase::kForward)),
-                 bytes_text(bytes_in(r, Phase::kBackward)), scope_of(graph, r)});
-    std::string shown = g.count > 1 ? fmt::format("{} (x{})", name, g.count) : name;
-    for (const SyncRow& row : rows_of(graph, r.syncs)) {
-      ends.add({shown, std::string(name_of(row.first.kind)),
-                std::string(graph.node(row.first.node).op->name),
-                factors_of(graph, dims, row.first.node, r.dimension_class),
-                std::string(name_of(row.first.phase)),
-                bytes_text(row.bytes / static_cast<double>(row.count)),
-                row.count > 1 ? fmt::format("x{}", row.count) : "", place_of(graph, row)});
-      shown.clear();
+    ++rows;
+    std::vector<std::string> row = {
+        cut(words[static_cast<size_t>(r.dimension_class)], kNameWidth),
+        with_commas(static_cast<double>(dims.classes[static_cast<size_t>(r.dimension_class)].size)),
+        where(graph, parts, r, g.count), fmt::format("{:.0f} %", 100 * r.flops_share)};
+    bool ends = false;
+    for (Phase phase : {Phase::kForward, Phase::kBackward}) {
+      const Ends e = ends_in(graph, r.syncs, phase);
+      if (e.count == 0) continue;
+      row.push_back(fmt::format("{:<9}{}", name_of(phase), cut(text_of(graph, e), kEndWidth)));
+      row.push_back(place_of(graph, e));
+      table.add(std::move(row));
+      row = {"", "", "", ""};
+      ends = true;
     }
+    if (!ends) table.add(std::move(row));
   }
   std::string text =
-      "\nSplit a class, and every device runs its part of a region alone; where the region ends,\n"
-      "devices meet. ops and bytes are one region's, flops all its copies' share of the step.\n\n";
-  text += classes.to_string() + "\nWhere regions end, bytes each time:\n\n" + ends.to_string();
-  if (small > 0) {
-    text += fmt::format("\n{} more regions have less than {} of the flops each; --json has all.\n",
-                        small, percent_text(kSmallestShare));
-  }
+      "Split one of these dimensions over devices, and each computes its part of a region alone, "
+      "until\n"
+      "the region ends. Regions of equal layers are one row: ends and bytes are those of one of "
+      "them,\n"
+      "work is all of theirs. Devices meet to sum what an op left in parts, to have whole what an "
+      "op\n"
+      "cannot take in parts, or where an op has the dimension twice.\n\n";
+  text += table.to_string(colour);
+  if (left_out > 0)
+    text +=
+        fmt::format("\n{} more regions with less work; --json has all, and every end.\n", left_out);
   return text;
 }
 

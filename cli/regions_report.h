@@ -7,6 +7,7 @@
 
 namespace cleave {
 
-std::string regions_report(const Graph& graph);
+// `colour`: for a terminal.
+std::string regions_report(const Graph& graph, bool colour = false);
 
 }  // namespace cleave

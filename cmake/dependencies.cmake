@@ -33,7 +33,6 @@ endif()
 find_package(CUDAToolkit QUIET)
 find_package(MPI QUIET COMPONENTS CXX)
 find_package(ONNX QUIET)
-find_path(GVC_INCLUDE_DIR gvc.h PATH_SUFFIXES graphviz)
 
 # One line of the table: what was found in the variable `found` (a version, a path or TRUE), or
 # what its absence costs.
@@ -68,13 +67,11 @@ function(cleave_print_summary)
   else()
     message(STATUS "  tests             off      -DCLEAVE_TESTS=ON builds them")
   endif()
-  cleave_row("Graphviz dot" "${CLEAVE_DOT}" "${CLEAVE_DOT}" "no SVG pictures; DOT files are written")
+  cleave_row("Graphviz dot" "${CLEAVE_DOT}" "${CLEAVE_DOT}" "DOT files are not tested against it")
   cleave_row("CUDA toolkit" "${CUDAToolkit_FOUND}"
     "${CUDAToolkit_VERSION}, not used yet: devices are CPU threads" "devices are CPU threads")
   cleave_row("MPI" "${MPI_CXX_FOUND}"
     "${MPI_CXX_VERSION}, not used yet: one process runs all ranks" "one process runs all ranks")
   cleave_row("ONNX" "${ONNX_FOUND}" "not used yet: models are written in C++"
     "models are written in C++, not imported")
-  cleave_row("Graphviz library" "${GVC_INCLUDE_DIR}" "not used yet: dot draws, in its own process"
-    "nothing: dot draws, in its own process")
 endfunction()

@@ -79,8 +79,9 @@ struct Certificate {
 
 // What the search compared on its way: one mesh, and what came of it.
 struct Candidate {
-  Mesh mesh;
+  Mesh mesh;        // its axes named as in a plan, where one was found
   double cost = 0;  // seconds; infinite when nothing fits
+  double compute_seconds = 0, communication_seconds = 0;  // of its plan; 0: there is none
   double lower_bound = 0;
   int64_t peak_bytes = 0;
   std::string why_not;  // empty when it was chosen

@@ -171,6 +171,8 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
          {"cost", c.cost < std::numeric_limits<double>::infinity() ? Json(c.cost) : Json()},
          {"lower_bound", c.lower_bound},
          {"peak_bytes", c.peak_bytes},
+         {"compute_seconds", c.compute_seconds},
+         {"communication_seconds", c.communication_seconds},
          {"why_not", c.why_not}});
   }
   j["search"] = {{"seconds", plan.search_seconds}, {"candidates", candidates}};

@@ -129,7 +129,7 @@ class MeshSearch {
       report.why_not = too_large_.empty() ? "no placement works" : too_large_;
       return std::nullopt;
     }
-    report.cost = plan->certificate.cost;
+    describe(*plan, report);
     if (report.cost >= best_so_far) {
       report.why_not = fmt::format("slower by {:.1f} %", 100 * (report.cost / best_so_far - 1));
       return std::nullopt;
@@ -137,7 +137,7 @@ class MeshSearch {
     if (!fits(*plan)) {
       plan = squeeze(std::move(*plan), report);
       if (!plan) return std::nullopt;
-      report.cost = plan->certificate.cost;
+      describe(*plan, report);
       report.lower_bound = lower_bound_;
       if (report.cost >= best_so_far) {
         report.why_not = "slower once it fits in memory";
@@ -184,6 +184,14 @@ class MeshSearch {
   }
 
  private:
+  void describe(Plan& plan, Candidate& report) const {
+    name_axes(graph_, plan);
+    report.mesh = plan.mesh;
+    report.cost = plan.certificate.cost;
+    report.compute_seconds = plan.predicted.compute_seconds;
+    report.communication_seconds = plan.predicted.communication_seconds;
+  }
+
   // Asks for the exact peak only where the quick one would do.
   bool fits(Plan& plan) const {
     if (static_cast<double>(plan.predicted.peak_bytes) > limit_) return false;

@@ -10,7 +10,7 @@ usage: scripts/setup.sh [--no-apt] [--list] GROUP...
 Installs missing packages as root or through sudo. Safe to run again.
 
   build    compiler, CMake and the libraries that Cleave links
-  demo     a text to train on, and dot for the pictures
+  demo     a text to train on
   test     GoogleTest, and the CBC solver that checks the planner
   style    clang-format
 
@@ -23,7 +23,7 @@ packages_of() {
   case $1 in
     build) echo "g++ cmake ninja-build libfmt-dev libboost-dev libcli11-dev nlohmann-json3-dev" \
                 "libtomlplusplus-dev libopenblas-pthread-dev libxxhash-dev" ;;
-    demo) echo "bible-kjv bible-kjv-text graphviz" ;;
+    demo) echo "bible-kjv bible-kjv-text" ;;
     test) echo "libgtest-dev coinor-libcbc-dev graphviz" ;;
     style) echo "clang-format-14" ;;
     *) echo "setup: unknown group '$1'; see scripts/setup.sh --help" >&2; exit 1 ;;

@@ -117,9 +117,9 @@ TEST_F(Command, MistakesAreOneLineThatSaysWhatToDo) {
       {"trace gpt2:tiny extra", "extra"},
       {"regions", "MODEL"},
       {"view gpt2:tiny", "--out"},
-      {"view gpt2:tiny -o picture.png", "name a .dot or an .svg file"},
+      {"view gpt2:tiny -o picture.png", "name a .svg, .html or .dot file"},
+      {"view gpt2:124m --level raw -o x.svg", "boxes at --level raw, and an SVG of more than 600"},
       {"view gpt2:tiny -o x.dot --level atoms", "write model, block or raw"},
-      {"view gpt2:tiny -o x.dot --time-limit 0", "--time-limit 0"},
       {"view missing.txt -o x.dot", "cannot read 'missing.txt'"},
       {"view @broken.txt -o x.dot", "line 3:"},
       {"view @broken.json -o x.dot", "broken.json"},
@@ -246,6 +246,13 @@ TEST_F(Command, PlanJsonHasWhatProgramsRead) {
   EXPECT_NEAR(j["predicted"]["tokens_per_second"].get<double>() *
                   j["predicted"]["step_seconds"].get<double>(),
               64 * 64, 1e-6);
+  int64_t memory = 0;
+  for (const auto& [part, bytes] : j.at("memory").items()) {
+    EXPECT_GE(bytes.get<int64_t>(), 0) << part;
+    memory += part == "peak" ? 0 : bytes.get<int64_t>();
+  }
+  EXPECT_EQ(memory, j["memory"].at("peak").get<int64_t>());
+  EXPECT_EQ(memory, j["predicted"].at("peak_bytes").get<int64_t>());
   ASSERT_FALSE(j.at("collectives").empty());
   for (const Json& c : j["collectives"]) {
     EXPECT_TRUE(j["mesh"].contains(c.at("axis").get<std::string>()));
@@ -296,6 +303,26 @@ TEST_F(Command, RegionsAreCountedOnceAClass) {
   for (const Json& r : j.at("regions")) {
     EXPECT_LE(r.at("flops_share").get<double>(), 1 + 1e-9) << r.dump();
   }
+}
+
+// One page: pictures of all levels that can be read, the reports, and no other file.
+TEST_F(Command, AnHtmlPageNeedsNothingElse) {
+  const Outcome o = cleave_run("view " + small_plan() + " -o " + path("p.html"));
+  ASSERT_EQ(o.status, 0) << o.err;
+  const std::string page = read_file(path("p.html"));
+  const auto count = [&](const std::string& what) {
+    int n = 0;
+    for (size_t at = 0; (at = page.find(what, at)) != std::string::npos; ++at) ++n;
+    return n;
+  };
+  EXPECT_EQ(count("</svg>"), 3);
+  EXPECT_EQ(count("<section>"), 5);
+  EXPECT_EQ(count("data-tab>"), 5);
+  EXPECT_EQ(count("</pre>"), 2);
+  EXPECT_EQ(count("id=\"p0e\""), 1);  // names are unique in the page
+  for (const char* outside : {"<link", "src=", "@import", "href="}) EXPECT_EQ(count(outside), 0);
+  // A text, a graph's JSON, and a graph that is too large for its raw level.
+  EXPECT_EQ(cleave_run("view gpt2:124m -o " + path("q.html")).status, 0);
 }
 
 TEST_F(Command, TracesReadBack) {

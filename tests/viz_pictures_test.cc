@@ -4,11 +4,12 @@
 #include <unistd.h>  // getpid
 
 #include <algorithm>
-#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <random>
 #include <set>
 #include <sstream>
 
@@ -16,10 +17,14 @@
 #include "graph/error.h"
 #include "models/trace.h"
 #include "planner/planner.h"
+#include "tests/graph_random.h"
 #include "viz/annotations.h"
+#include "viz/class_words.h"
 #include "viz/draw.h"
+#include "viz/layout.h"
 #include "viz/names.h"
-#include "viz/render.h"
+#include "viz/svg.h"
+#include "viz/text.h"
 #include "viz/units.h"
 
 namespace cleave {
@@ -84,19 +89,30 @@ TEST(Dot, EveryBuiltInModelParsesAtEveryLevel) {
   }
 }
 
-TEST(Dot, PlansOfEveryFamilyAreLaidOutInTime) {
-  if (!have_dot()) GTEST_SKIP() << "no Graphviz";
+TEST(Svg, PlansOfEveryFamilyFitAScreen) {
   for (const char* name : {"gpt2:tiny", "llama:tiny", "bert:base", "mlp:tiny"}) {
     const Graph graph = small(name);
     for (const char* mesh : {"4", "dp=2,tp=2"}) {
       const Plan plan = planned(graph, "cpu:4", mesh);
       for (ViewLevel level : {ViewLevel::kModel, ViewLevel::kBlock}) {
-        const std::string dot = written("plan.dot", to_dot(draw(graph, plan, level)));
-        const Rendering r = render_svg(dot, temporary("plan.svg"), 20);
-        EXPECT_TRUE(r.done) << name << " " << mesh << ": " << r.why_not;
+        const Picture picture = draw(graph, plan, level);
+        const Layout2d page = lay_out(picture);
+        EXPECT_EQ(page.boxes.size(), picture.boxes.size());
+        if (level == ViewLevel::kModel) {
+          EXPECT_GT(page.width / page.height, 0.5) << name << " " << mesh;
+          EXPECT_LT(page.width / page.height, 3) << name << " " << mesh;
+        }
       }
     }
   }
+}
+
+TEST(Svg, RefusesWhatNobodyCanRead) {
+  Picture p;
+  p.boxes.resize(kMostBoxes);
+  EXPECT_NE(to_svg(p).find("</svg>"), std::string::npos);
+  p.boxes.emplace_back();
+  EXPECT_THROW(to_svg(p), Error);
 }
 
 // Names with everything that DOT, HTML labels or UTF-8 could trip over.
@@ -115,27 +131,140 @@ TEST(Dot, AnyNameIsSafe) {
   Picture p;
   for (const std::string& name : names) {
     p.title += name;
-    p.legend.push_back({name, "#ff0000"});
-    p.frames.push_back({name, "#00ff00", true, -1});
+    p.subtitle.push_back(name);
+    p.legend.push_back({LegendEntry::Sign::kFill, name, "#ff0000"});
+    p.frames.push_back({Frame::Kind::kRegion, name, 0, -1});
     for (Box::Kind kind :
          {Box::Kind::kOp, Box::Kind::kHexagon, Box::Kind::kTensor, Box::Kind::kGhost}) {
-      p.boxes.push_back(
-          {kind, {name, name}, {"#a6cee3", "#fdbf6f"}, static_cast<int32_t>(p.frames.size()) - 1});
+      Box box;
+      box.kind = kind;
+      box.title = name;
+      box.notes = {name};
+      box.values = {{name, {"#a6cee3", "#fdbf6f"}}, {name, {"#a6cee3"}, true}};
+      box.colour = "#a6cee3";
+      box.frame = static_cast<int32_t>(p.frames.size()) - 1;
+      p.boxes.push_back(box);
       p.arrows.push_back({0, static_cast<int32_t>(p.boxes.size()) - 1});
     }
   }
-  const std::string text = to_dot(p);
+  const std::string svg = to_svg(p);
+  // What is drawn is the text itself, as XML writes it.
+  EXPECT_NE(svg.find("&lt;B&gt;bold&lt;/B&gt; &amp; &amp;amp; &amp;#65;"), std::string::npos);
+  EXPECT_NE(svg.find("\xF0\x9F\xA6\x80"), std::string::npos);
+  EXPECT_NE(svg.find("and \\ and \\N \\l"), std::string::npos);
+  EXPECT_EQ(svg.find('\x01'), std::string::npos);
+  EXPECT_NE(svg.find("control \\x01\\x1b\\x0a"), std::string::npos);
   if (!have_dot()) GTEST_SKIP() << "no Graphviz";
-  EXPECT_TRUE(dot_parses(text));
-  const std::string dot = written("names.dot", text);
-  ASSERT_TRUE(render_svg(dot, temporary("names.svg"), 20).done);
-  std::ifstream file(temporary("names.svg"));
-  std::stringstream svg;
-  svg << file.rdbuf();
-  // What is drawn is the text itself, as the SVG writes it.
-  EXPECT_NE(svg.str().find("&lt;B&gt;bold&lt;/B&gt; &amp; &amp;amp; &amp;#65;"), std::string::npos);
-  EXPECT_NE(svg.str().find("\xF0\x9F\xA6\x80"), std::string::npos);
-  EXPECT_NE(svg.str().find("and \\ and \\N \\l"), std::string::npos);
+  EXPECT_TRUE(dot_parses(to_dot(p)));
+}
+
+// The text of the labels of a file of graphs as Graphviz has read it: tags taken off, entities
+// read.
+std::string read_by_dot(const std::string& text) {
+  const std::string path = written("many.dot", text);
+  EXPECT_EQ(std::system(("dot -Tcanon " + path + " >" + path + ".out 2>" + path + ".err").c_str()),
+            0);
+  EXPECT_EQ(fs::file_size(path + ".err"), 0u);
+  std::ifstream file(path + ".out");
+  std::stringstream all;
+  all << file.rdbuf();
+  const std::string canon = all.str();
+  std::string plain;
+  for (size_t i = 0; i < canon.size(); ++i) {
+    if (canon[i] == '<') {
+      const size_t end = canon.find('>', i);
+      // A label opens with one more '<' than its first tag.
+      i = canon[i + 1] == '<' ? i : end;
+      plain += '\n';
+      continue;
+    }
+    const size_t end = canon[i] == '&' ? canon.find(';', i) : std::string::npos;
+    if (end == std::string::npos) {
+      plain += canon[i];
+      continue;
+    }
+    const std::string entity = canon.substr(i + 1, end - i - 1);
+    const std::map<std::string, char> known = {{"amp", '&'},  {"lt", '<'},  {"gt", '>'},
+                                               {"quot", '"'}, {"#91", '['}, {"#93", ']'}};
+    plain += known.at(entity);
+    i = end;
+  }
+  return plain;
+}
+
+std::string random_name(std::mt19937& random) {
+  static const std::vector<std::string> pieces = {"a",
+                                                  "Z",
+                                                  "0",
+                                                  ".",
+                                                  " ",
+                                                  "\"",
+                                                  "'",
+                                                  "\\",
+                                                  "\\N",
+                                                  "\\n",
+                                                  "<",
+                                                  ">",
+                                                  "</B>",
+                                                  "<TABLE>",
+                                                  "&",
+                                                  "&lt;",
+                                                  "&#65;",
+                                                  "]]>",
+                                                  "[",
+                                                  "]",
+                                                  "{",
+                                                  "}",
+                                                  "|",
+                                                  ";",
+                                                  "#",
+                                                  "//",
+                                                  "/*",
+                                                  "->",
+                                                  "\n",
+                                                  "\t",
+                                                  "\x01",
+                                                  "\x1b",
+                                                  "\x7f",
+                                                  "\xC3\xA9",
+                                                  "\xE6\xA8\xA1",
+                                                  "\xF0\x9F\xA6\x80",
+                                                  "\xC2\x85",
+                                                  "\xEF\xBF\xBF",
+                                                  "\xFF",
+                                                  "\xC3",
+                                                  "\xE2\x86",
+                                                  "\xED\xA0\x80",
+                                                  "\xF5\x80",
+                                                  "%s",
+                                                  "{}"};
+  std::string name;
+  for (size_t i = random() % 8; i > 0; --i) name += pieces[random() % pieces.size()];
+  return name;
+}
+
+// 500 random graphs with names of any kind: Graphviz reads all of them, at all levels, and what it
+// has read has the names as they were.
+TEST(Dot, RandomGraphsWithAnyNamesComeBack) {
+  if (!have_dot()) GTEST_SKIP() << "no Graphviz";
+  std::mt19937 random(7);
+  std::string text;
+  std::vector<std::string> names;
+  for (unsigned seed = 0; seed < 500; ++seed) {
+    Graph g = test_ops::random_graph(seed);
+    g.name = "graph " + random_name(random);
+    const Value extra = g.add_source(
+        test_ops::source(fmt::format("{} {}", random_name(random), seed), SourceKind::kData),
+        {DType::kF32, {4, 6}});
+    g.cursor = {};
+    g.cursor.scope = g.intern_scope("x" + random_name(random) + "y");
+    g.add1(test_ops::gelu, {extra});
+    for (ViewLevel level : kLevels) text += to_dot(draw(g, level));
+    names.push_back(printable(g.name));
+    names.push_back(printable(g.sources().back().name));
+  }
+  const std::string read = read_by_dot(text);
+  for (const std::string& name : names) EXPECT_NE(read.find(name), std::string::npos) << name;
 }
 
 // Whatever a plan moves is drawn, once, with its bytes.
@@ -162,9 +291,14 @@ TEST(Annotations, MarksAreThePlansCollectives) {
   }
 }
 
-int64_t count(const Picture& p, Box::Kind kind) {
-  return std::count_if(p.boxes.begin(), p.boxes.end(),
-                       [kind](const Box& b) { return b.kind == kind; });
+// Hexagons, and lines of boxes that are.
+int64_t synchronizations(const Picture& p) {
+  int64_t count = 0;
+  for (const Box& b : p.boxes) {
+    count += b.kind == Box::Kind::kHexagon;
+    for (const ValueLine& v : b.values) count += v.hexagon;
+  }
+  return count;
 }
 
 TEST(Draw, EqualLayersAreOneHoweverMany) {
@@ -179,7 +313,7 @@ TEST(Draw, EqualLayersAreOneHoweverMany) {
     return std::count_if(p.frames.begin(), p.frames.end(),
                          [&](const Frame& f) { return f.label == label; });
   };
-  EXPECT_EQ(layers(draw(nine, ViewLevel::kModel), "one of 9 equal layers"), 2);  // and its backward
+  EXPECT_EQ(layers(draw(nine, ViewLevel::kModel), "× 9 equal layers"), 2);  // and its backward
   EXPECT_EQ(draw(three, ViewLevel::kRaw).boxes.size() > three.nodes().size(), true);
 }
 
@@ -200,84 +334,99 @@ TEST(Draw, ShowsTheSplitMlp) {
   const Graph graph = wide("gpt2:355m");
   const Plan plan = planned(graph, "8xh100", "tp=8");
   const Picture p = draw(graph, plan, ViewLevel::kBlock);
-  const auto box = [&](const std::string& name, const std::string& frame) -> const Box* {
+  const auto box = [&](const std::string& title, const std::string& weight) -> const Box* {
     for (const Box& b : p.boxes) {
-      if (b.lines[0] != name) continue;
-      int32_t top = b.frame;
-      while (p.frames[static_cast<size_t>(top)].parent >= 0) {
-        top = p.frames[static_cast<size_t>(top)].parent;
-      }
-      if (p.frames[static_cast<size_t>(top)].label == frame) return &b;
+      if (b.title == title && !b.values.empty() && b.values[0].text == weight) return &b;
     }
     return nullptr;
   };
-  const Box* fc = box("matmul  fc", "forward");
-  const Box* proj = nullptr;
-  for (const Box& b : p.boxes) {
-    if (b.lines[0] == "matmul  proj" && b.lines.size() > 2 && b.lines[2] == "weight [1024, 4096]" &&
-        p.frames[static_cast<size_t>(b.frame)].label.starts_with("h.*.mlp.fc.weight[0]")) {
-      proj = &b;
-      break;
-    }
-  }
+  const Box* fc = box("fc · matmul", "weight [4096, 1024] → [512, 1024]");
+  const Box* proj = box("proj · matmul", "weight [1024, 4096] → [1024, 512]");
   ASSERT_NE(fc, nullptr);
   ASSERT_NE(proj, nullptr);
-  EXPECT_EQ(fc->fills, std::vector<std::string>{colours::kSharded});
-  EXPECT_EQ(proj->fills, std::vector<std::string>{colours::kPartial});
-  EXPECT_EQ(p.frames[static_cast<size_t>(fc->frame)].label, "h.*.mlp.fc.weight[0] 4096 → 512 (tp)");
-  EXPECT_TRUE(p.frames[static_cast<size_t>(fc->frame)].dashed);
+  EXPECT_EQ(fc->values[1].text, "out [8, 1024, 4096] → [8, 1024, 512]");
+  EXPECT_EQ(fc->values[1].fills, std::vector<std::string>{colours::kSharded});
+  EXPECT_EQ(proj->values[1].fills, std::vector<std::string>{colours::kPartial});
+  const Frame& region = p.frames[static_cast<size_t>(fc->frame)];
+  EXPECT_EQ(region.label, "mlp inner 4,096 → 512 (tp)");
+  EXPECT_EQ(region.kind, Frame::Kind::kRegion);
   EXPECT_EQ(fc->frame, proj->frame);
   const auto from = static_cast<int32_t>(proj - p.boxes.data());
   int hexagons = 0;
   for (const Arrow& a : p.arrows) {
     if (a.from != from || a.aside) continue;
-    EXPECT_EQ(p.boxes[static_cast<size_t>(a.to)].kind, Box::Kind::kHexagon);
+    const Box& to = p.boxes[static_cast<size_t>(a.to)];
+    EXPECT_EQ(to.kind, Box::Kind::kHexagon);
+    EXPECT_EQ(to.title, "reduce-scatter tp");
+    EXPECT_EQ(to.notes, std::vector<std::string>{"28.0 MiB"});
     ++hexagons;
   }
   EXPECT_EQ(hexagons, 1);
+  // The gradient of an op stands level with it.
+  const Layout2d page = lay_out(p);
+  int level = 0;
+  for (size_t b = 0; b < p.boxes.size(); ++b) {
+    if (p.boxes[b].beside < 0) continue;
+    const Place &x = page.boxes[b], &y = page.boxes[static_cast<size_t>(p.boxes[b].beside)];
+    level += std::abs(x.y + x.height / 2 - y.y - y.height / 2) < 1;
+  }
+  EXPECT_GE(level, 8);
 }
 
 TEST(Draw, OneDeviceMeetsNobody) {
   const Graph graph = small("gpt2:tiny");
   const Plan plan = planned(graph, "cpu:1", "1");
-  for (ViewLevel level : kLevels)
-    EXPECT_EQ(count(draw(graph, plan, level), Box::Kind::kHexagon), 0);
-  EXPECT_GT(count(draw(graph, ViewLevel::kModel), Box::Kind::kHexagon),
-            0);  // where it could be cut
+  for (ViewLevel level : kLevels) EXPECT_EQ(synchronizations(draw(graph, plan, level)), 0);
+  EXPECT_GT(synchronizations(draw(graph, ViewLevel::kModel)), 0);  // where it could be cut
 }
 
-TEST(Render, StopsAHangingDot) {
-  if (!have_dot()) GTEST_SKIP() << "no Graphviz";
-  std::string text = "digraph g {\n";
-  for (int i = 0; i < 40000; ++i)
-    text += fmt::format("n{} -> n{};\n", i % 3000, (i * 7919 + i / 7) % 3000);
-  const std::string dot = written("large.dot", text + "}\n");
-  const std::string svg = temporary("large.svg");
-  fs::remove(svg);
-  const auto start = std::chrono::steady_clock::now();
-  const Rendering r = render_svg(dot, svg, 0.3);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
-  EXPECT_FALSE(r.done);
-  EXPECT_NE(r.why_not.find("more than 0.3 s"), std::string::npos) << r.why_not;
-  EXPECT_FALSE(fs::exists(svg));
-  EXPECT_FALSE(fs::exists(svg + ".part"));
+// Every byte that the plan moves is on the picture of the whole model.
+TEST(Draw, TheModelsPictureHasEverySynchronization) {
+  for (const char* model : {"gpt2:355m", "llama:1b", "bert:large"}) {
+    const Graph graph = wide(model);
+    for (const char* mesh : {"tp=8", "8", "dp=2,tp=4"}) {
+      const Plan plan = planned(graph, "8xh100", mesh);
+      const Picture p = draw(graph, plan, ViewLevel::kModel);
+      std::map<std::string, int> kinds;  // "all-reduce tp"
+      const auto add = [&](const std::string& text) {
+        const size_t second = text.find(' ', text.find(' ') + 1);
+        kinds[text.substr(0, std::min(second, text.find(',')))] = 1;
+      };
+      for (const Box& b : p.boxes) {
+        if (b.kind == Box::Kind::kHexagon) add(b.title);
+        for (const ValueLine& v : b.values) {
+          if (v.hexagon) add(v.text);
+        }
+      }
+      for (const PlannedCollectives& c : plan.collectives) {
+        const std::string kind =
+            fmt::format("{} {}", name_of(c.kind), plan.mesh.axes[static_cast<size_t>(c.axis)].name);
+        EXPECT_TRUE(kinds.contains(kind)) << model << " " << mesh << ": " << kind;
+      }
+    }
+  }
 }
 
-TEST(Render, SaysWhatIsWrong) {
-  const std::string path = std::getenv("PATH");
-  const std::string dot = written("good.dot", "digraph g { a -> b; }\n");
-  setenv("PATH", "/nowhere", 1);
-  const Rendering missing = render_svg(dot, temporary("x.svg"), 5);
-  setenv("PATH", path.c_str(), 1);
-  EXPECT_FALSE(missing.done);
-  EXPECT_NE(missing.why_not.find("not installed"), std::string::npos) << missing.why_not;
-  if (!have_dot()) GTEST_SKIP() << "no Graphviz";
-  EXPECT_TRUE(render_svg(dot, temporary("x.svg"), 5).done);
-  EXPECT_FALSE(render_svg(dot, "/nowhere/x.svg", 5).done);
-  const Rendering broken =
-      render_svg(written("bad.dot", "digraph {{{ oops"), temporary("y.svg"), 5);
-  EXPECT_FALSE(broken.done);
-  EXPECT_NE(broken.why_not.find("dot failed"), std::string::npos) << broken.why_not;
+TEST(ClassWords, AreWhatPeopleSay) {
+  const auto words_of = [](const char* model) {
+    const Graph graph = small(model);
+    const Dimensions dims = find_dimensions(graph);
+    const std::vector<std::string> all = class_words(graph, dims);
+    std::map<std::string, std::set<int64_t>> sizes;
+    for (size_t c = 0; c < all.size(); ++c) sizes[all[c]].insert(dims.classes[c].size);
+    return sizes;
+  };
+  const auto gpt = words_of("gpt2:tiny");
+  EXPECT_EQ(gpt.at("batch"), std::set<int64_t>{8});
+  EXPECT_EQ(gpt.at("sequence"), std::set<int64_t>{64});
+  EXPECT_EQ(gpt.at("width"), std::set<int64_t>{128});
+  EXPECT_EQ(gpt.at("heads"), std::set<int64_t>{4});
+  EXPECT_EQ(gpt.at("mlp inner"), std::set<int64_t>{512});
+  EXPECT_EQ(gpt.at("vocabulary"), std::set<int64_t>{256});
+  const auto llama = words_of("llama:tiny");
+  EXPECT_EQ(llama.at("kv heads"), std::set<int64_t>{2});
+  EXPECT_EQ(llama.at("heads a kv head"), std::set<int64_t>{2});
+  EXPECT_EQ(llama.at("mlp inner"), std::set<int64_t>{384});
 }
 
 TEST(Names, Fold) {

@@ -1,13 +1,14 @@
 #include "viz/annotations.h"
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
 #include <set>
 
+#include "graph/number_text.h"
 #include "planner/regions.h"
-#include "viz/names.h"
+#include "viz/class_words.h"
 
 namespace cleave {
 namespace {
@@ -55,7 +56,10 @@ const char* colour_of(const Placement& p) {
 class PlanAnnotator {
  public:
   PlanAnnotator(const Graph& graph, const Plan& plan)
-      : graph_(graph), plan_(plan), a_(sized(graph)) {}
+      : graph_(graph),
+        plan_(plan),
+        words_(class_words(graph, *plan.dimensions)),
+        a_(sized(graph)) {}
 
   Annotations result() {
     const size_t axis = main_axis();
@@ -76,10 +80,8 @@ class PlanAnnotator {
       }
     }
     add_legend();
-    a_.title =
-        fmt::format("{} on {}{}: {:.3g} ms a step predicted", graph_.name, plan_.cluster.spec,
-                    plan_.mesh.size() == 1 ? "" : ", mesh " + plan_.mesh.to_string(),
-                    1e3 * plan_.predicted.step_seconds);
+    add_title();
+    add_micro_batches();
     return std::move(a_);
   }
 
@@ -112,8 +114,9 @@ class PlanAnnotator {
     const MeshAxis& mesh_axis = plan_.mesh.axes[axis];
     if (const ClassId c = split_class(n, axis); c >= 0 && mesh_axis.size > 1) {
       const int64_t size = plan_.dimensions->classes[static_cast<size_t>(c)].size;
-      a_.region_of_node[n] = fmt::format("{} {} → {} ({})", class_name(*plan_.dimensions, c), size,
-                                         size / mesh_axis.size, mesh_axis.name);
+      a_.region_of_node[n] =
+          fmt::format("{} {} → {} ({})", words_[static_cast<size_t>(c)], with_commas(size),
+                      with_commas(size / mesh_axis.size), mesh_axis.name);
     }
     for (size_t i = 0; i < node.inputs.size(); ++i) {
       a_.on_input[n][i] = way(node.inputs[i], plan_.nodes[n].input_forms[i]);
@@ -145,7 +148,6 @@ class PlanAnnotator {
         if (!is_collective(f.steps[i].kind)) continue;
         marks.push_back(
             mark(f.steps[i], fmt::format("value {} {} {}", v, form, i), f.phase, f.bundled));
-        if (graph_.value(v).producer == kNoNode) marks.back().text += ", weights";
       }
       form = f.from;
     }
@@ -153,23 +155,52 @@ class PlanAnnotator {
     return marks;
   }
 
+  void add_title() {
+    const Cluster& c = plan_.cluster;
+    a_.title = fmt::format("{} on {} × {}", graph_.name, c.size(), c.device.name);
+    if (plan_.mesh.size() > 1) {
+      std::vector<std::string> axes;
+      for (const MeshAxis& m : plan_.mesh.axes) {
+        if (m.size > 1) axes.push_back(fmt::format("{} {}", m.name, m.size));
+      }
+      a_.title += ", mesh " + fmt::format("{}", fmt::join(axes, " × "));
+    }
+    if (plan_.zero > 0) a_.title += fmt::format(", ZeRO {}", plan_.zero);
+    const Prediction& p = plan_.predicted;
+    a_.subtitle = {fmt::format(
+        "one step: {} predicted ({} computing, {} communicating) · memory: {} of {} a device",
+        seconds_text(p.step_seconds), seconds_text(p.compute_seconds),
+        seconds_text(p.communication_seconds), bytes_text(static_cast<double>(p.peak_bytes)),
+        bytes_text(c.device.memory))};
+  }
+
+  void add_micro_batches() {
+    if (graph_.micro_batches == 1) return;
+    a_.subtitle.push_back(fmt::format(
+        "forward and backward run {} times a step, once a micro-batch", graph_.micro_batches));
+  }
+
   void add_legend() {
     std::vector<std::string> axes;
     for (const MeshAxis& m : plan_.mesh.axes) axes.push_back(m.name);
-    const std::string stripes =
-        axes.size() > 1 ? fmt::format(" (stripes: {}, then {})", axes[0], axes[1]) : "";
-    a_.legend = {{"result sharded" + stripes, colours::kSharded},
-                 {"result a partial sum", colours::kPartial},
-                 {"result replicated", colours::kReplicated}};
-    std::set<std::pair<std::string, std::string>> kinds;
-    for (const PlannedCollectives& c : plan_.collectives) {
-      kinds.insert({fmt::format("{}, bytes sent by a rank", name_of(c.kind)), colour_of(c.kind)});
+    using Sign = LegendEntry::Sign;
+    a_.legend = {{Sign::kFill, "sharded: each device holds a part", colours::kSharded},
+                 {Sign::kFill, "partial: still to be summed", colours::kPartial},
+                 {Sign::kFill, "replicated: the same on all", colours::kReplicated}};
+    if (axes.size() > 1) {
+      a_.legend.push_back({Sign::kText, fmt::format("left half of a line: on {}, right half: on {}",
+                                                    axes[0], axes[1])});
     }
-    a_.legend.insert(a_.legend.end(), kinds.begin(), kinds.end());
+    a_.legend.push_back({Sign::kText, "[whole] → [part on one device]"});
+    if (plan_.mesh.size() == 1) return;
+    a_.legend.push_back({Sign::kRegion, "split so, no communication inside"});
+    a_.legend.push_back(
+        {Sign::kHexagon, "devices communicate: bytes one device sends, × times", "#666666"});
   }
 
   const Graph& graph_;
   const Plan& plan_;
+  const std::vector<std::string> words_;  // by class
   Annotations a_;
 };
 
@@ -228,13 +259,14 @@ Annotations annotate(const Graph& graph, const Plan& plan) {
 
 Annotations annotate(const Graph& graph) {
   const Dimensions dims = find_dimensions(graph);
+  const std::vector<std::string> words = class_words(graph, dims);
   Annotations a = sized(graph);
   for (const Region& r : worth_splitting(graph, dims)) {
     const ClassId c = r.dimension_class;
-    const std::string what = class_name(dims, c);
+    const std::string& what = words[static_cast<size_t>(c)];
     for (NodeId n : r.nodes) {
       a.region_of_node[static_cast<size_t>(n)] =
-          fmt::format("{}: {}", what, dims.classes[static_cast<size_t>(c)].size);
+          fmt::format("{} {}", what, with_commas(dims.classes[static_cast<size_t>(c)].size));
     }
     for (const SyncPoint& s : r.syncs) {
       if (s.phase == Phase::kUpdate) continue;  // the gradient's norm: a number
@@ -259,10 +291,13 @@ Annotations annotate(const Graph& graph) {
       }
     }
   }
-  a.legend = {{"summed over the devices that share a region", colours::kAllReduce},
-              {"needed whole", colours::kAllGather},
-              {"met twice by one op", colours::kReduceScatter}};
+  using Sign = LegendEntry::Sign;
+  a.legend = {{Sign::kRegion, "can be split so without communication inside"},
+              {Sign::kHexagon, "where that ends: summed over the devices", colours::kAllReduce},
+              {Sign::kHexagon, "needed whole", colours::kAllGather},
+              {Sign::kHexagon, "met twice by one op", colours::kReduceScatter}};
   a.title = graph.name;
+  a.subtitle = {"what can be split, and the bytes that devices would have to exchange there"};
   return a;
 }
 

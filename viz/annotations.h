@@ -7,14 +7,15 @@
 
 #include "graph/graph.h"
 #include "planner/plan.h"
+#include "viz/picture.h"
 
 namespace cleave {
 
 namespace colours {
-inline constexpr const char* kSharded = "#a6cee3";
-inline constexpr const char* kPartial = "#fdbf6f";
-inline constexpr const char* kReplicated = "#dddddd";
-inline constexpr const char* kPlain = "#f7f7f7";
+inline constexpr const char* kSharded = "#b3d4f0";
+inline constexpr const char* kPartial = "#fcd58a";
+inline constexpr const char* kReplicated = "#dfe2e6";
+inline constexpr const char* kPlain = "#f1f4f7";
 inline constexpr const char* kAllReduce = "#c0392b";
 inline constexpr const char* kAllGather = "#2e7d32";
 inline constexpr const char* kReduceScatter = "#7b3fa0";
@@ -38,8 +39,9 @@ struct Annotations {
   std::vector<std::vector<Mark>> inside;                 // by node
   std::vector<std::vector<Mark>> on_output;              // by graph output
   std::vector<std::vector<Mark>> on_final;  // by source: on the way to what the next step reads
-  std::vector<std::pair<std::string, std::string>> legend;  // text, colour
+  std::vector<LegendEntry> legend;
   std::string title;
+  std::vector<std::string> subtitle;
 };
 
 Annotations annotate(const Graph& graph);

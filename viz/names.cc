@@ -33,6 +33,11 @@ std::string common_scope(std::string_view a, std::string_view b) {
   return common;
 }
 
+std::string inside_layer(const std::string& scope) {
+  const size_t star = scope.rfind("*.");
+  return star == std::string::npos ? scope : scope.substr(star + 2);
+}
+
 std::string_view last_part(std::string_view scope) {
   const size_t dot = scope.rfind('.');
   return dot == std::string_view::npos ? scope : scope.substr(dot + 1);

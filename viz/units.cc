@@ -33,6 +33,7 @@ class UnitFinder {
       const Node& node = graph_.nodes()[n];
       unit(u_.of_node[n]).flops += node.op->flops(Graph::call(node, graph_.input_types(node)));
     }
+    for (size_t i = 0; i < u_.units.size(); ++i) find_forward(static_cast<int32_t>(i));
     return std::move(u_);
   }
 
@@ -41,13 +42,28 @@ class UnitFinder {
   const Layer& layer(NodeId n) const { return u_.layer[static_cast<size_t>(n)]; }
 
   int32_t add_unit(std::string name, NodeId n) {
-    u_.units.push_back({std::move(name), {}, graph_.node(n).phase, -1, 0});
+    u_.units.push_back({std::move(name), {}, graph_.node(n).phase, -1, 0, -1});
     return static_cast<int32_t>(u_.units.size()) - 1;
   }
 
   void put(NodeId n, int32_t i, bool listed = true) {
     u_.of_node[static_cast<size_t>(n)] = i;
     if (listed) unit(i).nodes.push_back(n);
+  }
+
+  // The unit that most of its nodes follow.
+  void find_forward(int32_t i) {
+    if (unit(i).phase != Phase::kBackward || unit(i).forward >= 0) return;
+    std::map<int32_t, int> votes;
+    for (NodeId n : unit(i).nodes) {
+      const NodeId leader = graph_.node(n).follows;
+      if (leader == kNoNode || graph_.node(leader).phase != Phase::kForward) continue;
+      if (const int32_t f = u_.of_node[static_cast<size_t>(leader)]; f >= 0) ++votes[f];
+    }
+    const auto most =
+        std::max_element(votes.begin(), votes.end(),
+                         [](const auto& a, const auto& b) { return a.second < b.second; });
+    if (most != votes.end()) unit(i).forward = most->first;
   }
 
   bool put_in_update(NodeId n) {
@@ -169,17 +185,33 @@ class UnitFinder {
         late.push_back(n);
         continue;
       }
-      // A view costs nothing: it is part of the box whose result it shows.
-      const NodeId maker =
-          is_view(n) || finishes(n) ? graph_.value(node.inputs[0]).producer : kNoNode;
+      // A view costs nothing, and a cast next to it: they are part of the box whose result it
+      // shows.
+      const bool shows = is_view(n) || finishes(n) || node.op->name == "cast";
+      const NodeId maker = shows ? graph_.value(node.inputs[0]).producer : kNoNode;
       const int32_t host = maker == kNoNode ? -1 : u_.of_node[static_cast<size_t>(maker)];
       if (host >= 0 && unit(host).phase == node.phase) {
         put(n, host);
+      } else if (const int32_t leader = leading_unit(n); leader >= 0) {
+        // The gradients of an op, with respect to each operand, are one box.
+        const auto [entry, added] = gradients_of_.emplace(leader, 0);
+        if (added) {
+          entry->second = add_unit(unit(leader).name, n);
+          unit(entry->second).forward = leader;
+        }
+        put(n, entry->second);
       } else {
         put(n, add_unit(std::string(node.op->name), n));
       }
     }
     for (NodeId n : late) put(n, u_.of_node[static_cast<size_t>(prepares(n))]);
+  }
+
+  // The unit of the forward's op that a node of the backward follows; -1: none.
+  int32_t leading_unit(NodeId n) const {
+    const NodeId leader = graph_.node(n).follows;
+    if (graph_.node(n).phase != Phase::kBackward || leader == kNoNode) return -1;
+    return u_.of_node[static_cast<size_t>(leader)];
   }
 
   void every_op() {
@@ -192,11 +224,24 @@ class UnitFinder {
 
   const Graph& graph_;
   ViewLevel level_;
-  std::vector<NodeId> reader_;  // by value: the first one
+  std::vector<NodeId> reader_;               // by value: the first one
+  std::map<int32_t, int32_t> gradients_of_;  // by unit of the forward
   Units u_;
 };
 
 }  // namespace
+
+std::string unit_name(const Graph& graph, const Units& units, const Unit& unit) {
+  const Unit& forward = unit.forward >= 0 ? units.units[static_cast<size_t>(unit.forward)] : unit;
+  if (!unit.name.empty()) return unit.name;
+  if (!forward.name.empty()) return forward.name;
+  for (const Output& o : graph.outputs()) {
+    const NodeId maker = graph.value(o.value).producer;
+    if (std::find(forward.nodes.begin(), forward.nodes.end(), maker) != forward.nodes.end())
+      return o.name;
+  }
+  return "";
+}
 
 Units find_units(const Graph& graph, ViewLevel level) { return UnitFinder(graph, level).result(); }
 

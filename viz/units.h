@@ -14,8 +14,9 @@ struct Unit {
   std::string name;           // "attn", "matmul"
   std::vector<NodeId> nodes;  // of one copy, where copies are drawn once
   Phase phase = Phase::kForward;
-  int32_t repeat = -1;  // the repeat that it is part of, and drawn once for
-  double flops = 0;     // of all copies
+  int32_t repeat = -1;   // the repeat that it is part of, and drawn once for
+  double flops = 0;      // of all copies
+  int32_t forward = -1;  // of a unit of the backward: the unit whose gradients it makes; -1: none
 };
 
 struct Units {
@@ -27,5 +28,9 @@ struct Units {
 };
 
 Units find_units(const Graph& graph, ViewLevel level);
+
+// What the user calls a part of the model, or its gradients; else the output of the graph that it
+// makes; empty: neither.
+std::string unit_name(const Graph& graph, const Units& units, const Unit& unit);
 
 }  // namespace cleave

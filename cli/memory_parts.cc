@@ -1,0 +1,87 @@
+#include "cli/memory_parts.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "executor/lower.h"
+#include "executor/memory_layout.h"
+#include "viz/weights.h"
+
+namespace cleave {
+namespace {
+
+// The value that a tensor of a program holds, in one form or another; kNoValue: unknown.
+Value value_of(const Graph& graph, const ProgramTensor& tensor) {
+  if (const Source* s = graph.source_named(tensor.name)) return s->value;
+  Value v = kNoValue;
+  if (tensor.name.starts_with('%')) {
+    std::from_chars(tensor.name.data() + 1, tensor.name.data() + tensor.name.size(), v);
+  }
+  return v;
+}
+
+// The instruction during which the most bytes are live.
+int32_t fullest(const Program& program, const std::vector<Lifetime>& lives) {
+  std::vector<int64_t> change(program.instrs.size() + 2);
+  for (const Lifetime& l : lives) {
+    if (l.last < 0) continue;
+    change[static_cast<size_t>(std::max(l.first, 0))] += l.bytes;
+    change[static_cast<size_t>(l.last) + 1] -= l.bytes;
+  }
+  int64_t live = 0, most = -1;
+  int32_t at = 0;
+  for (size_t t = 0; t < change.size(); ++t) {
+    live += change[t];
+    if (live > most) most = live, at = static_cast<int32_t>(t);
+  }
+  return at;
+}
+
+}  // namespace
+
+MemoryParts memory_parts(const Graph& graph, const Plan& plan) {
+  const Program program = lower(graph, plan);
+  const std::vector<Lifetime> lives = buffer_lifetimes(program);
+  const std::vector<bool> of_weights = values_of_weights(graph);
+  const int32_t moment = fullest(program, lives);
+
+  // The first tensor of a buffer says what it is for.
+  std::vector<Value> holds(program.buffers.size(), kNoValue);
+  for (const ProgramTensor& t : program.tensors) {
+    if (t.buffer < 0) continue;
+    Value& v = holds[static_cast<size_t>(t.buffer)];
+    if (v == kNoValue) v = value_of(graph, t);
+  }
+  MemoryParts parts;
+  parts.peak = program.arena_bytes;
+  int64_t known = 0;
+  for (size_t b = 0; b < lives.size(); ++b) {
+    const Lifetime& l = lives[b];
+    if (l.last < 0 || l.first > moment || l.last < moment) continue;
+    const Value v = holds[b];
+    if (v == kNoValue) continue;
+    const ValueInfo& info = graph.value(v);
+    const bool source = info.producer == kNoNode;
+    const bool weights = of_weights[static_cast<size_t>(v)];
+    const Phase phase = source ? Phase::kForward : graph.node(info.producer).phase;
+    int64_t* part = nullptr;
+    if (program.buffers[b].persistent) {
+      const Source* s = graph.source_of(v);
+      const SourceKind kind = s == nullptr ? SourceKind::kParameter : s->kind;
+      part = kind == SourceKind::kState         ? &parts.optimizer
+             : kind == SourceKind::kAccumulator ? &parts.gradients
+                                                : &parts.weights;
+    } else if (phase == Phase::kForward) {
+      part = weights ? &parts.copies : &parts.activations;
+    } else if (phase == Phase::kBackward && weights) {
+      part = &parts.gradients;
+    }
+    if (part == nullptr) continue;
+    *part += l.bytes;
+    known += l.bytes;
+  }
+  parts.working = parts.peak - known;
+  return parts;
+}
+
+}  // namespace cleave
