@@ -1,11 +1,14 @@
 #include "executor/cpu_runtime.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 #include <new>
 #include <optional>
+#include <thread>
 
 #include "executor/initial_state.h"
 #include "executor/memory_layout.h"
@@ -14,15 +17,20 @@
 #include "executor/thread_communicator.h"
 #include "executor/typing.h"
 #include "graph/error.h"
+#include "graph/thread_team.h"
 
 namespace cleave {
 namespace {
 
-// One rank's memory; every byte starts as 0xff, which as a float is NaN.
+// One rank's memory; every byte starts as 0xff, which as a float is NaN. Large ones ask for huge
+// pages: a step walks through all of it.
 class Arena {
  public:
   explicit Arena(int64_t bytes) : bytes_(static_cast<size_t>(std::max<int64_t>(bytes, 1))) {
     data_ = static_cast<std::byte*>(::operator new(bytes_, kAlignment));
+#ifdef MADV_HUGEPAGE
+    ::madvise(data_, bytes_, MADV_HUGEPAGE);  // advice: it may fail
+#endif
     std::memset(data_, 0xff, bytes_);
   }
   ~Arena() { ::operator delete(data_, kAlignment); }
@@ -31,7 +39,7 @@ class Arena {
   std::byte* data() const { return data_; }
 
  private:
-  static constexpr std::align_val_t kAlignment{kArenaAlignment};
+  static constexpr std::align_val_t kAlignment{2 << 20};  // a huge page's
   size_t bytes_;
   std::byte* data_;
 };
@@ -56,13 +64,15 @@ struct Step {
 // One rank: its memory, its end of the communicator, its steps.
 class Rank {
  public:
-  Rank(const Program& program, ThreadWorld& world, int64_t rank, uint64_t seed)
+  Rank(const Program& program, ThreadWorld& world, int64_t rank, const RunOptions& options)
       : p_(program),
         rank_(rank),
         coordinates_(program.mesh.coordinates(rank)),
-        seed_(seed),
+        options_(options),
         arena_(program.arena_bytes),
-        communicator_(world, rank) {
+        communicator_(world, rank),
+        team_(threads_of(program, options)),
+        seconds_(program.instrs.size(), 0) {
     for (const Instr& instr : program.instrs) {
       if (!is_view(program, instr)) steps_.push_back(resolve(instr));
     }
@@ -72,7 +82,11 @@ class Rank {
     communicator_.reset_counts();
     for (const Step& step : steps_) {
       try {
-        execute(step);
+        if (options_.time_instructions) {
+          timed(step);
+        } else {
+          execute(step);
+        }
       } catch (const Error& e) {
         throw Error(place(step) + e.what());
       } catch (const InternalError& e) {
@@ -82,6 +96,7 @@ class Rank {
     communicator_.synchronize();
   }
 
+  const std::vector<double>& seconds() const { return seconds_; }
   std::byte* data(const ProgramTensor& t) const {
     return buffer(t) + t.geometry.offset * size_of(t.dtype);
   }
@@ -145,6 +160,19 @@ class Rank {
     return copy;
   }
 
+  static int threads_of(const Program& program, const RunOptions& options) {
+    if (options.threads > 0) return options.threads;
+    const auto cores = static_cast<int64_t>(std::thread::hardware_concurrency());
+    return static_cast<int>(std::max<int64_t>(1, cores / program.mesh.size()));
+  }
+
+  void timed(const Step& step) {
+    const auto begin = std::chrono::steady_clock::now();
+    execute(step);
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
+    seconds_[static_cast<size_t>(step.instr - p_.instrs.data())] += passed.count();
+  }
+
   void execute(const Step& step) {
     const Instr& instr = *step.instr;
     if (instr.kind == InstrKind::kCompute) {
@@ -157,7 +185,8 @@ class Rank {
                      .out = step.out,
                      .extents = step.extents,
                      .workspace = workspace,
-                     .seed = seed_});
+                     .seed = options_.seed,
+                     .team = &team_});
     } else if (is_collective(instr.kind)) {
       communicator_.run(instr.kind, instr.axis, instr.reduction, step.collectives);
     } else {
@@ -174,9 +203,11 @@ class Rank {
   const Program& p_;
   const int64_t rank_;
   const std::vector<int64_t> coordinates_;
-  const uint64_t seed_;
+  const RunOptions options_;
   Arena arena_;
   ThreadCommunicator communicator_;
+  ThreadTeam team_;
+  std::vector<double> seconds_;  // by instruction
   std::vector<Step> steps_;
 };
 
@@ -337,11 +368,15 @@ CpuRuntime::CpuRuntime(Program program, RunOptions options)
   // Each rank makes its own memory, which the system then puts near the rank's core.
   impl_->run_on_ranks([this](int64_t r) {
     impl_->ranks[static_cast<size_t>(r)] =
-        std::make_unique<Rank>(impl_->program, impl_->world, r, impl_->options.seed);
+        std::make_unique<Rank>(impl_->program, impl_->world, r, impl_->options);
   });
 }
 
 CpuRuntime::~CpuRuntime() = default;
+
+const std::vector<double>& CpuRuntime::instruction_seconds(int64_t rank) const {
+  return impl_->ranks[static_cast<size_t>(rank)]->seconds();
+}
 
 const Program& CpuRuntime::program() const { return impl_->program; }
 

@@ -57,9 +57,9 @@ struct KernelArgs {
   std::span<const TensorView> out;  // in-place outputs share data with the input they overwrite
   std::span<const Extent> extents;  // one for each factor of the signature, in its order
   void* workspace = nullptr;        // OpDef::workspace bytes, uninitialised, 64-byte aligned
-  ThreadTeam* team = nullptr;       // threads of this rank, for CPU kernels; null: the caller's only
   uint64_t seed = 0;                // the run's seed; the same on every rank
   void* stream = nullptr;           // a cudaStream_t; unused on the CPU
+  ThreadTeam* team = nullptr;       // threads of this rank, for CPU kernels; null: the caller's only
 
   // The extent of the factor with this letter.
   const Extent& extent(char letter) const {
