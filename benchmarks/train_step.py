@@ -29,7 +29,7 @@ class Side:
     """A process that makes steps when told to."""
 
     def __init__(self, name, command, environment):
-        self.name, self.command, self.seconds = name, command, []
+        self.name, self.command, self.wall, self.cpu = name, command, [], []
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True, env=environment, cwd=ROOT)
         self.ready = self.process.stdout.readline().strip()
@@ -39,7 +39,9 @@ class Side:
     def steps(self, n):
         self.process.stdin.write(f"{n}\n")
         self.process.stdin.flush()
-        self.seconds += [float(s) for s in self.process.stdout.readline().split()]
+        times = [float(s) for s in self.process.stdout.readline().split()]
+        self.wall += times[0::2]
+        self.cpu += times[1::2]
 
     def close(self):
         self.process.stdin.close()
@@ -97,22 +99,23 @@ def main():
     say(f"processor {processor()}, {options.cores} cores")
     say(f"load      {' '.join(pathlib.Path('/proc/loadavg').read_text().split()[:3])}")
     say(f"command   {' '.join(['benchmarks/train_step.py', *sys.argv[1:]])}")
-    say(f"steps     {options.rounds} turns of {options.turn} each; milliseconds; speed: PyTorch "
-        "eager's median over this side's")
+    say(f"steps     {options.rounds} turns of {options.turn} each; milliseconds; cpu: the median of "
+        "all threads' processor time; speed: PyTorch eager's median over this side's, by least "
+        "time, and by processor time")
     for shape in options.shapes:
         sides = list(sides_of(shape, options, environment))
         for turn in range(options.rounds):
             for side in sides if turn % 2 == 0 else reversed(sides):
                 side.steps(options.turn)
         say("")
-        say(f"{shape:<20}{'median':>9}{'least':>9}{'quarter':>9}{'speed':>8}{'by least':>9}")
-        eager = next(s for s in sides if s.name == "PyTorch eager").seconds
+        say(f"{shape:<20}{'median':>9}{'least':>9}{'cpu':>9}{'speed':>8}{'by least':>9}{'by cpu':>8}")
+        eager = next(s for s in sides if s.name == "PyTorch eager")
         for side in sides:
             side.close()
-            s = sorted(side.seconds)
-            say(f"  {side.name:<18}{1e3 * statistics.median(s):>9.2f}{1e3 * s[0]:>9.2f}"
-                f"{1e3 * s[len(s) // 4]:>9.2f}{statistics.median(eager) / statistics.median(s):>8.2f}"
-                f"{min(eager) / s[0]:>9.2f}   {side.ready.removeprefix('ready ')}")
+            wall, least, cpu = statistics.median(side.wall), min(side.wall), statistics.median(side.cpu)
+            say(f"  {side.name:<18}{1e3 * wall:>9.2f}{1e3 * least:>9.2f}{1e3 * cpu:>9.2f}"
+                f"{statistics.median(eager.wall) / wall:>8.2f}{min(eager.wall) / least:>9.2f}"
+                f"{statistics.median(eager.cpu) / cpu:>8.2f}   {side.ready.removeprefix('ready ')}")
     say("")
     say(f"load after {' '.join(pathlib.Path('/proc/loadavg').read_text().split()[:3])}")
 

@@ -2,7 +2,7 @@
 """One side of benchmarks/train_step.py: the same training step in PyTorch on the CPU.
 
 Prints "ready ..." when it has warmed up, then reads a number from stdin, makes as many steps and
-answers with the seconds of each. A step: forward, backward, clipping, AdamW, the loss read."""
+answers with the wall and processor seconds of each. A step: forward, backward, clipping, AdamW, the loss read."""
 
 import argparse
 import math
@@ -148,16 +148,16 @@ def main():
     forward = torch.compile(loss_of, mode=c.compile) if c.compile else loss_of
 
     def step():
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         loss = forward(tokens, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         value = loss.item()
-        return time.perf_counter() - begin, value
+        return time.perf_counter() - begin, time.process_time() - cpu, value
 
-    first = step()[1]
+    first = step()[2]
     assert abs(first - math.log(c.vocab)) < 1.0, first
     for _ in range(c.warm_up - 1):
         step()
@@ -170,7 +170,8 @@ def main():
         print(p.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
         return
     for line in sys.stdin:
-        print(*(f"{step()[0]:.6g}" for _ in range(int(line))), flush=True)
+        times = [step()[:2] for _ in range(int(line))]
+        print(*(f"{wall:.6g} {cpu:.6g}" for wall, cpu in times), flush=True)
 
 
 if __name__ == "__main__":
