@@ -1,7 +1,7 @@
 // How fast are checkpoints saved and loaded, beside plain files of the same size on the same disk?
 //
-//   cmake --preset release -DCLEAVE_BENCHMARKS=ON && cmake --build build --target bench_checkpoint
-//   build/bin/bench_checkpoint FOLDER [REPEATS]     FOLDER: on the disk in question, 3.5 GB free
+//   cmake --preset release -DCLEAVE_BENCHMARKS=ON && cmake --build build --target benchmark_checkpoint
+//   build/benchmarks/checkpoint FOLDER [REPEATS]     FOLDER: on the disk in question, 3.5 GB free
 //
 // What is saved has the tensors of GPT-2 124M with AdamW's two states: 1.49 GB. In each repetition
 // every line is measured once, so that all meet the same disk; printed are medians, and the slowest
@@ -208,13 +208,13 @@ void run(const std::string& folder, int repeats) {
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    fmt::print(stderr, "usage: bench_checkpoint FOLDER [REPEATS]\n");
+    fmt::print(stderr, "usage: checkpoint FOLDER [REPEATS]\n");
     return 1;
   }
   try {
     cleave::run(argv[1], argc > 2 ? std::max(1, std::atoi(argv[2])) : 5);
   } catch (const std::exception& e) {
-    fmt::print(stderr, "bench_checkpoint: {}\n", e.what());
+    fmt::print(stderr, "checkpoint: {}\n", e.what());
     return 1;
   }
   return 0;

@@ -1,11 +1,14 @@
 #include "executor/cpu_runtime.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 #include <new>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "executor/initial_state.h"
@@ -15,15 +18,20 @@
 #include "executor/thread_communicator.h"
 #include "executor/typing.h"
 #include "graph/error.h"
+#include "graph/thread_team.h"
 
 namespace cleave {
 namespace {
 
-// One rank's memory; every byte starts as 0xff, which as a float is NaN.
+// One rank's memory; every byte starts as 0xff, which as a float is NaN. Large ones ask for huge
+// pages: a step walks through all of it.
 class Arena {
  public:
   explicit Arena(int64_t bytes) : bytes_(static_cast<size_t>(std::max<int64_t>(bytes, 1))) {
     data_ = static_cast<std::byte*>(::operator new(bytes_, kAlignment));
+#ifdef MADV_HUGEPAGE
+    ::madvise(data_, bytes_, MADV_HUGEPAGE);  // advice: it may fail
+#endif
     std::memset(data_, 0xff, bytes_);
   }
   ~Arena() { ::operator delete(data_, kAlignment); }
@@ -32,7 +40,7 @@ class Arena {
   std::byte* data() const { return data_; }
 
  private:
-  static constexpr std::align_val_t kAlignment{kArenaAlignment};
+  static constexpr std::align_val_t kAlignment{2 << 20};  // a huge page's
   size_t bytes_;
   std::byte* data_;
 };
@@ -94,13 +102,15 @@ bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
 // One rank: its memory, its end of the communicator, its steps.
 class Rank {
  public:
-  Rank(const Program& program, ThreadWorld& world, int64_t rank, uint64_t seed)
+  Rank(const Program& program, ThreadWorld& world, int64_t rank, const RunOptions& options)
       : p_(program),
         rank_(rank),
         coordinates_(program.mesh.coordinates(rank)),
-        seed_(seed),
+        options_(options),
         arena_(program.arena_bytes),
-        communicator_(world, rank) {
+        communicator_(world, rank),
+        team_(threads_of(program, options)),
+        seconds_(program.instrs.size(), 0) {
     for (const Instr& instr : program.instrs) {
       if (is_view(program, instr)) continue;
       if (instr.phase != Phase::kUpdate) update_ = steps_.size() + 1;
@@ -121,7 +131,11 @@ class Rank {
     const size_t end = last ? steps_.size() : update_;
     for (size_t i = 0; i < end; ++i) {
       try {
-        execute(steps_[i]);
+        if (options_.time_instructions) {
+          timed(steps_[i]);
+        } else {
+          execute(steps_[i]);
+        }
       } catch (const Error& e) {
         throw Error(place(steps_[i]) + e.what());
       } catch (const InternalError& e) {
@@ -139,6 +153,7 @@ class Rank {
   };
   const Nonfinite& nonfinite() const { return nonfinite_; }
   void set_watched(bool on) { watched_ = on; }
+  const std::vector<double>& seconds() const { return seconds_; }
 
   std::byte* data(const ProgramTensor& t) const {
     return buffer(t) + t.geometry.offset * size_of(t.dtype);
@@ -226,6 +241,19 @@ class Rank {
     return copy;
   }
 
+  static int threads_of(const Program& program, const RunOptions& options) {
+    if (options.threads > 0) return options.threads;
+    const auto cores = static_cast<int64_t>(std::thread::hardware_concurrency());
+    return static_cast<int>(std::max<int64_t>(1, cores / program.mesh.size()));
+  }
+
+  void timed(const Step& step) {
+    const auto begin = std::chrono::steady_clock::now();
+    execute(step);
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
+    seconds_[static_cast<size_t>(step.instr - p_.instrs.data())] += passed.count();
+  }
+
   void execute(const Step& step) {
     const Instr& instr = *step.instr;
     if (instr.kind == InstrKind::kCompute) {
@@ -238,7 +266,8 @@ class Rank {
                      .out = step.out,
                      .extents = step.extents,
                      .workspace = workspace,
-                     .seed = seed_});
+                     .seed = options_.seed,
+                     .team = &team_});
     } else if (is_collective(instr.kind)) {
       communicator_.run(instr.kind, instr.axis, instr.reduction, step.collectives);
     } else {
@@ -255,9 +284,11 @@ class Rank {
   const Program& p_;
   const int64_t rank_;
   const std::vector<int64_t> coordinates_;
-  const uint64_t seed_;
+  const RunOptions options_;
   Arena arena_;
   ThreadCommunicator communicator_;
+  ThreadTeam team_;
+  std::vector<double> seconds_;  // by instruction
   std::vector<Step> steps_;
   size_t update_ = 0;  // how many of them come before the update; of one micro-batch: at most
   bool watched_ = false;
@@ -394,11 +425,15 @@ CpuRuntime::CpuRuntime(Program program, RunOptions options)
   // Each rank makes its own memory, which the system then puts near the rank's core.
   impl_->run_on_ranks([this](int64_t r) {
     impl_->ranks[static_cast<size_t>(r)] =
-        std::make_unique<Rank>(impl_->program, impl_->world, r, impl_->options.seed);
+        std::make_unique<Rank>(impl_->program, impl_->world, r, impl_->options);
   });
 }
 
 CpuRuntime::~CpuRuntime() = default;
+
+const std::vector<double>& CpuRuntime::instruction_seconds(int64_t rank) const {
+  return impl_->ranks[static_cast<size_t>(rank)]->seconds();
+}
 
 const Program& CpuRuntime::program() const { return impl_->program; }
 

@@ -19,6 +19,8 @@ struct RunOptions {
   // After every step, compare the outputs of all ranks bit by bit; InternalError when they differ.
   bool compare_ranks = false;
   bool check = true;  // false: a test runs a program that does not compose
+  int threads = 0;    // of each rank; 0: the machine's cores shared out among the ranks
+  bool time_instructions = false;
 };
 
 struct StepOutput {
@@ -68,6 +70,10 @@ class CpuRuntime {
   TensorType source_type(std::string_view name) const;  // of the whole
 
   const Program& program() const;
+
+  // Seconds of every instruction of the program on this rank, summed over the steps so far: of
+  // collectives, waiting included. Zeros without RunOptions::time_instructions.
+  const std::vector<double>& instruction_seconds(int64_t rank) const;
 
  private:
   struct Impl;

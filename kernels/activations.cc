@@ -66,7 +66,7 @@ void swiglu_backward_typed(const KernelArgs& args) {
   const auto nest = nest_over<5>(args, order,
                                  {out_strides(args, 0), out_strides(args, 1), in_strides(args, 0),
                                   in_strides(args, 1), in_strides(args, 2)});
-  for_each_row(nest, [&](const auto& at, int64_t n, const auto& step) CLEAVE_FLATTEN {
+  parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& step) {
     T* const dgate = args.out[0].as<T>() + at[0];
     T* const dup = args.out[1].as<T>() + at[1];
     const T* const gate = args.in[0].as<const T>() + at[2];

@@ -5,6 +5,7 @@
 #include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
+#include "kernels/parallel.h"
 
 namespace cleave {
 namespace {
@@ -78,8 +79,9 @@ void stack_cpu(const KernelArgs& args) {
     const int64_t stride = to[stacked_factor(args.signature)];
     for (size_t i = 0; i < args.in.size(); ++i) {
       const auto order = factors_of(args.signature.inputs()[i]);
-      copy_rows(nest_over<2>(args, order, {in_strides(args, i), to}), args.in[i].as<const T>(),
-                args.out[0].as<T>() + static_cast<int64_t>(i) * stride);
+      parallel_copy(args, nest_over<2>(args, order, {in_strides(args, i), to}),
+                    args.in[i].as<const T>(),
+                    args.out[0].as<T>() + static_cast<int64_t>(i) * stride);
     }
   });
 }

@@ -148,16 +148,18 @@ double attention_flops(const OpCall& call) {
   return attention_products(call, forward_factors(call.signature), 1, 1);
 }
 
-// The scores of a block, and room for operands that BLAS cannot take as they lie.
+// The scores of a block, and room for operands that BLAS cannot take as they lie. In elements.
+int64_t forward_room(int64_t s, int64_t t, int64_t e, int64_t v) {
+  const int64_t block = attention_block(s, t);
+  const auto padded = Scratch<float>::padded;
+  return padded(block * t) + padded(t) + padded(t * e) + padded(t * v) + padded(block * e) +
+         padded(block * v) + padded(block);
+}
+
 int64_t attention_workspace(const OpCall& call) {
   const AttentionFactors f = forward_factors(call.signature);
   const auto size = [&](int8_t factor) { return call.extents[static_cast<size_t>(factor)]; };
-  const int64_t s = size(f.s), t = size(f.t), e = size(f.e), v = size(f.v);
-  const int64_t block = attention_block(s, t);
-  const auto padded = Scratch<float>::padded;
-  return (padded(block * t) + padded(t) + padded(t * e) + padded(t * v) + padded(block * e) +
-          padded(block * v) + padded(block)) *
-         size_of(call.in[0].dtype);
+  return forward_room(size(f.s), size(f.t), size(f.e), size(f.v)) * size_of(call.in[0].dtype);
 }
 
 template <class T>
@@ -172,43 +174,43 @@ void attend(const KernelArgs& args) {
   const auto stride = [](const Shape& strides, int8_t factor) {
     return strides[static_cast<size_t>(factor)];
   };
-  Scratch<T> scratch(args.workspace);
-  T* const scores = scratch.take(block * t);
-  T* const keep = scratch.take(t);
-  T* const k_room = scratch.take(t * e);
-  T* const v_room = scratch.take(t * v);
-  T* const q_room = scratch.take(block * e);
-  T* const o_room = scratch.take(block * v);
-  T* const inverse = scratch.take(block);  // one over the sum of a query's weights
-
-  for_each_outer(call, [&](const std::vector<int64_t>& index) {
+  const int64_t room = forward_room(s, t, e, v) * static_cast<int64_t>(sizeof(T));
+  const auto attend_head = [&](const std::vector<int64_t>& index, int64_t head, int member) {
+    Scratch<T> scratch(workspace_of<T>(args, member, room));
+    T* const scores = scratch.take(block * t);
+    T* const keep = scratch.take(t);
+    T* const k_room = scratch.take(t * e);
+    T* const v_room = scratch.take(t * v);
+    T* const q_room = scratch.take(block * e);
+    T* const o_room = scratch.take(block * v);
+    T* const inverse = scratch.take(block);  // one over the sum of a query's weights
     const std::vector<int64_t> keys = call.key_positions(index);
-    for (int64_t head = 0; head < call.g * call.r; ++head) {
-      const int64_t g = head / call.r, r = head % call.r;
-      const T* k_data = args.in[1].as<const T>() + call.offset(k_strides, index, g, r);
-      const T* v_data = args.in[2].as<const T>() + call.offset(v_strides, index, g, r);
-      const Matrix<const T> k = blas_input<T>(
-          t, e, {k_data, stride(k_strides, f.t), stride(k_strides, f.e)}, k_room);  // [t, e]
-      const Matrix<const T> values = blas_input<T>(
-          t, v, {v_data, stride(v_strides, f.t), stride(v_strides, f.v)}, v_room);  // [t, v]
-      const T* q_head = args.in[0].as<const T>() + call.offset(q_strides, index, g, r);
-      T* o_head = args.out[0].as<T>() + call.offset(o_strides, index, g, r);
-      T* lse_head = args.out[1].as<T>() + call.offset(lse_strides, index, g, r);
+    const int64_t g = head / call.r, r = head % call.r;
+    const T* k_data = args.in[1].as<const T>() + call.offset(k_strides, index, g, r);
+    const T* v_data = args.in[2].as<const T>() + call.offset(v_strides, index, g, r);
+    const Matrix<const T> k = blas_input<T>(
+        t, e, {k_data, stride(k_strides, f.t), stride(k_strides, f.e)}, k_room);  // [t, e]
+    const Matrix<const T> values = blas_input<T>(
+        t, v, {v_data, stride(v_strides, f.t), stride(v_strides, f.v)}, v_room);  // [t, v]
+    const T* q_head = args.in[0].as<const T>() + call.offset(q_strides, index, g, r);
+    T* o_head = args.out[0].as<T>() + call.offset(o_strides, index, g, r);
+    T* lse_head = args.out[1].as<T>() + call.offset(lse_strides, index, g, r);
 
-      for (int64_t first = 0; first < s; first += block) {
-        const int64_t rows = std::min(block, s - first);
-        // Positions ascend: the last query of the block sees the most keys.
-        const int64_t n = call.visible(first + rows - 1, keys);
-        const Matrix<T> o = {o_head + first * stride(o_strides, f.s), stride(o_strides, f.s),
-                             stride(o_strides, f.v)};
-        if (n > 0) {
-          const Matrix<const T> q = blas_input<T>(rows, e,
-                                                  {q_head + first * stride(q_strides, f.s),
-                                                   stride(q_strides, f.s), stride(q_strides, f.e)},
-                                                  q_room);
-          gemm(rows, n, e, static_cast<T>(call.scale), q, {k.data, k.column, k.row}, T{0},
-               {scores, t, 1});
-        }
+    for (int64_t first = 0; first < s; first += block) {
+      const int64_t rows = std::min(block, s - first);
+      // Positions ascend: the last query of the block sees the most keys.
+      const int64_t n = call.visible(first + rows - 1, keys);
+      const Matrix<T> o = {o_head + first * stride(o_strides, f.s), stride(o_strides, f.s),
+                           stride(o_strides, f.v)};
+      if (n > 0) {
+        const Matrix<const T> q = blas_input<T>(rows, e,
+                                                {q_head + first * stride(q_strides, f.s),
+                                                 stride(q_strides, f.s), stride(q_strides, f.e)},
+                                                q_room);
+        gemm(rows, n, e, static_cast<T>(call.scale), q, {k.data, k.column, k.row}, T{0},
+             {scores, t, 1});
+      }
+      widest([&] {
         for (int64_t i = 0; i < rows; ++i) {
           T* row = scores + i * t;
           const int64_t seen = std::min(n, call.visible(first + i, keys));
@@ -227,24 +229,30 @@ void attend(const KernelArgs& args) {
           }
           std::fill(row + seen, row + n, T{0});
         }
-        const Matrix<T> product = blas_output(rows, v, o, o_room);
-        if (n > 0) {
-          gemm(rows, v, n, T{1}, Matrix<const T>{scores, t, 1}, values, T{0}, product);
-        }
+      });
+      const Matrix<T> product = blas_output(rows, v, o, o_room);
+      if (n > 0) {
+        gemm(rows, v, n, T{1}, Matrix<const T>{scores, t, 1}, values, T{0}, product);
+      }
+      widest([&] {
         for (int64_t i = 0; i < rows; ++i) {
-          T* row = product.data + i * product.row;
+          T* __restrict row = product.data + i * product.row;
           const int64_t step = product.column;
+          const T factor = inverse[i];
           // Not a product with 0: without any key, the memory holds no numbers yet.
           if (n == 0) {
             for (int64_t j = 0; j < v; ++j) row[j * step] = 0;
+          } else if (step == 1) {
+            for (int64_t j = 0; j < v; ++j) row[j] *= factor;
           } else {
-            for (int64_t j = 0; j < v; ++j) row[j * step] *= inverse[i];
+            for (int64_t j = 0; j < v; ++j) row[j * step] *= factor;
           }
         }
-        deliver(rows, v, product, o);
-      }
+      });
+      deliver(rows, v, product, o);
     }
-  });
+  };
+  for_each_head(call, call.g * call.r, attend_head);
 }
 
 void attention_cpu(const KernelArgs& args) {

@@ -23,6 +23,7 @@
 #include "kernels/blas.h"
 #include "kernels/dropout_mask.h"
 #include "kernels/loops.h"
+#include "kernels/parallel.h"
 
 namespace cleave {
 
@@ -70,17 +71,21 @@ struct AttentionCall {
                  int64_t query_head) const;
 };
 
-// Calls fn(index) for every index of the outer factors.
+// Calls fn(index, head, member) for every index of the outer factors and each of `heads` heads, on
+// all threads.
 template <class Fn>
-void for_each_outer(const AttentionCall& call, Fn&& fn) {
+void for_each_head(const AttentionCall& call, int64_t heads, const Fn& fn) {
   const std::vector<int8_t>& outer = call.factors.outer;
-  std::vector<int64_t> index(outer.size(), 0);
-  while (true) {
-    fn(std::as_const(index));
-    size_t d = outer.size();
-    while (d > 0 && ++index[d - 1] == call.local(outer[d - 1])) index[--d] = 0;
-    if (d == 0) return;
-  }
+  int64_t tasks = heads;
+  for (const int8_t f : outer) tasks *= call.local(f);
+  run_tasks(call.args, tasks, [&](int64_t task, int member) {
+    std::vector<int64_t> index(outer.size(), 0);
+    int64_t rest = task / heads;
+    for (size_t d = outer.size(); d-- > 0; rest /= call.local(outer[d])) {
+      index[d] = rest % call.local(outer[d]);
+    }
+    fn(std::as_const(index), task % heads, member);
+  });
 }
 
 // Dropout of the weights of one query: nothing when the rate is 0.

@@ -25,15 +25,19 @@ double attention_backward_flops(const OpCall& call) {
   return attention_products(call, backward_factors(call.signature), 3, 2);
 }
 
+// Weights and their gradients of a block, and room for operands that BLAS cannot take as they lie.
+// In elements.
+int64_t backward_room(int64_t s, int64_t t, int64_t e, int64_t v) {
+  const int64_t block = attention_block(s, t);
+  const auto padded = Scratch<float>::padded;
+  return 2 * padded(block * t) + padded(t) + 2 * padded(t * e) + 2 * padded(t * v) +
+         2 * padded(block * e) + padded(block * v);
+}
+
 int64_t attention_backward_workspace(const OpCall& call) {
   const AttentionFactors f = backward_factors(call.signature);
   const auto size = [&](int8_t factor) { return call.extents[static_cast<size_t>(factor)]; };
-  const int64_t s = size(f.s), t = size(f.t), e = size(f.e), v = size(f.v);
-  const int64_t block = attention_block(s, t);
-  const auto padded = Scratch<float>::padded;
-  return (2 * padded(block * t) + padded(t) + 2 * padded(t * e) + 2 * padded(t * v) +
-          2 * padded(block * e) + padded(block * v)) *
-         size_of(call.in[0].dtype);
+  return backward_room(size(f.s), size(f.t), size(f.e), size(f.v)) * size_of(call.in[0].dtype);
 }
 
 // The strided dot product of n elements.
@@ -62,17 +66,7 @@ void attend_backward(const KernelArgs& args) {
   for (size_t i = 0; i < kStep; ++i) in.push_back(in_strides(args, i));
   for (size_t i = 0; i < 3; ++i) out.push_back(out_strides(args, i));
   const T scale = static_cast<T>(call.scale);
-  Scratch<T> scratch(args.workspace);
-  T* const weights = scratch.take(block * t);
-  T* const dscores = scratch.take(block * t);
-  T* const keep = scratch.take(t);
-  T* const k_room = scratch.take(t * e);
-  T* const dk_room = scratch.take(t * e);
-  T* const v_room = scratch.take(t * v);
-  T* const dv_room = scratch.take(t * v);
-  T* const q_room = scratch.take(block * e);
-  T* const dq_room = scratch.take(block * e);
-  T* const do_room = scratch.take(block * v);
+  const int64_t room = backward_room(s, t, e, v) * static_cast<int64_t>(sizeof(T));
   // The matrix of an operand's rows along one factor and columns along another.
   const auto matrix = [](auto* data, const Shape& strides, int8_t rows, int8_t columns) {
     return Matrix<std::remove_pointer_t<decltype(data)>>{data, strides[static_cast<size_t>(rows)],
@@ -83,42 +77,53 @@ void attend_backward(const KernelArgs& args) {
     return m;
   };
 
-  for_each_outer(call, [&](const std::vector<int64_t>& index) {
+  const auto attend_head = [&](const std::vector<int64_t>& index, int64_t g, int member) {
+    Scratch<T> scratch(workspace_of<T>(args, member, room));
+    T* const weights = scratch.take(block * t);
+    T* const dscores = scratch.take(block * t);
+    T* const keep = scratch.take(t);
+    T* const k_room = scratch.take(t * e);
+    T* const dk_room = scratch.take(t * e);
+    T* const v_room = scratch.take(t * v);
+    T* const dv_room = scratch.take(t * v);
+    T* const q_room = scratch.take(block * e);
+    T* const dq_room = scratch.take(block * e);
+    T* const do_room = scratch.take(block * v);
     const std::vector<int64_t> keys = call.key_positions(index);
-    for (int64_t g = 0; g < call.g; ++g) {
-      const auto input = [&](size_t i, int64_t r) {
-        return args.in[i].as<const T>() + call.offset(in[i], index, g, r);
-      };
-      const auto output = [&](size_t i, int64_t r) {
-        return args.out[i].as<T>() + call.offset(out[i], index, g, r);
-      };
-      const auto k = blas_input<T>(t, e, matrix(input(kK, 0), in[kK], f.t, f.e), k_room);
-      const auto values = blas_input<T>(t, v, matrix(input(kV, 0), in[kV], f.t, f.v), v_room);
-      const Matrix<T> dk_out = matrix(output(1, 0), out[1], f.t, f.e);
-      const Matrix<T> dv_out = matrix(output(2, 0), out[2], f.t, f.v);
-      const Matrix<T> dk = blas_output(t, e, dk_out, dk_room);
-      const Matrix<T> dv = blas_output(t, v, dv_out, dv_room);
-      clear(t, e, dk);
-      clear(t, v, dv);
-      for (int64_t r = 0; r < call.r; ++r) {
-        for (int64_t first = 0; first < s; first += block) {
-          const int64_t rows = std::min(block, s - first);
-          const int64_t n = call.visible(first + rows - 1, keys);
-          const Matrix<T> dq_out = from_row(matrix(output(0, r), out[0], f.s, f.e), first);
-          if (n == 0) {
-            clear(rows, e, dq_out);
-            continue;
-          }
-          const auto q = blas_input<T>(
-              rows, e, from_row(matrix(input(kQ, r), in[kQ], f.s, f.e), first), q_room);
-          const auto dout = blas_input<T>(
-              rows, v, from_row(matrix(input(kDo, r), in[kDo], f.s, f.v), first), do_room);
-          const auto o = from_row(matrix(input(kO, r), in[kO], f.s, f.v), first);
-          const T* lse = input(kLse, r);
-          const int64_t lse_step = in[kLse][static_cast<size_t>(f.s)];
-          gemm(rows, n, e, scale, q, {k.data, k.column, k.row}, T{0}, {weights, t, 1});
-          gemm(rows, n, v, T{1}, dout, {values.data, values.column, values.row}, T{0},
-               {dscores, t, 1});
+    const auto input = [&](size_t i, int64_t r) {
+      return args.in[i].as<const T>() + call.offset(in[i], index, g, r);
+    };
+    const auto output = [&](size_t i, int64_t r) {
+      return args.out[i].as<T>() + call.offset(out[i], index, g, r);
+    };
+    const auto k = blas_input<T>(t, e, matrix(input(kK, 0), in[kK], f.t, f.e), k_room);
+    const auto values = blas_input<T>(t, v, matrix(input(kV, 0), in[kV], f.t, f.v), v_room);
+    const Matrix<T> dk_out = matrix(output(1, 0), out[1], f.t, f.e);
+    const Matrix<T> dv_out = matrix(output(2, 0), out[2], f.t, f.v);
+    const Matrix<T> dk = blas_output(t, e, dk_out, dk_room);
+    const Matrix<T> dv = blas_output(t, v, dv_out, dv_room);
+    clear(t, e, dk);
+    clear(t, v, dv);
+    for (int64_t r = 0; r < call.r; ++r) {
+      for (int64_t first = 0; first < s; first += block) {
+        const int64_t rows = std::min(block, s - first);
+        const int64_t n = call.visible(first + rows - 1, keys);
+        const Matrix<T> dq_out = from_row(matrix(output(0, r), out[0], f.s, f.e), first);
+        if (n == 0) {
+          clear(rows, e, dq_out);
+          continue;
+        }
+        const auto q =
+            blas_input<T>(rows, e, from_row(matrix(input(kQ, r), in[kQ], f.s, f.e), first), q_room);
+        const auto dout = blas_input<T>(
+            rows, v, from_row(matrix(input(kDo, r), in[kDo], f.s, f.v), first), do_room);
+        const auto o = from_row(matrix(input(kO, r), in[kO], f.s, f.v), first);
+        const T* lse = input(kLse, r);
+        const int64_t lse_step = in[kLse][static_cast<size_t>(f.s)];
+        gemm(rows, n, e, scale, q, {k.data, k.column, k.row}, T{0}, {weights, t, 1});
+        gemm(rows, n, v, T{1}, dout, {values.data, values.column, values.row}, T{0},
+             {dscores, t, 1});
+        widest([&] {
           for (int64_t i = 0; i < rows; ++i) {
             const int64_t seen = std::min(n, call.visible(first + i, keys));
             const T row_lse = lse[(first + i) * lse_step];
@@ -142,17 +147,18 @@ void attend_backward(const KernelArgs& args) {
             std::fill(w + seen, w + n, T{0});
             std::fill(d + seen, d + n, T{0});
           }
-          gemm(n, v, rows, T{1}, Matrix<const T>{weights, 1, t}, dout, T{1}, dv);
-          gemm(n, e, rows, T{1}, Matrix<const T>{dscores, 1, t}, q, T{1}, dk);
-          const Matrix<T> dq = blas_output(rows, e, dq_out, dq_room);
-          gemm(rows, e, n, T{1}, Matrix<const T>{dscores, t, 1}, k, T{0}, dq);
-          deliver(rows, e, dq, dq_out);
-        }
+        });
+        gemm(n, v, rows, T{1}, Matrix<const T>{weights, 1, t}, dout, T{1}, dv);
+        gemm(n, e, rows, T{1}, Matrix<const T>{dscores, 1, t}, q, T{1}, dk);
+        const Matrix<T> dq = blas_output(rows, e, dq_out, dq_room);
+        gemm(rows, e, n, T{1}, Matrix<const T>{dscores, t, 1}, k, T{0}, dq);
+        deliver(rows, e, dq, dq_out);
       }
-      deliver(t, e, dk, dk_out);
-      deliver(t, v, dv, dv_out);
     }
-  });
+    deliver(t, e, dk, dk_out);
+    deliver(t, v, dv, dv_out);
+  };
+  for_each_head(call, call.g, attend_head);
 }
 
 void attention_backward_cpu(const KernelArgs& args) {

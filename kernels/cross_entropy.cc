@@ -5,6 +5,7 @@
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
+#include "kernels/parallel.h"
 #include "kernels/rows.h"
 #include "kernels/shard_index.h"
 
@@ -39,7 +40,7 @@ int class_factor(const KernelArgs& args) {
 }
 
 // This shard's index of the target; -1 when it is elsewhere.
-int64_t class_of(const Extent& classes, int32_t target) {
+[[gnu::noinline]] int64_t class_of(const Extent& classes, int32_t target) {
   if (target < 0 || target >= classes.global) {
     fail("cross_entropy: target {} is not one of {} classes", target, classes.global);
   }
@@ -58,7 +59,7 @@ void cross_entropy_cpu(const KernelArgs& args) {
     const auto rows = nest_over<4>(
         args, factors_of(args.signature.inputs()[1]),
         {logits.strides(), in_strides(args, 1), out_strides(args, 0), out_strides(args, 1)});
-    for_each_element(rows, [&](const auto& at) {
+    parallel_elements(args, rows, n, [&](const auto& at) {
       const T* x = logits.data() + at[0];
       const int32_t target = targets[at[1]];
       const T top = lane_max(x, n);
@@ -83,7 +84,7 @@ void cross_entropy_backward_cpu(const KernelArgs& args) {
     const auto rows = nest_over<5>(args, factors_of(args.signature.inputs()[1]),
                                    {logits.strides(), in_strides(args, 1), in_strides(args, 2),
                                     in_strides(args, 3), dlogits.strides()});
-    for_each_element(rows, [&](const auto& at) {
+    parallel_elements(args, rows, n, [&](const auto& at) {
       const T* x = logits.data() + at[0];
       T* dx = dlogits.data() + at[4];
       const int32_t target = targets[at[1]];

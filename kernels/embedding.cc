@@ -4,6 +4,7 @@
 
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
+#include "kernels/parallel.h"
 #include "kernels/rows.h"
 #include "kernels/shard_index.h"
 
@@ -22,7 +23,7 @@ double embedding_bytes(const OpCall& call, std::span<const TensorType> out) {
 }
 
 // The shard's row for an id; -1 when another shard has it.
-int64_t row_of(const Extent& rows, int32_t id) {
+[[gnu::noinline]] int64_t row_of(const Extent& rows, int32_t id) {
   if (id < 0 || id >= rows.global) {
     fail("embedding: index {} is outside the table of {} rows", id, rows.global);
   }
@@ -40,7 +41,7 @@ void embedding_cpu(const KernelArgs& args) {
     const int32_t* ids = args.in[1].as<const int32_t>();
     const auto tokens = nest_over<2>(args, factors_without(args.signature.outputs()[0], d),
                                      {in_strides(args, 1), out.strides()});
-    for_each_element(tokens, [&](const auto& at) {
+    parallel_elements(args, tokens, width, [&](const auto& at) {
       const int64_t row = row_of(args.extents[v], ids[at[0]]);
       T* to = out.data() + at[1];
       if (row < 0) {
@@ -62,19 +63,29 @@ void embedding_backward_cpu(const KernelArgs& args) {
     const int64_t width = args.extents[static_cast<size_t>(d)].local;
     const RowInput<T> dy(args, 0, d);
     const RowOutput<T> dtable(args, 0, d);
-    for (int64_t row = 0; row < args.extents[v].local; ++row) {
-      T* to = dtable.data() + row * dtable.strides()[v];
-      std::fill(to, to + width, T{0});
-    }
     const int32_t* ids = args.in[1].as<const int32_t>();
     const auto tokens = nest_over<2>(args, factors_of(args.signature.inputs()[1]),
                                      {in_strides(args, 1), dy.strides()});
+    const int64_t rows = args.extents[v].local, stride = dtable.strides()[v];
+    std::vector<std::array<int64_t, 2>> found;  // for each token that is here: row, offset in dy
     for_each_element(tokens, [&](const auto& at) {
       const int64_t row = row_of(args.extents[v], ids[at[0]]);
-      if (row < 0) return;
-      const T* __restrict from = dy.data() + at[1];
-      T* __restrict to = dtable.data() + row * dtable.strides()[v];
-      for (int64_t i = 0; i < width; ++i) to[i] += from[i];
+      if (row >= 0) found.push_back({row, at[1]});
+    });
+    // A piece has some of the table's rows and goes through all tokens.
+    const int64_t piece = std::max(rows_a_piece(width, 65536), (rows + 63) / 64);
+    parallel_for(args, rows, piece, [&](int64_t begin, int64_t end, int) {
+      widest([&] {
+        for (int64_t row = begin; row < end; ++row) {
+          std::fill_n(dtable.data() + row * stride, width, T{0});
+        }
+        for (const auto& [row, at] : found) {
+          if (row < begin || row >= end) continue;
+          const T* __restrict from = dy.data() + at;
+          T* __restrict to = dtable.data() + row * stride;
+          for (int64_t i = 0; i < width; ++i) to[i] += from[i];
+        }
+      });
     });
   });
 }

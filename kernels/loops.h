@@ -53,45 +53,90 @@ struct LoopNest {
     sizes.push_back(size);
     steps.push_back(step);
   }
+
+  int64_t inner() const { return sizes.empty() ? 1 : sizes.back(); }
+  Offsets inner_steps() const {
+    if (!steps.empty()) return steps.back();
+    Offsets ones;
+    ones.fill(1);
+    return ones;
+  }
+  int64_t count() const {  // of elements
+    int64_t n = 1;
+    for (const int64_t size : sizes) n *= size;
+    return n;
+  }
+  // Where the element with this row-major index lies.
+  Offsets offsets_of(int64_t element) const {
+    Offsets at = offsets_of_row(element / inner());
+    const Offsets step = inner_steps();
+    for (size_t i = 0; i < N; ++i) at[i] += element % inner() * step[i];
+    return at;
+  }
+  // Where the row-th pass of the innermost loop begins.
+  Offsets offsets_of_row(int64_t row) const {
+    Offsets at{};
+    for (size_t d = sizes.size(); d-- > 1;) {
+      const int64_t index = row % sizes[d - 1];
+      row /= sizes[d - 1];
+      for (size_t i = 0; i < N; ++i) at[i] += index * steps[d - 1][i];
+    }
+    return at;
+  }
 };
 
-// Calls fn(offsets, n, steps) for every pass of the innermost loop: its n elements lie at
-// offsets[i] + j * steps[i] in operand i.
+// Calls fn(offsets, n, steps) for the passes [first, last) of the innermost loop: its n elements
+// lie at offsets[i] + j * steps[i] in operand i.
 template <size_t N, class Fn>
-void for_each_row(const LoopNest<N>& nest, Fn&& fn) {
+void for_each_row(const LoopNest<N>& nest, int64_t first, int64_t last, Fn&& fn) {
+  if (first >= last) return;
+  const int64_t n = nest.inner();
+  const std::array<int64_t, N> step = nest.inner_steps();
+  const size_t outer = nest.sizes.empty() ? 0 : nest.sizes.size() - 1;
   std::array<int64_t, N> at{};
-  if (nest.sizes.empty()) {
-    std::array<int64_t, N> ones;
-    ones.fill(1);
-    fn(at, int64_t{1}, ones);
-    return;
+  std::vector<int64_t> index(outer, 0);
+  for (int64_t d = static_cast<int64_t>(outer) - 1, row = first; d >= 0; --d) {
+    const auto dim = static_cast<size_t>(d);
+    index[dim] = row % nest.sizes[dim];
+    row /= nest.sizes[dim];
+    for (size_t i = 0; i < N; ++i) at[i] += index[dim] * nest.steps[dim][i];
   }
-  const size_t inner = nest.sizes.size() - 1;
-  std::vector<int64_t> index(inner, 0);
-  while (true) {
-    fn(std::as_const(at), nest.sizes[inner], nest.steps[inner]);
-    size_t d = inner;
-    while (d > 0) {
-      --d;
+  for (int64_t row = first;;) {
+    fn(std::as_const(at), n, step);
+    if (++row == last) return;
+    for (size_t d = outer; d-- > 0;) {
       for (size_t i = 0; i < N; ++i) at[i] += nest.steps[d][i];
       if (++index[d] < nest.sizes[d]) break;
       for (size_t i = 0; i < N; ++i) at[i] -= nest.steps[d][i] * nest.sizes[d];
       index[d] = 0;
-      if (d == 0) return;
     }
-    if (inner == 0) return;
   }
 }
-
-// Calls fn(offsets) for every element.
 template <size_t N, class Fn>
-void for_each_element(const LoopNest<N>& nest, Fn&& fn) {
-  for_each_row(nest, [&](std::array<int64_t, N> at, int64_t n, const std::array<int64_t, N>& step) {
-    for (int64_t j = 0; j < n; ++j) {
+void for_each_row(const LoopNest<N>& nest, Fn&& fn) {
+  const int64_t n = nest.inner();
+  for_each_row(nest, 0, n == 0 ? 0 : nest.count() / n, fn);
+}
+
+// Calls fn(offsets) for the elements [first, last).
+template <size_t N, class Fn>
+void for_each_element(const LoopNest<N>& nest, int64_t first, int64_t last, Fn&& fn) {
+  if (first >= last) return;
+  const int64_t n = nest.inner();
+  const std::array<int64_t, N> step = nest.inner_steps();
+  for (int64_t row = first / n; row * n < last; ++row) {
+    std::array<int64_t, N> at = nest.offsets_of_row(row);
+    const int64_t begin = std::max(first - row * n, int64_t{0}), end = std::min(last - row * n, n);
+    for (size_t i = 0; i < N; ++i) at[i] += begin * step[i];
+    for (int64_t j = begin; j < end; ++j) {
       fn(std::as_const(at));
       for (size_t i = 0; i < N; ++i) at[i] += step[i];
     }
-  });
+  }
+}
+template <size_t N, class Fn>
+void for_each_element(const LoopNest<N>& nest, Fn&& fn) {
+  for_each_element(nest, 0, nest.count(), fn);
 }
 
 // The stride of every factor of the signature in one operand; 0 for those it does not carry.
@@ -135,17 +180,20 @@ LoopNest<N> nest_over(const KernelArgs& args, std::span<const int8_t> factors,
   return nest;
 }
 
+template <class T>
+void copy_row(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t n) {
+  if (from_step == 1 && to_step == 1) {
+    std::copy(from, from + n, to);
+  } else {
+    for (int64_t j = 0; j < n; ++j) to[j * to_step] = from[j * from_step];
+  }
+}
+
 // Copies element by element over a nest of (from, to).
 template <class T>
 void copy_rows(const LoopNest<2>& nest, const T* from, T* to) {
   for_each_row(nest, [&](const auto& at, int64_t n, const auto& step) {
-    const T* source = from + at[0];
-    T* target = to + at[1];
-    if (step[0] == 1 && step[1] == 1) {
-      std::copy(source, source + n, target);
-    } else {
-      for (int64_t j = 0; j < n; ++j) target[j * step[1]] = source[j * step[0]];
-    }
+    copy_row(from + at[0], step[0], to + at[1], step[1], n);
   });
 }
 

@@ -6,6 +6,7 @@
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
+#include "kernels/parallel.h"
 #include "kernels/rows.h"
 
 namespace cleave {
@@ -37,7 +38,7 @@ void layer_norm_cpu(const KernelArgs& args) {
     const auto rows = nest_over<4>(
         args, factors_without(args.signature.outputs()[0], f),
         {x_rows.strides(), y_rows.strides(), out_strides(args, 1), out_strides(args, 2)});
-    for_each_element(rows, [&](const auto& at) {
+    parallel_elements(args, rows, n, [&](const auto& at) {
       const T* x = x_rows.data() + at[0];
       T* __restrict y = y_rows.data() + at[1];
       const T mean = lane_sum<T>(n, [=](int64_t i) { return x[i]; }) / static_cast<T>(n);
@@ -60,31 +61,33 @@ void layer_norm_backward_cpu(const KernelArgs& args) {
     const RowInput<T> dy_rows(args, 0, f), x_rows(args, 1, f), gammas(args, 2, f);
     const RowOutput<T> dx_rows(args, 0, f), dgammas(args, 1, f), dbetas(args, 2, f);
     const T* gamma = gammas.data();
-    std::fill(dgammas.data(), dgammas.data() + n, T{0});
-    std::fill(dbetas.data(), dbetas.data() + n, T{0});
     const auto rows = nest_over<5>(args, factors_without(args.signature.outputs()[0], f),
                                    {dy_rows.strides(), x_rows.strides(), in_strides(args, 3),
                                     in_strides(args, 4), dx_rows.strides()});
-    for_each_element(rows, [&](const auto& at) {
-      const T* __restrict dy = dy_rows.data() + at[0];
-      const T* __restrict x = x_rows.data() + at[1];
-      const T mean = args.in[3].as<const T>()[at[2]], rstd = args.in[4].as<const T>()[at[3]];
-      T* __restrict dx = dx_rows.data() + at[4];
-      T* __restrict dgamma = dgammas.data();
-      T* __restrict dbeta = dbetas.data();
-      const T count = static_cast<T>(n);
-      const T g_mean = lane_sum<T>(n, [=](int64_t i) { return dy[i] * gamma[i]; }) / count;
-      const T gh_mean =
-          lane_sum<T>(n, [=](int64_t i) { return dy[i] * gamma[i] * ((x[i] - mean) * rstd); }) /
-          count;
+    const auto walk = [&](int64_t begin, int64_t end, T* __restrict dgamma) {
+      T* __restrict dbeta = dgamma + n;
+      for_each_element(rows, begin, end, [&](const auto& at) {
+        const T* __restrict dy = dy_rows.data() + at[0];
+        const T* __restrict x = x_rows.data() + at[1];
+        const T mean = args.in[3].as<const T>()[at[2]], rstd = args.in[4].as<const T>()[at[3]];
+        T* __restrict dx = dx_rows.data() + at[4];
+        const T count = static_cast<T>(n);
+        const T g_mean = lane_sum<T>(n, [=](int64_t i) { return dy[i] * gamma[i]; }) / count;
+        const T gh_mean =
+            lane_sum<T>(n, [=](int64_t i) { return dy[i] * gamma[i] * ((x[i] - mean) * rstd); }) /
+            count;
 #pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) {
-        const T h = (x[i] - mean) * rstd;
-        dx[i] = rstd * (dy[i] * gamma[i] - g_mean - h * gh_mean);
-        dgamma[i] += dy[i] * h;
-        dbeta[i] += dy[i];
-      }
-    });
+        for (int64_t i = 0; i < n; ++i) {
+          const T h = (x[i] - mean) * rstd;
+          dx[i] = rstd * (dy[i] * gamma[i] - g_mean - h * gh_mean);
+          dgamma[i] += dy[i] * h;
+          dbeta[i] += dy[i];
+        }
+      });
+    };
+    const std::vector<T> sums = sum_over_rows<T>(args, rows.count(), 2 * n, walk);
+    std::copy_n(sums.begin(), n, dgammas.data());
+    std::copy_n(sums.begin() + n, n, dbetas.data());
   });
 }
 
@@ -152,7 +155,7 @@ void rms_norm_cpu(const KernelArgs& args) {
     const T* gamma = gammas.data();
     const auto rows = nest_over<3>(args, factors_without(args.signature.outputs()[0], f),
                                    {x_rows.strides(), y_rows.strides(), out_strides(args, 1)});
-    for_each_element(rows, [&](const auto& at) {
+    parallel_elements(args, rows, n, [&](const auto& at) {
       const T* x = x_rows.data() + at[0];
       T* __restrict y = y_rows.data() + at[1];
       const T squares = lane_sum<T>(n, [=](int64_t i) { return x[i] * x[i]; });
@@ -172,26 +175,28 @@ void rms_norm_backward_cpu(const KernelArgs& args) {
     const RowInput<T> dy_rows(args, 0, f), x_rows(args, 1, f), gammas(args, 2, f);
     const RowOutput<T> dx_rows(args, 0, f), dgammas(args, 1, f);
     const T* gamma = gammas.data();
-    std::fill(dgammas.data(), dgammas.data() + n, T{0});
     const auto rows =
         nest_over<4>(args, factors_without(args.signature.outputs()[0], f),
                      {dy_rows.strides(), x_rows.strides(), in_strides(args, 3), dx_rows.strides()});
-    for_each_element(rows, [&](const auto& at) {
-      const T* __restrict dy = dy_rows.data() + at[0];
-      const T* __restrict x = x_rows.data() + at[1];
-      const T rstd = args.in[3].as<const T>()[at[2]];
-      T* __restrict dx = dx_rows.data() + at[3];
-      T* __restrict dgamma = dgammas.data();
-      const T gh_mean =
-          lane_sum<T>(n, [=](int64_t i) { return dy[i] * gamma[i] * (x[i] * rstd); }) /
-          static_cast<T>(n);
+    const auto walk = [&](int64_t begin, int64_t end, T* __restrict dgamma) {
+      for_each_element(rows, begin, end, [&](const auto& at) {
+        const T* __restrict dy = dy_rows.data() + at[0];
+        const T* __restrict x = x_rows.data() + at[1];
+        const T rstd = args.in[3].as<const T>()[at[2]];
+        T* __restrict dx = dx_rows.data() + at[3];
+        const T gh_mean =
+            lane_sum<T>(n, [=](int64_t i) { return dy[i] * gamma[i] * (x[i] * rstd); }) /
+            static_cast<T>(n);
 #pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) {
-        const T h = x[i] * rstd;
-        dx[i] = rstd * (dy[i] * gamma[i] - h * gh_mean);
-        dgamma[i] += dy[i] * h;
-      }
-    });
+        for (int64_t i = 0; i < n; ++i) {
+          const T h = x[i] * rstd;
+          dx[i] = rstd * (dy[i] * gamma[i] - h * gh_mean);
+          dgamma[i] += dy[i] * h;
+        }
+      });
+    };
+    const std::vector<T> sums = sum_over_rows<T>(args, rows.count(), n, walk);
+    std::copy_n(sums.begin(), n, dgammas.data());
   });
 }
 

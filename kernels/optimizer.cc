@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <numeric>
 
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
+#include "kernels/parallel.h"
 #include "kernels/rows.h"
 
 namespace cleave {
@@ -18,21 +20,35 @@ constexpr double kSkipped = -1;
 
 // --- Scalars -------------------------------------------------------------------------------------
 
+template <class T>
+double squares(const T* x, int64_t stride, int64_t n) {
+  double sum = 0;
+  const auto square = [](T x) { return static_cast<double>(x) * static_cast<double>(x); };
+  widest([&] {
+    sum = stride == 1 ? lane_sum<double>(n, [=](int64_t i) { return square(x[i]); })
+                      : lane_sum<double>(n, [=](int64_t i) { return square(x[i * stride]); });
+  });
+  return sum;
+}
+
 void sum_squares_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
-    double total = 0;
     const auto nest =
         nest_over<1>(args, factors_of(args.signature.inputs()[0]), {in_strides(args, 0)});
-    for_each_row(nest, [&](const auto& at, int64_t n, const auto& step) {
-      const T* x = args.in[0].as<const T>() + at[0];
-      const int64_t stride = step[0];
-      const auto square = [=](int64_t i) {
-        const double value = static_cast<double>(x[i * stride]);
-        return value * value;
-      };
-      total += lane_sum<double>(n, square);
-    });
-    args.out[0].as<T>()[0] = static_cast<T>(total);
+    const int64_t inner = std::max<int64_t>(nest.inner(), 1), stride = nest.inner_steps()[0];
+    const int64_t cuts = (inner + kPieceElements - 1) / kPieceElements;
+    std::vector<double> parts(static_cast<size_t>(nest.count() / inner * cuts));
+    parallel_for(args, static_cast<int64_t>(parts.size()), rows_a_piece(inner / cuts),
+                 [&](int64_t begin, int64_t end, int) {
+                   for (int64_t part = begin; part < end; ++part) {
+                     const int64_t first = part % cuts * kPieceElements;
+                     const T* x = args.in[0].as<const T>() + nest.offsets_of_row(part / cuts)[0] +
+                                  first * stride;
+                     const int64_t n = std::min(kPieceElements, inner - first);
+                     parts[static_cast<size_t>(part)] = squares(x, stride, n);
+                   }
+                 });
+    args.out[0].as<T>()[0] = static_cast<T>(std::accumulate(parts.begin(), parts.end(), 0.0));
   });
 }
 
@@ -214,7 +230,7 @@ void adamw_cpu(const KernelArgs& args) {
         args, factors_of(args.signature.inputs()[0]),
         {in_strides(args, 0), in_strides(args, 1), in_strides(args, 2), in_strides(args, 3),
          out_strides(args, 0), out_strides(args, 1), out_strides(args, 2)});
-    for_each_row(nest, [&](const auto& at, int64_t n, const auto& s) {
+    parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& s) {
       const T* p = args.in[0].as<const T>() + at[0];
       const T* g = args.in[1].as<const T>() + at[1];
       const T* m = args.in[2].as<const T>() + at[2];
@@ -247,7 +263,7 @@ void sgd_cpu(const KernelArgs& args) {
     const auto nest = nest_over<5>(args, factors_of(args.signature.inputs()[0]),
                                    {in_strides(args, 0), in_strides(args, 1), in_strides(args, 2),
                                     out_strides(args, 0), out_strides(args, 1)});
-    for_each_row(nest, [&](const auto& at, int64_t n, const auto& s) {
+    parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& s) {
       const T* p = args.in[0].as<const T>() + at[0];
       const T* g = args.in[1].as<const T>() + at[1];
       const T* buffer = args.in[2].as<const T>() + at[2];

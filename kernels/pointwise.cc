@@ -151,18 +151,22 @@ void add_n_cpu(const KernelArgs& args) {
     std::deque<ContiguousInput<T>> in;
     for (const TensorView& t : args.in) in.emplace_back(t);
     const ContiguousOutput<T> out(args.out[0]);
-    constexpr int64_t kStretch = 1024;
-    std::array<T, kStretch> sum;
-    const int64_t size = args.out[0].numel();
-    for (int64_t start = 0; start < size; start += kStretch) {
-      const int64_t n = std::min(kStretch, size - start);
-      std::copy_n(in[0].data() + start, n, sum.data());
-      for (size_t i = 1; i < in.size(); ++i) {
-        const T* x = in[i].data() + start;
-        for (int64_t j = 0; j < n; ++j) sum[static_cast<size_t>(j)] += x[j];
+    const auto stretches = [&](int64_t begin, int64_t end) {
+      constexpr int64_t kStretch = 1024;
+      std::array<T, kStretch> sum;
+      for (int64_t start = begin; start < end; start += kStretch) {
+        const int64_t n = std::min(kStretch, end - start);
+        std::copy_n(in[0].data() + start, n, sum.data());
+        for (size_t i = 1; i < in.size(); ++i) {
+          const T* x = in[i].data() + start;
+          for (int64_t j = 0; j < n; ++j) sum[static_cast<size_t>(j)] += x[j];
+        }
+        std::copy_n(sum.data(), n, out.data() + start);
       }
-      std::copy_n(sum.data(), n, out.data() + start);
-    }
+    };
+    parallel_for(args, args.out[0].numel(), kPieceElements, [&](int64_t begin, int64_t end, int) {
+      widest([&] { stretches(begin, end); });
+    });
   });
 }
 
@@ -171,7 +175,7 @@ template <class From, class To, class Fn>
 void convert(const KernelArgs& args, Fn fn) {
   const auto order = factors_of(args.signature.outputs()[0]);
   const auto nest = nest_over<2>(args, order, {out_strides(args, 0), in_strides(args, 0)});
-  for_each_row(nest, [&, fn](const auto& at, int64_t n, const auto& step) {
+  parallel_rows(args, nest, [&, fn](const auto& at, int64_t n, const auto& step) {
     To* const y = args.out[0].as<To>() + at[0];
     const From* const x = args.in[0].as<const From>() + at[1];
     for (int64_t j = 0; j < n; ++j) y[j * step[0]] = fn(x[j * step[1]]);
@@ -181,8 +185,8 @@ void convert(const KernelArgs& args, Fn fn) {
 void copy_cpu(const KernelArgs& args) {
   with_element(args.out[0].dtype, [&]<class T>(T) {
     const auto order = factors_of(args.signature.outputs()[0]);
-    copy_rows(nest_over<2>(args, order, {in_strides(args, 0), out_strides(args, 0)}),
-              args.in[0].as<const T>(), args.out[0].as<T>());
+    parallel_copy(args, nest_over<2>(args, order, {in_strides(args, 0), out_strides(args, 0)}),
+                  args.in[0].as<const T>(), args.out[0].as<T>());
   });
 }
 
@@ -211,11 +215,15 @@ void fill_cpu(const KernelArgs& args) {
   with_element(args.out[0].dtype, [&]<class T>(T) {
     const T value = static_cast<T>(args.attrs.real("value"));
     const auto order = factors_of(args.signature.outputs()[0]);
-    for_each_row(nest_over<1>(args, order, {out_strides(args, 0)}),
-                 [&](const auto& at, int64_t n, const auto& step) {
-                   T* const y = args.out[0].as<T>() + at[0];
-                   for (int64_t j = 0; j < n; ++j) y[j * step[0]] = value;
-                 });
+    parallel_rows(args, nest_over<1>(args, order, {out_strides(args, 0)}),
+                  [&](const auto& at, int64_t n, const auto& step) {
+                    T* const y = args.out[0].as<T>() + at[0];
+                    if (step[0] == 1) {
+                      std::fill(y, y + n, value);
+                    } else {
+                      for (int64_t j = 0; j < n; ++j) y[j * step[0]] = value;
+                    }
+                  });
   });
 }
 

@@ -3,10 +3,7 @@
 
 #include "graph/op.h"
 #include "kernels/loops.h"
-
-// Everything that the function calls is inlined into it: without that, loops over long expressions
-// are not vectorized.
-#define CLEAVE_FLATTEN __attribute__((flatten))
+#include "kernels/parallel.h"
 
 namespace cleave {
 
@@ -25,7 +22,7 @@ template <class T, class Fn>
 void map1(const KernelArgs& args, Fn fn) {
   const auto order = factors_of(args.signature.outputs()[0]);
   const auto nest = nest_over<2>(args, order, {out_strides(args, 0), in_strides(args, 0)});
-  for_each_row(nest, [&, fn](const auto& at, int64_t n, const auto& step) CLEAVE_FLATTEN {
+  parallel_rows(args, nest, [&, fn](const auto& at, int64_t n, const auto& step) {
     T* const y = args.out[0].as<T>() + at[0];
     const T* const x = args.in[0].as<const T>() + at[1];
     if (step[0] == 1 && step[1] == 1) {
@@ -43,7 +40,7 @@ void map2(const KernelArgs& args, Fn fn) {
   const auto order = factors_of(args.signature.outputs()[0]);
   const auto nest =
       nest_over<3>(args, order, {out_strides(args, 0), in_strides(args, 0), in_strides(args, 1)});
-  for_each_row(nest, [&, fn](const auto& at, int64_t n, const auto& step) CLEAVE_FLATTEN {
+  parallel_rows(args, nest, [&, fn](const auto& at, int64_t n, const auto& step) {
     T* const y = args.out[0].as<T>() + at[0];
     const T* const a = args.in[0].as<const T>() + at[1];
     const T* const b = args.in[1].as<const T>() + at[2];

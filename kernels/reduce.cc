@@ -8,6 +8,7 @@
 #include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
+#include "kernels/parallel.h"
 #include "kernels/vector_math.h"
 
 namespace cleave {
@@ -133,18 +134,23 @@ T sum_row(const T* x, int64_t n, int64_t step) {
   return sum_row(x, half, step) + sum_row(x + half * step, n - half, step);
 }
 
-constexpr int64_t kTile = 256;
+constexpr int64_t kTile = 64;
 template <class T>
 using Tile = std::array<T, kTile>;
 
 // Calls fn(out, out step, in, in step, n) for stretches of at most kTile kept elements.
 template <class T, class Fn>
 void for_each_tile(const KernelArgs& args, const Reduce& r, Fn fn) {
-  for_each_row(r.kept, [&](const auto& at, int64_t n, const auto& step) {
-    for (int64_t start = 0; start < n; start += kTile) {
+  const int64_t n = r.kept.inner(), tiles = (n + kTile - 1) / kTile;
+  if (n == 0) return;
+  const auto step = r.kept.inner_steps();
+  run_tasks(args, r.kept.count() / n * tiles, [&](int64_t task, int) {
+    const auto at = r.kept.offsets_of_row(task / tiles);
+    const int64_t start = task % tiles * kTile;
+    widest([&] {
       fn(args.out[0].as<T>() + at[0] + start * step[0], step[0],
          args.in[0].as<const T>() + at[1] + start * step[1], step[1], std::min(kTile, n - start));
-    }
+    });
   });
 }
 
@@ -164,7 +170,7 @@ template <class T>
 void sum_typed(const KernelArgs& args) {
   const Reduce r = reduce_of(args);
   if (r.rows) {
-    for_each_element(r.kept, [&](const auto& at) {
+    parallel_elements(args, r.kept, r.reduced.count(), [&](const auto& at) {
       const T* const x = args.in[0].as<const T>() + at[1];
       T total = 0;
       for_each_row(r.reduced, [&](const auto& row, int64_t n, const auto& step) {

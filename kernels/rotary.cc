@@ -4,6 +4,7 @@
 
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
+#include "kernels/parallel.h"
 #include "kernels/rows.h"
 
 namespace cleave {
@@ -57,19 +58,25 @@ void rotary_cpu(const KernelArgs& args) {
     std::vector<int8_t> others = factors_without(dims, e);
     std::erase(others, static_cast<int8_t>(s));
     const auto rows = nest_over<2>(args, others, {x.strides(), y.strides()});
-    for (size_t p = 0; p < positions.size(); ++p) {
-      const T* __restrict cosine = table + static_cast<int64_t>(p) * size;
+    const int64_t heads = rows.count();
+    const auto rotate = [&](int64_t p) {
+      const T* __restrict cosine = table + p * size;
       const T* __restrict sine = cosine + half;
       for_each_element(rows, [&](const auto& at) {
-        const int64_t i0 = static_cast<int64_t>(p);
-        const T* __restrict from = x.data() + at[0] + i0 * x.strides()[s];
-        T* __restrict to = y.data() + at[1] + i0 * y.strides()[s];
+        const T* __restrict from = x.data() + at[0] + p * x.strides()[s];
+        T* __restrict to = y.data() + at[1] + p * y.strides()[s];
         for (int64_t i = 0; i < half; ++i) {
           to[i] = from[i] * cosine[i] - from[half + i] * sine[i];
           to[half + i] = from[half + i] * cosine[i] + from[i] * sine[i];
         }
       });
-    }
+    };
+    parallel_for(args, static_cast<int64_t>(positions.size()), rows_a_piece(heads * size),
+                 [&](int64_t begin, int64_t end, int) {
+                   widest([&] {
+                     for (int64_t p = begin; p < end; ++p) rotate(p);
+                   });
+                 });
   });
 }
 

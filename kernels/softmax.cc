@@ -3,6 +3,7 @@
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
+#include "kernels/parallel.h"
 #include "kernels/rows.h"
 
 namespace cleave {
@@ -17,7 +18,7 @@ void softmax_cpu(const KernelArgs& args) {
     const RowOutput<T> y(args, 0, f);
     const auto rows = nest_over<2>(args, factors_without(args.signature.outputs()[0], f),
                                    {x.strides(), y.strides()});
-    for_each_element(rows, [&](const auto& at) {
+    parallel_elements(args, rows, n, [&](const auto& at) {
       const T* from = x.data() + at[0];
       T* to = y.data() + at[1];
       const T scale = 1 / exp_and_sum(from, lane_max(from, n), to, n);
@@ -36,7 +37,7 @@ void softmax_backward_cpu(const KernelArgs& args) {
     const RowOutput<T> dx_rows(args, 0, f);
     const auto rows = nest_over<3>(args, factors_without(args.signature.outputs()[0], f),
                                    {y_rows.strides(), dy_rows.strides(), dx_rows.strides()});
-    for_each_element(rows, [&](const auto& at) {
+    parallel_elements(args, rows, n, [&](const auto& at) {
       const T* y = y_rows.data() + at[0];
       const T* dy = dy_rows.data() + at[1];
       T* __restrict dx = dx_rows.data() + at[2];

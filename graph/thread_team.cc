@@ -1,0 +1,108 @@
+#include "graph/thread_team.h"
+
+#include <memory>
+#include <utility>
+
+namespace cleave {
+namespace {
+
+// How often a thread looks again before it sleeps: about 20 microseconds, as long as it takes to
+// wake one up.
+constexpr int kLooks = 1000;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// Returns when `value` is not `old` any more.
+void wait_while(const std::atomic<uint32_t>& value, uint32_t old) {
+  for (int i = 0; i < kLooks; ++i) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    pause();
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+ThreadTeam::ThreadTeam(int size) : scratch_(static_cast<size_t>(size)) {
+  for (int member = 1; member < size; ++member) {
+    threads_.emplace_back([this, member] { loop(member); });
+  }
+}
+
+ThreadTeam::~ThreadTeam() {
+  stop_.store(true, std::memory_order_relaxed);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  for (std::thread& t : threads_) t.join();
+}
+
+void ThreadTeam::run(int64_t tasks, const Task& task) {
+  if (threads_.empty() || tasks <= 1) {
+    for (int64_t i = 0; i < tasks; ++i) task(i, 0);
+    return;
+  }
+  const uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
+  const auto count = static_cast<uint32_t>(tasks);
+  task_.store(&task, std::memory_order_relaxed);
+  tasks_.store(count, std::memory_order_relaxed);
+  done_.store(0, std::memory_order_relaxed);
+  next_.store(uint64_t{generation} << 32, std::memory_order_release);
+  generation_.store(generation, std::memory_order_release);
+  generation_.notify_all();
+  work(generation, 0);
+  for (uint32_t done; (done = done_.load(std::memory_order_acquire)) != count;) {
+    wait_while(done_, done);
+  }
+  // Late members find no task left: from here on they touch neither `task` nor error_.
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void* ThreadTeam::scratch(int member, int64_t bytes) {
+  constexpr size_t kAlignment = 64;
+  std::vector<std::byte>& memory = scratch_[static_cast<size_t>(member)];
+  const size_t size = static_cast<size_t>(bytes) + kAlignment;
+  if (memory.size() < size) memory.resize(size);
+  void* begin = memory.data();
+  size_t space = memory.size();
+  return std::align(kAlignment, static_cast<size_t>(bytes), begin, space);
+}
+
+void ThreadTeam::work(uint32_t generation, int member) {
+  uint64_t next = next_.load(std::memory_order_acquire);
+  while (true) {
+    const Task* const task = task_.load(std::memory_order_relaxed);
+    const uint32_t tasks = tasks_.load(std::memory_order_relaxed);
+    const auto index = static_cast<uint32_t>(next);
+    if (next >> 32 != generation || index >= tasks) return;
+    // While a task of the generation can be taken, run has not returned, and what was read is its.
+    if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel,
+                                     std::memory_order_acquire)) {
+      continue;
+    }
+    try {
+      (*task)(index, member);
+    } catch (...) {
+      const std::lock_guard lock(error_mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks) done_.notify_one();
+    next = next_.load(std::memory_order_acquire);
+  }
+}
+
+void ThreadTeam::loop(int member) {
+  for (uint32_t seen = 0;;) {
+    wait_while(generation_, seen);
+    seen = generation_.load(std::memory_order_acquire);
+    if (stop_.load(std::memory_order_relaxed)) return;
+    work(seen, member);
+  }
+}
+
+}  // namespace cleave
