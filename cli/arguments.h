@@ -42,6 +42,10 @@ struct ViewArguments {
   double time_limit = 20;  // seconds for dot
 };
 
+struct DoctorArguments {
+  bool json = false;
+};
+
 struct TrainArguments {
   ModelArguments model;  // or a plan's file
   std::string data, devices, mesh, schedule = "cosine", out;

@@ -43,6 +43,7 @@ struct Commands {
   PlanArguments plan;
   ViewArguments view;
   TrainArguments train;
+  DoctorArguments doctor;
 };
 
 void add_trace(CLI::App& app, TraceArguments& a) {
@@ -119,6 +120,13 @@ void add_train(CLI::App& app, TrainArguments& a) {
   c->final_callback([&a] { train_command(a); });
 }
 
+void add_doctor(CLI::App& app, DoctorArguments& a) {
+  CLI::App* c = app.add_subcommand(
+      "doctor", "What this machine offers, what is missing, what that costs, how to get it");
+  c->add_flag("--json", a.json, "JSON on stdout");
+  c->final_callback([&a] { doctor_command(a); });
+}
+
 // One line, whatever the message was.
 std::string one_line(std::string text) {
   std::replace(text.begin(), text.end(), '\n', ' ');
@@ -156,6 +164,7 @@ int run(int argc, char** argv, const UserModel* user) {
   add_plan(app, commands.plan);
   add_view(app, commands.view);
   add_train(app, commands.train);
+  add_doctor(app, commands.doctor);
 
   std::vector<std::string> names;
   for (const CLI::App* c : app.get_subcommands([](CLI::App*) { return true; }))

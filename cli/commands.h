@@ -5,6 +5,7 @@
 
 namespace cleave {
 
+void doctor_command(const DoctorArguments& arguments);
 void trace_command(const TraceArguments& arguments);
 void regions_command(const RegionsArguments& arguments);
 void plan_command(const PlanArguments& arguments);  // DoesNotFit when nothing fits

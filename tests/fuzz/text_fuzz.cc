@@ -1,12 +1,14 @@
 // The text form of a graph: what is accepted verifies, prints and reads back the same, also through
-// JSON, and can be analysed.
+// JSON, and can be drawn.
+#include <algorithm>
+
 #include "graph/dependencies.h"
 #include "graph/json.h"
 #include "graph/text.h"
 #include "graph/verify.h"
 #include "kernels/ops.h"
-#include "planner/dimensions.h"
 #include "tests/fuzz/fuzz.h"
+#include "viz/draw.h"
 
 using namespace cleave;  // NOLINT(build/namespaces)
 
@@ -21,7 +23,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (ascii) {  // in JSON bytes that are not UTF-8 become U+FFFD
     fuzz::expect_same(to_text(graph_from_json_text(to_json_text(graph), ops::find)), text);
   }
-  find_dependencies(graph);
-  fuzz::accepted([&] { find_dimensions(graph); });
+  dependencies(graph);
+  fuzz::accepted([&] { to_dot(draw(graph, ViewLevel::kBlock)); });
   return 0;
 }
