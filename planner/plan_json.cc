@@ -225,14 +225,14 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
       fail("plan: mesh axis '{}' does not have a number of devices", name);
     saved.mesh.axes.push_back({name, size.get<int64_t>()});
   }
-  for (const auto& r : field<std::vector<std::string>>(choices, "roles"))
-    saved.roles.push_back(role_named(r));
-  if (saved.roles.size() != saved.mesh.axes.size())
-    fail("plan: as many roles as mesh axes are needed");
   if (saved.mesh.axes.size() > options.max_axes) {
     fail("plan: its mesh has {} axes; at most {} are planned for now", saved.mesh.axes.size(),
          options.max_axes);
   }
+  for (const auto& r : field<std::vector<std::string>>(choices, "roles"))
+    saved.roles.push_back(role_named(r));
+  if (saved.roles.size() != saved.mesh.axes.size())
+    fail("plan: as many roles as mesh axes are needed");
   const Json price = field<Json>(choices, "price");
   try {
     saved.price = {price.at(0).get<double>(), price.at(1).get<double>(),
