@@ -43,6 +43,10 @@ struct ViewArguments {
   std::string out, level = "model";
 };
 
+struct DoctorArguments {
+  bool json = false;
+};
+
 struct TrainArguments {
   ModelArguments model;  // or a plan's file
   std::string data;

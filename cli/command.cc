@@ -36,6 +36,7 @@ struct Commands {
   ViewArguments view;
   TrainArguments train;
   CheckpointArguments checkpoint;
+  DoctorArguments doctor;
 };
 
 // "Training steps (100)"
@@ -269,6 +270,8 @@ int run(int argc, char** argv, const UserModel* user) {
   add("view", "Draw a graph or a plan", commands.view, view_command);
   add("train", "Train a model as its plan says, on this machine", commands.train, train_command);
   add_checkpoint(app, commands.checkpoint);
+  add("doctor", "What this machine offers, and what each missing thing costs", commands.doctor,
+      doctor_command);
 
   const CLI::App& command = named_command(app, argc, argv);
   refuse_values_of_flags(command, argc, argv);

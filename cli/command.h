@@ -1,4 +1,4 @@
-// The command: cleave trace, regions, plan, view, train.
+// The command: cleave trace, regions, plan, view, train, doctor.
 #pragma once
 
 #include <functional>

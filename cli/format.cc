@@ -55,7 +55,7 @@ double parse_bytes(std::string_view text, std::string_view option) {
        {"TiB", 1099511627776.0},
        {"G", 1e9}}};
   for (const auto& [name, factor] : kUnits) {
-    if (error == std::errc() && name == unit && number > 0 && std::isfinite(number)) {
+    if (error == std::errc() && name == unit && number > 0 && std::isfinite(number * factor)) {
       return number * factor;
     }
   }

@@ -326,6 +326,8 @@ std::vector<Option> options_of(TrainArguments& a) {
   return options;
 }
 
+std::vector<Option> options_of(DoctorArguments& a) { return {json_option(a.json)}; }
+
 std::vector<Option> ls_options(CheckpointArguments& a) {
   return {path_option(a, "A run's folder of checkpoints, one step's folder, or a safetensors file"),
           json_option(a.json)};

@@ -45,6 +45,7 @@ std::vector<Option> options_of(PlanArguments& arguments);
 std::vector<Option> options_of(ViewArguments& arguments);
 std::vector<Option> options_of(TrainArguments& arguments);
 // Of `cleave checkpoint ls`, verify and export.
+std::vector<Option> options_of(DoctorArguments& arguments);
 std::vector<Option> ls_options(CheckpointArguments& arguments);
 std::vector<Option> verify_options(CheckpointArguments& arguments);
 std::vector<Option> export_options(CheckpointArguments& arguments);

@@ -6,6 +6,7 @@
 #include "cli/memory_parts.h"
 #include "cli/planning.h"
 #include "graph/error.h"
+#include "graph/json.h"
 #include "planner/plan_json.h"
 #include "planner/regions.h"
 
@@ -91,8 +92,12 @@ Json regions_json(const Graph& graph, const Dimensions& dims) {
 }
 
 Json parsed(const std::string& path, std::string_view text) {
-  Json json = Json::parse(text, nullptr, false);
-  if (json.is_discarded()) fail("{}: not JSON, so not a plan", path);
+  Json json;
+  try {
+    json = parse_json(text);
+  } catch (const Error& e) {
+    fail("{}: {}", path, e.what());
+  }
   if (!json.is_object() || !json.contains("format") || json["format"] != "cleave-plan") {
     fail("{}: not a plan; cleave plan -o writes one", path);
   }
@@ -130,6 +135,7 @@ ModelSpec spec_in_plan_file(const std::string& path, std::string_view text) {
     const Json& model = json.at("model");
     spec.name = model.at("name").get<std::string>();
     spec.set = model.at("set").get<std::vector<std::string>>();
+    if (!model.at("batch").is_number_integer()) fail("{}: 'batch' is not a whole number", path);
     spec.batch = model.at("batch").get<int64_t>();
     spec.optimizer.micro_batches = model.at("micro_batches").get<int64_t>();
     spec.dtype = precision_named(model.at("precision").get<std::string>());

@@ -34,6 +34,7 @@ Value Graph::add_source(Source source, TensorType type) {
   if (!source_named_.emplace(source.name, sources_.size()).second) {
     fail("there are two inputs or states named '{}'", source.name);
   }
+  check_shape(type.shape);
   const int32_t storage = num_storages();
   newest_.push_back(0);
   Geometry geometry{0, type.shape, contiguous_strides(type.shape)};
@@ -77,6 +78,7 @@ std::vector<Value> Graph::add(const OpDef& op, std::vector<Value> inputs, std::s
         &Signature::get(expand_factors(factors.empty() ? op.factors.text() : factors, in));
     node.extents = solve_extents(*node.signature, node.attrs, in);
     out = op.infer(call(node, in));
+    for (const TensorType& t : out) check_shape(t.shape);
   } catch (const Error& e) {
     std::string shapes;
     for (const TensorType& t : in) shapes += (shapes.empty() ? "" : ", ") + to_string(t);

@@ -62,6 +62,35 @@ Json to_json(const NodeRecord& r) {
 
 // --- Reading -------------------------------------------------------------------------------------
 
+// Stops before the library meets what it has no limit for: it copies values by recursion, and finds
+// the keys of an object one after the other.
+void check_nesting(std::string_view text) {
+  constexpr size_t kDepth = 100, kKeys = 1000;
+  std::vector<size_t> keys;  // of the objects that are open; a list has none
+  for (size_t i = 0; i < text.size(); ++i) {
+    switch (text[i]) {
+      case '"':
+        for (++i; i < text.size() && text[i] != '"'; ++i) i += text[i] == '\\';
+        break;
+      case '{':
+      case '[':
+        keys.push_back(0);
+        if (keys.size() > kDepth) fail("not JSON that is read here: more than {} deep", kDepth);
+        break;
+      case '}':
+      case ']':
+        if (!keys.empty()) keys.pop_back();
+        break;
+      case ':':
+        if (!keys.empty() && ++keys.back() > kKeys) {
+          fail("not JSON that is read here: an object has more than {} keys", kKeys);
+        }
+        break;
+      default: break;
+    }
+  }
+}
+
 // An object whose keys are all known. Each `read` names what is wrong with its key.
 class Reader {
  public:
@@ -241,6 +270,15 @@ GraphRecord record_from(const Json& json) {
 
 }  // namespace
 
+Json parse_json(std::string_view text) {
+  check_nesting(text);
+  try {
+    return Json::parse(text);
+  } catch (const Json::exception& e) {
+    fail("not JSON: {}", e.what());
+  }
+}
+
 Json to_json(const Graph& graph) {
   const GraphRecord record = to_record(graph);
   Json json = {{"cleave_graph", kVersion},
@@ -284,13 +322,7 @@ std::string to_json_text(const Graph& graph) {
 }
 
 Graph graph_from_json_text(std::string_view text, OpLookup lookup) {
-  Json json;
-  try {
-    json = Json::parse(text);
-  } catch (const Json::exception& e) {
-    fail("not JSON: {}", e.what());
-  }
-  return graph_from_json(json, lookup);
+  return graph_from_json(parse_json(text), lookup);
 }
 
 }  // namespace cleave

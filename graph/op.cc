@@ -37,7 +37,7 @@ Shape shape_of(const OperandDims& dims, std::span<const int64_t> extents) {
   shape.reserve(dims.size());
   for (const DimFactors& dim : dims) {
     int64_t size = 1;
-    for (int8_t f : dim) size *= extents[static_cast<size_t>(f)];
+    for (int8_t f : dim) size = product(size, extents[static_cast<size_t>(f)]);
     shape.push_back(size);
   }
   return shape;
@@ -164,7 +164,12 @@ std::vector<int64_t> solve_extents(const Signature& signature, const Attrs& attr
   const auto& factors = signature.factors();
   std::vector<int64_t> extents(factors.size(), 0);
   for (size_t f = 0; f < factors.size(); ++f) {
-    extents[f] = attrs.integer_or(std::string_view(&factors[f].letter, 1), 0);
+    const std::string_view letter(&factors[f].letter, 1);
+    if (!attrs.has(letter)) continue;
+    extents[f] = attrs.integer(letter);
+    if (extents[f] < 1 || extents[f] > kMaxElements) {
+      fail("factor '{}' of '{}' cannot have size {}", letter, signature.text(), extents[f]);
+    }
   }
   // "->ab" is both one scalar input and none at all.
   const bool none = in.empty() && signature.inputs().size() == 1 && signature.inputs()[0].empty();
@@ -189,7 +194,7 @@ std::vector<int64_t> solve_extents(const Signature& signature, const Attrs& attr
             unknown = f;
             ++unknowns;
           } else {
-            known *= extents[static_cast<size_t>(f)];
+            known = product(known, extents[static_cast<size_t>(f)]);
           }
         }
         const int64_t size = in[i].shape[d];

@@ -36,6 +36,22 @@ DType dtype_named(std::string_view name) {
   fail("unknown element type '{}' (one of f64, f32, bf16, i32)", name);
 }
 
+int64_t product(int64_t a, int64_t b) {
+  if (a > kMaxElements / b) fail("{} x {} elements are more than a tensor can have", a, b);
+  return a * b;
+}
+
+void check_shape(const Shape& shape) {
+  int64_t elements = 1;
+  for (int64_t size : shape) {
+    if (size < 1) fail("sizes are 1 or more, got {}", to_string(shape));
+    if (elements > kMaxElements / size) {
+      fail("{} has more than 2^50 elements, which no tensor can have", to_string(shape));
+    }
+    elements *= size;
+  }
+}
+
 int64_t numel(const Shape& shape) {
   int64_t n = 1;
   for (int64_t d : shape) n *= d;

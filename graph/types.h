@@ -23,6 +23,13 @@ bool is_float(DType dtype);
 std::string_view name_of(DType dtype);     // "f32"
 DType dtype_named(std::string_view name);  // throws Error when there is none
 
+// A tensor with more elements is a mistake; offsets, strides and bytes then fit in 64 bits.
+inline constexpr int64_t kMaxElements = int64_t{1} << 50;
+// The product of two positive sizes; throws Error when it is above kMaxElements.
+int64_t product(int64_t a, int64_t b);
+// Throws Error unless every size is positive and there are at most kMaxElements.
+void check_shape(const Shape& shape);
+
 // Product of the sizes; 1 for a scalar.
 int64_t numel(const Shape& shape);
 // "[8, 128]"; "[]" for a scalar.

@@ -144,7 +144,7 @@ void put_slice(const KernelArgs& args, const TensorView& slice, const TensorView
 
 void check_bounds(const OpCall& call, int64_t size, int64_t count) {
   const int64_t start = call.attrs.integer("start"), step = call.attrs.integer("step");
-  if (start < 0 || step < 1 || start + (count - 1) * step >= size) {
+  if (start < 0 || start >= size || step < 1 || count - 1 > (size - 1 - start) / step) {
     fail("{} elements from {} by {} do not fit into a dimension of size {}", count, start, step,
          size);
   }
@@ -187,7 +187,7 @@ std::vector<TensorType> write_slice_infer(const OpCall& call) {
   check_bounds(call, call.in[0].shape[d], call.in[1].shape[d]);
   const int64_t start = call.attrs.integer("start"), stop = call.attrs.integer("stop");
   const int64_t step = call.attrs.integer("step"), count = call.in[1].shape[d];
-  if (stop > call.in[0].shape[d] || (stop - start + step - 1) / step != count) {
+  if (stop <= start || stop > call.in[0].shape[d] || (stop - start - 1) / step + 1 != count) {
     fail("slice {}:{}:{} does not have {} elements", start, stop, step, count);
   }
   return same_dtype(call);
@@ -198,7 +198,7 @@ std::optional<std::vector<Geometry>> write_slice_written(const OpCall& call, con
   const size_t d = differing_dim(s, s.inputs()[1]);
   Geometry part{in.offset + call.attrs.integer("start") * in.strides[d],
                 shape_of(s.inputs()[1], call.extents), in.strides};
-  part.strides[d] *= call.attrs.integer("step");
+  if (part.shape[d] > 1) part.strides[d] *= call.attrs.integer("step");
   return {{part}};
 }
 

@@ -165,7 +165,7 @@ int64_t attention_workspace(const OpCall& call) {
 template <class T>
 void attend(const KernelArgs& args) {
   const AttentionCall call(args, forward_factors(args.signature));
-  const auto [s, t, e, v, block] = std::tuple(call.s, call.t, call.e, call.v, call.block);
+  const int64_t s = call.s, t = call.t, e = call.e, v = call.v, block = call.block;
   const AttentionFactors& f = call.factors;
   const AttentionDropout dropout(call, 3);
   const Shape q_strides = in_strides(args, 0), k_strides = in_strides(args, 1),

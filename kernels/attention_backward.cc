@@ -59,7 +59,7 @@ void clear(int64_t rows, int64_t columns, Matrix<T> m) {
 template <class T>
 void attend_backward(const KernelArgs& args) {
   const AttentionCall call(args, backward_factors(args.signature));
-  const auto [s, t, e, v, block] = std::tuple(call.s, call.t, call.e, call.v, call.block);
+  const int64_t s = call.s, t = call.t, e = call.e, v = call.v, block = call.block;
   const AttentionFactors& f = call.factors;
   const AttentionDropout dropout(call, kStep);
   std::vector<Shape> in, out;

@@ -223,7 +223,7 @@ std::vector<TensorType> slice_infer(const OpCall& call) {
     fail("slice {}:{}:{} does not fit into a dimension of size {}", start, stop, step, size);
   }
   std::vector<TensorType> out = same_dtype(call);
-  if (out[0].shape[d] != (stop - start + step - 1) / step) {
+  if (out[0].shape[d] != (stop - start - 1) / step + 1) {
     fail("slice {}:{}:{} does not have {} elements", start, stop, step, out[0].shape[d]);
   }
   return out;
@@ -233,7 +233,7 @@ std::optional<std::vector<Geometry>> slice_view(const OpCall& call, const Geomet
   const size_t d = sliced_dim(call.signature);
   Geometry out{in.offset + call.attrs.integer("start") * in.strides[d],
                shape_of(call.signature.outputs()[0], call.extents), in.strides};
-  out.strides[d] *= call.attrs.integer("step");
+  if (out.shape[d] > 1) out.strides[d] *= call.attrs.integer("step");
   settle_unit_strides(out);
   return {{out}};
 }

@@ -4,6 +4,8 @@
 #include <fmt/ranges.h>
 
 #include <charconv>
+#include <cmath>
+#include <tuple>
 #include <variant>
 
 #include "graph/error.h"
@@ -186,12 +188,23 @@ std::vector<std::string> values_of(const ModelConfig& config) {
 }
 
 void check(const ModelConfig& config) {
+  constexpr int64_t kMaxWidth = 1 << 24;
   const ModelConfig& c = config;
   for (const auto& [key, value] :
        {std::pair("layers", c.layers), std::pair("hidden", c.hidden), std::pair("heads", c.heads),
         std::pair("vocab", c.vocab), std::pair("sequence", c.sequence),
         std::pair("batch", c.batch)}) {
     if (value < 1) fail("{}: {}={} must be at least 1", c.name(), key, value);
+  }
+  // Indices of tokens are 32-bit, and a layer takes time and memory to trace; the rest is for sizes
+  // that are products of these.
+  for (const auto& [key, value, most] :
+       {std::tuple("layers", c.layers, int64_t{10'000}), std::tuple("hidden", c.hidden, kMaxWidth),
+        std::tuple("ffn", c.ffn, kMaxWidth), std::tuple("kv_heads", c.kv_heads, kMaxWidth),
+        std::tuple("vocab", c.vocab, int64_t{INT32_MAX}),
+        std::tuple("sequence", c.sequence, int64_t{INT32_MAX}),
+        std::tuple("batch", c.batch, int64_t{INT32_MAX})}) {
+    if (value > most) fail("{}: {}={} is above {}", c.name(), key, value, most);
   }
   if (c.kv_heads < 0 || c.ffn < 0) fail("{}: kv_heads and ffn must not be negative", c.name());
   if (c.hidden % c.heads != 0) {
@@ -203,10 +216,12 @@ void check(const ModelConfig& config) {
   if (c.family == "llama" && c.head_size() % 2 != 0) {
     fail("{}: rotary positions need an even head size, got {}", c.name(), c.head_size());
   }
-  if (c.dropout < 0 || c.dropout >= 1) {
+  if (!(c.dropout >= 0 && c.dropout < 1)) {
     fail("{}: dropout={} must be at least 0 and below 1", c.name(), c.dropout);
   }
-  if (c.theta <= 1 || c.eps <= 0) fail("{}: theta must be above 1 and eps above 0", c.name());
+  if (!(c.theta > 1 && c.eps > 0 && std::isfinite(c.theta) && std::isfinite(c.eps))) {
+    fail("{}: theta must be above 1 and eps above 0", c.name());
+  }
 }
 
 }  // namespace cleave

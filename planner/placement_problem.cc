@@ -9,8 +9,6 @@
 namespace cleave {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
 template <class... Parts>
 std::string key_of(const char* what, const Parts&... parts) {
   std::string key = what;

@@ -101,6 +101,14 @@ T field(const Json& json, const char* name) {
   }
 }
 
+// A whole number of a saved plan, from 0 to 2^31 - 1.
+int32_t whole(const Json& json, const char* name) {
+  if (!json.is_number_integer() || json < 0 || json > INT32_MAX) {
+    fail("plan: field '{}' holds something else than a whole number", name);
+  }
+  return json.get<int32_t>();
+}
+
 }  // namespace
 
 uint64_t graph_hash(const Graph& graph) {
@@ -205,7 +213,8 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   if (!json.is_object() || !json.contains("format") || json["format"] != "cleave-plan") {
     fail("not a plan: the file has no \"format\": \"cleave-plan\"");
   }
-  if (const int version = field<int>(json, "version"); version != kPlanFormatVersion) {
+  const int version = whole(field<Json>(json, "version"), "version");
+  if (version != kPlanFormatVersion) {
     fail("the plan has format version {}, this build reads {}", version, kPlanFormatVersion);
   }
   if (field<std::string>(field<Json>(json, "graph"), "hash") != hex(graph_hash(graph))) {
@@ -219,6 +228,10 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
       fail("plan: mesh axis '{}' does not have a number of devices", name);
     saved.mesh.axes.push_back({name, size.get<int64_t>()});
   }
+  if (saved.mesh.axes.size() > options.max_axes) {
+    fail("plan: its mesh has {} axes; at most {} are planned for now", saved.mesh.axes.size(),
+         options.max_axes);
+  }
   for (const auto& r : field<std::vector<std::string>>(choices, "roles"))
     saved.roles.push_back(role_named(r));
   if (saved.roles.size() != saved.mesh.axes.size())
@@ -226,9 +239,8 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   const Json price = field<Json>(choices, "price");
   try {
     saved.price = {price.at(0).get<double>(), price.at(1).get<double>(),
-                   price.at(2).get<int32_t>()};
-    if (!(saved.price.low >= 0 && saved.price.high >= 0 && saved.price.split >= 0 &&
-          price.at(2).is_number_integer())) {
+                   whole(price.at(2), "price")};
+    if (!(saved.price.low >= 0 && saved.price.high >= 0)) {
       fail("plan: the price of memory is two numbers and a count of layers, none negative");
     }
     for (const char* list : {"nodes", "held"}) {
@@ -236,10 +248,10 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
         fail("plan: field '{}' is missing or of the wrong type", list);
     }
     for (const Json& item : field<Json>(choices, "nodes")) {
-      saved.choices[item.at(0).get<NodeId>()] = item.at(1).get<std::string>();
+      saved.choices[whole(item.at(0), "nodes")] = item.at(1).get<std::string>();
     }
     for (const Json& item : field<Json>(choices, "held")) {
-      saved.held[item.at(0).get<Value>()] = item.at(1).get<std::string>();
+      saved.held[whole(item.at(0), "held")] = item.at(1).get<std::string>();
     }
   } catch (const nlohmann::json::exception&) {
     fail("plan: the field 'choices' is malformed");

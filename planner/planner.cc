@@ -338,7 +338,7 @@ MeshRequest parse_mesh(std::string_view text) {
   const auto number = [&](std::string_view s) {
     int64_t n = 0;
     const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), n);
-    if (error != std::errc() || end != s.data() + s.size() || n < 1) {
+    if (error != std::errc() || end != s.data() + s.size() || n < 1 || n > 1'000'000) {
       fail("mesh '{}': '{}' is not a size; write 2x4, or dp=2,tp=4", text, s);
     }
     return n;

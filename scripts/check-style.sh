@@ -33,14 +33,38 @@ git ls-files '*.h' | xargs -P "$(nproc)" -I{} \
   c++ -std=c++20 -fsyntax-only -I. -include {} -x c++ /dev/null ||
   { echo "check-style: a header does not compile alone; see above"; bad=1; }
 
-echo "lines per folder:"
-wc -l $files | awk '
-  $2 == "total" { next }
-  { folder = $2; sub(/\/.*/, "", folder); lines[folder] += $1; count[folder]++; all += $1 }
+# Lines a folder and file, and the share of comments: lines that are one, of lines that are not blank.
+# The budget is there so that growth is decided, not drifted into.
+for file in $files; do
+  awk -v file="$file" '
+    /^[ \t]*$/ { next }
+    { full++ }
+    /^[ \t]*\/\// { comments++ }
+    END { split(file, part, "/"); print part[1], NR, full + 0, comments + 0, file }' "$file"
+done | sort -k1,1 -k2,2n | awk -v code_budget=45000 -v test_budget=25000 '
+  function folder_line(    median) {
+    if (count == 0) return
+    median = count % 2 ? size[(count + 1) / 2] : (size[count / 2] + size[count / 2 + 1]) / 2
+    printf "  %-12s %6d %6d %7g %8d  %-34s %5.1f %%\n", folder, lines, count, median, size[count],
+           largest, 100 * comments / full
+  }
+  BEGIN {
+    printf "  %-12s %6s %6s %7s %8s  %-34s %s\n", "folder", "lines", "files", "median", "largest",
+           "", "comments"
+  }
+  $1 != folder { folder_line(); folder = $1; lines = count = full = comments = 0 }
+  {
+    size[++count] = $2; lines += $2; full += $3; comments += $4; largest = $5
+    all += $2; all_files++; all_full += $3; all_comments += $4
+    if (folder == "tests") tests += $2; else code += $2
+  }
   END {
-    for (folder in lines)
-      printf "  %-12s %6d in %3d files\n", folder, lines[folder], count[folder] | "sort"
-    close("sort")
-    printf "  %-12s %6d\n", "all", all
-  }'
+    folder_line()
+    printf "  %-12s %6d %6d %52s %5.1f %%\n", "all", all, all_files, "", 100 * all_comments / all_full
+    if (code > code_budget || tests > test_budget) {
+      printf "check-style: %d lines and %d of tests; the budgets are %d and %d\n", code, tests,
+             code_budget, test_budget
+      exit 1
+    }
+  }' || bad=1
 exit $bad

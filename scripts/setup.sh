@@ -9,10 +9,11 @@ usage: scripts/setup.sh [--no-apt] [--list] GROUP...
 
 Installs missing packages as root or through sudo. Safe to run again.
 
-  build    compiler, CMake and the libraries that Cleave links
+  build    compiler, its cache, CMake and the libraries that Cleave links
   demo     a text to train on
   test     GoogleTest, and the CBC solver that checks the planner
-  style    clang-format
+  style    clang-format and clang-tidy
+  fuzz     clang, with its sanitizers
 
   --no-apt  install nothing; only name what is missing
   --list    print the packages of the groups and stop
@@ -22,10 +23,11 @@ END
 packages_of() {
   case $1 in
     build) echo "g++ cmake ninja-build libfmt-dev libboost-dev libcli11-dev nlohmann-json3-dev" \
-                "libtomlplusplus-dev libopenblas-pthread-dev libxxhash-dev" ;;
+                "libtomlplusplus-dev libopenblas-pthread-dev libxxhash-dev ccache" ;;
     demo) echo "bible-kjv bible-kjv-text" ;;
     test) echo "libgtest-dev coinor-libcbc-dev graphviz" ;;
-    style) echo "clang-format-14" ;;
+    style) echo "clang-format-14 clang-tidy-14" ;;
+    fuzz) echo "clang-14 libclang-rt-14-dev llvm-14" ;;
     *) echo "setup: unknown group '$1'; see scripts/setup.sh --help" >&2; exit 1 ;;
   esac
 }

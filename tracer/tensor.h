@@ -23,7 +23,6 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
-#include <source_location>
 #include <span>
 #include <string>
 #include <string_view>
@@ -37,7 +36,16 @@ namespace cleave {
 class Tracer;
 struct Operand;
 using Dims = std::vector<int64_t>;
-using Loc = std::source_location;  // the line of the caller, as a default argument
+
+// The line of the caller, as a default argument: std::source_location, which clang 14 cannot use.
+struct Loc {
+  const char* file = "";
+  int32_t line = 0;
+  static constexpr Loc current(const char* file = __builtin_FILE(),
+                               int32_t line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
 
 inline constexpr int64_t kEnd = std::numeric_limits<int64_t>::max();
 

@@ -234,8 +234,8 @@ At::~At() { graph_.cursor = before_; }
 
 SourceLoc Tracer::State::locate(Loc loc) {
   if (located) return graph.cursor.loc;
-  const std::string file = std::filesystem::path(loc.file_name()).filename().string();
-  return {graph.intern_file(file), static_cast<int32_t>(loc.line())};
+  const std::string file = std::filesystem::path(loc.file).filename().string();
+  return {graph.intern_file(file), loc.line};
 }
 
 // --- State ---------------------------------------------------------------------------------------

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Builds test programs with sanitizers and runs them: a line a program with its time, and all of
+# the output of those that fail. Exits 1 when one does.
+#
+# usage: scripts/sanitize.sh asan|tsan [TEST...]
+#   asan   address and undefined behaviour: all tests but the slow ones
+#   tsan   threads: the tests that start any
+#   TEST   executor_runtime_test, ...: these only
+set -eu
+cd "$(dirname "$0")/.."
+
+preset=${1:-}
+case $preset in
+  # Leaves out what takes minutes under a sanitizer and runs the same code as others do.
+  asan) tests=$(ls tests/*_test.cc | grep -v -e '_slow_test' -e '_gpu_test') ;;
+  tsan) tests=$(grep -lE 'cpu_runtime.h|communicator.h|rank_threads.h|trainer.h|training_plans.h' \
+    tests/*_test.cc | grep -v -e '_slow_test' -e '_gpu_test') ;;
+  *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 1 ;;
+esac
+shift
+if [ $# -gt 0 ]; then tests=$*; fi
+tests=$(for test in $tests; do basename "$test" .cc; done)
+unset OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
+
+started=$(date +%s)
+cmake --preset "$preset" >/dev/null
+cmake --build --preset "$preset" --target $tests
+echo "$preset: built in $(($(date +%s) - started)) s"
+
+# Uninstrumented libraries keep memory for their threads until the end.
+export ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/sanitizers/lsan.txt
+export UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=second_deadlock_stack=1
+echo "$tests" | xargs -P "$(nproc)" -I{} sh -c '
+  started=$(date +%s)
+  log=build-$1/$2.log
+  if build-$1/bin/$2 --gtest_brief=1 >$log 2>&1; then result=ok; else result=FAILED; fi
+  printf "%5d s  %-6s  %s\n" $(($(date +%s) - started)) $result $2
+  if [ $result = FAILED ]; then tail -n 200 $log; exit 1; fi
+' - "$preset" {} || exit 1
+echo "$preset: $(echo "$tests" | wc -w) programs pass, $(($(date +%s) - started)) s with the build"
