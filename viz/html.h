@@ -14,8 +14,8 @@ struct Tab {
   std::string body;  // HTML
 };
 
-// A picture as the body of a tab, in a frame that scrolls, drawn as wide as the window or at its own
-// size. `ids`: as for to_svg, different in every tab.
+// A picture as the body of a tab, in a frame that scrolls, drawn as wide as the window or at its
+// own size. `ids`: as for to_svg, different in every tab.
 std::string picture_tab(const Picture& picture, const std::string& ids);
 // Text in columns, as on a terminal.
 std::string text_tab(std::string_view text);
