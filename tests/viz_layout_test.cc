@@ -159,12 +159,12 @@ TEST(Columns, StandStraightBelowEachOther) {
 }
 
 TEST(Text, IsMadeSafe) {
-  EXPECT_EQ(printable("plain"), "plain");
-  EXPECT_EQ(printable("a\nb\x01\x7f"), "a\\x0ab\\x01\\x7f");
-  EXPECT_EQ(printable("\xC3\xA9 \xE2\x86\x92 \xF0\x9F\xA6\x80"),
+  EXPECT_EQ(clean_text("plain"), "plain");
+  EXPECT_EQ(clean_text("a\nb\x01\x7f"), "a\\x0ab\\x01\\x7f");
+  EXPECT_EQ(clean_text("\xC3\xA9 \xE2\x86\x92 \xF0\x9F\xA6\x80"),
             "\xC3\xA9 \xE2\x86\x92 \xF0\x9F\xA6\x80");
-  EXPECT_EQ(printable("\xFF\xC3("), "\\xff\\xc3(");
-  EXPECT_EQ(printable("\xC2\x85\xEF\xBF\xBE"), "\\xc2\\x85\\xef\\xbf\\xbe");
+  EXPECT_EQ(clean_text("\xFF\xC3("), "\\xff\\xc3(");
+  EXPECT_EQ(clean_text("\xC2\x85\xEF\xBF\xBE"), "\\xc2\\x85\\xef\\xbf\\xbe");
   EXPECT_EQ(xml_text("<a & \"b\">"), "&lt;a &amp; &quot;b&quot;&gt;");
   EXPECT_EQ(shortened("abcdefgh", 8), "abcdefgh");
   EXPECT_EQ(shortened("abcdefgh", 5), "ab…gh");

@@ -260,8 +260,8 @@ TEST(Dot, RandomGraphsWithAnyNamesComeBack) {
     g.cursor.scope = g.intern_scope("x" + random_name(random) + "y");
     g.add1(test_ops::gelu, {extra});
     for (ViewLevel level : kLevels) text += to_dot(draw(g, level));
-    names.push_back(printable(g.name));
-    names.push_back(printable(g.sources().back().name));
+    names.push_back(clean_text(g.name));
+    names.push_back(clean_text(g.sources().back().name));
   }
   const std::string read = read_by_dot(text);
   for (const std::string& name : names) EXPECT_NE(read.find(name), std::string::npos) << name;

@@ -27,7 +27,7 @@ size_t at(int32_t i) { return static_cast<size_t>(i); }
 
 Place size_of_box(const Box& b) {
   const auto width = [](const std::string& text, double size, bool bold) {
-    return text_width(shortened(drawable(text), metrics::kLongest), size, bold);
+    return text_width(shortened(clean_text(text), metrics::kLongest), size, bold);
   };
   if (b.kind == Box::Kind::kHexagon) {
     double w = width(b.title, metrics::kNote, true) + 34;
@@ -193,7 +193,7 @@ class PageMaker {
   // --- Frames of regions -------------------------------------------------------------------------
 
   double label_width(int32_t frame) const {
-    return text_width(drawable(p_.frames[at(frame)].label), metrics::kNote, true) + 14;
+    return text_width(clean_text(p_.frames[at(frame)].label), metrics::kNote, true) + 14;
   }
 
   // Grows a frame box by box, as long as nothing else gets into it.

@@ -25,7 +25,7 @@ constexpr const char* kStyle =
     ".s{fill:none;stroke:#a0a8b2;stroke-width:1;stroke-dasharray:4 3}";
 
 std::string fitted(const std::string& text) {
-  return xml_text(shortened(drawable(text), metrics::kLongest));
+  return xml_text(shortened(clean_text(text), metrics::kLongest));
 }
 
 std::string text_at(double x, double y, const char* style, const std::string& text) {
@@ -107,7 +107,7 @@ std::string box_svg(const Box& b, const Place& p) {
     text +=
         v.hexagon
             ? hexagon({p.x + 3, y + 0.5,
-                       std::min(p.width - 6, text_width(drawable(v.text), metrics::kValue) + 22),
+                       std::min(p.width - 6, text_width(clean_text(v.text), metrics::kValue) + 22),
                        height - 1},
                       v.fills[0])
             : stripes(line, v.fills);
@@ -119,7 +119,7 @@ std::string box_svg(const Box& b, const Place& p) {
 
 std::string frame_svg(const PlacedFrame& f) {
   const Place& p = f.place;
-  const std::string label = xml_text(shortened(drawable(f.label), metrics::kLongest));
+  const std::string label = xml_text(shortened(clean_text(f.label), metrics::kLongest));
   switch (f.kind) {
     case Frame::Kind::kPhase:
       return rectangle(p, 8, "#f6f8fa", "stroke=\"#d0d7de\"") +
@@ -174,7 +174,7 @@ int legend_svg(const Picture& p, double width, double top, const std::string& id
   double x = kMargin;
   int lines = p.legend.empty() ? 0 : 1;
   for (const LegendEntry& e : p.legend) {
-    const double wide = sign_width(e.sign) + text_width(drawable(e.text), kLegendFont) + 20;
+    const double wide = sign_width(e.sign) + text_width(clean_text(e.text), kLegendFont) + 20;
     if (x > kMargin && x + wide > width - kMargin) x = kMargin, ++lines;
     const double y = top + kLegendLine * lines - 5;
     text += sign_svg(e, x, y, ids);
@@ -193,8 +193,8 @@ std::string to_svg(const Picture& p, const std::string& ids) {
          kMostBoxes);
   }
   const Layout2d layout = lay_out(p);
-  double width = std::max(layout.width, text_width(drawable(p.title), kHead, true));
-  for (const std::string& s : p.subtitle) width = std::max(width, text_width(drawable(s), kSub));
+  double width = std::max(layout.width, text_width(clean_text(p.title), kHead, true));
+  for (const std::string& s : p.subtitle) width = std::max(width, text_width(clean_text(s), kSub));
   width += 2 * kMargin;
   const double head = 30 + 19 * static_cast<double>(p.subtitle.size()) + 8;
   std::string legend;

@@ -50,7 +50,7 @@ constexpr std::array<int, 95> kWidths = {
 
 }  // namespace
 
-std::string drawable(std::string_view text) {
+std::string clean_text(std::string_view text) {
   std::string safe;
   for (size_t at = 0; at < text.size();) {
     const size_t length = utf8_length(text, at);
@@ -67,7 +67,7 @@ std::string drawable(std::string_view text) {
 
 std::string xml_text(std::string_view text) {
   std::string safe;
-  for (char c : drawable(text)) {
+  for (char c : clean_text(text)) {
     switch (c) {
       case '&': safe += "&amp;"; break;
       case '<': safe += "&lt;"; break;

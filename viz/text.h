@@ -8,7 +8,7 @@
 namespace cleave {
 
 // UTF-8 without control characters: those, and bytes that are not UTF-8, become "\x0a".
-std::string drawable(std::string_view text);
+std::string clean_text(std::string_view text);
 // The same, as text of an XML element or attribute.
 std::string xml_text(std::string_view text);
 // At most so many characters of printable text; an ellipsis in the middle stands for the rest.
