@@ -87,10 +87,8 @@ std::vector<Block> sampled(int64_t tokens, int64_t most) {
   if (tokens <= most) return {{0, tokens}};
   std::vector<Block> blocks;
   const int64_t count = most / kBlocks;
-  const double stride = static_cast<double>(tokens - count) / (kBlocks - 1);
   for (int64_t b = 0; b < kBlocks; ++b) {
-    const auto first = static_cast<int64_t>(static_cast<double>(b) * stride);
-    blocks.push_back({std::min(first, tokens - count), count});
+    blocks.push_back({b * (tokens - count) / (kBlocks - 1), count});
   }
   return blocks;
 }
@@ -104,7 +102,7 @@ std::string describe(const OpenText& text, const StrangeToken& strange) {
                      strange.token, text.tokens.place(strange.index));
 }
 
-// `at_least`: the largest token seen, where more than the strange one was looked at.
+// `largest`: of the tokens that were looked at.
 [[noreturn]] void refuse(const OpenText& text, const StrangeToken& strange, int64_t vocab,
                          int64_t largest) {
   const int64_t enough = std::max({text.vocab, largest + 1, strange.token + 1});
