@@ -83,4 +83,13 @@ struct CheckpointArguments {
   bool json = false;
 };
 
+struct GenerateArguments {
+  const UserModel* user = nullptr;  // null: only the built-in models
+  std::string checkpoint;           // a step's folder, or a folder of steps
+  std::string prompt, prompt_file, tokenizer, mesh, devices = "cpu:1";
+  int64_t tokens = 200, samples = 1, seed = 0, top_k = 40;
+  double temperature = 0.8, top_p = 1;
+  bool json = false;
+};
+
 }  // namespace cleave

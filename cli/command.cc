@@ -36,6 +36,7 @@ struct Commands {
   ViewArguments view;
   TrainArguments train;
   CheckpointArguments checkpoint;
+  GenerateArguments generate;
   DoctorArguments doctor;
 };
 
@@ -260,6 +261,7 @@ int run(int argc, char** argv, const UserModel* user) {
                             &commands.view.model, &commands.train.model}) {
     m->user = user;
   }
+  commands.generate.user = user;
   const auto add = [&](const char* name, const char* help, auto& arguments, auto run_it) {
     add_command(app, name, help, options_of(arguments), arguments, run_it);
   };
@@ -270,6 +272,7 @@ int run(int argc, char** argv, const UserModel* user) {
   add("view", "Draw a graph or a plan", commands.view, view_command);
   add("train", "Train a model as its plan says, on this machine", commands.train, train_command);
   add_checkpoint(app, commands.checkpoint);
+  add("generate", "Continue a text with a trained model", commands.generate, generate_command);
   add("doctor", "What this machine offers, and what each missing thing costs", commands.doctor,
       doctor_command);
 

@@ -1,4 +1,4 @@
-// The command: cleave trace, regions, plan, view, train, doctor.
+// The command: cleave trace, regions, plan, view, train, generate, doctor.
 #pragma once
 
 #include <functional>

@@ -28,5 +28,6 @@ void checkpoint_ls_command(const CheckpointArguments& arguments);
 void checkpoint_verify_command(
     const CheckpointArguments& arguments);  // Error when one is not sound
 void checkpoint_export_command(const CheckpointArguments& arguments);
+void generate_command(const GenerateArguments& arguments);  // DoesNotFit when nothing fits
 
 }  // namespace cleave

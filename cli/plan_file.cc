@@ -91,6 +91,19 @@ Json regions_json(const Graph& graph, const Dimensions& dims) {
   return list;
 }
 
+// Throws Json's exceptions.
+ModelSpec spec_in_json(const Json& model) {
+  ModelSpec spec;
+  spec.name = model.at("name").get<std::string>();
+  spec.set = model.at("set").get<std::vector<std::string>>();
+  spec.batch = model.at("batch").get<int64_t>();
+  spec.optimizer.micro_batches = model.at("micro_batches").get<int64_t>();
+  spec.dtype = precision_named(model.at("precision").get<std::string>());
+  spec.training = model.at("training").get<bool>();
+  spec.optimizer.kind = optimizer_named(model.at("optimizer").get<std::string>());
+  return spec;
+}
+
 Json parsed(const std::string& path, std::string_view text) {
   Json json;
   try {
@@ -130,8 +143,8 @@ bool is_plan_file(std::string_view text) {
 
 ModelSpec spec_in_plan_file(const std::string& path, std::string_view text) {
   const Json json = parsed(path, text);
-  ModelSpec spec;
   try {
+<<<<<<< HEAD
     const Json& model = json.at("model");
     spec.name = model.at("name").get<std::string>();
     spec.set = model.at("set").get<std::vector<std::string>>();
@@ -141,10 +154,23 @@ ModelSpec spec_in_plan_file(const std::string& path, std::string_view text) {
     spec.dtype = precision_named(model.at("precision").get<std::string>());
     spec.training = model.at("training").get<bool>();
     spec.optimizer.kind = optimizer_named(model.at("optimizer").get<std::string>());
+=======
+    return spec_in_json(json.at("model"));
+>>>>>>> 13bdcae (cleave generate: text from a checkpoint, streamed, on any mesh, for built-in models and a user's own)
   } catch (const nlohmann::json::exception&) {
     fail("{}: the field 'model' is missing or malformed; write the plan again", path);
   }
-  return spec;
+}
+
+TrainedJob job_in_checkpoint(const std::string& checkpoint, std::string_view run_json) {
+  const Json json = Json::parse(run_json, nullptr, false);
+  try {
+    return {spec_in_json(json.at("model")), json.value("tokenizer", std::string())};
+  } catch (const nlohmann::json::exception&) {
+    fail("checkpoint '{}': its run.json does not say which model was trained", checkpoint);
+  } catch (const Error& e) {
+    fail("checkpoint '{}': its run.json: {}", checkpoint, e.what());
+  }
 }
 
 LoadedPlan load_plan(const std::string& path, std::string_view text, ModelSpec spec,

@@ -19,6 +19,14 @@ std::string plan_file_text(const TracedModel& model, const Plan& plan);
 // "bytes"}.
 std::string job_text(const TracedModel& model, const std::string& tokenizer);
 
+// The same, read from the run.json of the checkpoint at this path; other fields are not looked at.
+// Throws Error, naming the checkpoint.
+struct TrainedJob {
+  ModelSpec model;
+  std::string tokenizer;
+};
+TrainedJob job_in_checkpoint(const std::string& checkpoint, std::string_view run_json);
+
 struct LoadedPlan {
   TracedModel model;
   Plan plan;

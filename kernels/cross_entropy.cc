@@ -27,6 +27,10 @@ std::vector<TensorType> infer_cross_entropy_backward(const OpCall& call) {
 
 std::vector<TensorType> infer_pick(const OpCall& call) {
   expect_types(call, "xi");
+  const Signature& s = call.signature;
+  int reduced = 0;
+  for (size_t f = 0; f < s.factors().size(); ++f) reduced += s.reduced_in(static_cast<int>(f), 0);
+  CLEAVE_ASSERT(reduced == 1, "pick: '{}' picks along {} factors", s.text(), reduced);
   return {output_type(call, 0, statistics_dtype(call.in[0].dtype))};
 }
 
@@ -100,29 +104,32 @@ void cross_entropy_backward_cpu(const KernelArgs& args) {
   });
 }
 
+// The element that the index names, along the factor that the result lacks; 0 when this shard does
+// not have it.
 void pick_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
-    const int f = class_factor(args);
-    const Extent& classes = args.extents[static_cast<size_t>(f)];
+    size_t f = 0;
+    while (!args.signature.reduced_in(static_cast<int>(f), 0)) ++f;
+    const Extent& along = args.extents[f];
     const Shape strides = in_strides(args, 0);
     const T* x = args.in[0].as<const T>();
-    const int32_t* targets = args.in[1].as<const int32_t>();
+    const int32_t* indices = args.in[1].as<const int32_t>();
     T* const out = args.out[0].as<T>();
-    const auto rows = nest_over<3>(args, factors_of(args.signature.inputs()[1]),
-                                   {strides, in_strides(args, 1), out_strides(args, 0)});
-    for_each_element(rows, [&](const auto& at) {
-      const int32_t target = targets[at[1]];
-      const bool exists = target >= 0 && target < classes.global;
-      const int64_t own = exists ? local_index(classes, target) : -1;
-      out[at[2]] = own < 0 ? T{0} : x[at[0] + own * strides[static_cast<size_t>(f)]];
+    const auto results = nest_over<3>(args, factors_of(args.signature.outputs()[0]),
+                                      {strides, in_strides(args, 1), out_strides(args, 0)});
+    for_each_element(results, [&](const auto& at) {
+      const int32_t index = indices[at[1]];
+      const bool exists = index >= 0 && index < along.global;
+      const int64_t own = exists ? local_index(along, index) : -1;
+      out[at[2]] = own < 0 ? T{0} : x[at[0] + own * strides[f]];
     });
   });
 }
 
-// The targets, and the scores of as many tokens.
+// The indices, and the elements that are picked.
 double pick_bytes(const OpCall& call, std::span<const TensorType> out) {
-  return static_cast<double>(numel(out[0].shape) *
-                             (2 * size_of(call.in[0].dtype) + size_of(DType::kI32)));
+  return static_cast<double>(numel(out[0].shape) * 2 * size_of(call.in[0].dtype) +
+                             numel(call.in[1].shape) * size_of(DType::kI32));
 }
 
 std::vector<Value> cross_entropy_grad(GradContext& g) {

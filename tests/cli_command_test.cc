@@ -11,6 +11,7 @@
 
 #include "cli/format.h"
 #include "graph/error.h"
+#include "tests/cli_run.h"
 #include "tracer/nn.h"
 
 namespace cleave {
@@ -18,39 +19,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
-
-struct Outcome {
-  int status = 0;
-  std::string out, err;
-};
-
-Outcome capture(std::vector<std::string> args, const UserModel* user = nullptr) {
-  args.insert(args.begin(), "cleave");
-  std::vector<char*> argv;
-  for (std::string& a : args) argv.push_back(a.data());
-  argv.push_back(nullptr);
-  ::testing::internal::CaptureStdout();
-  ::testing::internal::CaptureStderr();
-  Outcome o;
-  const int argc = static_cast<int>(args.size());
-  o.status =
-      user != nullptr ? run_command(argc, argv.data(), *user) : run_command(argc, argv.data());
-  o.out = ::testing::internal::GetCapturedStdout();
-  o.err = ::testing::internal::GetCapturedStderr();
-  return o;
-}
-
-// Splits at blanks; "''" is an empty argument.
-Outcome cleave_run(const std::string& line, const UserModel* user = nullptr) {
-  std::vector<std::string> args;
-  std::istringstream words(line);
-  for (std::string w; words >> w;) args.push_back(w == "''" ? "" : w);
-  return capture(std::move(args), user);
-}
-
-bool one_line(const std::string& text) {
-  return std::count(text.begin(), text.end(), '\n') == 1 && text.back() == '\n';
-}
+using testing::cleave_run;
+using testing::one_line;
+using testing::Outcome;
 
 // A folder for one test's files, with a text to train on and a small plan.
 class Command : public ::testing::Test {

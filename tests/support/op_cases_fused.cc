@@ -165,6 +165,15 @@ void add_losses(std::vector<OpCase>& cases) {
                    .factors = "vb,b->b|v:indexed",
                    .in = {f64({12, 8}), i32({8})},
                    .ranges = {kAny, {0, 12}}});
+  // A row of each matrix: the same one, and one for each.
+  cases.push_back({.op = &ops::pick,
+                   .factors = "bsv,->bv|s:indexed",
+                   .in = {f64({4, 8, 12}), i32({})},
+                   .ranges = {kAny, {0, 8}}});
+  cases.push_back({.op = &ops::pick,
+                   .factors = "svb,b->bv|s:indexed",
+                   .in = {f64({8, 12, 4}), i32({4})},
+                   .ranges = {kAny, {0, 8}}});
   cases.push_back({.op = &ops::cross_entropy_backward,
                    .factors = "bv,b,b,b->bv|v:indexed",
                    .in = {f64({8, 12}), i32({8}), f64({8}), f64({8})},
