@@ -50,7 +50,8 @@ std::vector<double> train(const Graph& graph, const std::string& devices, const 
   if (!result.plan) return {};
   fmt::print("{}: mesh {}\n", devices, result.plan->mesh.to_string());
   for (const PlannedCollectives& c : result.plan->collectives) {
-    fmt::print("  {} x {} in the {}\n", c.count, name_of(c.kind), name_of(c.phase));
+    fmt::print("  {} x {} along {}, {}\n", c.count, name_of(c.kind),
+               result.plan->mesh.axes[static_cast<size_t>(c.axis)].name, name_of(c.phase));
   }
   CpuRuntime runtime(lower(graph, *result.plan), {.seed = 1});
   runtime.initialize();
@@ -71,12 +72,12 @@ int main() {
   optimizer.warmup = 5;
   optimizer.total_steps = kSteps;
   const Graph graph = trace_training_step("regression", regression, optimizer);
-  const std::vector<double> one = train(graph, "cpu:1", "1"), four = train(graph, "cpu:4", "dp=2,tp=2");
+  const std::vector<double> one = train(graph, "cpu:1", "1"),
+                            four = train(graph, "cpu:4", "dp=2,tp=2");
 
   double largest = 0;
   for (size_t i = 0; i < one.size(); ++i) largest = std::max(largest, std::abs(one[i] - four[i]));
-  for (size_t step : {0UL, 20UL, 59UL})
-    fmt::print("step {:3}: loss {:.2f}\n", step + 1, one[step]);
+  for (size_t step : {0UL, 20UL, 59UL}) fmt::print("step {:3}: loss {:.2f}\n", step + 1, one[step]);
   fmt::print("one device and four differ by less than 1e-4: {}\n", largest < 1e-4);
   return largest < 1e-4 ? 0 : 1;
 }
