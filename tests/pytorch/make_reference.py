@@ -58,7 +58,7 @@ def normal(seed, name, count):
     return np.stack(pairs, axis=1).reshape(-1)[:count]
 
 
-def draw_weights(model, layers):
+def draw_weights(model, layers, seed=SEED):
     """Normal 0.02 as in GPT-2, smaller for what is added to the residual stream."""
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
@@ -66,7 +66,7 @@ def draw_weights(model, layers):
             continue
         residual = name.endswith(("attn.proj.weight", "mlp.proj.weight"))
         deviation = 0.02 / math.sqrt(2 * layers) if residual else 0.02
-        numbers = normal(SEED, name, parameter.numel()) * deviation
+        numbers = normal(seed, name, parameter.numel()) * deviation
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(numbers).view_as(parameter))
 
@@ -226,24 +226,27 @@ def batch_of(step, config):
     return torch.from_numpy(tokens).view(b, s), torch.from_numpy(targets).view(b, s)
 
 
-def learning_rate(step):
+def learning_rate(step, o=OPTIMIZER):
     """Linear warm-up, then half a cosine; `step` counts from 1."""
-    o = OPTIMIZER
     if step <= o["warmup"]:
         return o["lr"] * step / o["warmup"]
     progress = min(1.0, (step - o["warmup"]) / (o["total_steps"] - o["warmup"]))
     return o["min_lr"] + 0.5 * (o["lr"] - o["min_lr"]) * (1 + math.cos(math.pi * progress))
 
 
+def make_optimizer(parameters, o=OPTIMIZER):
+    """AdamW; norms and biases do not decay."""
+    return torch.optim.AdamW(
+        [dict(params=[p for p in parameters if p.dim() >= 2], weight_decay=o["weight_decay"]),
+         dict(params=[p for p in parameters if p.dim() < 2], weight_decay=0.0)],
+        betas=(o["beta1"], o["beta2"]), eps=o["eps"])
+
+
 def train(model_class, config, dtype):
     model = model_class(**config).to(dtype)
     draw_weights(model, config["layers"])
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        [dict(params=[p for p in parameters if p.dim() >= 2],
-              weight_decay=OPTIMIZER["weight_decay"]),
-         dict(params=[p for p in parameters if p.dim() < 2], weight_decay=0.0)],
-        betas=(OPTIMIZER["beta1"], OPTIMIZER["beta2"]), eps=OPTIMIZER["eps"])
+    optimizer = make_optimizer(parameters)
     losses, norms = [], []
     for step in range(STEPS):
         tokens, targets = batch_of(step, config)
