@@ -92,12 +92,18 @@ Json regions_json(const Graph& graph, const Dimensions& dims) {
 }
 
 // Throws Json's exceptions.
+// The library would cut a fraction off.
+int64_t whole_number(const Json& json, const char* key) {
+  if (!json.at(key).is_number_integer()) fail("'{}' is not a whole number", key);
+  return json.at(key).get<int64_t>();
+}
+
 ModelSpec spec_in_json(const Json& model) {
   ModelSpec spec;
   spec.name = model.at("name").get<std::string>();
   spec.set = model.at("set").get<std::vector<std::string>>();
-  spec.batch = model.at("batch").get<int64_t>();
-  spec.optimizer.micro_batches = model.at("micro_batches").get<int64_t>();
+  spec.batch = whole_number(model, "batch");
+  spec.optimizer.micro_batches = whole_number(model, "micro_batches");
   spec.dtype = precision_named(model.at("precision").get<std::string>());
   spec.training = model.at("training").get<bool>();
   spec.optimizer.kind = optimizer_named(model.at("optimizer").get<std::string>());
@@ -144,21 +150,11 @@ bool is_plan_file(std::string_view text) {
 ModelSpec spec_in_plan_file(const std::string& path, std::string_view text) {
   const Json json = parsed(path, text);
   try {
-<<<<<<< HEAD
-    const Json& model = json.at("model");
-    spec.name = model.at("name").get<std::string>();
-    spec.set = model.at("set").get<std::vector<std::string>>();
-    if (!model.at("batch").is_number_integer()) fail("{}: 'batch' is not a whole number", path);
-    spec.batch = model.at("batch").get<int64_t>();
-    spec.optimizer.micro_batches = model.at("micro_batches").get<int64_t>();
-    spec.dtype = precision_named(model.at("precision").get<std::string>());
-    spec.training = model.at("training").get<bool>();
-    spec.optimizer.kind = optimizer_named(model.at("optimizer").get<std::string>());
-=======
     return spec_in_json(json.at("model"));
->>>>>>> 13bdcae (cleave generate: text from a checkpoint, streamed, on any mesh, for built-in models and a user's own)
   } catch (const nlohmann::json::exception&) {
     fail("{}: the field 'model' is missing or malformed; write the plan again", path);
+  } catch (const Error& e) {
+    fail("{}: {}", path, e.what());
   }
 }
 

@@ -42,11 +42,20 @@ class Resuming : public ::testing::Test {
     DType dtype = DType::kF32;
     int64_t stop_after = -1;  // steps
     double spikes = 8;
+    bool by_three = false;  // sizes that 3 divides, and 4 too
   };
 
   TrainResult train(const Model& model, const Run& run) {
     ModelConfig config = config_for(model, 4);
     config.batch = run.batch;
+    if (run.by_three) {
+      config.hidden = 48;
+      config.heads = 12;
+      config.kv_heads = 0;
+      config.ffn = 96;
+      config.vocab = 96;
+      config.sequence = 12;
+    }
     TraceOptions trace_options;
     trace_options.dtype = run.dtype;
     trace_options.optimizer = {.kind = model.optimizer,
@@ -134,6 +143,24 @@ TEST_F(Resuming, IsTheSameToRoundingOnAnyOther) {
       }
     }
   }
+}
+
+TEST_F(Resuming, OnTwoOrThreeOrOneOfFourDevices) {
+  const Model& model = models()[0];
+  const std::string out = path("run");
+  const std::vector<double> one =
+      losses(train(model, {.mesh = "4", .batch = 12, .every = 4, .out = out, .by_three = true}));
+  double worst = 0;
+  for (const char* mesh : {"2", "3", "dp=3", "tp=3", "1"}) {
+    const std::vector<double> rest = losses(train(
+        model, {.mesh = mesh, .batch = 12, .from = out + "/step-00000004", .by_three = true}));
+    ASSERT_EQ(rest.size(), one.size() - 4);
+    for (size_t i = 0; i < rest.size(); ++i) {
+      EXPECT_NEAR(rest[i], one[i + 4], kF32 * one[i + 4]) << mesh;
+      worst = std::max(worst, std::abs(rest[i] / one[i + 4] - 1));
+    }
+  }
+  fmt::print("the largest difference is {:.1e}\n", worst);
 }
 
 // The cursor counts sequences: other micro-batches of the same step take the same ones.
