@@ -213,7 +213,7 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   if (!json.is_object() || !json.contains("format") || json["format"] != "cleave-plan") {
     fail("not a plan: the file has no \"format\": \"cleave-plan\"");
   }
-  const int version = whole(field<Json>(json, "version"), "version");
+  const auto version = field<int64_t>(json, "version");
   if (version != kPlanFormatVersion) {
     fail("the plan has format version {}, this build reads {}", version, kPlanFormatVersion);
   }

@@ -153,8 +153,8 @@ TEST_F(CheckpointCommand, MistakesAreOneLineAndHarmNothing) {
   write_all(path("text"), "no checkpoint");
   fs::create_directory(path("empty"));
   const std::vector<Mistake> mistakes = {
-      {"", "write one of ls, verify, export next"},
-      {"list", "write one of ls, verify, export next"},
+      {"", "name a command: ls, verify, export"},
+      {"list", "there is no command 'checkpoint list': ls, verify, export"},
       {"ls", "PATH is required"},
       {"ls @nothing", "there is no file or folder"},
       {"ls @text", "no safetensors file"},
