@@ -268,6 +268,11 @@ TEST_F(TokenFiles, ATokenThatTheModelDoesNotKnowIsNamed) {
             "the data hold token 50300 in '" + path("t") +
                 "' at byte 3492, but the model knows tokens 0 to 50256; --set vocab=50301 takes "
                 "any such data");
+  const TokenData both({path("t") + "," + file("u", shard(std::vector<uint16_t>{60000, 1}))}, 8);
+  EXPECT_NE(message_of([&] {
+              both.check_vocab(50301);
+            }).find("token 60000 in '" + path("u") + "' at byte 1024"),
+            std::string::npos);
   const TokenData text({file("text", "plain text, then \xc3\xa9")}, 4);
   EXPECT_NO_THROW(text.check_vocab(196));
   EXPECT_EQ(message_of([&] { text.check_vocab(128); }),

@@ -62,6 +62,22 @@ TEST(Tokenizers, GiveTheReferencesTokens) {
   }
 }
 
+TEST(PreTokenizer, CutsWhereTheReferenceDoes) {
+  const std::map<std::string, SplitRule> rules = {
+      {"gpt2", SplitRule::kGpt2}, {"gpt4", SplitRule::kGpt4}, {"qwen2", SplitRule::kQwen2}};
+  for (const auto& [name, rule] : rules) {
+    const json& texts = expected()["texts"];
+    for (size_t t = 0; t < texts.size(); ++t) {
+      const auto text = texts[t].get<std::string>();
+      std::vector<size_t> pieces;
+      for (size_t at = 0; at < text.size(); at += pieces.back()) {
+        pieces.push_back(piece_end(rule, text, at) - at);
+      }
+      ASSERT_EQ(pieces, expected()["pieces"][name][t].get<std::vector<size_t>>()) << text;
+    }
+  }
+}
+
 TEST(Unicode, EveryCodePointHasTheReferencesClass) {
   uint64_t hash = 14695981039346656037ULL;
   for (char32_t code = 0; code < 0x110000; ++code) {
@@ -213,6 +229,11 @@ TEST(Bpe, WhatIsRememberedIsWhatIsMerged) {
   std::string text;
   std::vector<int32_t> direct;
   std::vector<std::string> words;
+  for (int w = 0; w < 3000; ++w) {  // alike up to their last letters
+    std::string word = " kasakasakasakasakasa";
+    for (size_t n = 3; n > 0; --n) word += static_cast<char>('a' + random() % 26);
+    words.push_back(random() % 2 == 0 ? word : " " + word.substr(13));
+  }
   for (int w = 0; w < 3000; ++w) {
     std::string word = " ";
     for (size_t n = 1 + random() % 30; n > 0; --n) word += "aeioukst"[random() % 8];

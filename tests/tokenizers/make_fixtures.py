@@ -103,11 +103,16 @@ made = {
     "qwen2": trained("qwen2", by_pattern(QWEN2), text, 400),
 }
 made["gpt2"].model.save(str(HERE), "gpt2")
-texts = [made_up_text(30)] + [odd_text(80) for _ in range(100)]
+endings = ["s", "t", "re", "ve", "m", "ll", "d"]
+contractions = "".join(f"'{e}a '{e.upper()}a '{e.title()}. " for e in endings) + "'\u017fa \u017f'l"
+texts = [made_up_text(30), contractions] + [odd_text(80) for _ in range(100)]
 expected = {
     "library": f"tokenizers {tokenizers.__version__}",
     "classes": class_hash(),
     "texts": texts,
+    # Bytes of each piece before merging; added tokens are not taken out.
+    "pieces": {name: [[len(piece) for piece, _ in t.pre_tokenizer.pre_tokenize_str(x)]
+                      for x in texts] for name, t in made.items()},
     "tokens": {name: [t.encode(x).ids for x in texts] for name, t in made.items()},
 }
 (HERE / "expected.json").write_text(json.dumps(expected, separators=(",", ":")) + "\n")
