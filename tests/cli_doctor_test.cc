@@ -73,6 +73,15 @@ TEST(Doctor, AnOlderCoreNamedToOpenBlasIsMeasured) {
   EXPECT_NE(f["cost"].get<std::string>().find("GFLOP/s a core instead of"), std::string::npos) << f;
 }
 
+TEST(Doctor, AGpuIsAskedThroughItsDriver) {
+  const Outcome json = doctor("LD_LIBRARY_PATH=" CLEAVE_BINARY_DIR "/tests/fake_cuda", "--json");
+  const Json f = finding(json, "GPU");
+  EXPECT_EQ(f["status"], "ok") << json.out;
+  EXPECT_EQ(f["detail"].get<std::string>().substr(0, 48),
+            "2 x Test GPU, 24.0 GiB; driver for CUDA 12.4; no")
+      << f;
+}
+
 TEST(Doctor, AFolderThatCannotBeWrittenIsAWarning) {
   const Outcome json = doctor("TMPDIR=/proc", "--json");
   EXPECT_EQ(json.status, 0) << json.out;
