@@ -37,6 +37,13 @@ double seconds(const std::function<void()>& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// Of this thread on its core, whatever else the machine does.
+double core_seconds() {
+  timespec t{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
 // Numbers that no disk can compress.
 Snapshot gpt2_snapshot() {
   std::vector<std::pair<std::string, Shape>> shapes = {{"wte", {50257, 768}}, {"wpe", {1024, 768}}};
@@ -138,15 +145,19 @@ void run(const std::string& folder, int repeats) {
   Snapshot snapshot = gpt2_snapshot();
   double bytes = 0;
   for (const SavedTensor& t : snapshot.tensors) bytes += static_cast<double>(t.bytes.size());
+  double busy = 0;
+  ::getloadavg(&busy, 1);
   utsname system{};
   ::uname(&system);
-  fmt::print("{} tensors, {:.3f} GB; {} {}, {} repetitions\n", snapshot.tensors.size(), bytes / 1e9,
-             system.sysname, system.release, repeats);
+  fmt::print("{} tensors, {:.3f} GB; {} {}, {} cores, load average {:.0f}, {} repetitions\n",
+             snapshot.tensors.size(), bytes / 1e9, system.sysname, system.release,
+             std::thread::hardware_concurrency(), busy, repeats);
 
   Line checksum{"checksum (XXH128) in memory", {}}, copied{"snapshot: copy, buffers reused", {}},
       written{"disk: write + fsync", {}}, saved{"checkpoint: save", {}},
       cold{"disk: read, cold", {}}, loaded_cold{"checkpoint: verify + load, cold", {}},
       cached{"disk: read, cached", {}}, loaded{"checkpoint: verify + load, cached", {}};
+  Line checksum_core{"  the same, seconds of its core", {}};
   const char* how = "";
   CheckpointStore store(ours);
   Snapshot copy = snapshot;
@@ -163,11 +174,13 @@ void run(const std::string& folder, int repeats) {
         first == (i % 2 == 0) ? measure(a, work_a) : measure(b, work_b);
       }
     };
+    const double start = core_seconds();
     measure(checksum, [&] {
       Checksum sum;
       for (const SavedTensor& t : snapshot.tensors) sum.add(t.bytes);
       CLEAVE_ASSERT(sum.hex().size() == 32, "no checksum");
     });
+    checksum_core.seconds.push_back(core_seconds() - start);
     measure(copied, [&] {
       for (size_t t = 0; t < copy.tensors.size(); ++t) {
         std::memcpy(copy.tensors[t].bytes.data(), snapshot.tensors[t].bytes.data(),
@@ -188,8 +201,8 @@ void run(const std::string& folder, int repeats) {
         cached, loaded, [] {}, [&] { plain_read(plain); }, [&] { load(ours, copy); });
     CLEAVE_ASSERT(copy.tensors[0].bytes == snapshot.tensors[0].bytes, "other bytes came back");
   }
-  const std::vector<Line> lines = {checksum, copied,      written, saved,
-                                   cold,     loaded_cold, cached,  loaded};
+  const std::vector<Line> lines = {checksum, checksum_core, copied, written, saved,
+                                   cold,     loaded_cold,   cached, loaded};
   fmt::print("cold: after {}\n", how);
   print(lines, bytes);
 

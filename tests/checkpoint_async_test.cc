@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "tests/checkpoint_temporary.h"
@@ -41,21 +42,25 @@ TEST_F(Async, WritesAllInOrderAndKeepsTheNewest) {
   EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), snapshot_of(12).tensors[0].bytes.begin()));
 }
 
+// Of five times the shortest, since others may be at work on the machine.
 TEST_F(Async, SubmittingDoesNotWaitForTheDisk) {
   CheckpointStore store(path("s"));
-  AsyncWriter writer(store, 0);
-  Snapshot large = snapshot_of(1, 5'000'000);
-  const auto start = std::chrono::steady_clock::now();
-  writer.submit(std::move(large));
-  const double submitted =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  writer.wait();
-  const double written = writer.take_written().at(0).seconds;
-  EXPECT_LT(submitted, written / 2);
+  AsyncWriter writer(store, 1);
+  double submitted = 1e9, written = 1e9;
+  for (int64_t step = 1; step <= 5; ++step) {
+    Snapshot large = snapshot_of(step, 2'000'000);
+    const auto start = std::chrono::steady_clock::now();
+    writer.submit(std::move(large));
+    submitted = std::min(
+        submitted, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    writer.wait();
+    written = std::min(written, writer.take_written().at(0).seconds);
+  }
+  EXPECT_LT(submitted, written / 4);
   // Its buffers come back, once.
   const Snapshot again = writer.recycled();
   ASSERT_EQ(again.tensors.size(), 1u);
-  EXPECT_EQ(again.tensors[0].bytes.size(), 20'000'000u);
+  EXPECT_EQ(again.tensors[0].bytes.size(), 8'000'000u);
   EXPECT_TRUE(writer.recycled().tensors.empty());
 }
 
