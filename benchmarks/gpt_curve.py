@@ -210,12 +210,19 @@ def report(options, runs, pairs, proof, texts, trained_at):
     for step in [s for s in ours if s % 200 == 0 or s == options.steps]:
         yield (f"| {step} | {ours[step]:.6f} | {theirs[step]:.6f} | {ours[step] - theirs[step]:+.1e}"
                f" | {one[step]:.6f} | {ours[step] - one[step]:+.1e} |")
-    yield "\n| largest difference of | validation loss | at step | loss of a batch | at step |"
-    yield "|---|---|---|---|---|"
+    yield "\nAbsolute differences over the run:\n"
+    yield ("| between | validation loss, mean | largest | at step | loss of a batch, mean | largest "
+           "| at step |\n|---|---|---|---|---|---|---|")
     for label, a, b in pairs:
-        v, l = (differences(runs[a][k], runs[b][k]) for k in ("val_loss", "loss"))
-        yield f"| {label} | {v[0]:.1e} | {v[1]} | {l[0]:.1e} | {l[1]} |"
-    yield f"\n`{prefix.name}.csv` has every validation. What follows is `cleave generate` from the"
+        cells = []
+        for kind in ("val_loss", "loss"):
+            largest, at, every = differences(runs[a][kind], runs[b][kind])
+            cells += [f"{sum(every.values()) / len(every):.1e}", f"{largest:.1e}", str(at)]
+        yield f"| {label} | {' | '.join(cells)} |"
+    yield ("\nOn 4 devices and on 1 Cleave computes the same, but takes its sums apart elsewhere. What "
+           "those two differ by\nis rounding alone, which training amplifies: a difference to PyTorch "
+           "of that size says no more.\n")
+    yield f"`{prefix.name}.csv` has every validation. What follows is `cleave generate` from the"
     same = texts[0] == texts[1]
     yield (f"last checkpoint, temperature 0.8, top-k 40, on 1 device; on 4 devices it is "
            f"{'the same text to the byte' if same else 'another text'}:\n")
