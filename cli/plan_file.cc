@@ -91,13 +91,13 @@ Json regions_json(const Graph& graph, const Dimensions& dims) {
   return list;
 }
 
-// Throws Json's exceptions.
 // The library would cut a fraction off.
 int64_t whole_number(const Json& json, const char* key) {
   if (!json.at(key).is_number_integer()) fail("'{}' is not a whole number", key);
   return json.at(key).get<int64_t>();
 }
 
+// Throws Json's exceptions, and Error without the file's name.
 ModelSpec spec_in_json(const Json& model) {
   ModelSpec spec;
   spec.name = model.at("name").get<std::string>();
@@ -154,7 +154,7 @@ ModelSpec spec_in_plan_file(const std::string& path, std::string_view text) {
   } catch (const nlohmann::json::exception&) {
     fail("{}: the field 'model' is missing or malformed; write the plan again", path);
   } catch (const Error& e) {
-    fail("{}: {}", path, e.what());
+    fail("{}: the field 'model': {}", path, e.what());
   }
 }
 
