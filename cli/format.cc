@@ -106,6 +106,9 @@ std::string read_file(const std::string& path) {
 void write_file(const std::string& path, std::string_view text) {
   // Beside it first, so that a full disk leaves the old file; but /dev/stdout is no file.
   std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    fail("cannot write '{}': it is a folder; name a file", path);
+  }
   const bool special =
       std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored);
   const std::string part = special ? path : path + ".part";

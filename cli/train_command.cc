@@ -147,6 +147,9 @@ class StopSignals {
 }  // namespace
 
 void train_command(const TrainArguments& a) {
+  if (a.checkpoint_every > 0 && a.out.empty()) {
+    fail("--checkpoint-every {}: name the run's folder with --out", a.checkpoint_every);
+  }
   const std::optional<Checkpoint> resume = checkpoint_of(a);
   Telemetry telemetry({.out_dir = a.out,
                        .resume = a.resume.has_value(),
@@ -176,9 +179,6 @@ void train_command(const TrainArguments& a) {
                          .every = a.checkpoint_every,
                          .keep = a.keep,
                          .job = job_text(training.model, a.tokenizer)};
-  if (a.checkpoint_every > 0 && a.out.empty()) {
-    fail("--checkpoint-every {}: name the run's folder with --out", a.checkpoint_every);
-  }
   options.resume = resume ? &*resume : nullptr;
   options.spike_deviations = a.skip_spikes;
   options.find_nonfinite = a.find_nan;

@@ -1,5 +1,6 @@
 #include "executor/metrics_file.h"
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/file_io.h"
@@ -87,13 +88,28 @@ KeptMetrics MetricsFile::keep_before(int64_t first_step) {
   return kept;
 }
 
-void MetricsFile::line(const std::string& text) {
-  if (path_.empty()) return;
-  file_ << text + "\n" << std::flush;
-  if (!file_) fail("cannot write '{}' any more; is the disk full?", path_);
+bool MetricsFile::line(const std::string& text) {
+  if (path_.empty()) return true;
+  std::error_code error;
+  if (late_.empty()) {
+    bytes_ = static_cast<int64_t>(std::filesystem::file_size(path_, error));
+    if (error) bytes_ = -1;
+  }
+  late_ += text + "\n";
+  if (!file_.is_open()) file_.open(path_, std::ios::app);
+  file_ << late_ << std::flush;
+  if (file_) {
+    late_.clear();
+    return true;
+  }
+  // Without the part of a line that there was room for.
+  file_.close();
+  file_.clear();
+  if (bytes_ >= 0) std::filesystem::resize_file(path_, static_cast<uintmax_t>(bytes_), error);
+  return false;
 }
 
-void MetricsFile::write(const StepRecord& r, double tokens) {
+bool MetricsFile::write(const StepRecord& r, double tokens) {
   Json json = {{"step", r.step},
                {"loss", r.loss},
                {"grad_norm", r.grad_norm},
@@ -103,14 +119,14 @@ void MetricsFile::write(const StepRecord& r, double tokens) {
                {"mfu", r.mfu},
                {"tokens", tokens}};
   if (!r.skipped.empty()) json["skipped"] = r.skipped;
-  line(json.dump());
+  return line(json.dump());
 }
 
-void MetricsFile::write(const EvaluationRecord& r) {
-  line(Json{{"step", r.step}, {"val_loss", r.loss}}.dump());
+bool MetricsFile::write(const EvaluationRecord& r) {
+  return line(Json{{"step", r.step}, {"val_loss", r.loss}}.dump());
 }
 
-void MetricsFile::write_summary(const TrainResult& r, const Plan& plan,
+bool MetricsFile::write_summary(const TrainResult& r, const Plan& plan,
                                 const std::map<std::string, int64_t>& skipped, double mfu) {
   const Prediction& p = plan.predicted;
   const double seconds = r.median_seconds;
@@ -125,7 +141,7 @@ void MetricsFile::write_summary(const TrainResult& r, const Plan& plan,
                          {"peak_bytes", r.arena_bytes},
                          {"bytes", total_bytes(r.executed)},
                          {"collectives", collectives_json(r.executed, plan.mesh)}};
-  line(Json{{"summary",
+  return line(Json{{"summary",
              {{"steps", r.steps.size()},
               {"skipped", skipped},
               {"predicted", predicted},

@@ -12,6 +12,19 @@
 namespace cleave {
 namespace {
 
+// What there is to be made, outermost first: the folder, those that it is in, and a file in it.
+std::vector<std::string> missing_in(const std::string& folder) {
+  std::vector<std::string> missing;
+  if (folder.empty()) return missing;
+  std::error_code error;
+  std::filesystem::path path = std::filesystem::path(folder) / "metrics.jsonl";
+  for (; !path.empty() && !std::filesystem::exists(path, error); path = path.parent_path()) {
+    if (error || path == path.parent_path()) break;
+    if (path.has_filename()) missing.insert(missing.begin(), path.string());
+  }
+  return missing;
+}
+
 MetricsFile metrics_in(const std::string& folder) {
   if (folder.empty()) return MetricsFile();
   std::error_code error;
@@ -34,6 +47,7 @@ Progress progress_named(std::string_view name) {
 
 Telemetry::Telemetry(TelemetryOptions options)
     : options_(std::move(options)),
+      made_(missing_in(options_.out_dir)),
       metrics_(metrics_in(options_.out_dir)),
       bar_(bar_terminal(options_.progress)) {
   if (!options_.resume && metrics_.holds_steps()) {
@@ -42,8 +56,22 @@ Telemetry::Telemetry(TelemetryOptions options)
   }
 }
 
-void Telemetry::put(const std::string& name, std::string_view text) const {
+Telemetry::~Telemetry() {
+  if (begun_) return;
+  std::error_code ignored;  // what is not empty stays
+  for (; !made_.empty(); made_.pop_back()) std::filesystem::remove(made_.back(), ignored);
+}
+
+void Telemetry::put(const std::string& name, std::string_view text) {
   if (options_.out_dir.empty()) return;
+  if (begun_) {
+    write_now(name, text);
+  } else {
+    put_[name] = text;
+  }
+}
+
+void Telemetry::write_now(const std::string& name, std::string_view text) const {
   AtomicFile file(options_.out_dir + "/" + name);
   file.writer().write(text);
   file.commit();
@@ -51,6 +79,8 @@ void Telemetry::put(const std::string& name, std::string_view text) const {
 
 void Telemetry::begin(const RunInfo& info) {
   info_ = info;
+  begun_ = true;
+  for (const auto& [name, text] : put_) write_now(name, text);
   const KeptMetrics kept = metrics_.keep_before(info.first_step);
   skipped_ = kept.skipped;
   const auto before = static_cast<double>(info.first_step - 1);
@@ -70,7 +100,7 @@ void Telemetry::step(const StepRecord& r) {
   tokens_ += info_.tokens_per_step;
   ++steps_done_;
   if (!r.skipped.empty()) ++skipped_[r.skipped];
-  metrics_.write(r, tokens_);
+  metrics_written(metrics_.write(r, tokens_));
   const int64_t resident = peak_resident_bytes();
   if (events_) {
     const std::array<Scalar, 6> scalars = {{{"train/loss", r.loss},
@@ -79,7 +109,7 @@ void Telemetry::step(const StepRecord& r) {
                                             {"perf/tokens_per_second", r.tokens_per_second},
                                             {"perf/mfu", r.mfu},
                                             {"memory/peak_bytes", static_cast<double>(resident)}}};
-    events_->write(r.step, scalars);
+    write_events(r.step, scalars);
   }
   const bool due = r.step == info_.steps || !r.skipped.empty() ||
                    (options_.log_every > 0 && r.step % options_.log_every == 0);
@@ -88,10 +118,10 @@ void Telemetry::step(const StepRecord& r) {
 }
 
 void Telemetry::evaluation(const EvaluationRecord& r) {
-  metrics_.write(r);
+  metrics_written(metrics_.write(r));
   if (events_) {
     const std::array<Scalar, 1> scalars = {{{"val/loss", r.loss}}};
-    events_->write(r.step, scalars);
+    write_events(r.step, scalars);
   }
   line(log_line(r, info_));
 }
@@ -100,8 +130,31 @@ void Telemetry::note(std::string_view text) { line(std::string(text)); }
 
 void Telemetry::summary(const TrainResult& result, const Plan& plan) {
   bar_.finish();
-  metrics_.write_summary(result, plan, skipped_, info_.mfu(result.median_seconds));
+  const bool written =
+      metrics_.write_summary(result, plan, skipped_, info_.mfu(result.median_seconds));
   for (const std::string& text : summary_lines(result, plan, info_, skipped_)) line(text);
+  if (!written) {
+    fail("the last lines of '{}' could not be written; is the disk full?", metrics_.path());
+  }
+}
+
+// Told when it begins and when it is over, not at every step.
+void Telemetry::metrics_written(bool written) {
+  if (written != metrics_late_) return;
+  metrics_late_ = !written;
+  line(written ? fmt::format("'{}' has all lines again", metrics_.path())
+               : fmt::format("warning: cannot write '{}': is the disk full? its lines are kept, and "
+                             "written when there is room",
+                             metrics_.path()));
+}
+
+void Telemetry::write_events(int64_t step, std::span<const Scalar> scalars) {
+  try {
+    events_->write(step, scalars);
+  } catch (const Error& e) {
+    events_.reset();
+    line(fmt::format("warning: {} TensorBoard's events end here", e.what()));
+  }
 }
 
 // The bar is off the screen while the line is written, and back below it.

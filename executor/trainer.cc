@@ -53,10 +53,14 @@ class Saver {
  public:
   Saver(const Checkpoints& options, Telemetry& telemetry)
       : options_(options), telemetry_(telemetry) {
-    if (options.folder.empty()) return;
-    store_.emplace(options.folder);
+    if (!options.folder.empty()) store_.emplace(options.folder);
+  }
+
+  // Makes the folder. Throws Error when it cannot be written or another run writes there.
+  void begin() {
+    if (!enabled()) return;
     store_->open_for_writing();
-    writer_.emplace(*store_, options.keep);
+    writer_.emplace(*store_, options_.keep);
   }
 
   bool enabled() const { return store_.has_value(); }
@@ -75,7 +79,11 @@ class Saver {
   void save(const CpuRuntime& runtime, RunState state) {
     state.job = options_.job;
     saved_step_ = state.step;
-    writer_->submit(snapshot_of(runtime, state, writer_->recycled()));
+    try {
+      writer_->submit(snapshot_of(runtime, state, writer_->recycled()));
+    } catch (const Error& e) {
+      not_saved(e.what());  // an earlier one; this one is on its way
+    }
   }
 
   // Waits for what is being written. Throws Error when the newest could not be.
@@ -101,12 +109,14 @@ class Saver {
                                   static_cast<double>(w.bytes) / 1048576, w.seconds));
       newest_ = w.path;
     }
-    if (const auto error = writer_->take_error()) {
-      telemetry_.note(fmt::format("warning: a checkpoint was not saved: {}", *error));
-    }
+    if (const auto error = writer_->take_error()) not_saved(*error);
   }
 
  private:
+  void not_saved(std::string_view why) {
+    telemetry_.note(fmt::format("warning: a checkpoint was not saved: {}", why));
+  }
+
   const Checkpoints& options_;
   Telemetry& telemetry_;
   std::optional<CheckpointStore> store_;
@@ -152,6 +162,7 @@ class Training {
     info.first_step = state_.step + 1;
     info.arena_bytes = result_.arena_bytes;
     result_.tokens_per_step = info.tokens_per_step;
+    saver_.begin();
     telemetry_.begin(info);
     for (const std::string& note : notes_) telemetry_.note(note);
     if (evaluator_ && !evaluator_->possible()) {

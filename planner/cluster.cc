@@ -60,11 +60,13 @@ const std::array<Preset, 6>& presets() {
   return table;
 }
 
+constexpr int64_t kMostDevices = 1'000'000;  // as many meshes as they have are looked at
+
 int64_t parse_count(std::string_view text, std::string_view spec) {
   int64_t n = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
-  if (error != std::errc() || end != text.data() + text.size() || n < 1 || n > 1'000'000) {
-    fail("cluster '{}': '{}' is not a number of devices", spec, text);
+  if (error != std::errc() || end != text.data() + text.size() || n < 1 || n > kMostDevices) {
+    fail("cluster '{}': '{}' is not a number of devices from 1 to {}", spec, text, kMostDevices);
   }
   return n;
 }
@@ -103,6 +105,10 @@ Cluster parse_cluster(std::string_view spec) {
     }
   }
   if (counts.size() > 2) fail("cluster '{}': write nodes x devices x kind, as in 64x8xh100", spec);
+  if (counts.size() == 2 && counts[0] * counts[1] > kMostDevices) {
+    fail("cluster '{}': {} devices, and at most {} are planned for", spec, counts[0] * counts[1],
+         kMostDevices);
+  }
   for (const Preset& p : presets()) {
     if (p.kind != kind) continue;
     Cluster c;

@@ -2,18 +2,16 @@
 // whole checkpoint is sound.
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sched.h>
 #include <signal.h>
-#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <functional>
 
 #include "checkpoint/store.h"
 #include "tests/checkpoint_temporary.h"
+#include "tests/mount_namespace.h"
 
 namespace cleave {
 namespace {
@@ -41,33 +39,6 @@ void expect_whole(const Checkpoint& c) {
     const auto bytes = c.bytes(t.name, t.type);
     EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), t.bytes.begin(), t.bytes.end()));
   }
-}
-
-// Runs `body` in a process of its own; what it returned, and "killed" if it did not return.
-std::string in_child(const std::function<std::string()>& body) {
-  int ends[2];
-  EXPECT_EQ(::pipe(ends), 0);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    std::string result;
-    try {
-      result = body();
-    } catch (const std::exception& e) {
-      result = e.what();
-    }
-    [[maybe_unused]] const ssize_t n = ::write(ends[1], result.data(), result.size());
-    ::_exit(0);
-  }
-  ::close(ends[1]);
-  std::string result;
-  char piece[512];
-  for (ssize_t n; (n = ::read(ends[0], piece, sizeof piece)) > 0;) {
-    result.append(piece, static_cast<size_t>(n));
-  }
-  ::close(ends[0]);
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  return WIFEXITED(status) ? result : "killed";
 }
 
 // A run that goes on from the newest checkpoint and saves each step, keeping two; every third step
@@ -161,19 +132,6 @@ TEST(Memory, AKilledWriterLeavesTheNewestCheckpointSound) {
   fs::remove_all(folder);
 }
 
-// A name space of this process alone, in which it may mount; whether there is one.
-bool may_mount() {
-  const std::string uid = fmt::format("0 {} 1", ::getuid()),
-                    gid = fmt::format("0 {} 1", ::getgid());
-  if (::unshare(CLONE_NEWNS) != 0) {
-    if (::unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) return false;
-    write_all("/proc/self/setgroups", "deny");
-    write_all("/proc/self/uid_map", uid);
-    write_all("/proc/self/gid_map", gid);
-  }
-  return ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0;
-}
-
 // Writes steps until there is no room; then the first ones are whole and nothing else is there.
 std::string fill(const std::string& folder, const std::string& expected) {
   CheckpointStore store(folder);
@@ -202,9 +160,7 @@ std::string fill(const std::string& folder, const std::string& expected) {
 
 TEST_F(Disk, AFullDiskIsOneLineAndHarmsNothing) {
   const std::string result = in_child([&]() -> std::string {
-    if (!may_mount() || ::mount("none", path("").c_str(), "tmpfs", 0, "size=2m") != 0) {
-      return "skip";
-    }
+    if (!mount_small_disk(path(""), "2m")) return "skip";
     return fill(path("s"), "No space left on device; free some space");
   });
   if (result == "skip") GTEST_SKIP() << "cannot mount a small tmpfs here";
@@ -250,12 +206,7 @@ TEST_F(Disk, ADeviceThatIsFullIsAnError) {
 TEST_F(Disk, AReadOnlyFolderIsReadAndNotWritten) {
   { CheckpointStore(path("s")).write(snapshot_of(1)); }
   const std::string result = in_child([&]() -> std::string {
-    if (!may_mount()) return "skip";
-    const std::string folder = path("");
-    if (::mount(folder.c_str(), folder.c_str(), nullptr, MS_BIND, nullptr) != 0 ||
-        ::mount(nullptr, folder.c_str(), nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY, nullptr) != 0) {
-      return "skip";
-    }
+    if (!mount_read_only(path(""))) return "skip";
     CheckpointStore old(path("s")), fresh(path("t/u"));
     for (CheckpointStore* store : {&old, &fresh}) {
       for (int times = 0; times < 2; ++times) {

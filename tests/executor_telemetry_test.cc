@@ -5,11 +5,13 @@
 #include <gtest/gtest.h>
 #include <pty.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <bit>
 #include <cmath>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -432,18 +434,50 @@ TEST_F(TelemetryTest, PutsFilesWholeAndWithoutAFolderNothing) {
   Telemetry telemetry(options());
   telemetry.put("config.toml", "a = 1\n");
   telemetry.put("config.toml", "a = 2\n");
+  EXPECT_EQ(files_in("run"), (std::set<std::string>{"metrics.jsonl"}));  // the run may not begin
+  telemetry.begin(info_of(3));
   EXPECT_EQ(read(path("run/config.toml")), "a = 2\n");
   EXPECT_EQ(files_in("run"), (std::set<std::string>{"config.toml", "metrics.jsonl"}));
   fs::create_directories(path("run/plan.json/x"));
   EXPECT_THROW(telemetry.put("plan.json", "{}"), Error);
   EXPECT_EQ(files_in("run").size(), 3u);
+  {
+    TelemetryOptions other = options();
+    other.out_dir = path("a/b/c");
+    Telemetry never_begun(other);
+    EXPECT_TRUE(fs::exists(path("a/b/c/metrics.jsonl")));
+  }
+  EXPECT_FALSE(fs::exists(path("a")));
   TelemetryOptions none = options();
   none.out_dir.clear();
   Telemetry silent(none);
   silent.put("config.toml", "a = 3\n");
   silent.begin(info_of(3));
   silent.step(record_of(1, info_of(3)));
-  EXPECT_EQ(event_files().size(), 0u);
+  EXPECT_EQ(event_files().size(), 1u);  // the first one's
+}
+
+// Files may not grow for some steps, as on a full disk: no line is lost, none is cut off.
+TEST_F(TelemetryTest, AFullDiskDoesNotEndTheRun) {
+  ::signal(SIGXFSZ, SIG_IGN);
+  const RunInfo info = info_of(9);
+  Telemetry telemetry(options());
+  telemetry.begin(info);
+  telemetry.step(record_of(1, info));
+  const auto limit = [](rlim_t bytes) {
+    const rlimit r = {bytes, RLIM_INFINITY};
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &r), 0);
+  };
+  limit(fs::file_size(path("run/metrics.jsonl")) + 50);
+  for (int64_t s = 2; s <= 4; ++s) telemetry.step(record_of(s, info));
+  EXPECT_EQ(metrics().size(), 1u);
+  limit(RLIM_INFINITY);
+  telemetry.step(record_of(5, info));
+  ASSERT_EQ(metrics().size(), 5u);
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(metrics()[i]["step"], i + 1);
+  int warnings = 0;
+  for (const std::string& line : lines_) warnings += line.starts_with("warning: cannot write '");
+  EXPECT_EQ(warnings, 2);  // of the metrics and the events, once each
 }
 
 // --- Lines ---------------------------------------------------------------------------------------

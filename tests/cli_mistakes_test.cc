@@ -1,0 +1,398 @@
+// Bad input to every command, as its user meets it: one line on stderr that says what is wrong,
+// where, and what to do; the documented exit status; soon; and nothing lost or half-written.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdlib>
+
+#include "tests/cli_mistakes_world.h"
+
+namespace cleave {
+namespace {
+
+using namespace testing;  // NOLINT
+
+struct Row {
+  const char* line;               // "@x" is x in the world's folder
+  std::vector<const char*> says;  // parts of the line on stderr
+  int status = 1;
+  const char* out = "";   // part of what stdout has; "": stdout is empty
+  const char* made = "";  // names that begin so may be new; they go after the row
+};
+
+const std::vector<Row>& words() {
+  static const std::vector<Row> rows = {
+      {"", {"name a command: trace, regions, plan", "see cleave --help"}},
+      {"trian gpt2:tiny", {"there is no command 'trian'", "train", "see cleave --help"}},
+      {"''", {"name a command"}},
+      {"--version", {"there is no option '--version' before a command"}},
+      {"trace", {"MODEL is required", "see cleave trace --help"}},
+      {"trace gpt2:tiny more", {"'more' was not expected: MODEL is gpt2:tiny already"}},
+      {"trace gpt2:tiny --bacth 4", {"there is no option '--bacth'; did you mean --batch?"}},
+      {"trace gpt2:tiny --memory 3GB", {"there is no option '--memory'; see cleave trace --help"}},
+      {"trace gpt2:tiny --batch", {"--batch needs a value; see cleave trace --help"}},
+      {"trace gpt2:tiny --batch --forward", {"--batch needs a value before --forward"}},
+      {"trace gpt2:tiny --batch 4 --batch 5", {"--batch is given 2 times"}},
+      {"trace gpt2:tiny --forward=yes", {"--forward takes no value"}},
+      {"trace gpt2:tiny --batch four", {"--batch 'four': write a whole number, or auto"}},
+      {"trace gpt2:tiny --batch 1.5", {"--batch '1.5': write a whole number"}},
+      {"trace gpt2:tiny --batch 99999999999999999999", {"--batch", "too large"}},
+      {"trace gpt2:tiny --batch 9223372036854775807", {"batch=9223372036854775807 is above"}},
+      {"trace gpt2:tiny --batch 0", {"--batch 0: write at least 1"}},
+      {"trace gpt2:tiny --batch -1", {"--batch -1: write at least 1"}},
+      {"trace gpt2:tiny --precision fp8", {"--precision 'fp8': write fp32, fp64 or bf16"}},
+      {"trace gpt2:tiny --optimizer lion", {"--optimizer 'lion': write adamw or sgd"}},
+      {"regions", {"MODEL is required", "see cleave regions --help"}},
+      {"regions gpt2:tiny --jsn", {"there is no option '--jsn'; did you mean --json?"}},
+      {"doctor now", {"'now' was not expected"}},
+      {"doctor --jsom", {"there is no option '--jsom'; did you mean --json?"}},
+      {"doctor --json --json", {"--json is given 2 times"}},
+  };
+  return rows;
+}
+
+const std::vector<Row>& models() {
+  static const std::vector<Row> rows = {
+      {"trace gpt2:giant", {"there is no model 'gpt2:giant'", "there are gpt2:tiny"}},
+      {"trace gpt9:tiny", {"there is no model 'gpt9:tiny'; there are", "gpt2:tiny"}},
+      {"regions ''", {"MODEL"}},
+      {"trace gpt2", {"there is no model 'gpt2'", "gpt2:tiny"}},
+      {"trace gpt2:tiny --set layers", {"--set layers: write key=value, for example layers=4"}},
+      {"trace gpt2:tiny --set =4", {"--set =4", "the keys are"}},
+      {"trace gpt2:tiny --set depth=3", {"--set depth=3", "'depth'; the keys are layers"}},
+      {"trace gpt2:tiny --set layers=", {"--set layers=", "is not a whole number"}},
+      {"trace gpt2:tiny --set layers=two", {"--set layers=two", "'two' is not a whole number"}},
+      {"trace gpt2:tiny --set layers=0", {"layers=0 must be at least 1"}},
+      {"trace gpt2:tiny --set hidden=-32", {"hidden=-32 must be at least 1"}},
+      {"trace gpt2:tiny --set vocab=9223372036854775807", {"is above"}},
+      {"trace gpt2:tiny --set layers=1000000", {"layers=1000000 is above"}},
+      {"trace gpt2:tiny --set heads=3", {"hidden=128 is not a multiple of heads=3"}},
+      {"trace llama:tiny --set heads=4 kv_heads=3", {"heads=4 is not a multiple of kv_heads=3"}},
+      {"trace gpt2:tiny --set dropout=2", {"dropout=2 must be at least 0 and below 1"}},
+      {"trace gpt2:tiny --set tied=perhaps", {"'perhaps' is not true or false"}},
+      {"trace gpt2:tiny --set layers=1 vocab=2147483647 sequence=2147483647", {"2^50 elements"}},
+      {"trace gpt2:tiny -o @no/such/graph.txt", {"cannot write", "no/such/graph.txt", "No such"}},
+      {"trace gpt2:tiny -o @nothing", {"cannot write", "nothing': it is a folder; name a file"}},
+      {"trace mlp:tiny -o /dev/full", {"cannot write '/dev/full'", "is the disk full?"}},
+  };
+  return rows;
+}
+
+const std::vector<Row>& planning() {
+  static const std::vector<Row> rows = {
+      {"plan gpt2:tiny", {"--cluster is required", "see cleave plan --help"}},
+      {"plan gpt2:tiny --cluster gpu:4", {"unknown cluster 'gpu:4': kinds are cpu, v100"}},
+      {"plan gpt2:tiny --cluster cpu:0", {"cluster 'cpu:0': '0' is not a number of devices"}},
+      {"plan gpt2:tiny --cluster cpu:-2", {"cluster 'cpu:-2': '-2' is not a number of devices"}},
+      {"plan gpt2:tiny --cluster cpu:", {"cluster 'cpu:'", "is not a number of devices"}},
+      {"plan gpt2:tiny --cluster ''", {"--cluster ''", "write"}},
+      {"plan gpt2:tiny --cluster cpu:99999999999999999999", {"is not a number of devices from 1 to"}},
+      {"plan gpt2:tiny --cluster 2x2x2xh100", {"write nodes x devices x kind, as in 64x8xh100"}},
+      {"plan gpt2:tiny --cluster 1000000x1000000xh100", {"at most 1000000 are planned for"}},
+      {"plan gpt2:tiny --cluster cpu:4 --mesh 3x2", {"6 devices", "cpu:4"}},
+      {"plan gpt2:tiny --cluster cpu:4 --mesh 2x2x1", {"--mesh 2x2x1", "axes"}},
+      {"plan gpt2:tiny --cluster cpu:4 --mesh pp=4", {"'pp=4' is not an axis", "dp"}},
+      {"plan gpt2:tiny --cluster cpu:4 --mesh dp=0,tp=4", {"--mesh dp=0,tp=4", "0"}},
+      {"plan gpt2:tiny --cluster cpu:4 --mesh 2y2", {"--mesh 2y2", "2x4"}},
+      {"plan gpt2:tiny --cluster cpu:4 --mesh dp=", {"--mesh dp=", "dp"}},
+      {"plan gpt2:tiny --cluster cpu:4 --mesh dp=4 --batch 6", {"--mesh dp=4", "try --batch 8"}},
+      {"plan gpt2:tiny --cluster cpu:4 --memory lots", {"--memory lots: write a size such as"}},
+      {"plan gpt2:tiny --cluster cpu:4 --memory -3GB", {"--memory -3GB: write a size"}},
+      {"plan gpt2:tiny --cluster cpu:4 --memory 0", {"--memory 0: write a size"}},
+      {"plan gpt2:tiny --cluster cpu:2 --memory 100KB -o @plan.json",
+       {"gpt2:tiny does not fit on cpu:2", "a device, the limit is 97.7 KiB", "more devices"},
+       3},
+      {"plan mlp:tiny --cluster cpu:2 --memory 1 --json", {"does not fit"}, 3, "\"fits\": false"},
+      {"plan mlp:tiny --cluster cpu:2 --mesh 2 --memory 10KB", {"does not fit"}, 3},
+      {"plan mlp:tiny --cluster cpu:2 -o @no/such/plan.json", {"cannot write", "no/such/plan"}},
+      {"plan mlp:tiny --cluster cpu:2 -o @nothing", {"cannot write", "nothing': it is a folder; name a file"}},
+      {"plan mlp:tiny --cluster cpu:2 -o /dev/full", {"cannot write '/dev/full'", "disk full?"}},
+  };
+  return rows;
+}
+
+const std::vector<Row>& drawing() {
+  static const std::vector<Row> rows = {
+      {"view gpt2:tiny", {"--out is required", "see cleave view --help"}},
+      {"view gpt2:tiny -o @a.png", {"a.png: name a .svg, .html or .dot file"}},
+      {"view gpt2:tiny -o @a.dot --level atoms", {"--level 'atoms': write model, block or raw"}},
+      {"view gpt2:124m --level raw -o @graph.svg", {"boxes at --level raw", "write a .dot"}},
+      {"view mlp:tiny -o @no/such.svg", {"cannot write", "no/such.svg"}},
+      {"view @missing.txt -o @a.dot", {"cannot read", "missing.txt", "No such file"}},
+      {"view @nothing.json -o @a.dot", {"cannot read", "nothing.json"}},
+      {"view @half.txt -o @a.dot", {"half.txt: line "}},
+      {"view @shape.txt -o @a.dot", {"shape.txt: line 3:"}},
+      {"view @op.txt -o @a.dot", {"op.txt: line 4:", "frobnicate"}},
+      {"view @undefined.txt -o @a.dot", {"undefined.txt: line 4:", "%7"}},
+      {"view @binary.txt -o @a.dot", {"binary.txt: line 1"}},
+      {"view @half.json -o @a.dot", {"half.json: not JSON"}},
+      {"view @deep.json -o @a.dot", {"deep.json", "deep"}},
+      {"view @other.json -o @a.dot", {"other.json"}},
+      {"view @plan.json --batch 3 -o @a.dot", {"--batch does not change the file"}},
+      {"view @plans/cut.json -o @a.dot", {"plans/cut.json: not JSON"}},
+      {"view @plans/words.json -o @a.dot", {"plans/words.json: not JSON"}},
+      {"view @plans/deep.json -o @a.dot", {"plans/deep.json", "deep"}},
+      {"view @plans/version.json -o @a.dot", {"version.json", "version 99, this build reads"}},
+      {"view @plans/no_model.json -o @a.dot", {"no_model.json: the field 'model'", "plan again"}},
+      {"view @plans/no_choices.json -o @a.dot", {"no_choices.json", "'choices' is missing"}},
+      {"view @plans/type.json -o @a.dot", {"type.json", "mesh"}},
+      {"view @plans/hash.json -o @a.dot", {"hash.json", "another graph", "plan again"}},
+      {"view @plans/layers.json -o @a.dot", {"layers.json", "another graph", "plan again"}},
+      {"view @plans/name.json -o @a.dot", {"name.json", "there is no model 'gpt2:giant'"}},
+      {"view @plans/precision.json -o @a.dot", {"precision.json", "fp7"}},
+      {"view @plans/batch.json -o @a.dot", {"plans/batch.json"}},
+  };
+  return rows;
+}
+
+const std::vector<Row>& training() {
+  static const std::vector<Row> rows = {
+      {"train", {"MODEL is required", "see cleave train --help"}},
+      {"train gpt2:tiny --devices cpu:1", {"--data is required"}},
+      {"train gpt2:tiny --data @data.txt", {"--devices is required"}},
+      {"train gpt2:tiny --data @data.txt --devices 8xh100", {"cpu:N only"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:0", {"is not a number of devices"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --steps 0", {"--steps 0: write at"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --lr -1", {"--lr -1: write a number"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --lr nan", {"--lr 'nan': write a number"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --min-lr 1", {"must not be above --lr"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --warmup 999", {"not be above --steps"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --precision bf16 --out @new",
+       {"bf16", "fp32 and fp64"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --mesh 3", {"3 devices"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:4 --mesh dp=4 --batch 6 --out @new",
+       {"--mesh dp=4", "try --batch 8"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --checkpoint-every 5",
+       {"--checkpoint-every 5: name the run's folder with --out"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --out @run",
+       {"holds a run already; --resume goes on with it, or name another folder"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --out @data.txt",
+       {"data.txt'", "folder"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --out @data.txt/run",
+       {"data.txt/run", "folder"}},
+      {"train gpt2:tiny --data @data.txt --devices cpu:2 --out /proc/cleave",
+       {"/proc/cleave", "name one that can be written"}},
+      {"train gpt2:2.7b --data @data.txt --devices cpu:1 --batch 64 --out @new",
+       {"gpt2:", "there is no model"}},
+      {"train gpt2:xl --data @data.txt --devices cpu:1 --batch 64 --out @new",
+       {"does not fit on cpu:1", "a device, the limit is 4.00 GiB", "more devices"},
+       3},
+      // Plans.
+      {"train @missing.json --data @data.txt --devices cpu:2", {"cannot read", "missing.json"}},
+      {"train @other.json --data @data.txt --devices cpu:2", {"other.json: not a plan"}},
+      {"train @plan.json --data @data.txt --devices cpu:4 --out @new",
+       {"plan.json: a plan for 2 devices (cpu:2), not for the 4 of --devices cpu:4"}},
+      {"train @plan.json --data @data.txt --devices cpu:2 --batch 8",
+       {"--batch is fixed by the plan", "plan again to change it"}},
+      {"train @plan.json --data @data.txt --devices cpu:2 --set layers=2", {"--set is fixed"}},
+      {"train @plans/layers.json --data @data.txt --devices cpu:2 --out @new",
+       {"layers.json", "another graph", "plan again"}},
+      {"train @plans/cut.json --data @data.txt --devices cpu:2 --out @new",
+       {"plans/cut.json: not JSON"}},
+      {"train @forward.json --data @data.txt --devices cpu:2 --out @new",
+       {"forward.json: a plan of the forward alone trains nothing"}},
+      {"train @bf16.json --data @data.txt --devices cpu:2 --out @new",
+       {"bf16.json", "plan with --precision fp32"}},
+  };
+  return rows;
+}
+
+const std::vector<Row>& data() {
+  static const std::vector<Row> rows = {
+      {"--data @missing.txt", {"cannot read", "missing.txt"}},
+      {"--data @empty.txt", {"empty.txt"}},
+      {"--data @nothing", {"nothing", "folder"}},
+      {"--data @short.txt", {"short.txt", "2 bytes, but one sequence of 64 needs 65", "more data"}},
+      {"--data @*.nothing", {"*.nothing", "no file"}},
+      {"--data @data.txt --val-data @missing.txt", {"cannot read", "missing.txt"}},
+      {"--data @data.txt --val-data @short.txt", {"short.txt"}},
+      {"--data @cut.bin", {"cut.bin", "2000"}},
+      {"--data @headless.bin", {"headless.bin"}},
+      {"--data @version.bin", {"version.bin", "version 7"}},
+      {"--data @zeros.bin", {"zeros.bin"}},
+      {"--data @bad_idx", {"bad_idx.idx"}},
+      {"--data @lonely", {"lonely"}},
+      {"--data uint16:@odd.u16", {"odd.u16"}},
+      {"--data @data.txt,@shard.bin", {"data.txt", "shard.bin"}},
+      {"--data @shard.bin", {"but the model knows tokens 0 to 255; --set vocab="}},
+      {"--data @shard.bin --val-data @data.txt", {"shard.bin", "data.txt"}},
+      {"--data @data.txt --tokenizer @missing", {"cannot read the tokenizer", "missing"}},
+      {"--data @data.txt --tokenizer @tok/broken.json", {"tok/broken.json' is not JSON: byte"}},
+      {"--data @data.txt --tokenizer @tok/unigram.json", {"tok/unigram.json", "Unigram"}},
+      {"--data @data.txt --tokenizer @tok/pre.json", {"tok/pre.json", "pre_tokenizer"}},
+      {"--data @data.txt --tokenizer @tok/deep.json", {"tok/deep.json", "deeper"}},
+      {"--data @data.txt --tokenizer @tok/no_model.json", {"tok/no_model.json", "'model'"}},
+      {"--data @data.txt --tokenizer @tok/empty.json", {"tok/empty.json' is empty"}},
+      {"--data @data.txt --tokenizer @tok/few", {"tok/few/vocab.json"}},
+      {"--data @data.txt --tokenizer @tok/merges_only", {"tok/merges_only", "vocab.json"}},
+      {"--data @data.txt --tokenizer @tok/vocab_only", {"tok/vocab_only", "merges.txt"}},
+      {"--data @data.txt --tokenizer @nothing", {"nothing", "no tokenizer.json"}},
+  };
+  return rows;
+}
+
+const std::vector<Row>& configs() {
+  static const std::vector<Row> rows = {
+      {"train --config @missing.toml", {"cannot read", "missing.toml", "--print-config makes one"}},
+      {"train --config @nothing", {"cannot read", "nothing"}},
+      {"train --config @toml/line.toml", {"toml/line.toml:2: not TOML"}},
+      {"train --config @toml/key.toml", {"toml/key.toml:4:", "'stpes'", "did you mean steps?"}},
+      {"train --config @toml/section.toml", {"section.toml:1:", "did you mean train?"}},
+      {"train --config @toml/type.toml", {"toml/type.toml:2:", "write a whole number"}},
+      {"train --config @toml/twice.toml", {"toml/twice.toml:3: not TOML"}},
+      {"train --config @toml/range.toml", {"toml/range.toml:2: train.steps 0: write at least 1"}},
+      {"train --config @toml/set.toml", {"toml/set.toml:3:", "there is no key 'depth'"}},
+      {"train --config @toml/deep.toml", {"toml/deep.toml:2: not TOML"}},
+      {"train --config @toml/no_data.toml", {"--data is required"}},
+      {"train --config @toml/good.toml --steps 0 --out @new", {"--steps 0: write at least 1"}},
+      {"train @plan.json --config @toml/good.toml --out @new", {"fixed by the plan"}},
+      {"train --config @toml/plan.toml --mesh 2 --out @new", {"--mesh is fixed by the plan"}},
+      {"train --config @toml/plan.toml --devices cpu:4 --out @new", {"a plan for 2 devices"}},
+      {"train --config @toml/good.toml --config @toml/plan.toml", {"--config is given 2 times"}},
+      {"train --config @toml/good.toml --checkpoint-every 1", {"name the run's folder with --out"}},
+      {"train --config @toml/good.toml --out @run", {"holds a run already"}},
+  };
+  return rows;
+}
+
+const std::vector<Row>& resuming() {
+  static const std::vector<Row> rows = {
+      {"train --resume", {"--resume needs a run's folder: write it, or --out DIR"}},
+      {"train --resume @missing", {"missing: there is no such folder"}},
+      {"train --resume @data.txt", {"data.txt: there is no such folder"}},
+      {"train --resume @nothing", {"MODEL is required"}},
+      {"train --config @toml/good.toml --resume @nothing --out @new",
+       {"there is no checkpoint in", "nothing"}},
+      {"train --resume @run --steps 5 --seed 9", {"seed 5, and this one 9: give it --seed 5"}},
+      {"train --resume @run --steps 5 --set hidden=64",
+       {"step-00000003", "f32[", "use the settings it was trained with"}},
+      {"train --resume @run --steps 5 --set layers=2", {"step-00000003", "has no tensor"}},
+      {"train llama:tiny --resume @run --steps 5 --set layers=1", {"step-00000003"}},
+      {"train --resume @run --steps 5 --optimizer sgd", {"step-00000003"}},
+      {"train --resume @run --steps 5 --data @missing.txt", {"cannot read", "missing.txt"}},
+      {"train --resume @run --steps 5 --devices cpu:3 --mesh dp=3", {"try --batch"}},
+      {"train --resume @ruined --steps 5",
+       {"no checkpoint in", "is sound; the newest:", "step-00000003/weights", "damaged"}},
+      {"train --resume @damaged/checkpoints/step-00000003 --config @toml/good.toml --out @new",
+       {"damaged", "step-00000002' is older and sound"}},
+      {"train --resume @damaged --steps 5 --seed 9", {"step-00000002", "--seed 5"}, 1,
+       "step-00000003/weights-00001.safetensors': damaged"},
+  };
+  return rows;
+}
+
+const std::vector<Row>& checkpoints() {
+  static const std::vector<Row> rows = {
+      {"checkpoint", {"name a command: ls, verify, export; see cleave checkpoint --help"}},
+      {"checkpoint lst @run", {"there is no command 'checkpoint lst'"}},
+      {"checkpoint ls", {"PATH is required"}},
+      {"checkpoint ls @missing", {"there is no file or folder", "missing"}},
+      {"checkpoint ls @data.txt", {"data.txt", "no safetensors file"}},
+      {"checkpoint ls @torn/checkpoints/step-00000003", {"step-00000003/manifest.json"}},
+      {"checkpoint ls @cut/checkpoints/step-00000002", {"step-00000002"}},
+      {"checkpoint ls @st/cut.safetensors", {"st/cut.safetensors"}},
+      {"checkpoint ls @st/huge.safetensors", {"st/huge.safetensors"}},
+      {"checkpoint ls @st/words.safetensors", {"st/words.safetensors"}},
+      {"checkpoint ls @st/offsets.safetensors", {"st/offsets.safetensors", "'a'"}},
+      {"checkpoint verify @missing", {"there is no checkpoint", "missing"}},
+      {"checkpoint verify @data.txt", {"data.txt' is a file; a checkpoint is a folder"}},
+      {"checkpoint verify @nothing", {"there is no checkpoint in", "nothing"}},
+      {"checkpoint verify @damaged/checkpoints",
+       {"1 of the 3 checkpoints", "the newest sound one is", "step-00000002"}, 1,
+       "step-00000003: 1 problem\n  'weights-00001.safetensors': damaged"},
+      {"checkpoint verify @damaged/checkpoints/step-00000003",
+       {"step-00000003' is damaged;", "step-00000002' is older and sound"}, 1, "1 problem"},
+      {"checkpoint verify @ruined/checkpoints", {"3 of the 3 checkpoints", "none is sound"}, 1,
+       "step-00000001: 1 problem"},
+      {"checkpoint verify @cut/checkpoints", {"2 of the 3", "step-00000001"}, 1, "cut off, 1000"},
+      {"checkpoint verify --json @torn/checkpoints", {"1 of the 3"}, 1, "\"sound\": false"},
+      {"checkpoint export @run", {"--out is required"}},
+      {"checkpoint export @nothing -o @w", {"there is no checkpoint in", "nothing"}},
+      {"checkpoint export @run -o @nothing", {"nothing' is a folder, not a file"}},
+      {"checkpoint export @run -o @no/such/w", {"cannot write", "no/such/w"}},
+      {"checkpoint export @run -o /dev/full", {"/dev/full", "no regular file"}},
+      {"checkpoint export @ruined -o @plan.json", {"is sound; the newest:", "step-00000003"}},
+      {"checkpoint export @damaged/checkpoints/step-00000003 -o @plan.json",
+       {"step-00000002' is older and sound"}},
+  };
+  return rows;
+}
+
+const std::vector<Row>& generating() {
+  static const std::vector<Row> rows = {
+      {"generate", {"CHECKPOINT is required"}},
+      {"generate @missing --prompt a", {"there is no checkpoint", "missing"}},
+      {"generate @nothing --prompt a", {"there is no checkpoint in", "nothing"}},
+      {"generate @run", {"the prompt is empty, and the tokenizer 'bytes' has no end-of-text"}},
+      {"generate @run --prompt ''", {"--prompt ''"}},
+      {"generate @run --prompt a --prompt-file @data.txt", {"write one of them"}},
+      {"generate @run --prompt-file @missing.txt", {"cannot read", "missing.txt"}},
+      {"generate @run --prompt a --temperature -1", {"--temperature -1: write at least 0"}},
+      {"generate @run --prompt a --temperature hot", {"--temperature 'hot': write a number"}},
+      {"generate @run --prompt a --top-k 0", {"--top-k 0: write at least 1"}},
+      {"generate @run --prompt a --top-p 0", {"--top-p 0: write a number above 0"}},
+      {"generate @run --prompt a --top-p 2", {"--top-p 2"}},
+      {"generate @run --prompt a --tokens 0", {"--tokens 0: write at least 1"}},
+      {"generate @run --prompt a --samples -1", {"--samples -1: write at least 1"}},
+      {"generate @run --prompt a --samples 9223372036854775807", {"9223372036854775807"}},
+      {"generate @run --prompt a --devices 8xh100", {"generates on cpu:N only"}},
+      {"generate @run --prompt a --devices cpu:2 --mesh dp=2", {"try --samples 2"}},
+      {"generate @run --prompt a --tokenizer @tok/broken.json", {"broken.json' is not JSON"}},
+      {"generate @ruined --prompt a", {"is sound; the newest:", "step-00000003"}},
+      {"generate @damaged/checkpoints/step-00000003 --prompt a", {"is older and sound"}},
+      {"generate @bert --prompt a", {"predicts masked tokens"}},
+      {"generate @run --prompt a --temprature 1", {"did you mean --temperature?"}},
+  };
+  return rows;
+}
+
+class Mistakes : public ::testing::Test {
+ protected:
+  void SetUp() override { before_ = picture_of(world_.folder()); }
+
+  void expect(const std::string& line, const Row& row) {
+    SCOPED_TRACE(line);
+    const auto start = std::chrono::steady_clock::now();
+    const Outcome o = cleave_run(world_.here(line));
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    if (std::getenv("CLEAVE_SHOW") != nullptr) {
+      fmt::print("{}\n  {} {:.1f} s  {}", line, o.status, took.count(), o.err);
+    }
+    EXPECT_EQ(o.status, row.status) << o.err;
+    EXPECT_TRUE(o.err.starts_with(row.status == 3 ? "cleave: does not fit: " : "cleave: error: "))
+        << o.err;
+    EXPECT_TRUE(one_line(o.err)) << o.err;
+    for (const char* part : row.says) {
+      EXPECT_NE(o.err.find(part), std::string::npos) << o.err << "lacks: " << part;
+    }
+    if (*row.out == 0) {
+      EXPECT_EQ(o.out, "");
+    } else {
+      EXPECT_NE(o.out.find(row.out), std::string::npos) << o.out;
+    }
+    EXPECT_LT(took.count(), 10);
+    const auto after = picture_of(world_.folder());
+    EXPECT_EQ(difference(before_, after, row.made), "");
+    before_ = after;
+    ++rows_;
+  }
+
+  World world_;
+  std::map<std::string, std::string> before_;
+  int rows_ = 0;
+};
+
+TEST_F(Mistakes, AreOneLineAndLoseNothing) {
+  for (const auto* table : {&words(), &models(), &planning(), &drawing(), &training(), &configs(),
+                            &resuming(), &checkpoints(), &generating()}) {
+    for (const Row& row : *table) expect(row.line, row);
+  }
+  for (const Row& row : data()) {
+    expect(std::string("train gpt2:tiny --devices cpu:2 --out @new/run ") + row.line, row);
+  }
+  EXPECT_GE(rows_, 80);
+  RecordProperty("rows", rows_);
+}
+
+}  // namespace
+}  // namespace cleave
