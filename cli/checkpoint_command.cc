@@ -40,6 +40,13 @@ std::string without_path(const std::string& problem, const std::string& path) {
   return problem;
 }
 
+// A run's folder stands for what it has saved.
+CheckpointArguments with_folder(CheckpointArguments a) {
+  std::error_code error;
+  if (fs::is_directory(a.path + "/checkpoints", error)) a.path += "/checkpoints";
+  return a;
+}
+
 void list_checkpoints(const CheckpointArguments& a) {
   const std::vector<CheckpointInfo> all = CheckpointStore(a.path).list();
   if (a.json) {
@@ -166,7 +173,8 @@ std::vector<Verdict> verdicts(const std::string& path) {
 
 }  // namespace
 
-void checkpoint_ls_command(const CheckpointArguments& a) {
+void checkpoint_ls_command(const CheckpointArguments& written) {
+  const CheckpointArguments a = with_folder(written);
   std::error_code error;
   const fs::file_status status = fs::status(a.path, error);
   if (!fs::exists(status)) fail("there is no file or folder '{}'", a.path);
@@ -174,7 +182,8 @@ void checkpoint_ls_command(const CheckpointArguments& a) {
   is_step_folder(a.path) ? list_step(a) : list_checkpoints(a);
 }
 
-void checkpoint_verify_command(const CheckpointArguments& a) {
+void checkpoint_verify_command(const CheckpointArguments& written) {
+  const CheckpointArguments a = with_folder(written);
   if (!fs::is_directory(a.path)) verify(a.path);  // says what it is instead
   const std::vector<Verdict> all = verdicts(a.path);
   if (all.empty()) fail("there is no checkpoint in '{}'", a.path);
@@ -209,7 +218,8 @@ void checkpoint_verify_command(const CheckpointArguments& a) {
        sound ? fmt::format("the newest sound one is '{}'", *sound) : "none is sound");
 }
 
-void checkpoint_export_command(const CheckpointArguments& a) {
+void checkpoint_export_command(const CheckpointArguments& written) {
+  const CheckpointArguments a = with_folder(written);
   std::vector<std::string> passed_over;
   const Checkpoint checkpoint = open_checkpoint(a.path, &passed_over);
   const int64_t bytes = export_weights(checkpoint, a.out);

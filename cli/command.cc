@@ -113,6 +113,9 @@ void refuse_extras(const CLI::App& command, const std::vector<Row>& rows) {
     const std::string hint = did_you_mean(flag->substr(0, flag->find('=')), flags_of(rows));
     fail("there is no option '{}'{}", *flag, hint.empty() ? see : hint);
   }
+  if (rows.front().option.flag.starts_with('-')) {
+    fail("'{}' was not expected{}", extras.front(), see);
+  }
   fail("'{}' was not expected: {} is {} already{}", extras.front(), rows.front().option.flag,
        fmt::join(rows.front().written->results(), " "), see);
 }

@@ -21,7 +21,7 @@ void plan_command(const PlanArguments& a) {
   const double limit = memory_limit(options, cluster);
   if (!result.plan) {
     if (a.json) fmt::print("{}", no_plan_text(model, cluster, limit, result));
-    throw_no_plan(model.spec.name, cluster, options, result);
+    throw_no_plan(model.spec.name, model.graph, cluster, options, result);
   }
   const bool text_needed = a.json || !a.out.empty();
   const std::string text = text_needed ? plan_file_text(model, *result.plan) : "";

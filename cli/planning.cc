@@ -1,5 +1,7 @@
 #include "cli/planning.h"
 
+#include <chrono>
+#include <cmath>
 #include <limits>
 
 #include "cli/format.h"
@@ -23,6 +25,36 @@ void check_batch(const Graph& graph, const MeshRequest& mesh) {
   }
 }
 
+// The same kind of devices, so many times as many: within a node up to eight, then more nodes.
+std::string larger(const Cluster& c, int64_t times) {
+  if (c.spec.starts_with("cpu")) return fmt::format("cpu:{}", c.devices_per_node * times);
+  const std::string kind = c.spec.substr(c.spec.rfind('x') + 1);
+  int64_t devices = c.devices_per_node, nodes = c.nodes;
+  for (; times > 1; times /= 2) (nodes == 1 && devices < 8 ? devices : nodes) *= 2;
+  return nodes == 1 ? fmt::format("{}x{}", devices, kind)
+                    : fmt::format("{}x{}x{}", nodes, devices, kind);
+}
+
+// The smallest cluster on which the model was found to fit, of a few seconds' search; empty: none.
+std::string what_fits(const Graph& graph, const Cluster& cluster, PlannerOptions options,
+                      double times_too_much) {
+  constexpr int64_t kMost = 256;
+  constexpr double kSeconds = 4;  // after which no search is begun
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  const bool same_devices = !options.mesh.sizes.empty();  // on another mesh than was asked for
+  options.mesh = {};
+  int64_t times = same_devices ? 1 : 2;
+  // So many devices share no better than evenly.
+  while (!same_devices && static_cast<double>(times) < times_too_much && times <= kMost) times *= 2;
+  for (; times <= kMost; times *= 2) {
+    if (std::chrono::duration<double>(Clock::now() - start).count() > kSeconds) break;
+    const Cluster more = parse_cluster(larger(cluster, times));
+    if (find_plan(graph, more, options).plan) return more.spec;
+  }
+  return "";
+}
+
 }  // namespace
 
 PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
@@ -44,18 +76,22 @@ double memory_limit(const PlannerOptions& options, const Cluster& cluster) {
   return options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
 }
 
-void throw_no_plan(const std::string& model, const Cluster& cluster, const PlannerOptions& options,
-                   const PlanResult& result) {
+void throw_no_plan(const std::string& model, const Graph& graph, const Cluster& cluster,
+                   const PlannerOptions& options, const PlanResult& result) {
   if (result.smallest_peak <= 0) {
     fail("{} cannot be split over {} as asked; leave out --mesh, or change the batch", model,
          cluster.spec);
   }
   const double limit = memory_limit(options, cluster);
   const double peak = static_cast<double>(result.smallest_peak);
+  const std::string fits = what_fits(graph, cluster, options, peak / limit);
+  const std::string advice = fits.empty()           ? "use more devices or a smaller batch"
+                             : fits == cluster.spec ? "it fits without --mesh"
+                                                    : fmt::format("it fits on {}", fits);
   throw DoesNotFit(fmt::format(
       "{} does not fit on {}: the smallest peak found is {} a device, the limit is {}, so {} too "
-      "much; use more devices, a smaller batch, or --memory none to see the plan anyway",
-      model, cluster.spec, bytes_text(peak), bytes_text(limit), bytes_text(peak - limit)));
+      "much; {}; cleave plan --memory none shows the plan anyway",
+      model, cluster.spec, bytes_text(peak), bytes_text(limit), bytes_text(peak - limit), advice));
 }
 
 }  // namespace cleave

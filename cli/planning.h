@@ -23,8 +23,10 @@ PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
 // Bytes a device.
 double memory_limit(const PlannerOptions& options, const Cluster& cluster);
 
-// What PlanResult says when it has no plan, as DoesNotFit; Error when no mesh splits the model.
-[[noreturn]] void throw_no_plan(const std::string& model, const Cluster& cluster,
-                                const PlannerOptions& options, const PlanResult& result);
+// What PlanResult says when it has no plan, as DoesNotFit, with a cluster on which the graph fits
+// if one is found within seconds; Error when no mesh splits the model.
+[[noreturn]] void throw_no_plan(const std::string& model, const Graph& graph,
+                                const Cluster& cluster, const PlannerOptions& options,
+                                const PlanResult& result);
 
 }  // namespace cleave

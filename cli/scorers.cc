@@ -137,7 +137,7 @@ void Scorers::build(const TracedModel& model) {
   scorer_.reset();  // its memory first
   const PlannerOptions options = planner_options(model.graph, mesh_request_, "");
   const PlanResult found = find_plan(model.graph, devices_, options);
-  if (!found.plan) throw_no_plan(model.spec.name, devices_, options, found);
+  if (!found.plan) throw_no_plan(model.spec.name, model.graph, devices_, options, found);
   mesh_ = found.plan->mesh;
   scorer_ = std::make_unique<Scorer>(lower(model.graph, *found.plan));
   for (const Source& s : model.graph.sources()) {

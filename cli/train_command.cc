@@ -84,7 +84,9 @@ LoadedPlan planned(const TrainArguments& a) {
   result.model = trace_model(std::move(spec), a.model.user);
   const PlannerOptions options = planner_options(result.model.graph, a.mesh, "");
   PlanResult found = find_plan(result.model.graph, devices, options);
-  if (!found.plan) throw_no_plan(result.model.spec.name, devices, options, found);
+  if (!found.plan) {
+    throw_no_plan(result.model.spec.name, result.model.graph, devices, options, found);
+  }
   result.plan = std::move(*found.plan);
   return result;
 }

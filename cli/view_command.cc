@@ -53,7 +53,11 @@ Subject subject_of(const ModelArguments& m) {
   const std::string text = read_file(m.model);
   try {
     if (m.model.ends_with(".txt")) return {graph_from_text(text, ops::find), {}};
-    if (!is_plan_file(text)) return {graph_from_json_text(text, ops::find), {}};
+    const bool plan = is_plan_file(text);
+    if (!plan && text.find("cleave_graph") == text.npos && text.starts_with('{')) {
+      fail("neither a graph nor a plan; cleave trace -o and cleave plan -o write them");
+    }
+    if (!plan) return {graph_from_json_text(text, ops::find), {}};
   } catch (const Error& e) {
     fail("{}: {}", m.model, e.what());
   }

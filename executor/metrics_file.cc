@@ -142,11 +142,11 @@ bool MetricsFile::write_summary(const TrainResult& r, const Plan& plan,
                          {"bytes", total_bytes(r.executed)},
                          {"collectives", collectives_json(r.executed, plan.mesh)}};
   return line(Json{{"summary",
-             {{"steps", r.steps.size()},
-              {"skipped", skipped},
-              {"predicted", predicted},
-              {"measured", measured}}}}
-           .dump());
+                    {{"steps", r.steps.size()},
+                     {"skipped", skipped},
+                     {"predicted", predicted},
+                     {"measured", measured}}}}
+                  .dump());
 }
 
 }  // namespace cleave

@@ -142,10 +142,11 @@ void Telemetry::summary(const TrainResult& result, const Plan& plan) {
 void Telemetry::metrics_written(bool written) {
   if (written != metrics_late_) return;
   metrics_late_ = !written;
-  line(written ? fmt::format("'{}' has all lines again", metrics_.path())
-               : fmt::format("warning: cannot write '{}': is the disk full? its lines are kept, and "
-                             "written when there is room",
-                             metrics_.path()));
+  line(written
+           ? fmt::format("'{}' has all lines again", metrics_.path())
+           : fmt::format("warning: cannot write '{}': is the disk full? its lines are kept, and "
+                         "written when there is room",
+                         metrics_.path()));
 }
 
 void Telemetry::write_events(int64_t step, std::span<const Scalar> scalars) {

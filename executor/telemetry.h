@@ -70,8 +70,8 @@ class Telemetry {
   std::vector<std::string> made_;  // by the constructor, innermost last
   MetricsFile metrics_;
   bool begun_ = false;
-  bool metrics_late_ = false;                  // lines that are not in the file have been told of
-  std::map<std::string, std::string> put_;     // until begin()
+  bool metrics_late_ = false;               // lines that are not in the file have been told of
+  std::map<std::string, std::string> put_;  // until begin()
   std::optional<EventWriter> events_;
   ProgressBar bar_;
   std::map<std::string, int64_t> skipped_;  // updates, by reason

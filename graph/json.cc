@@ -275,7 +275,10 @@ Json parse_json(std::string_view text) {
   try {
     return Json::parse(text);
   } catch (const Json::exception& e) {
-    fail("not JSON: {}", e.what());
+    const std::string what =
+        e.what();  // "[json.exception.parse_error.101] parse error at line 2..."
+    const size_t text_at = what.find("] ");
+    fail("not JSON: {}; write the file again", what.substr(text_at == what.npos ? 0 : text_at + 2));
   }
 }
 

@@ -27,9 +27,9 @@ class FullDisk : public CheckpointTest {
 
   // A run whose checkpoints have 270 kB each.
   Outcome train(const std::vector<std::string>& more) const {
-    std::vector<std::string> args = {"train",   "gpt2:tiny",      "--set",     "layers=1",
-                                     "hidden=32", "--batch",      "2",         "--data",
-                                     path("data.txt"), "--devices", "cpu:1", "--steps", "8"};
+    std::vector<std::string> args = {
+        "train",  "gpt2:tiny",      "--set",     "layers=1", "hidden=32", "--batch", "2",
+        "--data", path("data.txt"), "--devices", "cpu:1",    "--steps",   "8"};
     args.insert(args.end(), more.begin(), more.end());
     return capture(args);
   }
@@ -69,8 +69,7 @@ TEST_F(FullDisk, TrainingGoesOnAndOlderCheckpointsStay) {
     const Outcome again = train({"--keep", "1", "--resume", "--out", run});
     EXPECT_EQ(again.status, 0) << again.err;
     EXPECT_EQ(again.err, "");
-    EXPECT_NE(again.out.find(fmt::format("step-{:08}, step {}\n", saved, saved)),
-              std::string::npos)
+    EXPECT_NE(again.out.find(fmt::format("step-{:08}, step {}\n", saved, saved)), std::string::npos)
         << again.out;
     EXPECT_EQ(count(again.out, "grad norm"), 8 - saved) << again.out;
     EXPECT_EQ(verify(run + "/checkpoints"), std::vector<std::string>{});
@@ -110,8 +109,8 @@ TEST_F(FullDisk, AReadOnlyFolderIsOneLineBeforeTraining) {
           std::vector<std::string>{"--resume", path("disk/run"), "--out", path("disk/new")}}) {
       std::vector<std::string> args = more;
       const bool steps = args.size() > 2 && args[2] == "--steps";
-      const Outcome o = steps ? capture({"train", "--resume", path("disk/run"), "--steps", "9"})
-                              : train(args);
+      const Outcome o =
+          steps ? capture({"train", "--resume", path("disk/run"), "--steps", "9"}) : train(args);
       EXPECT_EQ(o.status, 1) << o.out;
       EXPECT_TRUE(one_line(o.err)) << o.err;
       EXPECT_TRUE(o.err.starts_with("cleave: error: cannot ")) << o.err;

@@ -125,11 +125,13 @@ class World {
 
   void tokenizers() const {
     write("tok/broken.json", "{\"model\": {\"type\": \"BPE\",");
-    write("tok/unigram.json", R"({"model": {"type": "Unigram", "vocab": []}})");
+    write(
+        "tok/unigram.json",
+        R"({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}, "model": {"type": "Unigram", "vocab": []}})");
     write("tok/pre.json",
           R"({"pre_tokenizer": {"type": "Whitespace"}, "model": {"type": "BPE", "vocab": {"a": 0},
               "merges": []}})");
-    write("tok/deep.json", repeated("[", 100'000));
+    write("tok/deep.json", "{\"model\": {\"vocab\": " + repeated("[", 100'000));
     write("tok/no_model.json", "{}");
     write("tok/empty.json", "");
     write("tok/few/vocab.json", R"({"a": 0, "b": 1})");
@@ -147,8 +149,7 @@ class World {
     write("half.json", json.substr(0, json.size() / 2));
     write("shape.txt", "graph x\n\ndata %0 w: f32[2\n");
     write("op.txt", "graph x\ndata %0 w: f32[2]\nforward\n%1: f32[2] = frobnicate(%0) \"A->A\"\n");
-    write("undefined.txt",
-          "graph x\ndata %0 w: f32[2]\nforward\n%1: f32[2] = neg(%7) \"A->A\"\n");
+    write("undefined.txt", "graph x\ndata %0 w: f32[2]\nforward\n%1: f32[2] = neg(%7) \"A->A\"\n");
     write("binary.txt", std::string("\0\1\2\xff", 4));
     write("deep.json", "{\"cleave_graph\": " + repeated("[", 100'000));
     write("other.json", "{\"a\": 1}");
@@ -168,7 +169,8 @@ class World {
     };
     write("plans/cut.json", text.substr(0, text.size() / 2));
     write("plans/words.json", "this is \"cleave-plan\" no JSON\n");
-    write("plans/deep.json", "{\"format\": \"cleave-plan\", \"choices\": " + repeated("[", 100'000));
+    write("plans/deep.json",
+          "{\"format\": \"cleave-plan\", \"choices\": " + repeated("[", 100'000));
     with("plans/version.json", [](Json& j) { j["version"] = 99; });
     with("plans/no_model.json", [](Json& j) { j.erase("model"); });
     with("plans/no_choices.json", [](Json& j) { j.erase("choices"); });
@@ -202,8 +204,9 @@ class World {
   // model that cannot generate.
   void runs() const {
     namespace fs = std::filesystem;
-    const std::string small = " --set layers=1 hidden=32 --batch 4 --data @data.txt --devices cpu:1"
-                              " --steps 3 --checkpoint-every 1 --no-tensorboard --seed 5 --out @";
+    const std::string small =
+        " --set layers=1 hidden=32 --batch 4 --data @data.txt --devices cpu:1"
+        " --steps 3 --checkpoint-every 1 --no-tensorboard --seed 5 --out @";
     right("train gpt2:tiny" + small + "run");
     right("train bert:base --set heads=4 sequence=32 vocab=300" + small + "bert");
     for (const char* copy : {"damaged", "ruined", "cut", "torn"}) {

@@ -56,14 +56,12 @@ inline bool may_mount() {
 
 // A disk of `size`, such as "2m", in the place of a folder; whether it is there.
 inline bool mount_small_disk(const std::string& folder, const std::string& size) {
-  return may_mount() &&
-         ::mount("none", folder.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0;
+  return may_mount() && ::mount("none", folder.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0;
 }
 
 // Makes what is below a folder read-only; whether it is.
 inline bool mount_read_only(const std::string& folder) {
-  return may_mount() &&
-         ::mount(folder.c_str(), folder.c_str(), nullptr, MS_BIND, nullptr) == 0 &&
+  return may_mount() && ::mount(folder.c_str(), folder.c_str(), nullptr, MS_BIND, nullptr) == 0 &&
          ::mount(nullptr, folder.c_str(), nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY, nullptr) == 0;
 }
 
