@@ -213,7 +213,11 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   if (!json.is_object() || !json.contains("format") || json["format"] != "cleave-plan") {
     fail("not a plan: the file has no \"format\": \"cleave-plan\"");
   }
-  const auto version = field<int64_t>(json, "version");
+  const Json version_json = field<Json>(json, "version");
+  if (!version_json.is_number_integer()) {
+    fail("plan: field 'version' holds something else than a whole number");
+  }
+  const auto version = version_json.get<int64_t>();
   if (version != kPlanFormatVersion) {
     fail("the plan has format version {}, this build reads {}", version, kPlanFormatVersion);
   }

@@ -37,8 +37,8 @@ class Resuming : public ::testing::Test {
     std::string mesh = "1";
     int64_t batch = 8, micro_batches = 1;
     int64_t steps = kRun, every = 0;
-    std::string out;   // of the checkpoints; empty: none
-    std::string from;  // a checkpoint to go on from
+    std::string out = {};   // of the checkpoints; empty: none
+    std::string from = {};  // a checkpoint to go on from
     DType dtype = DType::kF32;
     int64_t stop_after = -1;  // steps
     double spikes = 8;
@@ -79,8 +79,9 @@ class Resuming : public ::testing::Test {
     options.resume = from ? &*from : nullptr;
     int64_t asked = 0;
     options.stop = [&] { return asked++ == run.stop_after; };
-    Telemetry telemetry(
-        {.progress = Progress::kOff, .lines = [this](const std::string& l) { log_ += l + "\n"; }});
+    Telemetry telemetry({.out_dir = {},
+                         .progress = Progress::kOff,
+                         .lines = [this](const std::string& l) { log_ += l + "\n"; }});
     return cleave::train(graph, plan, TokenData({path("data")}, config.sequence), options,
                          telemetry);
   }
