@@ -1,7 +1,8 @@
 // How fast are checkpoints saved and loaded, beside plain files of the same size on the same disk?
 //
-//   cmake --preset release -DCLEAVE_BENCHMARKS=ON && cmake --build build --target benchmark_checkpoint
-//   build/benchmarks/checkpoint FOLDER [REPEATS]     FOLDER: on the disk in question, 3.5 GB free
+//   cmake --preset release -DCLEAVE_BENCHMARKS=ON
+//   cmake --build build --target benchmark_checkpoint
+//   build/benchmarks/checkpoint FOLDER [REPEATS]    FOLDER: on the disk in question, 3.5 GB free
 //
 // What is saved has the tensors of GPT-2 124M with AdamW's two states: 1.49 GB. In each repetition
 // every line is measured once, so that all meet the same disk; printed are medians, and the slowest
