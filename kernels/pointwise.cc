@@ -164,9 +164,8 @@ void add_n_cpu(const KernelArgs& args) {
         std::copy_n(sum.data(), n, out.data() + start);
       }
     };
-    parallel_for(args, args.out[0].numel(), kPieceElements, [&](int64_t begin, int64_t end, int) {
-      widest([&] { stretches(begin, end); });
-    });
+    parallel_for(args, args.out[0].numel(), kPieceElements,
+                 [&](int64_t begin, int64_t end, int) { widest([&] { stretches(begin, end); }); });
   });
 }
 

@@ -20,12 +20,11 @@
 
 namespace cleave::testing {
 
-// Starts build/bin/cleave with its output thrown away.
-inline pid_t start_cleave(const std::vector<std::string>& arguments) {
+// Starts the command with its output thrown away.
+inline pid_t start_cleave(std::string program, const std::vector<std::string>& arguments) {
   const pid_t pid = ::fork();
   if (pid != 0) return pid;
   std::vector<char*> argv;
-  std::string program = CLEAVE_BINARY_DIR "/bin/cleave";
   argv.push_back(program.data());
   std::vector<std::string> copy = arguments;
   for (std::string& a : copy) argv.push_back(a.data());
@@ -54,7 +53,7 @@ inline std::map<std::string, std::vector<std::byte>> checkpointed(const std::str
 
 // Kills runs that save after every step, at `kills` random moments, lets each go on until it is
 // done, and compares the end with that of a run that nobody disturbed.
-inline void kill_and_resume(int kills, uint32_t seed) {
+inline void kill_and_resume(const std::string& program, int kills, uint32_t seed) {
   namespace fs = std::filesystem;
   const fs::path folder =
       fs::temp_directory_path() / ("cleave_killed_" + std::to_string(::getpid()));
@@ -86,7 +85,7 @@ inline void kill_and_resume(int kills, uint32_t seed) {
   };
   const auto timed = [&](const std::string& out) {
     const auto begin = std::chrono::steady_clock::now();
-    EXPECT_EQ(wait_for(start_cleave(command(out))), 0);
+    EXPECT_EQ(wait_for(start_cleave(program, command(out))), 0);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   };
   const double whole_seconds = timed((folder / "whole").string());
@@ -100,7 +99,7 @@ inline void kill_and_resume(int kills, uint32_t seed) {
     while (status != 0) {
       std::vector<std::string> arguments = command(out);
       if (status != -1) arguments.emplace_back("--resume");
-      const pid_t pid = start_cleave(arguments);
+      const pid_t pid = start_cleave(program, arguments);
       // The last one of each run is left alone in the end.
       if (killed < kills) {
         std::this_thread::sleep_for(std::chrono::duration<double>(moment(random)));

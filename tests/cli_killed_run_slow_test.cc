@@ -4,7 +4,9 @@
 namespace cleave {
 namespace {
 
-TEST(KilledRuns, EndAsIfNothingHadHappenedAHundredTimes) { testing::kill_and_resume(100, 2); }
+TEST(KilledRuns, EndAsIfNothingHadHappenedAHundredTimes) {
+  testing::kill_and_resume(CLEAVE_BINARY_DIR "/bin/cleave", 100, 2);
+}
 
 }  // namespace
 }  // namespace cleave

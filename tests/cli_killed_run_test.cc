@@ -5,7 +5,9 @@
 namespace cleave {
 namespace {
 
-TEST(KilledRuns, EndAsIfNothingHadHappened) { testing::kill_and_resume(8, 1); }
+TEST(KilledRuns, EndAsIfNothingHadHappened) {
+  testing::kill_and_resume(CLEAVE_BINARY_DIR "/bin/cleave", 8, 1);
+}
 
 }  // namespace
 }  // namespace cleave
