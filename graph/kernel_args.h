@@ -59,7 +59,7 @@ struct KernelArgs {
   void* workspace = nullptr;        // OpDef::workspace bytes, uninitialised, 64-byte aligned
   uint64_t seed = 0;                // the run's seed; the same on every rank
   void* stream = nullptr;           // a cudaStream_t; unused on the CPU
-  ThreadTeam* team = nullptr;       // threads of this rank, for CPU kernels; null: the caller's only
+  ThreadTeam* team = nullptr;  // threads of this rank, for CPU kernels; null: the caller's only
 
   // The extent of the factor with this letter.
   const Extent& extent(char letter) const {
