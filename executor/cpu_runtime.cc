@@ -13,6 +13,7 @@
 #include "executor/initial_state.h"
 #include "executor/memory_layout.h"
 #include "executor/rank_threads.h"
+#include "executor/run_info.h"
 #include "executor/shards.h"
 #include "executor/thread_communicator.h"
 #include "executor/typing.h"

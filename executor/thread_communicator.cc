@@ -5,10 +5,10 @@
 #include <thread>
 
 #include "executor/reduce.h"
+#include "executor/run_info.h"
 #include "executor/shards.h"
 #include "graph/error.h"
 #include "graph/spin.h"
-#include "graph/thread_team.h"
 
 namespace cleave {
 namespace {

@@ -1,24 +1,11 @@
 #include "graph/thread_team.h"
 
-#ifdef __linux__
-#include <sched.h>
-#endif
-
-#include <algorithm>
 #include <memory>
 #include <utility>
 
 #include "graph/spin.h"
 
 namespace cleave {
-
-int64_t usable_cores() {
-#ifdef __linux__
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max<int64_t>(1, std::thread::hardware_concurrency());
-}
 
 ThreadTeam::ThreadTeam(int size) : scratch_(static_cast<size_t>(size)) {
   for (int member = 1; member < size; ++member) {

@@ -12,9 +12,6 @@
 
 namespace cleave {
 
-// The cores that this process may run on, at least 1.
-int64_t usable_cores();
-
 class ThreadTeam {
  public:
   // A task's number, and which member of the team does it: 0 is the thread that called run.
