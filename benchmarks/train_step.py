@@ -62,11 +62,14 @@ def sides_of(shape, options, environment):
     if not options.no_compile:
         yield Side("PyTorch compiled", [*theirs, "--compile", "default"], environment)
     for devices in options.devices:
-        yield Side(f"cleave cpu:{devices}", [*ours, "--devices", str(devices)], environment)
+        yield Side(f"cleave cpu:{devices}", [*ours, "--devices", str(devices), "--threads",
+                                              str(max(1, options.cores // devices))], environment)
 
 
-def first_line(*command):
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.split("\n")[0]
+def commit():
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
+                         cwd=ROOT, check=False)
+    return git.stdout.strip() or "unknown"
 
 
 def processor():
@@ -95,8 +98,8 @@ def main():
             print(line, file=options.out, flush=True)
 
     say(f"date      {datetime.datetime.now():%Y-%m-%d %H:%M}")
-    say(f"commit    {first_line('git', 'describe', '--always', '--dirty')}")
-    say(f"processor {processor()}, {options.cores} cores")
+    say(f"commit    {commit()}")
+    say(f"processor {processor()}, {options.cores} of {os.cpu_count()} cores")
     say(f"load      {' '.join(pathlib.Path('/proc/loadavg').read_text().split()[:3])}")
     say(f"command   {' '.join(['benchmarks/train_step.py', *sys.argv[1:]])}")
     say(f"steps     {options.rounds} turns of {options.turn} each; milliseconds; cpu: the median of "

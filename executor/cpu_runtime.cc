@@ -8,12 +8,12 @@
 #include <cstring>
 #include <new>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "executor/initial_state.h"
 #include "executor/memory_layout.h"
 #include "executor/rank_threads.h"
+#include "executor/run_info.h"
 #include "executor/shards.h"
 #include "executor/thread_communicator.h"
 #include "executor/typing.h"
@@ -243,8 +243,7 @@ class Rank {
 
   static int threads_of(const Program& program, const RunOptions& options) {
     if (options.threads > 0) return options.threads;
-    const auto cores = static_cast<int64_t>(std::thread::hardware_concurrency());
-    return static_cast<int>(std::max<int64_t>(1, cores / program.mesh.size()));
+    return static_cast<int>(std::max<int64_t>(1, usable_cores() / program.mesh.size()));
   }
 
   void timed(const Step& step) {

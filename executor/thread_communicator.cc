@@ -5,8 +5,10 @@
 #include <thread>
 
 #include "executor/reduce.h"
+#include "executor/run_info.h"
 #include "executor/shards.h"
 #include "graph/error.h"
+#include "graph/spin.h"
 
 namespace cleave {
 namespace {
@@ -77,15 +79,7 @@ class Rendezvous {
     if (world_.aborted_.load(std::memory_order_acquire)) throw Aborted("another rank has failed");
   }
 
-  // There may be fewer cores than ranks: spinning long would keep from running those waited for.
-  void sleep_until_not(int seen) {
-    for (int i = 0; i < 64; ++i) {
-      if (generation_.load(std::memory_order_acquire) != seen) return;
-    }
-    while (generation_.load(std::memory_order_acquire) == seen) {
-      generation_.wait(seen, std::memory_order_acquire);
-    }
-  }
+  void sleep_until_not(int seen) { wait_while(generation_, seen, world_.looks_); }
 
   [[noreturn]] void report_deadlock() const {
     std::string text;
@@ -102,7 +96,10 @@ class Rendezvous {
 };
 
 ThreadWorld::ThreadWorld(const Mesh& mesh)
-    : mesh_(mesh), size_(mesh.size()), requests_(static_cast<size_t>(mesh.size())) {
+    : mesh_(mesh),
+      size_(mesh.size()),
+      looks_(size_ <= usable_cores() ? kSpinLooks : 16),
+      requests_(static_cast<size_t>(mesh.size())) {
   const auto ranks = static_cast<size_t>(size_);
   for (size_t a = 0; a < mesh.axes.size(); ++a) {
     auto& groups = groups_.emplace_back();

@@ -43,6 +43,9 @@ class ThreadWorld {
 
   const Mesh mesh_;
   const int64_t size_;
+  // How often a rank looks for the others before it sleeps. With fewer cores than ranks, who spins
+  // keeps those from running that it waits for.
+  const int looks_;
   std::atomic<bool> aborted_{false};
   // Ranks that wait and have not been released; when it reaches size_, nobody can release anyone.
   std::atomic<int64_t> waiting_{0};

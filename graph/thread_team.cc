@@ -3,31 +3,9 @@
 #include <memory>
 #include <utility>
 
+#include "graph/spin.h"
+
 namespace cleave {
-namespace {
-
-// How often a thread looks again before it sleeps: about 20 microseconds, as long as it takes to
-// wake one up.
-constexpr int kLooks = 1000;
-
-void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
-
-// Returns when `value` is not `old` any more.
-void wait_while(const std::atomic<uint32_t>& value, uint32_t old) {
-  for (int i = 0; i < kLooks; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    pause();
-  }
-  value.wait(old, std::memory_order_acquire);
-}
-
-}  // namespace
 
 ThreadTeam::ThreadTeam(int size) : scratch_(static_cast<size_t>(size)) {
   for (int member = 1; member < size; ++member) {

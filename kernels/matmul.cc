@@ -132,23 +132,23 @@ struct Tiling {
   int64_t rows = 1, columns = 1;  // of one tile
 };
 
-// By the shape alone: the bits must not depend on who computes a tile. BLAS comes within a few
-// percent of its best from 256 x 256 on. Smaller products are cut further while a tile still is
-// worth a thread.
+// By the shape alone: the bits must not depend on who computes a tile. Each tile packs its operands
+// anew, which is a tenth of the work at 256 x 256, so tiles are larger where there are many;
+// products with few are cut further while a tile is still worth a thread.
 Tiling tiling_of(int64_t m, int64_t n, int64_t k, int64_t batch) {
-  constexpr int64_t kSide = 256, kLeastSide = 64, kStep = 32, kTiles = 4;
-  constexpr double kLeastFlops = 6e6;
-  int64_t down = (m + kSide - 1) / kSide, across = (n + kSide - 1) / kSide;
+  constexpr int64_t kSide = 512, kStep = 32;
   const auto side = [](int64_t size, int64_t parts) {
     return ((size + parts - 1) / parts + kStep - 1) / kStep * kStep;
   };
-  while (batch * down * across < kTiles) {
-    int64_t& parts = side(m, down) >= side(n, across) ? down : across;
-    const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) *
-                         static_cast<double>(k) / static_cast<double>(2 * down * across);
+  int64_t down = (m + kSide - 1) / kSide, across = (n + kSide - 1) / kSide;
+  while (true) {
+    const int64_t tiles = batch * down * across;
     const int64_t longer = std::max(side(m, down), side(n, across));
-    if (flops < kLeastFlops || longer < 2 * kLeastSide) break;
-    parts *= 2;
+    const double flops = 2.0 * static_cast<double>(side(m, down)) *
+                         static_cast<double>(side(n, across)) * static_cast<double>(k);
+    const bool worth_it = longer > 256 ? tiles < 8 : longer > 64 && tiles < 4;
+    if (!worth_it || flops < 12e6) break;
+    (side(m, down) >= side(n, across) ? down : across) *= 2;
   }
   return {side(m, down), side(n, across)};
 }
