@@ -289,11 +289,15 @@ int run(int argc, char** argv, const UserModel* user) {
   return 0;
 }
 
+// A full disk behind stdout, also when only what came in the middle was lost.
+int stdout_lost() {
+  return report(1, "error", "cannot write all of the output to stdout; is the disk full?");
+}
+
 int run_safely(int argc, char** argv, const UserModel* user) {
   try {
     const int status = run(argc, argv, user);
-    if (std::fflush(stdout) != 0) return report(1, "error", "cannot write to stdout");
-    return status;
+    return std::fflush(stdout) != 0 || std::ferror(stdout) != 0 ? stdout_lost() : status;
   } catch (const DoesNotFit& e) {
     return report(3, "does not fit", e.what());
   } catch (const Interrupted& e) {
@@ -303,6 +307,7 @@ int run_safely(int argc, char** argv, const UserModel* user) {
   } catch (const std::bad_alloc&) {
     return report(1, "error", "out of memory; try a smaller model or a smaller batch");
   } catch (const std::exception& e) {
+    if (std::ferror(stdout) != 0) return stdout_lost();  // what fmt throws then
     return report(2, "internal error",
                   fmt::format("{}; this is a bug in cleave, please report it", e.what()));
   }

@@ -1,6 +1,7 @@
 // cleave train where the disk fills up, and where it may not write.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 
 #include "checkpoint/store.h"
@@ -96,6 +97,24 @@ TEST_F(FullDisk, ARunThatCannotBeginIsOneLine) {
   });
   if (result == "skip") GTEST_SKIP() << "cannot mount a small tmpfs here";
   EXPECT_EQ(result, "");
+}
+
+// What is printed to a full disk is missed at the end at the latest.
+TEST_F(FullDisk, OutputThatIsLostIsOneLine) {
+  if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full here";
+  for (const std::string& command : std::vector<std::string>{
+           "trace mlp:tiny", "regions gpt2:tiny", "plan mlp:tiny --cluster cpu:2 --json",
+           "checkpoint --help", "view mlp:tiny -o " + path("a.dot"),
+           "train mlp:tiny --devices cpu:1 --steps 2 --data " + path("data.txt")}) {
+    const std::string err = path("err.txt");
+    const std::string line =
+        fmt::format("{}/bin/cleave {} >/dev/full 2>{}", CLEAVE_BINARY_DIR, command, err);
+    const int status = std::system(line.c_str());
+    EXPECT_EQ(WEXITSTATUS(status), 1) << command;
+    EXPECT_EQ(read_all(err),
+              "cleave: error: cannot write all of the output to stdout; is the disk full?\n")
+        << command;
+  }
 }
 
 TEST_F(FullDisk, AReadOnlyFolderIsOneLineBeforeTraining) {
