@@ -50,7 +50,8 @@ void AsyncWriter::run() {
       written.seconds = seconds_since(start);
       store_.keep(keep_);
     } catch (const Error& e) {
-      error = e.what();
+      error = written.path.empty() ? e.what()
+                                   : fmt::format("older ones were not removed: {}", e.what());
     } catch (const std::bad_alloc&) {
       error = fmt::format("no memory left to write the checkpoint of step {}", snapshot.step);
     } catch (...) {

@@ -9,6 +9,7 @@
 #include "checkpoint/store.h"
 #include "cli/commands.h"
 #include "cli/format.h"
+#include "cli/run_folder.h"
 #include "graph/error.h"
 
 namespace cleave {
@@ -42,8 +43,7 @@ std::string without_path(const std::string& problem, const std::string& path) {
 
 // A run's folder stands for what it has saved.
 CheckpointArguments with_folder(CheckpointArguments a) {
-  std::error_code error;
-  if (fs::is_directory(a.path + "/checkpoints", error)) a.path += "/checkpoints";
+  a.path = checkpoints_in(a.path);
   return a;
 }
 
@@ -184,7 +184,8 @@ void checkpoint_ls_command(const CheckpointArguments& written) {
 
 void checkpoint_verify_command(const CheckpointArguments& written) {
   const CheckpointArguments a = with_folder(written);
-  if (!fs::is_directory(a.path)) verify(a.path);  // says what it is instead
+  std::error_code error;
+  if (!fs::is_directory(a.path, error)) verify(a.path);  // says what it is instead
   const std::vector<Verdict> all = verdicts(a.path);
   if (all.empty()) fail("there is no checkpoint in '{}'", a.path);
   std::optional<std::string> sound;

@@ -1,6 +1,7 @@
 // Options to arguments, and exceptions to exit statuses. The only file that sees CLI11, which takes
 // long to compile.
 #include "cli/command.h"
+#include "cli/run_folder.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -136,10 +137,19 @@ void take_config(const std::vector<Row>& rows, TrainArguments& a) {
   if (path.empty() && a.resume) {
     const std::string& folder = a.resume->empty() ? a.out : *a.resume;
     if (folder.empty()) fail("--resume needs a run's folder: write it, or --out DIR");
-    if (!std::filesystem::is_directory(folder))
+    std::error_code error;
+    if (!std::filesystem::is_directory(folder, error)) {
       fail("--resume {}: there is no such folder", folder);
+    }
     const std::string config = folder + "/config.toml";
-    if (std::filesystem::exists(config)) path = config;
+    if (std::filesystem::exists(config, error)) path = config;
+    // What goes on is saved where it was, unless it is told otherwise.
+    if (!a.resume->empty() && a.out.empty()) {
+      if (path.empty() && checkpoints_in(folder) == folder) {
+        fail("--resume {}: that is no run's folder; say with --out where the run goes on", folder);
+      }
+      a.out = folder;
+    }
   }
   if (path.empty()) return;
   std::vector<Option> options;

@@ -1,4 +1,4 @@
-// The command: cleave trace, regions, plan, view, train, generate, doctor.
+// The command: cleave trace, regions, plan, view, train, generate, checkpoint, doctor.
 #pragma once
 
 #include <functional>
@@ -18,7 +18,8 @@ struct UserModel {
 };
 
 // Runs the command and returns its exit status: 0 done, 1 the user's mistake, 2 a bug of ours, 3
-// the model does not fit. Results go to stdout; mistakes are one line on stderr.
+// the model does not fit, 128 + N stopped by signal N. Results go to stdout; mistakes are one line
+// on stderr.
 int run_command(int argc, char** argv);
 // The same, where MODEL may be left out and is then the user's.
 int run_command(int argc, char** argv, const UserModel& model);

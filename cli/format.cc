@@ -95,7 +95,8 @@ std::string Table::to_string(bool colour) const {
 }
 
 std::string read_file(const std::string& path) {
-  if (std::filesystem::is_directory(path)) fail("'{}' is a folder, not a file", path);
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) fail("'{}' is a folder, not a file", path);
   std::ifstream file(path, std::ios::binary);
   if (!file) fail("cannot read '{}': {}", path, std::strerror(errno));
   std::ostringstream text;

@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/plan_file.h"
+#include "cli/run_folder.h"
 #include "cli/scorers.h"
 #include "data/stream_decoder.h"
 #include "graph/error.h"
@@ -82,13 +83,6 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const GenerateArguments& a, const 
   }
 }
 
-// A run's folder keeps its checkpoints in a folder of their own.
-std::string checkpoints_of(const std::string& path) {
-  const std::filesystem::path inside = std::filesystem::path(path) / "checkpoints";
-  std::error_code error;
-  return std::filesystem::is_directory(inside, error) ? inside.string() : path;
-}
-
 // Only tokens that both know are drawn.
 int64_t common_vocab(const Tokenizer& tokenizer, int64_t model) {
   const int64_t tokens = tokenizer.vocab_size();
@@ -158,7 +152,7 @@ void generate_command(const GenerateArguments& a) {
   const std::string prompt = a.prompt_file.empty() ? a.prompt : read_file(a.prompt_file);
 
   std::vector<std::string> problems;
-  const Checkpoint checkpoint = open_checkpoint(checkpoints_of(a.checkpoint), &problems);
+  const Checkpoint checkpoint = open_checkpoint(checkpoints_in(a.checkpoint), &problems);
   for (const std::string& p : problems) fmt::print(stderr, "cleave: passed over: {}\n", p);
   const TrainedJob job = job_in_checkpoint(checkpoint.path(), checkpoint.run_json());
   const auto tokenizer = tokenizer_of(a, job);

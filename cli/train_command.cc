@@ -1,7 +1,8 @@
 // cleave train
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <csignal>
-#include <filesystem>
 #include <optional>
 
 #include "checkpoint/checkpoint.h"
@@ -11,6 +12,7 @@
 #include "cli/format.h"
 #include "cli/plan_file.h"
 #include "cli/planning.h"
+#include "cli/run_folder.h"
 #include "data/token_data.h"
 #include "executor/telemetry.h"
 #include "executor/trainer.h"
@@ -21,9 +23,11 @@ namespace {
 
 OptimizerOptions optimizer_of(const TrainArguments& a, OptimizerOptions o) {
   if (a.min_lr > a.lr) fail("--min-lr {}: must not be above --lr {}", a.min_lr, a.lr);
-  if (a.warmup > a.steps) fail("--warmup {}: must not be above --steps {}", a.warmup, a.steps);
-  o.schedule = a.schedule == "constant" ? OptimizerOptions::Schedule::kConstant
-                                        : OptimizerOptions::Schedule::kCosine;
+  const bool cosine = a.schedule == "cosine";
+  if (a.warmup > a.steps || (cosine && a.warmup == a.steps)) {
+    fail("--warmup {}: must be below --steps {}", a.warmup, a.steps);
+  }
+  o.schedule = cosine ? OptimizerOptions::Schedule::kCosine : OptimizerOptions::Schedule::kConstant;
   o.lr = a.lr;
   o.min_lr = a.min_lr < 0 ? a.lr / 10 : a.min_lr;
   o.warmup = a.warmup < 0 ? std::min<int64_t>(100, a.steps / 10) : a.warmup;
@@ -114,8 +118,7 @@ std::optional<Checkpoint> checkpoint_of(const TrainArguments& a) {
   std::string folder = a.resume->empty() ? a.out : *a.resume;
   if (folder.empty()) fail("--resume: name the run's folder here, or with --out");
   const bool own = folder == a.out;
-  // A run's folder, or what is in it.
-  if (std::filesystem::is_directory(folder + "/checkpoints")) folder += "/checkpoints";
+  folder = checkpoints_in(folder);
   // A run that was ended before its first checkpoint begins anew.
   if (own && CheckpointStore(folder).list().empty()) return std::nullopt;
   std::vector<std::string> problems;
@@ -124,26 +127,39 @@ std::optional<Checkpoint> checkpoint_of(const TrainArguments& a) {
   return checkpoint;
 }
 
+// Whether the run that is in the folder is the one that goes on: another one's is not written over.
+bool goes_on_in(const std::string& out, const std::optional<Checkpoint>& from,
+                const TrainArguments& a) {
+  return a.resume && (!from || lies_in(from->path(), out));
+}
+
 // A first SIGINT or SIGTERM asks the run to save and stop after its step; a second one ends it.
-volatile std::sig_atomic_t stop_signal = 0;
+std::atomic<int> stop_signal = 0;
+static_assert(std::atomic<int>::is_always_lock_free);
 
 class StopSignals {
  public:
   StopSignals() {
     stop_signal = 0;
-    for (int s : {SIGINT, SIGTERM}) {
-      std::signal(s, [](int signal) {
-        stop_signal = signal;
-        std::signal(signal, SIG_DFL);
-      });
+    struct sigaction ask {};
+    ask.sa_handler = [](int signal) { stop_signal = signal; };
+    ask.sa_flags = static_cast<int>(SA_RESETHAND);
+    for (size_t i = 0; i < kSignals.size(); ++i) {
+      ::sigaction(kSignals[i], nullptr, &before_[i]);
+      // Who starts a run with the signal ignored (nohup) means it.
+      if (before_[i].sa_handler != SIG_IGN) ::sigaction(kSignals[i], &ask, nullptr);
     }
   }
   ~StopSignals() {
-    for (int s : {SIGINT, SIGTERM}) std::signal(s, SIG_DFL);
+    for (size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals[i], &before_[i], nullptr);
   }
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
   static int received() { return stop_signal; }
+
+ private:
+  static constexpr std::array<int, 2> kSignals = {SIGINT, SIGTERM};
+  std::array<struct sigaction, 2> before_{};
 };
 
 }  // namespace
@@ -154,7 +170,7 @@ void train_command(const TrainArguments& a) {
   }
   const std::optional<Checkpoint> resume = checkpoint_of(a);
   Telemetry telemetry({.out_dir = a.out,
-                       .resume = a.resume.has_value(),
+                       .resume = goes_on_in(a.out, resume, a),
                        .tensorboard = a.tensorboard,
                        .log_every = a.log_every,
                        .progress = progress_named(a.progress),
@@ -195,8 +211,9 @@ void train_command(const TrainArguments& a) {
   const StopSignals signals;
   const TrainResult result = train(training.model.graph, training.plan, data, options, telemetry);
   if (!result.stopped) return;
-  const std::string saved = result.saved.empty() ? "nothing was saved: there is no --out"
-                                                 : "--resume goes on from " + result.saved;
+  const std::string saved = !result.saved.empty() ? "--resume goes on from " + result.saved
+                            : a.out.empty()       ? "nothing was saved: there is no --out"
+                                                  : "no step was made";
   throw Interrupted(StopSignals::received(), fmt::format("stopped by a signal; {}", saved));
 }
 

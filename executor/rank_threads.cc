@@ -1,15 +1,25 @@
 #include "executor/rank_threads.h"
 
+#include <system_error>
 #include <utility>
+
+#include "graph/error.h"
 
 namespace cleave {
 
 RankThreads::RankThreads(int64_t ranks, std::function<void()> on_error)
     : on_error_(std::move(on_error)) {
-  for (int64_t r = 0; r < ranks; ++r) threads_.emplace_back([this, r] { loop(r); });
+  try {
+    for (int64_t r = 0; r < ranks; ++r) threads_.emplace_back([this, r] { loop(r); });
+  } catch (const std::system_error& e) {
+    stop();
+    fail("cannot start a thread for each of {} devices: {}", ranks, e.what());
+  }
 }
 
-RankThreads::~RankThreads() {
+RankThreads::~RankThreads() { stop(); }
+
+void RankThreads::stop() {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;

@@ -25,6 +25,7 @@ class RankThreads {
 
  private:
   void loop(int64_t rank);
+  void stop();
 
   const std::function<void()> on_error_;
   std::mutex mutex_;

@@ -20,11 +20,9 @@ bool is_kept(const ProgramSource& s) {
 }  // namespace
 
 std::string to_json_text(const RunState& s) {
-  Json json = {{"cleave_run", kVersion},
-               {"step", s.step},
-               {"samples", s.samples},
-               {"seed", s.seed},
-               {"data", s.data}};
+  Json json = {{"cleave_run", kVersion}, {"step", s.step},
+               {"samples", s.samples},   {"seed", s.seed},
+               {"data", s.data},         {"skipped_in_a_row", s.skipped_in_a_row}};
   const Json job = Json::parse(s.job);
   for (const auto& [key, value] : job.items()) json[key] = value;
   json["recent"] = {{"loss", s.losses}, {"grad_norm", s.norms}};
@@ -43,6 +41,7 @@ RunState run_state_from(std::string_view run_json) {
     s.samples = json.at("samples").get<int64_t>();
     s.seed = json.at("seed").get<uint64_t>();
     s.data = json.at("data").get<std::string>();
+    s.skipped_in_a_row = json.value("skipped_in_a_row", 0);
     s.losses = json.at("recent").at("loss").get<std::vector<double>>();
     s.norms = json.at("recent").at("grad_norm").get<std::vector<double>>();
   } catch (const Json::exception& e) {

@@ -20,6 +20,7 @@ struct RunState {
   int64_t samples = 0;                // sequences taken from the data
   uint64_t seed = 0;                  // of weights, data order and dropout
   std::string data;                   // the text's fingerprint
+  int skipped_in_a_row = 0;           // the latest updates that were left out
   std::vector<double> losses, norms;  // that a SpikeGuard remembers
   std::string job = "{}";  // a JSON object of the caller's: what is trained; only written
 };

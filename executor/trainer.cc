@@ -45,7 +45,8 @@ std::string why_skipped(const StepResult& r, const StepLimits& limits) {
   if (r.value("clip") >= 0) return "";
   if (!std::isfinite(r.value("loss"))) return "loss not finite";
   if (!std::isfinite(r.value("grad_norm"))) return "gradient not finite";
-  return r.value("loss") > limits.loss ? "loss spike" : "gradient spike";
+  const bool calm_loss = r.value("loss") <= limits.loss;
+  return calm_loss && r.value("grad_norm") > limits.norm ? "gradient spike" : "loss spike";
 }
 
 // The checkpoints of one run: written in the background, with what goes wrong told once.
@@ -68,38 +69,20 @@ class Saver {
     return enabled() && options_.every > 0 && step % options_.every == 0;
   }
 
-  // A run that goes on leaves another future behind.
-  void set_aside_after(int64_t step) {
-    if (!enabled()) return;
-    for (const std::string& path : store_->set_aside_after(step)) {
-      telemetry_.note(fmt::format("a later checkpoint is set aside: {}", path));
-    }
+  // A run that goes on leaves another future behind; what was set aside.
+  std::vector<std::string> set_aside_after(int64_t step) {
+    return enabled() ? store_->set_aside_after(step) : std::vector<std::string>();
   }
 
   void save(const CpuRuntime& runtime, RunState state) {
     state.job = options_.job;
-    saved_step_ = state.step;
+    asked_step_ = state.step;
     try {
       writer_->submit(snapshot_of(runtime, state, writer_->recycled()));
     } catch (const Error& e) {
-      not_saved(e.what());  // an earlier one; this one is on its way
+      warn(e.what());  // of an earlier one; this one is on its way
     }
   }
-
-  // Waits for what is being written. Throws Error when the newest could not be.
-  void finish() {
-    if (!enabled()) return;
-    try {
-      writer_->wait();
-    } catch (const Error&) {
-      tell();
-      throw;
-    }
-    tell();
-  }
-
-  int64_t saved_step() const { return saved_step_; }
-  const std::string& newest() const { return newest_; }
 
   // What has been written, and what has failed: training goes on all the same.
   void tell() {
@@ -108,21 +91,46 @@ class Saver {
       telemetry_.note(fmt::format("saved {} ({:.1f} MiB in {:.2f} s)", w.path,
                                   static_cast<double>(w.bytes) / 1048576, w.seconds));
       newest_ = w.path;
+      newest_step_ = w.step;
     }
-    if (const auto error = writer_->take_error()) not_saved(*error);
+    if (const auto error = writer_->take_error()) warn(*error);
   }
 
+  // Until nothing is being written any more.
+  void wait() {
+    if (!enabled()) return;
+    try {
+      writer_->wait();
+    } catch (const Error& e) {
+      warn(e.what());
+    }
+    tell();
+  }
+
+  // Waits, and throws Error when the newest that was asked for could not be saved.
+  void finish() {
+    wait();
+    if (asked_step_ == newest_step_) return;
+    fail("the checkpoint of step {} could not be saved: {}{}", asked_step_, last_error_,
+         newest_.empty() ? "" : fmt::format("; the newest is {}", newest_));
+  }
+
+  int64_t newest_step() const { return newest_step_; }
+  const std::string& newest() const { return newest_; }
+
  private:
-  void not_saved(std::string_view why) {
-    telemetry_.note(fmt::format("warning: a checkpoint was not saved: {}", why));
+  void warn(std::string_view why) {
+    last_error_ = why;
+    telemetry_.note(fmt::format("warning: checkpoints: {}", why));
   }
 
   const Checkpoints& options_;
   Telemetry& telemetry_;
   std::optional<CheckpointStore> store_;
-  std::optional<AsyncWriter> writer_;  // after the store, which it uses
-  int64_t saved_step_ = -1;            // of the newest that was submitted
+  std::optional<AsyncWriter> writer_;           // after the store, which it uses
+  int64_t asked_step_ = -1, newest_step_ = -1;  // of the newest that was submitted, and written
   std::string newest_;
+  std::string last_error_;
 };
 
 class Training {
@@ -163,13 +171,16 @@ class Training {
     info.arena_bytes = result_.arena_bytes;
     result_.tokens_per_step = info.tokens_per_step;
     saver_.begin();
+    // Before the metrics of those steps go: a run killed in between does not go on from them.
+    for (const std::string& path : saver_.set_aside_after(state_.step)) {
+      notes_.push_back(fmt::format("a later checkpoint is set aside: {}", path));
+    }
     telemetry_.begin(info);
     for (const std::string& note : notes_) telemetry_.note(note);
     if (evaluator_ && !evaluator_->possible()) {
       telemetry_.note(
           fmt::format("no validation loss: '{}' has no sequence to spare", data_.path()));
     }
-    saver_.set_aside_after(state_.step);
     while (state_.step < options_.steps) {
       if (options_.stop && options_.stop()) {
         result_.stopped = true;
@@ -182,7 +193,10 @@ class Training {
       if (saver_.due(state_.step)) save();
       saver_.tell();
     }
-    if (saver_.enabled() && !result_.steps.empty() && saver_.saved_step() != state_.step) save();
+    saver_.wait();
+    // Also once more when the last step's own could not be saved.
+    const bool missing = saver_.newest_step() != state_.step;
+    if (saver_.enabled() && !result_.steps.empty() && missing) save();
     saver_.finish();
     result_.saved = saver_.newest();
     result_.median_seconds = median_seconds(result_.steps);
@@ -250,7 +264,7 @@ class Training {
     telemetry_.step(record);
     if (record.skipped.empty()) {
       guard_.add(record.loss, record.grad_norm);
-      skipped_in_a_row_ = 0;
+      state_.skipped_in_a_row = 0;
     } else {
       skipped(record, first_sample, limits);
     }
@@ -263,15 +277,15 @@ class Training {
       telemetry_.note(
           fmt::format("step {}: {}", record.step, first_nonfinite(first_sample, limits)));
     }
-    if (++skipped_in_a_row_ < kMostSkipped) return;
-    saver_.finish();
+    if (++state_.skipped_in_a_row < kMostSkipped) return;
+    saver_.wait();
     const std::string saved = saver_.newest().empty()
                                   ? ""
                                   : fmt::format("; the newest checkpoint is {}", saver_.newest());
     fail(
         "step {}/{}: {} updates in a row were left out, the last for: {}; try a smaller learning "
         "rate or a longer warm-up{}{}",
-        record.step, options_.steps, skipped_in_a_row_, record.skipped,
+        record.step, options_.steps, state_.skipped_in_a_row, record.skipped,
         finite || options_.find_nonfinite ? "" : ", and --find-nan to see where it begins", saved);
   }
 
@@ -317,7 +331,6 @@ class Training {
   SpikeGuard guard_;
   RunState state_;
   Saver saver_;
-  int skipped_in_a_row_ = 0;
   std::vector<std::string> notes_;  // told once the run begins
   TrainResult result_;
 };

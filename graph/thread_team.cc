@@ -1,19 +1,29 @@
 #include "graph/thread_team.h"
 
 #include <memory>
+#include <system_error>
 #include <utility>
 
+#include "graph/error.h"
 #include "graph/spin.h"
 
 namespace cleave {
 
 ThreadTeam::ThreadTeam(int size) : scratch_(static_cast<size_t>(size)) {
-  for (int member = 1; member < size; ++member) {
-    threads_.emplace_back([this, member] { loop(member); });
+  try {
+    for (int member = 1; member < size; ++member) {
+      threads_.emplace_back([this, member] { loop(member); });
+    }
+  } catch (const std::system_error& e) {
+    stop();
+    fail("cannot start {} threads: {}; use fewer devices, or raise the limit of threads", size,
+         e.what());
   }
 }
 
-ThreadTeam::~ThreadTeam() {
+ThreadTeam::~ThreadTeam() { stop(); }
+
+void ThreadTeam::stop() {
   stop_.store(true, std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
@@ -30,7 +40,7 @@ void ThreadTeam::run(int64_t tasks, const Task& task) {
   task_.store(&task, std::memory_order_relaxed);
   tasks_.store(count, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
-  next_.store(uint64_t{generation} << 32, std::memory_order_release);
+  left_.store(uint64_t{generation} << 32 | count, std::memory_order_release);
   generation_.store(generation, std::memory_order_release);
   generation_.notify_all();
   work(generation, 0);
@@ -51,26 +61,25 @@ void* ThreadTeam::scratch(int member, int64_t bytes) {
   return std::align(kAlignment, static_cast<size_t>(bytes), begin, space);
 }
 
+// A task is taken by counting down the tasks left, in one word with the generation: that this
+// succeeds proves that run has not returned, and that what it published is this generation's.
 void ThreadTeam::work(uint32_t generation, int member) {
-  uint64_t next = next_.load(std::memory_order_acquire);
-  while (true) {
-    const Task* const task = task_.load(std::memory_order_relaxed);
-    const uint32_t tasks = tasks_.load(std::memory_order_relaxed);
-    const auto index = static_cast<uint32_t>(next);
-    if (next >> 32 != generation || index >= tasks) return;
-    // While a task of the generation can be taken, run has not returned, and what was read is its.
-    if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel,
+  uint64_t left = left_.load(std::memory_order_acquire);
+  while (left >> 32 == generation && static_cast<uint32_t>(left) > 0) {
+    if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel,
                                      std::memory_order_acquire)) {
       continue;
     }
+    const Task& task = *task_.load(std::memory_order_relaxed);
+    const uint32_t tasks = tasks_.load(std::memory_order_relaxed);
     try {
-      (*task)(index, member);
+      task(static_cast<uint32_t>(left) - 1, member);
     } catch (...) {
       const std::lock_guard lock(error_mutex_);
       if (!error_) error_ = std::current_exception();
     }
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks) done_.notify_one();
-    next = next_.load(std::memory_order_acquire);
+    left = left_.load(std::memory_order_acquire);
   }
 }
 

@@ -17,7 +17,8 @@ class ThreadTeam {
   // A task's number, and which member of the team does it: 0 is the thread that called run.
   using Task = std::function<void(int64_t task, int member)>;
 
-  // Starts size - 1 threads; they sleep when there is nothing to do for some microseconds.
+  // Starts size - 1 threads; Error when the system gives none. They sleep when there is nothing to
+  // do for some microseconds.
   explicit ThreadTeam(int size);
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
@@ -40,10 +41,12 @@ class ThreadTeam {
   // Takes and does tasks of this generation until none is left.
   void work(uint32_t generation, int member);
 
-  // The current generation in the upper half, the next task in the lower one.
-  alignas(64) std::atomic<uint64_t> next_{0};
+  void stop();
+
+  // The current generation in the upper half, how many of its tasks nobody has taken in the lower.
+  alignas(64) std::atomic<uint64_t> left_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
-  // Read before a task is taken, and of no meaning unless one could be.
+  // Of the current generation; read by who has taken one of its tasks.
   std::atomic<const Task*> task_{nullptr};
   std::atomic<uint32_t> tasks_{0};
   std::atomic<bool> stop_{false};

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <numeric>
 #include <set>
 #include <stdexcept>
@@ -22,6 +23,17 @@ TEST(ThreadTeam, DoesEveryTaskOnceHoweverManyThreads) {
       });
       for (const auto& t : times) ASSERT_EQ(t.load(), 1) << size << " threads, " << tasks;
     }
+  }
+}
+
+// Members that are late from a run of few tasks meet the next one, of more.
+TEST(ThreadTeam, TurnsFromFewTasksToManyAndBack) {
+  ThreadTeam team(4);
+  for (int round = 0; round < 20000; ++round) {
+    const int64_t tasks = round % 2 == 0 ? 2 : 40;
+    std::array<std::atomic<int>, 40> times{};
+    team.run(tasks, [&](int64_t task, int) { times[static_cast<size_t>(task)].fetch_add(1); });
+    for (int64_t i = 0; i < 40; ++i) ASSERT_EQ(times[size_t(i)].load(), i < tasks) << round;
   }
 }
 
