@@ -278,7 +278,7 @@ const std::vector<Row>& resuming() {
       {"train --resume @nothing", {"that is no run's folder; say with --out"}},
       {"train --config @toml/good.toml --resume @nothing --out @new",
        {"there is no checkpoint in", "nothing"}},
-      {"train --resume @run --steps 9 --out @other", {"'", "holds a run already"}},
+      {"train --resume @run --steps 9 --out @bert", {"bert' holds a run already"}},
       {"train --resume @run --steps 5 --seed 9",
        {"seed 5, and this one 9: give it --seed 5"},
        1,
