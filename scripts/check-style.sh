@@ -30,16 +30,17 @@ wc -l $files | awk '
   END { exit bad }' || bad=1
 
 git ls-files '*.h' | xargs -P "$(nproc)" -I{} \
-  c++ -std=c++20 -fsyntax-only -I. -include {} -x c++ /dev/null ||
+  c++ -std=c++20 -fsyntax-only -I. -DCLEAVE_SOURCE_DIR='""' -DCLEAVE_BINARY_DIR='""' \
+  -include {} -x c++ /dev/null ||
   { echo "check-style: a header does not compile alone; see above"; bad=1; }
 
-# Lines a folder and file, and the share of comments: lines that are one, of lines that are not blank.
+# Lines a folder and file, and the share of lines with a comment among those that are not blank.
 # The budget is there so that growth is decided, not drifted into.
 for file in $files; do
   awk -v file="$file" '
     /^[ \t]*$/ { next }
     { full++ }
-    /^[ \t]*\/\// { comments++ }
+    /^[ \t]*\/\// || / \/\/ / { comments++ }
     END { split(file, part, "/"); print part[1], NR, full + 0, comments + 0, file }' "$file"
 done | sort -k1,1 -k2,2n | awk -v code_budget=45000 -v test_budget=25000 '
   function folder_line(    median) {
