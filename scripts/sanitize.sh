@@ -13,7 +13,7 @@ preset=${1:-}
 case $preset in
   # Leaves out what takes minutes under a sanitizer and runs the same code as others do.
   asan) tests=$(ls tests/*_test.cc | grep -v -e '_slow_test' -e '_gpu_test') ;;
-  tsan) tests=$(grep -lE 'cpu_runtime.h|communicator.h|rank_threads.h|trainer.h|training_plans.h' \
+  tsan) tests=$(grep -lE 'cpu_runtime.h|communicator.h|rank_threads.h|trainer.h|training_plans.h|thread_team.h|async_writer.h' \
     tests/*_test.cc | grep -v -e '_slow_test' -e '_gpu_test') ;;
   *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 1 ;;
 esac
