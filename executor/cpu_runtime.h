@@ -1,5 +1,5 @@
-// Runs a program on one machine: a rank is a thread with an arena of its own, and the team of threads
-// that share its kernels' work.
+// Runs a program on one machine: a rank is a thread with an arena of its own, and the team of
+// threads that share its kernels' work.
 #pragma once
 
 #include <cstddef>
