@@ -15,6 +15,8 @@ namespace {
 constexpr std::array<std::pair<std::string_view, DType>, 3> kPrecisions = {
     {{"fp32", DType::kF32}, {"fp64", DType::kF64}, {"bf16", DType::kBF16}}};
 
+}  // namespace
+
 ModelConfig config_of(ModelSpec& spec, const UserModel* user) {
   ModelConfig config = user != nullptr ? user->defaults : model_named(spec.name);
   if (user != nullptr && config.family.empty()) config.family = user->name;
@@ -24,8 +26,6 @@ ModelConfig config_of(ModelSpec& spec, const UserModel* user) {
   spec.batch = config.batch;
   return config;
 }
-
-}  // namespace
 
 std::string_view precision_name(DType dtype) {
   for (const auto& [name, type] : kPrecisions) {

@@ -36,6 +36,10 @@ struct TracedModel {
   Graph graph;
 };
 
+// The model's numbers as the spec asks for them; the spec gets its batch. `user`: null, or the
+// model that the spec names. Throws Error when there is no such model or number.
+ModelConfig config_of(ModelSpec& spec, const UserModel* user);
+
 // Throws Error when there is no such model, or its numbers make no sense.
 TracedModel trace_model(ModelSpec spec, const UserModel* user);
 

@@ -7,6 +7,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/store.h"
+#include "cli/command.h"
 #include "cli/commands.h"
 #include "cli/config_file.h"
 #include "cli/format.h"
@@ -127,6 +128,31 @@ std::optional<Checkpoint> checkpoint_of(const TrainArguments& a) {
   return checkpoint;
 }
 
+// What has to be as it was for a run to go on. The batch may change: data are counted in sequences.
+void expect_same_job(const Checkpoint& from, const TracedModel& now, const UserModel* user) {
+  TrainedJob job = job_in_checkpoint(from.path(), from.run_json());
+  const auto differ = [&](std::string_view what, std::string_view then, std::string_view here) {
+    fail("{}: its run trains {} {}, and this one {}; --resume goes on with the same model",
+         from.path(), what, then, here);
+  };
+  const ModelSpec& spec = now.spec;
+  if (job.model.name != spec.name) differ("the model", job.model.name, spec.name);
+  if (job.model.dtype != spec.dtype) {
+    differ("in", precision_name(job.model.dtype), precision_name(spec.dtype));
+  }
+  if (job.model.optimizer.kind != spec.optimizer.kind) {
+    differ("with", name_of(job.model.optimizer.kind), name_of(spec.optimizer.kind));
+  }
+  const bool own = user != nullptr && user->name == spec.name;
+  const std::vector<std::string> then = values_of(config_of(job.model, own ? user : nullptr));
+  const std::vector<std::string> here = values_of(now.config);
+  for (size_t i = 0; i < here.size(); ++i) {
+    if (then[i] != here[i] && !here[i].starts_with("batch=")) {
+      differ("a model of", then[i], here[i]);
+    }
+  }
+}
+
 // Whether the run that is in the folder is the one that goes on: another one's is not written over.
 bool goes_on_in(const std::string& out, const std::optional<Checkpoint>& from,
                 const TrainArguments& a) {
@@ -178,6 +204,7 @@ void train_command(const TrainArguments& a) {
   // What cannot be read is noticed before the search.
   const TokenData opened({a.data, a.val_data, a.tokenizer}, /*sequence=*/1);
   const LoadedPlan training = planned(a);
+  if (resume) expect_same_job(*resume, training.model, a.model.user);
   const ModelConfig& config = training.model.config;
   const TokenData data = opened.with_sequence(config.sequence);
   const LoadedPlan evaluation = evaluation_of(training, a.model.user);
@@ -207,13 +234,22 @@ void train_command(const TrainArguments& a) {
   telemetry.note(fmt::format("{} on {}, {} steps, seed {}",
                              mesh.size() == 1 ? "one device" : "mesh " + mesh.to_string(),
                              a.devices, a.steps, a.seed));
+  for (const MeshAxis& axis : mesh.axes) {
+    if (!axis.name.starts_with("rep") || axis.size == 1) continue;
+    telemetry.note(fmt::format(
+        "warning: {} times the same work is done: nothing of the model divides by {} any further; "
+        "try another --batch, or fewer devices",
+        axis.size, axis.size));
+  }
   if (a.resume && !resume) telemetry.note("no checkpoint was written so far: begins at step 1");
   const StopSignals signals;
   const TrainResult result = train(training.model.graph, training.plan, data, options, telemetry);
   if (!result.stopped) return;
-  const std::string saved = !result.saved.empty() ? "--resume goes on from " + result.saved
-                            : a.out.empty()       ? "nothing was saved: there is no --out"
-                                                  : "no step was made";
+  const std::string saved = !result.saved.empty()
+                                ? fmt::format("saved step {}; goes on with: train --resume {}",
+                                              result.steps.back().step, a.out)
+                            : a.out.empty() ? "nothing was saved: there is no --out"
+                                            : "no step was made";
   throw Interrupted(StopSignals::received(), fmt::format("stopped by a signal; {}", saved));
 }
 

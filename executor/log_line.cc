@@ -37,7 +37,7 @@ std::string collectives_text(const std::vector<CollectiveCount>& counts) {
   int64_t count = 0;
   for (const CollectiveCount& c : counts) bytes += c.bytes, count += c.count;
   return count == 0 ? "no collectives"
-                    : fmt::format("{} collectives of {}", count, bytes_text(bytes));
+                    : fmt::format("{} in {} collectives", bytes_text(bytes), count);
 }
 
 }  // namespace
@@ -83,7 +83,7 @@ std::vector<std::string> summary_lines(const TrainResult& r, const Plan& plan, c
                   seconds_text(p.step_seconds), with_commas(p.tokens_per_second),
                   bytes_text(static_cast<double>(p.peak_bytes)), collectives_text(r.planned)),
       fmt::format(
-          "measured  | {} a step | {} tokens/s | {} a device | {}{}",
+          "measured  | {} a step (median) | {} tokens/s | {} a device | {}{}",
           seconds_text(r.median_seconds), with_commas(info.tokens_per_second(r.median_seconds)),
           bytes_text(static_cast<double>(r.arena_bytes)), collectives_text(r.executed), mfu)};
   if (skipped.empty()) return lines;

@@ -165,6 +165,12 @@ class Training {
   }
 
   TrainResult run() {
+    if (state_.step >= options_.steps) {  // nothing of the run's folder is touched
+      for (const std::string& note : notes_) telemetry_.note(note);
+      telemetry_.note(fmt::format("the run is complete at step {} of {}: --steps N trains further",
+                                  state_.step, options_.steps));
+      return std::move(result_);
+    }
     RunInfo info = run_info(graph_, plan_);
     info.steps = options_.steps;
     info.first_step = state_.step + 1;
@@ -214,8 +220,8 @@ class Training {
     }
     notes_.push_back(fmt::format("goes on from {}, step {}", checkpoint.path(), state_.step));
     if (state_.data != data) {
-      notes_.push_back(
-          fmt::format("'{}' is another text than the run was trained on so far", data_.path()));
+      notes_.push_back(fmt::format(
+          "warning: '{}' is another text than the run was trained on so far", data_.path()));
     }
     state_.data = data;
     restore(runtime_, checkpoint);
@@ -311,6 +317,11 @@ class Training {
     if (!evaluator_ || !evaluator_->possible()) return;
     result_.evaluations.push_back({state_.step, evaluator_->loss(runtime_)});
     telemetry_.evaluation(result_.evaluations.back());
+    if (std::isfinite(result_.evaluations.back().loss)) return;
+    telemetry_.note(
+        "warning: the validation loss is not finite: the weights have diverged; go on from an "
+        "earlier "
+        "checkpoint with a smaller learning rate");
   }
 
   void save() {

@@ -193,7 +193,7 @@ class PlanAnnotator {
     }
     a_.legend.push_back({Sign::kText, "[whole] → [part on one device]"});
     if (plan_.mesh.size() == 1) return;
-    a_.legend.push_back({Sign::kRegion, "split so, no communication inside"});
+    a_.legend.push_back({Sign::kRegion, "split so, no activations sent inside"});
     a_.legend.push_back(
         {Sign::kHexagon, "devices communicate: bytes one device sends, × times", "#666666"});
   }
