@@ -146,7 +146,8 @@ SwigluMlp::SwigluMlp(std::string_view layer_name, int64_t hidden, int64_t ffn, d
 Tensor SwigluMlp::operator()(const Tensor& x, Loc loc) const {
   const LocationScope line(loc);
   const Scope scope(name);
-  return Dropout("dropout", dropout)(proj(swiglu(gate(x), up(x))));
+  const Tensor gated = gate(x);  // in this order with every compiler
+  return Dropout("dropout", dropout)(proj(swiglu(gated, up(x))));
 }
 
 }  // namespace cleave
