@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -22,6 +23,7 @@ namespace cleave::testing {
 
 // Starts the command with its output thrown away.
 inline pid_t start_cleave(std::string program, const std::vector<std::string>& arguments) {
+  std::fflush(nullptr);  // what this process has still to write is not the child's
   const pid_t pid = ::fork();
   if (pid != 0) return pid;
   std::vector<char*> argv;

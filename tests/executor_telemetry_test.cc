@@ -12,6 +12,7 @@
 #include <bit>
 #include <cmath>
 #include <csignal>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -595,6 +596,7 @@ TEST(ProgressBar, Durations) {
 
 // What a child process writes to stdout and stderr, which are `fd`'s; the parent reads `from`.
 std::string output_of_child(int from, int fd, const std::function<void()>& child) {
+  std::fflush(nullptr);  // what this process has still to write is not the child's
   const pid_t pid = fork();
   if (pid == 0) {
     close(from);

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <functional>
 #include <string>
 
@@ -18,6 +19,7 @@ namespace cleave {
 inline std::string in_child(const std::function<std::string()>& body) {
   int ends[2];
   EXPECT_EQ(::pipe(ends), 0);
+  std::fflush(nullptr);  // what this process has still to write is not the child's
   const pid_t child = ::fork();
   if (child == 0) {
     std::string result;
