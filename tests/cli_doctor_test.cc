@@ -59,7 +59,8 @@ TEST(Doctor, WhatIsMissingHasACostAndAWayToGetIt) {
     EXPECT_EQ(f["status"], "missing") << name;
     EXPECT_EQ(f.value("fix", "").substr(0, 16), "apt-get install ") << f;
   }
-  for (const Json& f : Json::parse(json.out)["findings"]) {
+  const Json report = Json::parse(json.out);
+  for (const Json& f : report["findings"]) {
     EXPECT_EQ(f["status"] != "ok", f.contains("cost")) << f;
   }
 }
