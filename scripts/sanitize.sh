@@ -28,8 +28,7 @@ cmake --preset "$preset" >/dev/null
 cmake --build --preset "$preset" --target $tests
 echo "$preset: built in $(($(date +%s) - started)) s"
 
-# Uninstrumented libraries keep memory for their threads until the end.
-export ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=$PWD/tests/sanitizers/lsan.txt
+export ASAN_OPTIONS=detect_leaks=1
 export UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=second_deadlock_stack=1
 echo "$tests" | xargs -P "$(nproc)" -I{} sh -c '
   started=$(date +%s)
