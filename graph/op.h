@@ -113,6 +113,8 @@ struct OpDef {
   WorkspaceFn workspace = nullptr;  // null: the kernel needs no scratch memory
   // Linear in all of its floating inputs taken together: partial sums pass through it.
   bool linear = false;
+  // Its result lies on another pipeline stage than its operand.
+  bool transfer = false;
   KernelFn cpu = nullptr;   // the reference, in f32 and f64; null: only ever a view
   KernelFn cuda = nullptr;  // null: no device kernel in this build
 };

@@ -12,6 +12,8 @@
 #include "planner/family.h"
 #include "planner/mesh.h"
 #include "planner/redistribution.h"
+#include "planner/rewrite.h"
+#include "planner/schedule.h"
 
 namespace cleave {
 
@@ -87,8 +89,26 @@ struct Candidate {
   std::string why_not;  // empty when it was chosen
 };
 
+// How the model is cut over time. Every stage has a mesh of its own, all of one shape: rank
+// s * mesh.size() + r of the program is rank r of stage s.
+struct Pipeline {
+  ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;
+  int32_t stages = 1;
+  int32_t chunks = 1;                 // a stage
+  std::vector<int32_t> chunk_of;      // by node, see RewrittenGraph; empty: one stage
+  std::vector<ChunkSeconds> seconds;  // by chunk: of one micro-batch
+  double step_seconds = 0;            // of the schedule, without the update; 0: one stage
+
+  int32_t stage_of(NodeId n) const {
+    return chunk_of.empty() ? 0 : chunk_of[static_cast<size_t>(n)] % stages;
+  }
+};
+
+// A plan for a graph: the traced one as `rewrite` changes it.
 struct Plan {
-  Mesh mesh;                    // axes named by the role that came out
+  Rewrite rewrite;
+  Pipeline pipeline;
+  Mesh mesh;                    // of one stage; axes named by the role that came out
   std::vector<AxisRole> roles;  // as asked for
   Cluster cluster;
   std::shared_ptr<const Dimensions> dimensions;

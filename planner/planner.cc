@@ -434,6 +434,7 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
     }
   }
   if (result.plan) {
+    result.graph = std::make_shared<const Graph>(graph);
     Plan& plan = *result.plan;
     plan.certificate.lower_bound = std::min(plan.certificate.cost, bound);
     name_axes(graph, plan);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -36,8 +37,9 @@ struct PlannerOptions {
 };
 
 struct PlanResult {
-  std::optional<Plan> plan;   // empty: nothing that was searched fits
-  int64_t smallest_peak = 0;  // bytes: of the plan that came nearest
+  std::optional<Plan> plan;            // empty: nothing that was searched fits
+  std::shared_ptr<const Graph> graph;  // the one that the plan is for: rewritten as it says
+  int64_t smallest_peak = 0;           // bytes: of the plan that came nearest
   std::vector<Candidate> candidates;
 };
 
