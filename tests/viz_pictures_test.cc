@@ -323,7 +323,7 @@ TEST(Draw, EveryNodeIsInTheModelsPicture) {
     const Units units = find_units(graph, ViewLevel::kModel);
     for (size_t n = 0; n < graph.nodes().size(); ++n) {
       ASSERT_GE(units.of_node[n], 0) << model << " node " << n;
-      const Unit& u = units.units[static_cast<size_t>(units.of_node[n])];
+      const GraphUnit& u = units.units[static_cast<size_t>(units.of_node[n])];
       EXPECT_EQ(u.phase, graph.nodes()[n].phase);
     }
   }

@@ -36,7 +36,7 @@ Captions::Captions(const Graph& graph, const Plan* plan, const Annotations& note
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     for (Value v : graph.nodes()[n].inputs) readers_[at(v)].push_back(static_cast<NodeId>(n));
   }
-  for (const Unit& u : units.units) total_ += u.flops;
+  for (const GraphUnit& u : units.units) total_ += u.flops;
 }
 
 std::string Captions::shape_text(Value v) const {
@@ -54,7 +54,7 @@ ValueLine Captions::line(const std::string& name, Value v) const {
 }
 
 // The different parameters that a unit reads, the largest first.
-std::vector<Value> Captions::parameters_of(const Unit& u) const {
+std::vector<Value> Captions::parameters_of(const GraphUnit& u) const {
   std::vector<Value> values;
   for (NodeId n : u.nodes) {
     for (Value v : graph_.node(n).inputs) {
@@ -70,7 +70,7 @@ std::vector<Value> Captions::parameters_of(const Unit& u) const {
 }
 
 // Without what the box's title says already.
-std::string Captions::parameter_name(const Unit& u, Value v) const {
+std::string Captions::parameter_name(const GraphUnit& u, Value v) const {
   const std::string& name = graph_.source_of(v)->name;
   const size_t inside = name.find("." + u.name + ".");
   if (!u.name.empty() && inside != std::string::npos)
@@ -80,7 +80,7 @@ std::string Captions::parameter_name(const Unit& u, Value v) const {
 }
 
 // The different ops of a unit that do work, in order, as many as fit.
-std::string Captions::ops_of(const Unit& u) const {
+std::string Captions::ops_of(const GraphUnit& u) const {
   std::string text;
   std::set<std::string_view> seen;
   for (NodeId n : u.nodes) {
@@ -136,7 +136,7 @@ void Captions::add_results(Box& box, const std::string& name,
 }
 
 // The user's name for it; else that of the output that it makes; else its ops.
-std::string Captions::title_of(const Unit& u, const std::string& ops) const {
+std::string Captions::title_of(const GraphUnit& u, const std::string& ops) const {
   if (level_ != ViewLevel::kModel) {
     const std::string& scope = graph_.scopes()[at(graph_.node(u.nodes[0]).scope)];
     const std::string part(last_part(scope));
@@ -148,7 +148,7 @@ std::string Captions::title_of(const Unit& u, const std::string& ops) const {
 }
 
 // Those with a matrix's shape say how a part is cut; equal ones share a line.
-void Captions::add_parameters(Box& box, const Unit& u) const {
+void Captions::add_parameters(Box& box, const GraphUnit& u) const {
   const std::vector<Value> all = parameters_of(u);
   const bool part = level_ == ViewLevel::kModel;
   const bool matrices =
@@ -166,8 +166,8 @@ void Captions::add_parameters(Box& box, const Unit& u) const {
 }
 
 Box Captions::box_of(int32_t unit, const std::vector<NodeId>& main) const {
-  const Unit& u = units_.units[at(unit)];
-  const Unit& named = u.forward >= 0 ? units_.units[at(u.forward)] : u;
+  const GraphUnit& u = units_.units[at(unit)];
+  const GraphUnit& named = u.forward >= 0 ? units_.units[at(u.forward)] : u;
   const std::string ops = ops_of(u);
   Box box;
   box.title = title_of(u, ops);
@@ -238,7 +238,7 @@ Box Captions::compact(Box box) const {
   return box;
 }
 
-Box Captions::update_box(const Unit& u) const {
+Box Captions::update_box(const GraphUnit& u) const {
   Box box;
   box.title = "optimizer";
   const auto work = std::count_if(u.nodes.begin(), u.nodes.end(),

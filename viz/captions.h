@@ -27,15 +27,15 @@ class Captions {
   // Title, notes and values of a unit. `main`: the nodes whose last results the box shows.
   Box box_of(int32_t unit, const std::vector<NodeId>& main) const;
   // The optimizer's box: what it updates, together.
-  Box update_box(const Unit& unit) const;
+  Box update_box(const GraphUnit& unit) const;
 
  private:
-  std::string title_of(const Unit& u, const std::string& ops) const;
-  void add_parameters(Box& box, const Unit& u) const;
+  std::string title_of(const GraphUnit& u, const std::string& ops) const;
+  void add_parameters(Box& box, const GraphUnit& u) const;
   Box compact(Box box) const;
-  std::vector<Value> parameters_of(const Unit& u) const;
-  std::string parameter_name(const Unit& u, Value v) const;
-  std::string ops_of(const Unit& u) const;
+  std::vector<Value> parameters_of(const GraphUnit& u) const;
+  std::string parameter_name(const GraphUnit& u, Value v) const;
+  std::string ops_of(const GraphUnit& u) const;
   std::vector<Value> results_of(int32_t unit, const std::vector<NodeId>& main, Phase reader) const;
   void add_results(Box& box, const std::string& name, const std::vector<Value>& values) const;
 

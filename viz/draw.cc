@@ -107,7 +107,7 @@ class Drawer {
   }
 
   void add_unit_box(int32_t i) {
-    const Unit& u = units_.units[at(i)];
+    const GraphUnit& u = units_.units[at(i)];
     std::vector<NodeId> main;
     for (NodeId n : u.nodes) {
       if (part_[at(n)] == Part::kMain) main.push_back(n);
@@ -119,7 +119,7 @@ class Drawer {
   }
 
   // The region of most of the work.
-  std::string region_of(const Unit& u, const std::vector<NodeId>& main) const {
+  std::string region_of(const GraphUnit& u, const std::vector<NodeId>& main) const {
     std::map<std::string, double> work;
     for (NodeId n : main.empty() ? u.nodes : main) {
       const Node& node = graph_.node(n);
@@ -449,7 +449,7 @@ class Drawer {
     if (level_ == ViewLevel::kRaw) return;
     std::vector<bool> linked(p_.boxes.size());
     for (const Arrow& a : p_.arrows) linked[at(a.from)] = linked[at(a.to)] = true;
-    for (const Unit& u : units_.units) {
+    for (const GraphUnit& u : units_.units) {
       const bool weights = std::all_of(u.nodes.begin(), u.nodes.end(), [&](NodeId n) {
         const auto& inputs = graph_.node(n).inputs;
         return !inputs.empty() && std::all_of(inputs.begin(), inputs.end(),

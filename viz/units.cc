@@ -38,7 +38,7 @@ class UnitFinder {
   }
 
  private:
-  Unit& unit(int32_t i) { return u_.units[static_cast<size_t>(i)]; }
+  GraphUnit& unit(int32_t i) { return u_.units[static_cast<size_t>(i)]; }
   const Layer& layer(NodeId n) const { return u_.layer[static_cast<size_t>(n)]; }
 
   int32_t add_unit(std::string name, NodeId n) {
@@ -121,7 +121,7 @@ class UnitFinder {
         at->second = add_unit(part, n);
         unit(at->second).repeat = layer(n).repeat;
       }
-      const Unit& u = unit(at->second);
+      const GraphUnit& u = unit(at->second);
       const bool same_copy = u.nodes.empty() || layer(u.nodes[0]).copy == layer(n).copy;
       put(n, at->second, same_copy);
     }
@@ -231,8 +231,9 @@ class UnitFinder {
 
 }  // namespace
 
-std::string unit_name(const Graph& graph, const Units& units, const Unit& unit) {
-  const Unit& forward = unit.forward >= 0 ? units.units[static_cast<size_t>(unit.forward)] : unit;
+std::string unit_name(const Graph& graph, const Units& units, const GraphUnit& unit) {
+  const GraphUnit& forward =
+      unit.forward >= 0 ? units.units[static_cast<size_t>(unit.forward)] : unit;
   if (!unit.name.empty()) return unit.name;
   if (!forward.name.empty()) return forward.name;
   for (const Output& o : graph.outputs()) {

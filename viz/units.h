@@ -10,7 +10,7 @@
 
 namespace cleave {
 
-struct Unit {
+struct GraphUnit {
   std::string name;           // "attn", "matmul"
   std::vector<NodeId> nodes;  // of one copy, where copies are drawn once
   Phase phase = Phase::kForward;
@@ -20,7 +20,7 @@ struct Unit {
 };
 
 struct Units {
-  std::vector<Unit> units;
+  std::vector<GraphUnit> units;
   std::vector<int32_t> of_node;  // -1: not in the picture
   std::vector<Layer> layer;      // of each node
   std::vector<Repeat> repeats;
@@ -31,6 +31,6 @@ Units find_units(const Graph& graph, ViewLevel level);
 
 // What the user calls a part of the model, or its gradients; else the output of the graph that it
 // makes; empty: neither.
-std::string unit_name(const Graph& graph, const Units& units, const Unit& unit);
+std::string unit_name(const Graph& graph, const Units& units, const GraphUnit& unit);
 
 }  // namespace cleave

@@ -50,7 +50,7 @@ PartNames part_names(const Graph& graph) {
   const Units units = find_units(graph, ViewLevel::kModel);
   PartNames names;
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
-    const Unit& u = units.units[at(units.of_node[n])];
+    const GraphUnit& u = units.units[at(units.of_node[n])];
     names.of_node.push_back(u.phase == Phase::kUpdate ? "" : unit_name(graph, units, u));
     names.copies.push_back(u.repeat < 0 ? 1 : units.repeats[at(u.repeat)].count);
   }
