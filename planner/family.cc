@@ -40,6 +40,25 @@ std::optional<std::vector<int64_t>> local_extents(const std::vector<std::vector<
 
 }  // namespace
 
+std::string_view name_of(AxisRole role) {
+  switch (role) {
+    case AxisRole::kAny: return "any";
+    case AxisRole::kData: return "dp";
+    case AxisRole::kInner: return "tp";
+    case AxisRole::kContext: return "cp";
+    case AxisRole::kExpert: return "ep";
+  }
+  return "?";
+}
+
+std::optional<AxisRole> role_named(std::string_view name) {
+  for (AxisRole r :
+       {AxisRole::kAny, AxisRole::kData, AxisRole::kInner, AxisRole::kContext, AxisRole::kExpert}) {
+    if (name_of(r) == name) return r;
+  }
+  return std::nullopt;
+}
+
 bool contracts(const Node& node) {
   for (size_t f = 0; f < node.extents.size(); ++f) {
     if (node.signature->factors()[f].whole) continue;
@@ -156,6 +175,9 @@ bool Families::allowed(NodeId leader, size_t axis, ClassId c) const {
       if (c == r.batch) return false;
       if (!contracts(node) && c == r.sequence) return true;
       return c != r.sequence && std::find(r.width.begin(), r.width.end(), c) == r.width.end();
+    case AxisRole::kContext: return c == r.sequence;
+    case AxisRole::kExpert:
+      return c == r.batch || std::find(r.indexed.begin(), r.indexed.end(), c) != r.indexed.end();
   }
   return true;
 }

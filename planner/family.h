@@ -23,7 +23,13 @@ enum class AxisRole : uint8_t {
   kInner,  // "tp": a class that lives inside layers or at the model's ends. Where an op contracts,
            // not the batch, nor the sequence, nor the width (the classes of the values that pass
            // from one repeated layer to the next); elsewhere the sequence too, which follows.
+  kContext,  // "cp": the sequence, or nothing
+  kExpert,   // "ep": the batch; or a class inside layers that is looked up by index, as experts are
 };
+
+// "any", "dp", "tp", "cp", "ep".
+std::string_view name_of(AxisRole role);
+std::optional<AxisRole> role_named(std::string_view name);
 
 // How one family uses one mesh axis.
 struct AxisOption {
@@ -71,6 +77,7 @@ struct Restrictions {
   ClassId batch = -1, sequence = -1;
   std::vector<ClassId>
       width;  // carried from one repeated layer to the next; batch and sequence not
+  std::vector<ClassId> indexed;  // by class: ascending; of indexed factors; the same ones not
 };
 
 class Families {

@@ -20,7 +20,8 @@ std::string key_of(const char* what, const Parts&... parts) {
 
 PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensions,
                                    const Families& families, const Cluster& cluster,
-                                   const Mesh& mesh, const Layers& layers, const MemoryPrice& price,
+                                   const Mesh& mesh, const Layers& layers,
+                                   std::span<const int32_t> group_of, const Costing& costing,
                                    const Preferences& preferences)
     : graph_(graph),
       dims_(dimensions),
@@ -28,11 +29,13 @@ PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensi
       cluster_(cluster),
       mesh_(mesh),
       layers_(layers),
-      price_(price),
+      group_of_(group_of),
+      costing_(costing),
       ways_(graph.values().size()),
       uses_(graph.values().size()),
       unpriced_(static_cast<size_t>(graph.num_storages()), -1) {
   collect_uses();
+  find_groups();
   join_finals();
   add_families(preferences);
   // Sources first, and their held forms before any way: a next value's way, and the next value may
@@ -68,6 +71,16 @@ void PlacementProblem::collect_uses() {
   }
 }
 
+void PlacementProblem::find_groups() {
+  group_of_value_.assign(graph_.values().size(), 0);
+  if (group_of_.empty()) return;
+  for (size_t v = 0; v < group_of_value_.size(); ++v) {
+    const NodeId producer = graph_.values()[v].producer;
+    const NodeId node = producer != kNoNode ? producer : uses_[v].empty() ? 0 : uses_[v][0].node;
+    group_of_value_[v] = group(node);
+  }
+}
+
 // A state and its next value can take the same placements; so can all that share a next value.
 void PlacementProblem::join_finals() {
   one_as_next_.resize(ways_.size());
@@ -88,10 +101,9 @@ int32_t PlacementProblem::add_variable(size_t domain) {
 
 double PlacementProblem::family_seconds(const Family& family, size_t choice) const {
   const FamilyKind& kind = families_.kind(family.kind);
-  if (graph_.micro_batches == 1) return kind.seconds[choice];
   double seconds = 0;
   for (size_t m = 0; m < family.members.size(); ++m) {
-    seconds += kind.members[m][choice].seconds * runs(graph_.node(family.members[m]).phase);
+    seconds += kind.members[m][choice].seconds * runs_of(family.members[m]);
   }
   return seconds;
 }
@@ -110,7 +122,7 @@ void PlacementProblem::add_families(const Preferences& preferences) {
       problem_.terms.push_back({{variable}, table});
     } else {
       std::string key = key_of("family", family.kind);
-      for (NodeId n : family.members) key += key_of("", runs(graph_.node(n).phase));
+      for (NodeId n : family.members) key += key_of("", runs_of(n));
       add_term({variable},
                memoised(key, {static_cast<int32_t>(kind.choices.size())},
                         [&](const int32_t* c) { return family_seconds(family, size_t(c[0])); }));
@@ -234,11 +246,14 @@ PlacementProblem::End PlacementProblem::end_of(NodeId node, int32_t operand, boo
                          families_.member_of(node), operand, output, space_id)}};
 }
 
-double PlacementProblem::price_of(Value v) const {
+double PlacementProblem::price_of(Value v, bool kept) const {
   const ValueInfo& info = graph_.value(v);
   const Layer layer = info.source >= 0 ? layers_.sources[static_cast<size_t>(info.source)]
                                        : layers_.nodes[static_cast<size_t>(info.producer)];
-  return layer.copy >= 0 && layer.copy < price_.split ? price_.low : price_.high;
+  const auto g = static_cast<size_t>(group_of_value_[static_cast<size_t>(v)]);
+  const MemoryPrice& price = costing_.prices[g];
+  const double byte = layer.copy >= 0 && layer.copy < price.split ? price.low : price.high;
+  return kept ? byte * costing_.in_flight[g] : byte;
 }
 
 bool PlacementProblem::is_bundled(const ValueWays& w, Value v, Phase reader) const {
@@ -300,14 +315,16 @@ Phase PlacementProblem::output_phase(Value v) const {
   return producer == kNoNode ? Phase::kForward : graph_.node(producer).phase;
 }
 
-void PlacementProblem::add_conversion(const ValueWays& w, const End& from, const End& to,
-                                      Phase phase, bool bundled) {
-  std::string key = key_of("convert", w.space, bundled, from.needs[0], runs(phase));
+void PlacementProblem::add_conversion(Value v, const End& from, const End& to, Phase phase,
+                                      bool bundled) {
+  const ValueWays& w = ways_[static_cast<size_t>(v)];
+  const double times = runs(v, phase);
+  std::string key = key_of("convert", w.space, bundled, from.needs[0], times);
   for (const Indices* n : to.needs) key += key_of("", n);
   const auto size = [](const End& e) { return static_cast<int32_t>(e.needs[0]->size()); };
   auto table = memoised(key, {size(from), size(to)}, [&](const int32_t* c) {
-    return runs(phase) * conversion(w.space, bundled, (*from.needs[0])[static_cast<size_t>(c[0])],
-                                    to, static_cast<size_t>(c[1]));
+    return times * conversion(w.space, bundled, (*from.needs[0])[static_cast<size_t>(c[0])], to,
+                              static_cast<size_t>(c[1]));
   });
   add_term({from.variable, to.variable}, std::move(table));
 }
@@ -444,7 +461,7 @@ void PlacementProblem::add_ways(Value v) {
   }
   const End held = held_end(w);
   if (w.held >= 0 && !w.source) {
-    add_conversion(w, w.producer, held, graph_.node(producer).phase, false);
+    add_conversion(v, w.producer, held, graph_.node(producer).phase, false);
   }
   if (w.source) add_state_price(v, w);
   for (size_t p = 0; p < 3; ++p) {
@@ -456,21 +473,21 @@ void PlacementProblem::add_ways(Value v) {
     if (p == 1 && (crosses || w.source)) {
       add_backward_term(v, w);
     } else {
-      add_conversion(w, held, out, phase, bundled);
+      add_conversion(v, held, out, phase, bundled);
     }
     if (r.hand_out < 0) continue;
-    for (const End& e : r.ends) add_conversion(w, out, e, phase, bundled);
+    for (const End& e : r.ends) add_conversion(v, out, e, phase, bundled);
   }
   const size_t outputs = w.fixed.size() - w.final_of.size();
   for (size_t i = 0; i < w.fixed.size(); ++i) {
     const bool final = i >= outputs;
-    add_conversion(w, held, w.fixed[i], final ? Phase::kUpdate : output_phase(v), final);
+    add_conversion(v, held, w.fixed[i], final ? Phase::kUpdate : output_phase(v), final);
   }
 }
 
 // The bytes of a parameter or state.
 void PlacementProblem::add_state_price(Value v, const ValueWays& w) {
-  const double price = price_of(v);
+  const double price = price_of(v, false);
   if (price <= 0) return;
   const End held = held_end(w);
   add_term({held.variable},
@@ -486,13 +503,13 @@ void PlacementProblem::add_state_price(Value v, const ValueWays& w) {
 // forward handed out, which is kept instead. The cheaper of the two, bytes priced.
 void PlacementProblem::add_backward_term(Value v, const ValueWays& w) {
   const Readers &f = w.readers[0], &b = w.readers[1];
-  const double price = price_of(v);
+  const double price = price_of(v, true);
   const End held = held_end(w);
   const End out = handed_out(b);
   const bool from_forward = !f.ends.empty();
   const End forward = from_forward ? handed_out(f) : End{-1, {held.needs[0]}};
-  std::string key =
-      key_of("backward", w.space, w.saved, w.source, from_forward, held.needs[0], price);
+  std::string key = key_of("backward", w.space, w.saved, w.source, from_forward, held.needs[0],
+                           price, runs(v, Phase::kBackward));
   for (const Indices* n : forward.needs) key += key_of("", n);
   key += ';';
   for (const Indices* n : out.needs) key += key_of("", n);
@@ -502,7 +519,7 @@ void PlacementProblem::add_backward_term(Value v, const ValueWays& w) {
   auto table = memoised(key, {size(held), forward_size, size(out)}, [&](const int32_t* c) {
     const int32_t h = (*held.needs[0])[static_cast<size_t>(c[0])];
     const double held_price = w.saved ? price * s.local_bytes(static_cast<size_t>(h)) : 0;
-    const double times = runs(Phase::kBackward);
+    const double times = runs(v, Phase::kBackward);
     double cost =
         times * conversion(w.space, false, h, out, static_cast<size_t>(c[2])) + held_price;
     if (!from_forward) return cost;

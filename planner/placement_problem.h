@@ -36,11 +36,13 @@ struct Preferences {
 // the forward handed out when keeping that is cheaper.
 class PlacementProblem {
  public:
-  // `layers` says which layer a node or source belongs to, for the price of its bytes. Everything
-  // referred to must outlive the problem.
+  // `layers` says which layer a node or source belongs to, for the price of its bytes; `group_of`
+  // the group of each node, empty when there is one. Everything referred to must outlive the
+  // problem.
   PlacementProblem(const Graph& graph, const Dimensions& dimensions, const Families& families,
                    const Cluster& cluster, const Mesh& mesh, const Layers& layers,
-                   const MemoryPrice& price, const Preferences& preferences);
+                   std::span<const int32_t> group_of, const Costing& costing,
+                   const Preferences& preferences);
 
   const MinSumProblem& problem() const { return problem_; }
   // The nodes' and values' part of a plan that a solution means; costs are summed again from its
@@ -103,8 +105,7 @@ class PlacementProblem {
   int32_t add_variable(size_t domain);
   void add_term(std::vector<int32_t> variables, std::shared_ptr<const CostTable> table);
   // Cost of making every distinct need of `to` from `from`'s placement.
-  void add_conversion(const ValueWays& w, const End& from, const End& to, Phase phase,
-                      bool bundled);
+  void add_conversion(Value v, const End& from, const End& to, Phase phase, bool bundled);
   double conversion(int32_t space, bool bundled, int32_t from, const End& to, size_t choice) const;
   End held_end(const ValueWays& w) const;
   End handed_out(const Readers& r) const;
@@ -112,10 +113,22 @@ class PlacementProblem {
     return bundled ? *spaces_[static_cast<size_t>(s)].bundled
                    : *spaces_[static_cast<size_t>(s)].plain;
   }
-  double price_of(Value v) const;
-  // How often a step runs what belongs to this phase.
-  double runs(Phase phase) const {
-    return phase == Phase::kUpdate ? 1 : static_cast<double>(graph_.micro_batches);
+  // Seconds a byte: of what is kept for the backward, or of a parameter or state itself.
+  double price_of(Value v, bool kept) const;
+  // How often the costing counts what happens to this value in this phase.
+  double runs(Value v, Phase phase) const {
+    return costing_.runs[static_cast<size_t>(group_of_value_[static_cast<size_t>(v)])]
+                        [static_cast<size_t>(phase)];
+  }
+  double runs_of(NodeId n) const {
+    return costing_.runs[static_cast<size_t>(group(n))][static_cast<size_t>(graph_.node(n).phase)];
+  }
+  int32_t group(NodeId n) const {
+    return group_of_.empty() ? 0 : group_of_[static_cast<size_t>(n)];
+  }
+  void find_groups();
+  GroupLoad& load(Value v, Plan& plan) const {
+    return plan.loads[static_cast<size_t>(group_of_value_[static_cast<size_t>(v)])];
   }
   // When what a graph output needs is made: after the last micro-batch.
   Phase output_phase(Value v) const;
@@ -136,7 +149,9 @@ class PlacementProblem {
   const Cluster& cluster_;
   const Mesh& mesh_;
   const Layers& layers_;
-  MemoryPrice price_;
+  std::span<const int32_t> group_of_;    // by node; empty: one group
+  std::vector<int32_t> group_of_value_;  // where it is made; of sources: where it is first read
+  const Costing& costing_;
   MinSumProblem problem_;
   std::vector<ValueWays> ways_;                  // by value
   std::vector<std::vector<Use>> uses_;           // by value

@@ -2,6 +2,7 @@
 // cost.
 #pragma once
 
+#include <array>
 #include <limits>
 #include <map>
 #include <memory>
@@ -40,6 +41,7 @@ struct PlannedCollectives {
   StepKind kind = StepKind::kAllReduce;
   int32_t axis = 0;
   Phase phase = Phase::kForward;
+  int32_t stage = 0;        // of the pipeline
   bool parameters = false;  // they move parameters, gradients and states; otherwise activations
   int64_t count = 0;        // a bundle counts as one
   double bytes = 0;         // sent by one rank in one step
@@ -67,6 +69,29 @@ struct MemoryPrice {
   double high = 0;  // of everything else
   int32_t split = 0;
   bool free() const { return low == 0 && high == 0; }
+  bool operator==(const MemoryPrice&) const = default;
+};
+
+// What the search counts. Nodes belong to groups (a pipeline's chunks); by group and phase, how
+// often a step's time counts what runs there, and what a byte costs that is held there.
+struct Costing {
+  std::vector<std::array<double, 3>> runs;  // by group, phase
+  std::vector<MemoryPrice> prices;          // by group: of what one micro-batch keeps, and of
+                                            // parameters and states
+  std::vector<double> in_flight;            // by group: micro-batches whose kept values are held
+
+  // One group; the forward and the backward run for every micro-batch, the update once.
+  static Costing plain(int64_t micro_batches, const MemoryPrice& price = {});
+  bool operator==(const Costing&) const = default;
+};
+
+// What one group does and holds on one rank.
+struct GroupLoad {
+  std::array<double, 3> seconds = {};        // by phase, each time it runs, communication included
+  std::array<double, 3> communication = {};  // the part of it
+  double bundled = 0;       // seconds of the update's bundles: part of seconds[kUpdate]
+  int64_t state_bytes = 0;  // parameters, states, accumulators
+  int64_t kept_bytes = 0;   // for the backward, of one micro-batch
 };
 
 struct Certificate {
@@ -122,7 +147,8 @@ struct Plan {
   int zero = 0;  // ZeRO stage over the batch axis: 0, 1 (states), 3 (parameters)
   int64_t kept = 0, regathered = 0;  // values read again in the backward: gathered form kept, or
                                      // gathered a second time
-  MemoryPrice price;                 // under which it was found
+  Costing costing;                   // under which it was found
+  std::vector<GroupLoad> loads;      // by group of the costing
   Prediction predicted;
   Certificate certificate;
   double search_seconds = 0;

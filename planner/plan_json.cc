@@ -22,20 +22,10 @@ std::string text_of(const AxisOption& o) {
   return "?";
 }
 
-std::string_view text_of(AxisRole role) {
-  switch (role) {
-    case AxisRole::kAny: return "any";
-    case AxisRole::kData: return "dp";
-    case AxisRole::kInner: return "tp";
-  }
-  return "?";
-}
-
-AxisRole role_named(const std::string& name) {
-  for (AxisRole r : {AxisRole::kAny, AxisRole::kData, AxisRole::kInner}) {
-    if (text_of(r) == name) return r;
-  }
-  fail("plan: unknown axis role '{}'", name);
+AxisRole axis_role(const std::string& name) {
+  const auto role = role_named(name);
+  if (!role) fail("plan: unknown axis role '{}'", name);
+  return *role;
 }
 
 std::string hex(uint64_t x) { return fmt::format("{:016x}", x); }
@@ -194,7 +184,7 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
                            {"placement", placements_json(plan, static_cast<Value>(v), 0)}});
   }
   Json roles = Json::array(), choices = Json::array(), held = Json::array();
-  for (AxisRole r : plan.roles) roles.push_back(text_of(r));
+  for (AxisRole r : plan.roles) roles.push_back(std::string(name_of(r)));
   for (size_t n = 0; n < plan.choices.size(); ++n) {
     if (plan.choices[n].empty()) continue;
     std::string text;
@@ -202,10 +192,12 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
     choices.push_back({n, text});
   }
   for (const auto& [v, placements] : plan.held) held.push_back({v, held_text(placements)});
-  j["choices"] = {{"roles", roles},
-                  {"price", {plan.price.low, plan.price.high, plan.price.split}},
-                  {"nodes", choices},
-                  {"held", held}};
+  j["choices"] = {
+      {"roles", roles},
+      {"price",
+       {plan.costing.prices[0].low, plan.costing.prices[0].high, plan.costing.prices[0].split}},
+      {"nodes", choices},
+      {"held", held}};
   return j;
 }
 
@@ -237,7 +229,7 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
          options.max_axes);
   }
   for (const auto& r : field<std::vector<std::string>>(choices, "roles"))
-    saved.roles.push_back(role_named(r));
+    saved.roles.push_back(axis_role(r));
   if (saved.roles.size() != saved.mesh.axes.size())
     fail("plan: as many roles as mesh axes are needed");
   const Json price = field<Json>(choices, "price");

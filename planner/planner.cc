@@ -95,6 +95,19 @@ Restrictions restrictions_of(const Graph& graph, const Dimensions& dims) {
   r.batch = dims.class_with_role("batch");
   r.sequence = dims.class_with_role("sequence");
   r.width = width_classes(graph, dims);
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const Node& node = graph.nodes()[n];
+    for (size_t f = 0; f < node.extents.size(); ++f) {
+      if (!node.signature->factors()[f].indexed) continue;
+      for (const Atom& a : dims.factors[n][f]) r.indexed.push_back(a.dimension_class);
+    }
+  }
+  std::sort(r.indexed.begin(), r.indexed.end());
+  r.indexed.erase(std::unique(r.indexed.begin(), r.indexed.end()), r.indexed.end());
+  std::erase_if(r.indexed, [&](ClassId c) {
+    return c == r.batch || c == r.sequence ||
+           std::find(r.width.begin(), r.width.end(), c) != r.width.end();
+  });
   return r;
 }
 
@@ -151,7 +164,8 @@ class MeshSearch {
 
   // The plan at one price, without looking at the limit.
   std::optional<Plan> solve(const MemoryPrice& price) {
-    const PlacementProblem problem(graph_, *dims_, families_, cluster_, mesh_, layers_, price,
+    const Costing costing = Costing::plain(graph_.micro_batches, price);
+    const PlacementProblem problem(graph_, *dims_, families_, cluster_, mesh_, layers_, {}, costing,
                                    options_.preferences);
     EliminationLimits limits;
     limits.prune_dominated = true;
@@ -349,11 +363,15 @@ MeshRequest parse_mesh(std::string_view text) {
     if (named) {
       const size_t equals = part.find('=');
       const std::string_view role = part.substr(0, equals);
-      if (equals == std::string_view::npos || (role != "dp" && role != "tp")) {
-        fail("mesh '{}': '{}' is not an axis; write dp=N and tp=N, or sizes alone as in 2x4", text,
-             part);
+      const std::optional<AxisRole> known =
+          equals == std::string_view::npos ? std::nullopt : role_named(role);
+      if (!known || *known == AxisRole::kAny) {
+        fail(
+            "mesh '{}': '{}' is not an axis; write dp=N, ep=N, cp=N or tp=N, or sizes alone as in "
+            "2x4",
+            text, part);
       }
-      const AxisRole r = role == "dp" ? AxisRole::kData : AxisRole::kInner;
+      const AxisRole r = *known;
       if (std::find(request.roles.begin(), request.roles.end(), r) != request.roles.end()) {
         fail("mesh '{}' has two axes named {}", text, role);
       }
@@ -366,8 +384,9 @@ MeshRequest parse_mesh(std::string_view text) {
     if (part.size() == rest.size()) break;
     rest.remove_prefix(part.size() + 1);
   }
-  if (request.sizes.size() > 2)
-    fail("mesh '{}' has {} axes; at most 2 are planned for now", text, request.sizes.size());
+  if (request.sizes.size() > 4) {
+    fail("mesh '{}' has {} axes; at most 4 are planned", text, request.sizes.size());
+  }
   return request;
 }
 

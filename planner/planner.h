@@ -22,7 +22,7 @@ struct MeshRequest {
   bool empty() const { return sizes.empty(); }
 };
 
-// Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more than two axes.
+// Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more than four axes.
 MeshRequest parse_mesh(std::string_view text);
 
 struct PlannerOptions {

@@ -25,7 +25,8 @@ int32_t PlacementProblem::form_for(std::span<const int32_t> choice, Value v, con
   const Placements& have = forms[static_cast<size_t>(from)].placements;
   if (have == s.at(target)) return from;
   if (paid) {
-    plan.certificate.cost += runs(phase) * s.seconds(static_cast<size_t>(s.index_of(have)), target);
+    plan.certificate.cost +=
+        runs(v, phase) * s.seconds(static_cast<size_t>(s.index_of(have)), target);
   }
   for (size_t f = 0; f < forms.size(); ++f) {
     if (forms[f].from == from && forms[f].placements == s.at(target) && forms[f].phase == phase &&
@@ -63,15 +64,15 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
       return s.index_of(plan.values[static_cast<size_t>(v)][static_cast<size_t>(form)].placements);
     };
     const int32_t h = index(held), k = index(forward_form);
-    const double price = price_of(v);
+    const double price = price_of(v, true);
     const double held_price = w.saved ? price * s.local_bytes(size_t(h)) : 0;
     const double kept_price = price * s.local_bytes(size_t(k)) * (w.saved || w.source);
-    const double times = runs(Phase::kBackward);
+    const double times = runs(v, Phase::kBackward);
     const double again = times * conversion(w.space, false, h, out, pick);
     if (times * conversion(w.space, false, k, out, pick) + kept_price < again + held_price) {
       from = forward_form;
       ++plan.kept;
-      if (w.source) plan.predicted.held_bytes += static_cast<int64_t>(s.local_bytes(size_t(k)));
+      if (w.source) load(v, plan).kept_bytes += static_cast<int64_t>(s.local_bytes(size_t(k)));
     } else if (again > 0) {
       ++plan.regathered;
     }
@@ -79,7 +80,7 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
   if (phase == 1 && w.saved) {
     const Placements& kept =
         plan.values[static_cast<size_t>(v)][static_cast<size_t>(from)].placements;
-    plan.predicted.held_bytes +=
+    load(v, plan).kept_bytes +=
         static_cast<int64_t>(s.local_bytes(static_cast<size_t>(s.index_of(kept))));
   }
   if (r.hand_out >= 0) {
@@ -127,7 +128,7 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
     made.placements.assign(mesh_.axes.size(), Placement::replicate());
   }
   if (w.source) {
-    plan.predicted.held_bytes +=
+    load(v, plan).state_bytes +=
         static_cast<int64_t>(s.local_bytes(static_cast<size_t>(s.index_of(made.placements))));
   }
   forms.push_back(std::move(made));
@@ -162,16 +163,28 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   plan.kept = plan.regathered = 0;
   plan.predicted = {};
   plan.certificate = {};
-  plan.price = price_;
-  double compute = 0, communication = 0;
-  // Collectives by (kind, axis, phase, of parameters).
-  std::map<std::tuple<StepKind, int32_t, Phase, bool>, PlannedCollectives> sums;
-  const auto add_step = [&](const Step& step, Phase phase, bool parameters, bool counted) {
-    const double times = runs(phase);
-    communication += times * step.seconds;
+  plan.costing = costing_;
+  plan.loads.assign(costing_.runs.size(), {});
+  // Collectives by (stage, kind, axis, phase, of parameters).
+  std::map<std::tuple<int32_t, StepKind, int32_t, Phase, bool>, PlannedCollectives> sums;
+  const auto times_of = [&](Phase phase) {
+    return phase == Phase::kUpdate ? 1.0 : static_cast<double>(graph_.micro_batches);
+  };
+  double counted_cost = 0;  // of what is added up here, as the search counts it
+  const auto add_step = [&](const Step& step, int32_t g, Phase phase, bool parameters,
+                            bool counted) {
+    const double times = times_of(phase);
+    GroupLoad& l = plan.loads[static_cast<size_t>(g)];
+    l.seconds[static_cast<size_t>(phase)] += step.seconds;
+    l.communication[static_cast<size_t>(phase)] += step.seconds;
+    counted_cost +=
+        costing_.runs[static_cast<size_t>(g)][static_cast<size_t>(phase)] * step.seconds;
+    if (!counted) l.bundled += step.seconds;
     if (!is_collective(step.kind)) return;
-    PlannedCollectives& c = sums[{step.kind, step.axis, phase, parameters}];
+    const int32_t stage = g % std::max(plan.pipeline.stages, 1);
+    PlannedCollectives& c = sums[{stage, step.kind, step.axis, phase, parameters}];
     c.kind = step.kind, c.axis = step.axis, c.phase = phase, c.parameters = parameters;
+    c.stage = stage;
     c.count += counted ? static_cast<int64_t>(times) : 0;
     c.bytes += times * step.bytes;
     c.seconds += times * step.seconds;
@@ -188,13 +201,16 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
     node.seconds = m.seconds;
     node.input_forms.assign(graph_.nodes()[n].inputs.size(), 0);
     if (member == 0) plan.choices[n] = kind.choices[pick];
-    const double times = runs(graph_.nodes()[n].phase);
-    compute += times * m.seconds;
-    plan.certificate.cost += times * m.seconds;
+    const auto id = static_cast<NodeId>(n);
+    const Phase phase = graph_.nodes()[n].phase;
+    plan.certificate.cost += runs_of(id) * m.seconds;
+    double own = m.seconds;
     for (const Step& step : m.inner) {
-      compute -= times * step.seconds;
-      add_step(step, graph_.nodes()[n].phase, false, true);
+      own -= step.seconds;
+      add_step(step, group(id), phase, false, true);
     }
+    plan.loads[static_cast<size_t>(group(id))].seconds[static_cast<size_t>(phase)] += own;
+    counted_cost += runs_of(id) * own;
   }
   // A bundle is one collective: its first step counts for all.
   for (size_t v = 0; v < graph_.values().size(); ++v) {
@@ -210,11 +226,13 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
     }
     for (const Form& form : plan.values[v]) {
       const bool parameter = form.bundled || of_parameters;
-      for (const Step& step : form.steps) add_step(step, form.phase, parameter, !form.bundled);
+      for (const Step& step : form.steps) {
+        add_step(step, group_of_value_[v], form.phase, parameter, !form.bundled);
+      }
     }
   }
-  CLEAVE_ASSERT(compute + communication <= plan.certificate.cost * (1 + 1e-9),
-                "the plan's steps take {}, the search counted {}", compute + communication,
+  CLEAVE_ASSERT(counted_cost <= plan.certificate.cost * (1 + 1e-9),
+                "the plan's steps take {}, the search counted {}", counted_cost,
                 plan.certificate.cost);
   // What the search leaves out, since it is the same for nearly all plans: starting each bundle.
   for (bool made_by_update : {false, true}) {
@@ -222,14 +240,32 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
       const Form& form = plan.values[size_t(bundle[0].value)][static_cast<size_t>(bundle[0].form)];
       const Step& step = form.steps[bundle[0].step];
       if (!is_collective(step.kind)) continue;
-      communication += cluster_.link(mesh_, static_cast<size_t>(step.axis)).start;
-      ++sums[{step.kind, step.axis, form.phase, true}].count;
+      const int32_t g = group_of_value_[static_cast<size_t>(bundle[0].value)];
+      GroupLoad& l = plan.loads[static_cast<size_t>(g)];
+      const double start = cluster_.link(mesh_, static_cast<size_t>(step.axis)).start;
+      l.seconds[2] += start, l.communication[2] += start, l.bundled += start;
+      ++sums[{g % std::max(plan.pipeline.stages, 1), step.kind, step.axis, form.phase, true}].count;
     }
   }
   for (auto& [key, sum] : sums) plan.collectives.push_back(sum);
+  // All groups one after the other; what a schedule makes of them is the caller's to say.
+  double compute = 0, communication = 0;
+  for (const GroupLoad& l : plan.loads) {
+    for (size_t p = 0; p < 3; ++p) {
+      const double times = times_of(static_cast<Phase>(p));
+      communication += times * l.communication[p];
+      compute += times * (l.seconds[p] - l.communication[p]);
+    }
+    plan.predicted.held_bytes += l.state_bytes + l.kept_bytes;
+  }
   plan.predicted.compute_seconds = compute;
   plan.predicted.communication_seconds = communication;
   plan.predicted.step_seconds = compute + communication;
+}
+
+Costing Costing::plain(int64_t micro_batches, const MemoryPrice& price) {
+  const auto m = static_cast<double>(micro_batches);
+  return {{{m, m, 1}}, {price}, {1}};
 }
 
 Layout layout_of(const Dimensions& dimensions, Value v, Placements placements) {

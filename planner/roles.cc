@@ -37,9 +37,8 @@ void name_axes(const Graph& graph, Plan& plan) {
   std::vector<size_t> data_axes;
   for (size_t a = 0; a < plan.mesh.axes.size(); ++a) {
     std::string name = role_of_axis(graph, plan, a);
-    if (plan.roles[a] == AxisRole::kData) name = "dp";
-    if (plan.roles[a] == AxisRole::kInner) name = "tp";
-    if (name == "dp") data_axes.push_back(a);
+    if (plan.roles[a] != AxisRole::kAny) name = name_of(plan.roles[a]);
+    if (name == "dp" || name == "ep") data_axes.push_back(a);
     const int before = seen[name]++;
     plan.mesh.axes[a].name = before == 0 ? name : fmt::format("{}{}", name, before + 1);
   }

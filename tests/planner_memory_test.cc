@@ -208,7 +208,7 @@ TEST(Memory, ModelsFit) {
       }
       ++fitted;
       const Plan& plan = *result.plan;
-      mixed += plan.price.split > 0;
+      mixed += plan.costing.prices[0].split > 0;
       EXPECT_LE(static_cast<double>(peak_bytes(graph, plan)), options.memory_limit);
       EXPECT_EQ(plan.predicted.peak_bytes, peak_bytes(graph, plan));
       EXPECT_LE(plan.certificate.lower_bound, plan.certificate.cost);
@@ -221,7 +221,7 @@ TEST(Memory, ModelsFit) {
       worst = std::max(worst, plan.certificate.gap());
       std::printf("%s %s %s: %.0f %% of %.2f MB: cost %.4g s (free %.4g), gap %.2f %%, split %d\n",
                   c.model, c.cluster, c.mesh, 100 * share, most / 1e6, plan.certificate.cost,
-                  free.plan->certificate.cost, 100 * plan.certificate.gap(), plan.price.split);
+                  free.plan->certificate.cost, 100 * plan.certificate.gap(), plan.costing.prices[0].split);
     }
     EXPECT_GT(before, 0);
   }

@@ -113,9 +113,9 @@ void expect_same(const Plan& a, const Plan& b) {
   EXPECT_EQ(a.zero, b.zero);
   EXPECT_EQ(a.kept, b.kept);
   EXPECT_EQ(a.regathered, b.regathered);
-  EXPECT_EQ(a.price.low, b.price.low);
-  EXPECT_EQ(a.price.high, b.price.high);
-  EXPECT_EQ(a.price.split, b.price.split);
+  EXPECT_EQ(a.costing.prices[0].low, b.costing.prices[0].low);
+  EXPECT_EQ(a.costing.prices[0].high, b.costing.prices[0].high);
+  EXPECT_EQ(a.costing.prices[0].split, b.costing.prices[0].split);
   expect_same_forms(a, b);
   expect_same_costs(a, b);
 }
@@ -154,8 +154,8 @@ TEST(PlanJson, RoundTripOfAMixedPlan) {
     options.memory_limit = share * most;
     PlanResult result = find_plan(graph, parse_cluster("cpu:4"), options);
     if (!result.plan) break;
-    mixed += result.plan->price.split > 0;
-    SCOPED_TRACE(fmt::format("limit {}, split {}", share, result.plan->price.split));
+    mixed += result.plan->costing.prices[0].split > 0;
+    SCOPED_TRACE(fmt::format("limit {}, split {}", share, result.plan->costing.prices[0].split));
     expect_same(*result.plan, made_again(graph, *result.plan, options));
   }
   EXPECT_GT(mixed, 0) << "no limit made layers differ";
