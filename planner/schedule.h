@@ -3,13 +3,15 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 #include <vector>
 
 namespace cleave {
 
 // The model is cut into stages * chunks pieces in the order of the forward; chunk c lies on stage
-// c % stages (with one chunk a stage, chunk and stage are the same).
+// c % stages (with one chunk a stage, chunk and stage are the same). Chunks are numbered over the
+// whole model everywhere below.
 enum class ScheduleKind : uint8_t {
   kOneForwardOneBackward,  // "1f1b": one chunk a stage
   kInterleaved,            // "interleaved": several chunks a stage; micro-batches a multiple of the
@@ -17,6 +19,7 @@ enum class ScheduleKind : uint8_t {
   kZeroBubble,  // "zero-bubble": 1f1b whose weight gradients wait until a stage would idle
 };
 std::string_view name_of(ScheduleKind kind);
+std::optional<ScheduleKind> schedule_named(std::string_view name);  // empty: there is no such
 
 // What a stage does at one time.
 enum class UnitKind : uint8_t {
@@ -24,6 +27,7 @@ enum class UnitKind : uint8_t {
   kBackward,        // of a zero-bubble schedule: only what the stage before waits for
   kWeightGradient,  // the rest of the backward; in zero-bubble schedules only
 };
+std::string_view name_of(UnitKind kind);  // "forward", "backward", "weights"
 
 struct Unit {
   UnitKind kind = UnitKind::kForward;
@@ -32,6 +36,7 @@ struct Unit {
   bool operator==(const Unit&) const = default;
 };
 
+// Every stage works on the micro-batches of a chunk in their order, in each kind of unit.
 struct Schedule {
   ScheduleKind kind = ScheduleKind::kOneForwardOneBackward;
   int32_t stages = 1;
@@ -42,17 +47,27 @@ struct Schedule {
   // Most micro-batches of a chunk whose forward has begun and whose last unit has not ended: as
   // many times what a chunk keeps for its backward is held.
   int32_t in_flight(int32_t chunk) const;
+  // The same of all chunks of a stage together, each micro-batch of chunk c counted as `bytes[c]`:
+  // chunks of one stage need not have their most at the same time. All 1: in-flight units.
+  double most_held(int32_t stage, const std::vector<double>& bytes) const;
 };
 
-// Throws Error when the kind cannot be made of these numbers.
-Schedule make_schedule(ScheduleKind kind, int32_t stages, int32_t chunks, int32_t micro_batches);
-
 // Seconds of one unit of a chunk, and to send what it makes to the next (forward) or to the one
-// before (backward).
+// before (backward). `backward` is what the chunk before waits for, `weight_gradient` the rest:
+// schedules without units of weight gradients do both in one, and send after both.
 struct ChunkSeconds {
   double forward = 0, backward = 0, weight_gradient = 0;
   double send_forward = 0, send_backward = 0;
 };
+
+// 1f1b and interleaved: the orders of Narayanan et al. 2021 (Megatron-LM's), where a stage begins
+// with as many forwards as keep the stages after it busy. Zero-bubble: the order of 1f1b with
+// weight gradients after their backward as late as they fill what would be idle, never more
+// micro-batches in flight than 1f1b's first stage has (ZB-H1 of Qi et al. 2023): made for these
+// seconds by chunk (empty: for units of equal length), and by them never slower than 1f1b.
+// Throws Error when the kind cannot be made of these numbers.
+Schedule make_schedule(ScheduleKind kind, int32_t stages, int32_t chunks, int32_t micro_batches,
+                       const std::vector<ChunkSeconds>& seconds = {});
 
 struct SimulatedSchedule {
   double seconds = 0;                      // from the first unit's start to the last one's end
@@ -60,9 +75,13 @@ struct SimulatedSchedule {
   std::vector<double> busy, end;           // by stage: computing, and when its last unit ends
 };
 
-// Runs the schedule: a unit starts when its stage is free and what it needs has arrived; sending
-// takes no time of a stage's own. Chunk c's forward needs chunk c-1's, its backward chunk c+1's
+// Runs the schedule: a unit starts when its stage is free and what it needs has arrived. Sending
+// takes no time of a stage's own, but a stage sends one thing at a time in each direction; to
+// itself (one stage) for nothing. Chunk c's forward needs chunk c-1's, its backward chunk c+1's
 // (the last one's needs its own forward).
+// Throws InternalError on an order that can never end.
 SimulatedSchedule simulate(const Schedule& schedule, const std::vector<ChunkSeconds>& chunks);
+// The seconds alone; what a search asks for (about 4 ns a unit).
+double simulated_seconds(const Schedule& schedule, const std::vector<ChunkSeconds>& chunks);
 
 }  // namespace cleave
