@@ -20,16 +20,15 @@ std::string key_of(const char* what, const Parts&... parts) {
 
 PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensions,
                                    const Families& families, const Cluster& cluster,
-                                   const Mesh& mesh, const Layers& layers,
-                                   std::span<const int32_t> group_of, const Costing& costing,
-                                   const Preferences& preferences)
+                                   const Mesh& mesh, const Layers& layers, const Grouping& grouping,
+                                   const Costing& costing, const Preferences& preferences)
     : graph_(graph),
       dims_(dimensions),
       families_(families),
       cluster_(cluster),
       mesh_(mesh),
       layers_(layers),
-      group_of_(group_of),
+      grouping_(grouping),
       costing_(costing),
       ways_(graph.values().size()),
       uses_(graph.values().size()),
@@ -73,7 +72,11 @@ void PlacementProblem::collect_uses() {
 
 void PlacementProblem::find_groups() {
   group_of_value_.assign(graph_.values().size(), 0);
-  if (group_of_.empty()) return;
+  if (!grouping_.of_value.empty()) {
+    group_of_value_.assign(grouping_.of_value.begin(), grouping_.of_value.end());
+    return;
+  }
+  if (grouping_.of_node.empty()) return;
   for (size_t v = 0; v < group_of_value_.size(); ++v) {
     const NodeId producer = graph_.values()[v].producer;
     const NodeId node = producer != kNoNode ? producer : uses_[v].empty() ? 0 : uses_[v][0].node;
@@ -111,7 +114,14 @@ double PlacementProblem::family_seconds(const Family& family, size_t choice) con
 void PlacementProblem::add_families(const Preferences& preferences) {
   for (const Family& family : families_.all()) {
     const FamilyKind& kind = families_.kind(family.kind);
-    const int32_t variable = add_variable(kind.choices.size());
+    const NodeId leader = family.members[0];
+    const NodeId twin =
+        grouping_.twins.empty() ? kNoNode : grouping_.twins[static_cast<size_t>(leader)];
+    const int32_t like = twin == kNoNode ? -1 : families_.family_of(twin);
+    const bool shared = like >= 0 && families_.all()[static_cast<size_t>(like)].kind == family.kind;
+    const int32_t variable =
+        shared ? variable_of_[static_cast<size_t>(like)] : add_variable(kind.choices.size());
+    variable_of_.push_back(variable);
     if (preferences.choice) {
       auto table = std::make_shared<CostTable>();
       table->sizes = {static_cast<int32_t>(kind.choices.size())};
@@ -241,7 +251,7 @@ const PlacementProblem::Indices* PlacementProblem::placements_of(int32_t kind, i
 PlacementProblem::End PlacementProblem::end_of(NodeId node, int32_t operand, bool output,
                                                int32_t space_id) {
   const int32_t family = families_.family_of(node);
-  return {family,
+  return {variable_of_[static_cast<size_t>(family)],
           {placements_of(families_.all()[static_cast<size_t>(family)].kind,
                          families_.member_of(node), operand, output, space_id)}};
 }

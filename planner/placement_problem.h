@@ -25,6 +25,13 @@ struct Preferences {
   bool empty() const { return !choice && !held; }
 };
 
+// The groups of a costing. What it refers to must outlive the problem.
+struct Grouping {
+  std::span<const int32_t> of_node;   // empty: one group
+  std::span<const int32_t> of_value;  // empty: where it is made; of sources, where first read
+  std::span<const NodeId> twins;      // by node: one before it that is split alike; kNoNode: none
+};
+
 // A value's way from its producer to its readers:
 //
 //   produced --> held --> handed out in the forward  --> each reader's need
@@ -36,12 +43,11 @@ struct Preferences {
 // the forward handed out when keeping that is cheaper.
 class PlacementProblem {
  public:
-  // `layers` says which layer a node or source belongs to, for the price of its bytes; `group_of`
-  // the group of each node, empty when there is one. Everything referred to must outlive the
-  // problem.
+  // `layers` says which layer a node or source belongs to, for the price of its bytes. Everything
+  // referred to must outlive the problem.
   PlacementProblem(const Graph& graph, const Dimensions& dimensions, const Families& families,
                    const Cluster& cluster, const Mesh& mesh, const Layers& layers,
-                   std::span<const int32_t> group_of, const Costing& costing,
+                   const Grouping& grouping, const Costing& costing,
                    const Preferences& preferences);
 
   const MinSumProblem& problem() const { return problem_; }
@@ -124,7 +130,7 @@ class PlacementProblem {
     return costing_.runs[static_cast<size_t>(group(n))][static_cast<size_t>(graph_.node(n).phase)];
   }
   int32_t group(NodeId n) const {
-    return group_of_.empty() ? 0 : group_of_[static_cast<size_t>(n)];
+    return grouping_.of_node.empty() ? 0 : grouping_.of_node[static_cast<size_t>(n)];
   }
   void find_groups();
   GroupLoad& load(Value v, Plan& plan) const {
@@ -149,8 +155,9 @@ class PlacementProblem {
   const Cluster& cluster_;
   const Mesh& mesh_;
   const Layers& layers_;
-  std::span<const int32_t> group_of_;    // by node; empty: one group
-  std::vector<int32_t> group_of_value_;  // where it is made; of sources: where it is first read
+  Grouping grouping_;
+  std::vector<int32_t> group_of_value_;
+  std::vector<int32_t> variable_of_;  // by family
   const Costing& costing_;
   MinSumProblem problem_;
   std::vector<ValueWays> ways_;                  // by value

@@ -87,20 +87,21 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
     from = form_for(choice, v, handed_out(r), 0, from, p, bundled, true, plan);
   }
   // The search counts each family's ways by themselves; two that are one way are gone once.
-  std::set<std::pair<int32_t, int32_t>> paid;  // family, placement
+  std::set<std::pair<int32_t, int32_t>> paid;  // variable, placement
   std::vector<int32_t> taken;                  // forms
   for (const Use& use : r.uses) {
-    const int32_t family = families_.family_of(use.node);
+    const int32_t variable = variable_of_[static_cast<size_t>(families_.family_of(use.node))];
     const End& end = *std::find_if(r.ends.begin(), r.ends.end(),
-                                   [&](const End& e) { return e.variable == family; });
-    const Placements& need = families_.kind_of(use.node)
-                                 .members[static_cast<size_t>(families_.member_of(use.node))]
-                                         [static_cast<size_t>(choice[static_cast<size_t>(family)])]
-                                 .inputs[static_cast<size_t>(use.operand)];
-    const size_t pick = static_cast<size_t>(choice[static_cast<size_t>(family)]);
+                                   [&](const End& e) { return e.variable == variable; });
+    const Placements& need =
+        families_.kind_of(use.node)
+            .members[static_cast<size_t>(families_.member_of(use.node))]
+                    [static_cast<size_t>(choice[static_cast<size_t>(variable)])]
+            .inputs[static_cast<size_t>(use.operand)];
+    const size_t pick = static_cast<size_t>(choice[static_cast<size_t>(variable)]);
     size_t which = 0;
     while (s.at(static_cast<size_t>((*end.needs[which])[pick])) != need) ++which;
-    const bool first = paid.emplace(family, (*end.needs[which])[pick]).second;
+    const bool first = paid.emplace(variable, (*end.needs[which])[pick]).second;
     const int32_t form = form_for(choice, v, end, which, from, p, bundled, first, plan);
     plan.nodes[static_cast<size_t>(use.node)].input_forms[static_cast<size_t>(use.operand)] = form;
     taken.push_back(form);
@@ -190,8 +191,9 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
     c.seconds += times * step.seconds;
   };
   for (size_t n = 0; n < graph_.nodes().size(); ++n) {
-    const int32_t family = families_.family_of(static_cast<NodeId>(n));
-    const size_t pick = static_cast<size_t>(choice[static_cast<size_t>(family)]);
+    const int32_t variable =
+        variable_of_[static_cast<size_t>(families_.family_of(static_cast<NodeId>(n)))];
+    const size_t pick = static_cast<size_t>(choice[static_cast<size_t>(variable)]);
     const FamilyKind& kind = families_.kind_of(static_cast<NodeId>(n));
     const size_t member = static_cast<size_t>(families_.member_of(static_cast<NodeId>(n)));
     const MemberSplit& m = kind.members[member][pick];

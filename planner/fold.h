@@ -1,0 +1,34 @@
+// A graph with fewer of its repeated layers, for estimates that cost as much for a hundred layers
+// as for four: of each repeat the first two and the last two copies are kept, and the inner two
+// stand for those left out.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "graph/graph.h"
+#include "graph/repeats.h"
+
+namespace cleave {
+
+// Nodes of one copy, or the values that pass between two copies. Group 0 is what belongs to no
+// repeat.
+struct FoldedGroup {
+  int32_t repeat = -1, copy = -1;  // in the whole graph; copy -1: values between copies
+  double weight = 1;               // how many copies, or passages, it stands for
+};
+
+struct FoldedGraph {
+  Graph graph;
+  std::vector<int32_t> group_of;        // by node
+  std::vector<int32_t> group_of_value;  // by value; of sources: that of its first reader
+  std::vector<FoldedGroup> groups;
+  std::vector<NodeId> twins;   // by node: the second kept copy's, for the third: to be split alike
+  std::vector<NodeId> origin;  // by node: in the whole graph
+};
+
+// A repeat whose inner copies differ in the backward or the update, or that has at most four, is
+// kept whole, each copy a group of weight 1.
+FoldedGraph fold(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers);
+
+}  // namespace cleave
