@@ -160,14 +160,41 @@ std::string Families::key(const Family& family) const {
   return k;
 }
 
+bool Families::keeps_state(NodeId leader) const {
+  const Node& node = graph_.node(leader);
+  if (node.phase == Phase::kUpdate || !reads_data_[static_cast<size_t>(leader)]) return true;
+  const Source* sum = node.inputs.empty() ? nullptr : graph_.source_of(node.inputs[0]);
+  return sum != nullptr && sum->kind == SourceKind::kAccumulator;
+}
+
+bool Families::sensible(NodeId leader, const std::vector<AxisOption>& choice) const {
+  if (choice.size() <= 2 || !keeps_state(leader)) return true;
+  const auto& roles = restrictions_.roles;
+  const auto data = std::find(roles.begin(), roles.end(), AxisRole::kData);
+  if (data == roles.end()) return true;
+  const AxisOption& there = choice[static_cast<size_t>(data - roles.begin())];
+  for (size_t a = 0; a < choice.size(); ++a) {
+    if (mesh_.axes[a].size == 1 || choice[a] == there) continue;
+    if (roles[a] == AxisRole::kContext) return false;
+    if (roles[a] != AxisRole::kExpert) continue;
+    if (choice[a].kind != AxisOption::Kind::kFactor) return false;
+    const auto& factors = dims_.factors[static_cast<size_t>(leader)];
+    for (size_t f = 0; f < factors.size(); ++f) {
+      if (small(graph_.node(leader).signature->factors()[f].letter) != choice[a].letter) continue;
+      const ClassId c = factors[f][static_cast<size_t>(choice[a].atom)].dimension_class;
+      const auto& indexed = restrictions_.indexed;
+      if (std::find(indexed.begin(), indexed.end(), c) == indexed.end()) return false;
+    }
+  }
+  return true;
+}
+
 bool Families::allowed(NodeId leader, size_t axis, ClassId c) const {
   const Restrictions& r = restrictions_;
   const Node& node = graph_.node(leader);
   // Roles speak of the model's work on its data; parameters and optimizer states may be kept, cast
   // and updated in whatever parts fit best.
-  if (node.phase == Phase::kUpdate || !reads_data_[static_cast<size_t>(leader)]) return true;
-  const Source* sum = node.inputs.empty() ? nullptr : graph_.source_of(node.inputs[0]);
-  if (sum != nullptr && sum->kind == SourceKind::kAccumulator) return true;
+  if (keeps_state(leader)) return true;
   switch (r.roles[axis]) {
     case AxisRole::kAny: return true;
     case AxisRole::kData: return c == r.batch;
@@ -225,7 +252,8 @@ FamilyKind Families::build(const Family& family) const {
     for (size_t a = 0; a < pick.size(); ++a) choice.push_back(per_axis[a][pick[a]]);
     std::vector<MemberSplit> splits;
     double seconds = 0;
-    for (size_t m = 0; m < family.members.size(); ++m) {
+    const bool worth = sensible(family.members[0], choice);
+    for (size_t m = 0; worth && m < family.members.size(); ++m) {
       auto s = split(family.members[m], m == 0, choice);
       if (!s) break;
       seconds += s->seconds;

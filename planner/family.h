@@ -108,6 +108,10 @@ class Families {
   bool expanded_seconds(NodeId n, MemberSplit& s) const;
   double op_seconds(const OpDef& op, const OpCall& call, const std::vector<TensorType>& out) const;
   bool allowed(NodeId leader, size_t axis, ClassId c) const;
+  // Whether the family works on parameters, gradients and states rather than on the step's data.
+  bool keeps_state(NodeId leader) const;
+  // On more than two axes, what is kept is spread over those of the data together or not at all.
+  bool sensible(NodeId leader, const std::vector<AxisOption>& choice) const;
 
   const Graph& graph_;
   const Dimensions& dims_;

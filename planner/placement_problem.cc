@@ -194,6 +194,37 @@ void PlacementProblem::add_term(std::vector<int32_t> variables,
   problem_.terms.push_back({std::move(distinct), std::move(reduced)});
 }
 
+const std::vector<uint32_t>& PlacementProblem::operand_splits(NodeId node, int32_t operand,
+                                                              bool output) {
+  const int32_t kind = families_.all()[static_cast<size_t>(families_.family_of(node))].kind;
+  const int32_t member = families_.member_of(node);
+  const auto [at, added] = operand_splits_.try_emplace({kind, member, operand, output});
+  if (!added) return at->second;
+  at->second.assign(mesh_.axes.size(), 0);
+  for (const MemberSplit& m : families_.kind(kind).members[static_cast<size_t>(member)]) {
+    const Placements& p = (output ? m.outputs : m.inputs)[static_cast<size_t>(operand)];
+    for (size_t a = 0; a < p.size(); ++a) {
+      if (p[a].is_shard()) at->second[a] |= uint32_t{1} << p[a].atom;
+    }
+  }
+  return at->second;
+}
+
+std::vector<uint32_t> PlacementProblem::splits_of(Value v) {
+  std::vector<uint32_t> splits(mesh_.axes.size(), 0);
+  const auto join = [&](const std::vector<uint32_t>& more) {
+    for (size_t a = 0; a < splits.size(); ++a) splits[a] |= more[a];
+  };
+  for (Value other : one_as_next_[static_cast<size_t>(v)]) {
+    const ValueInfo& info = graph_.value(other);
+    if (info.producer != kNoNode) join(operand_splits(info.producer, info.output, true));
+    for (const Use& use : uses_[static_cast<size_t>(other)]) {
+      join(operand_splits(use.node, use.operand, false));
+    }
+  }
+  return splits;
+}
+
 int32_t PlacementProblem::space_for(Value v) {
   std::vector<Reduction> partials = {Reduction::kSum};
   const ValueInfo& info = graph_.value(v);
@@ -215,12 +246,16 @@ int32_t PlacementProblem::space_for(Value v) {
     dims.push_back(a.dim);
   }
   for (Reduction r : partials) key += key_of("p", r);
+  // On more than two axes only what the families can use: all together would be thousands.
+  std::vector<uint32_t> splits;
+  if (mesh_.axes.size() > 2) splits = splits_of(v);
+  for (uint32_t s : splits) key += key_of("s", s);
   const auto [at, added] = space_named_.emplace(key, static_cast<int32_t>(spaces_.size()));
   if (added) {
     Space s;
     for (bool bundled : {false, true}) {
       (bundled ? s.bundled : s.plain) = std::make_unique<PlacementSpace>(
-          cluster_, mesh_, atoms, dims, info.type.dtype, partials, bundled);
+          cluster_, mesh_, atoms, dims, info.type.dtype, partials, bundled, splits);
     }
     spaces_.push_back(std::move(s));
   }

@@ -102,6 +102,9 @@ class PlacementProblem {
   void add_state_price(Value v, const ValueWays& w);
   void add_backward_term(Value v, const ValueWays& w);
   int32_t space_for(Value v);
+  // For each axis, a bit for each atom of the value that some choice of its families splits there.
+  std::vector<uint32_t> splits_of(Value v);
+  const std::vector<uint32_t>& operand_splits(NodeId node, int32_t operand, bool output);
   // A whole, replicated placement: what outputs and data are.
   const Indices* replicated_in(int32_t space);
   End end_of(NodeId node, int32_t operand, bool output, int32_t space);
@@ -166,6 +169,8 @@ class PlacementProblem {
   std::vector<int64_t> unpriced_;                // by storage: elements not priced yet
   std::vector<Space> spaces_;
   std::map<std::string, int32_t> space_named_;
+  // By kind, member, operand, whether it is an output.
+  std::map<std::tuple<int32_t, int32_t, int32_t, bool>, std::vector<uint32_t>> operand_splits_;
   std::map<std::vector<int64_t>, std::unique_ptr<Indices>> indices_;
   std::map<std::string, std::shared_ptr<const CostTable>> tables_;
 };
