@@ -13,8 +13,14 @@ constexpr int32_t kKept = 4;  // copies of a repeat
 
 class Folding {
  public:
-  Folding(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers)
-      : graph_(graph), repeats_(repeats), layers_(layers), place_(layers.nodes) {
+  Folding(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers,
+          const std::vector<Piece>& pieces)
+      : graph_(graph),
+        repeats_(repeats),
+        layers_(layers),
+        pieces_(pieces),
+        piece_of_(pieces_of_nodes(graph, pieces)),
+        place_(layers.nodes) {
     place_sums();
     for (size_t n = 0; n < place_.size(); ++n) {
       const Layer l = place_[n];
@@ -23,8 +29,8 @@ class Folding {
       position_.emplace(static_cast<NodeId>(n), static_cast<int32_t>(nodes.size()));
       nodes.push_back(static_cast<NodeId>(n));
     }
-    result_.groups.push_back({});
-    for (size_t r = 0; r < repeats.size(); ++r) add_groups(static_cast<int32_t>(r));
+    for (size_t r = 0; r < repeats.size(); ++r) decide(static_cast<int32_t>(r));
+    for (size_t p = 0; p < pieces.size(); ++p) add_group(static_cast<int32_t>(p));
   }
 
   FoldedGraph run() {
@@ -88,15 +94,15 @@ class Folding {
         if (at < 0) at = reader;
         const FoldedGroup a = result_.groups[static_cast<size_t>(at)];
         const FoldedGroup b = result_.groups[static_cast<size_t>(reader)];
-        if (a.repeat < 0 || a.repeat != b.repeat || a.copy < 0 || a.copy == b.copy) continue;
+        if (a.repeat < 0 || a.repeat != b.repeat || a.piece < 0 || a.copy == b.copy) continue;
         if (g.nodes()[n].phase == Phase::kUpdate) continue;
         const auto [edges, added] = between.try_emplace(a.repeat);
         if (added) {
           const int32_t count = repeats_[static_cast<size_t>(a.repeat)].count;
           edges->second = {static_cast<int32_t>(result_.groups.size()),
                            static_cast<int32_t>(result_.groups.size() + 1)};
-          result_.groups.push_back({a.repeat, -1, 1});
-          result_.groups.push_back({a.repeat, -1, std::max(1.0, count - 3.0)});
+          result_.groups.push_back({-1, a.repeat, -1, 1, false});
+          result_.groups.push_back({-1, a.repeat, -1, std::max(1.0, count - 3.0), true});
         }
         const bool inside = a.weight > 1 && b.weight > 1;
         at = edges->second[inside];
@@ -117,19 +123,37 @@ class Folding {
     return true;
   }
 
-  void add_groups(int32_t repeat) {
+  // Whether the inner copies are alike, so that two stand for them.
+  void decide(int32_t repeat) {
     const int32_t count = repeats_[static_cast<size_t>(repeat)].count;
     bool alike = count > kKept;
     for (int32_t c = 2; c + 1 < count && alike; ++c) alike = same(repeat, 1, c);
-    const double inner = (count - 2) / 2.0;
-    for (int32_t c = 0; c < count; ++c) {
-      if (alike && c >= 2 && c < count - 2) continue;
-      group_[{repeat, c}] = static_cast<int32_t>(result_.groups.size());
-      result_.groups.push_back({repeat, c, alike && (c == 1 || c == count - 2) ? inner : 1.0});
-    }
+    alike_.push_back(alike);
   }
 
-  bool kept(Layer l) const { return l.repeat < 0 || group_.contains({l.repeat, l.copy}); }
+  bool kept(Layer l) const {
+    if (l.repeat < 0 || !alike_[static_cast<size_t>(l.repeat)]) return true;
+    return l.copy < 2 || l.copy >= repeats_[static_cast<size_t>(l.repeat)].count - 2;
+  }
+
+  void add_group(int32_t p) {
+    const Piece& piece = pieces_[static_cast<size_t>(p)];
+    const Layer layer{piece.repeat, piece.copy};
+    if (!kept(layer)) {  // the second copy's stands for it
+      result_.group_of_piece.push_back(result_.group_of_piece.back());
+      return;
+    }
+    FoldedGroup group{p, piece.repeat, piece.copy, 1, false};
+    if (piece.repeat >= 0 && alike_[static_cast<size_t>(piece.repeat)]) {
+      const int32_t count = repeats_[static_cast<size_t>(piece.repeat)].count;
+      if (piece.copy == 1 || piece.copy == count - 2) group.weight = (count - 2) / 2.0;
+    }
+    if (piece.repeat >= 0) {
+      group_[{piece.repeat, piece.copy}] = static_cast<int32_t>(result_.groups.size());
+    }
+    result_.group_of_piece.push_back(static_cast<int32_t>(result_.groups.size()));
+    result_.groups.push_back(group);
+  }
 
   // The inner copy that is kept besides this one stands for the same copies, so it is split alike.
   NodeId alike(NodeId n) const {
@@ -189,7 +213,10 @@ class Folding {
     moved_node_[static_cast<size_t>(n)] = static_cast<NodeId>(to.nodes().size() - 1);
     result_.origin.push_back(n);
     result_.twins.push_back(alike(n));
-    result_.group_of.push_back(layer.repeat < 0 ? 0 : group_.at({layer.repeat, layer.copy}));
+    // What belongs to no one layer, though its piece is one of a repeat, counts with the first.
+    const int32_t piece = piece_of_[static_cast<size_t>(n)];
+    result_.group_of.push_back(layer.repeat < 0 ? result_.group_of_piece[static_cast<size_t>(piece)]
+                                                : group_.at({layer.repeat, layer.copy}));
   }
 
   using Place = std::pair<int32_t, int32_t>;  // repeat, copy
@@ -197,6 +224,9 @@ class Folding {
   const Graph& graph_;
   const std::vector<Repeat>& repeats_;
   const Layers& layers_;
+  const std::vector<Piece>& pieces_;
+  const std::vector<int32_t> piece_of_;                        // by node
+  std::vector<bool> alike_;                                    // by repeat
   std::vector<Layer> place_;                                   // by node
   std::map<Place, std::array<std::vector<NodeId>, 3>> nodes_;  // by phase
   std::map<NodeId, int32_t> position_;                         // among those
@@ -208,8 +238,9 @@ class Folding {
 
 }  // namespace
 
-FoldedGraph fold(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers) {
-  return Folding(graph, repeats, layers).run();
+FoldedGraph fold(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers,
+                 const std::vector<Piece>& pieces) {
+  return Folding(graph, repeats, layers, pieces).run();
 }
 
 }  // namespace cleave

@@ -8,14 +8,16 @@
 
 #include "graph/graph.h"
 #include "graph/repeats.h"
+#include "planner/pieces.h"
 
 namespace cleave {
 
-// Nodes of one copy, or the values that pass between two copies. Group 0 is what belongs to no
-// repeat.
+// Nodes of one piece, or the values that pass between the copies of a repeat.
 struct FoldedGroup {
-  int32_t repeat = -1, copy = -1;  // in the whole graph; copy -1: values between copies
-  double weight = 1;               // how many copies, or passages, it stands for
+  int32_t piece = -1;              // of the whole graph; -1: values between copies
+  int32_t repeat = -1, copy = -1;  // of the piece
+  double weight = 1;               // how many pieces, or passages, it stands for
+  bool inside = false;             // of passages: those between the copies that stand for others
 };
 
 struct FoldedGraph {
@@ -25,10 +27,12 @@ struct FoldedGraph {
   std::vector<FoldedGroup> groups;
   std::vector<NodeId> twins;   // by node: the second kept copy's, for the third: to be split alike
   std::vector<NodeId> origin;  // by node: in the whole graph
+  std::vector<int32_t> group_of_piece;  // by piece of the whole graph
 };
 
 // A repeat whose inner copies differ in the backward or the update, or that has at most four, is
 // kept whole, each copy a group of weight 1.
-FoldedGraph fold(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers);
+FoldedGraph fold(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers,
+                 const std::vector<Piece>& pieces);
 
 }  // namespace cleave
