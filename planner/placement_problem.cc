@@ -27,7 +27,6 @@ PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensi
       families_(families),
       cluster_(cluster),
       mesh_(mesh),
-      layers_(layers),
       grouping_(grouping),
       costing_(costing),
       ways_(graph.values().size()),
@@ -71,16 +70,20 @@ void PlacementProblem::collect_uses() {
 }
 
 void PlacementProblem::find_groups() {
-  group_of_value_.assign(graph_.values().size(), 0);
-  if (!grouping_.of_value.empty()) {
-    group_of_value_.assign(grouping_.of_value.begin(), grouping_.of_value.end());
-    return;
-  }
-  if (grouping_.of_node.empty()) return;
-  for (size_t v = 0; v < group_of_value_.size(); ++v) {
+  const size_t values = graph_.values().size();
+  group_of_value_.assign(values, 0);
+  piece_of_value_.assign(values, 0);
+  for (size_t v = 0; v < values; ++v) {
     const NodeId producer = graph_.values()[v].producer;
     const NodeId node = producer != kNoNode ? producer : uses_[v].empty() ? 0 : uses_[v][0].node;
+    if (graph_.nodes().empty()) continue;
     group_of_value_[v] = group(node);
+    if (!grouping_.pieces.empty()) {
+      piece_of_value_[v] = grouping_.pieces[static_cast<size_t>(node)];
+    }
+  }
+  if (!grouping_.of_value.empty()) {
+    group_of_value_.assign(grouping_.of_value.begin(), grouping_.of_value.end());
   }
 }
 
@@ -292,12 +295,10 @@ PlacementProblem::End PlacementProblem::end_of(NodeId node, int32_t operand, boo
 }
 
 double PlacementProblem::price_of(Value v, bool kept) const {
-  const ValueInfo& info = graph_.value(v);
-  const Layer layer = info.source >= 0 ? layers_.sources[static_cast<size_t>(info.source)]
-                                       : layers_.nodes[static_cast<size_t>(info.producer)];
   const auto g = static_cast<size_t>(group_of_value_[static_cast<size_t>(v)]);
   const MemoryPrice& price = costing_.prices[g];
-  const double byte = layer.copy >= 0 && layer.copy < price.split ? price.low : price.high;
+  const bool low = piece_of_value_[static_cast<size_t>(v)] < price.split;
+  const double byte = low ? price.low : price.high;
   return kept ? byte * costing_.in_flight[g] : byte;
 }
 

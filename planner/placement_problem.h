@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "graph/graph.h"
-#include "graph/repeats.h"
 #include "planner/elimination.h"
 #include "planner/family.h"
 #include "planner/plan.h"
@@ -30,6 +29,7 @@ struct Grouping {
   std::span<const int32_t> of_node;   // empty: one group
   std::span<const int32_t> of_value;  // empty: where it is made; of sources, where first read
   std::span<const NodeId> twins;      // by node: one before it that is split alike; kNoNode: none
+  std::span<const int32_t> pieces;    // by node: of the model, for MemoryPrice::split; empty: 0
 };
 
 // A value's way from its producer to its readers:
@@ -43,12 +43,10 @@ struct Grouping {
 // the forward handed out when keeping that is cheaper.
 class PlacementProblem {
  public:
-  // `layers` says which layer a node or source belongs to, for the price of its bytes. Everything
-  // referred to must outlive the problem.
+  // Everything referred to must outlive the problem.
   PlacementProblem(const Graph& graph, const Dimensions& dimensions, const Families& families,
-                   const Cluster& cluster, const Mesh& mesh, const Layers& layers,
-                   const Grouping& grouping, const Costing& costing,
-                   const Preferences& preferences);
+                   const Cluster& cluster, const Mesh& mesh, const Grouping& grouping,
+                   const Costing& costing, const Preferences& preferences);
 
   const MinSumProblem& problem() const { return problem_; }
   // The nodes' and values' part of a plan that a solution means; costs are summed again from its
@@ -157,9 +155,8 @@ class PlacementProblem {
   const Families& families_;
   const Cluster& cluster_;
   const Mesh& mesh_;
-  const Layers& layers_;
   Grouping grouping_;
-  std::vector<int32_t> group_of_value_;
+  std::vector<int32_t> group_of_value_, piece_of_value_;
   std::vector<int32_t> variable_of_;  // by family
   const Costing& costing_;
   MinSumProblem problem_;

@@ -61,11 +61,11 @@ struct Prediction {
 };
 
 // What a byte costs that must be held at the end of the forward: parameters, states, and values
-// kept for the backward. The Lagrange multiplier of the memory limit. Layers before `split` (copies
-// of the repeated layers) may have another price than the rest, so that some keep what others make
-// again.
+// kept for the backward. The Lagrange multiplier of the memory limit. Pieces of the model before
+// `split` (planner/pieces.h) may have another price than the rest, so that some keep what others
+// make again.
 struct MemoryPrice {
-  double low = 0;   // seconds a byte, of the layers before `split`
+  double low = 0;   // seconds a byte, of the pieces before `split`
   double high = 0;  // of everything else
   int32_t split = 0;
   bool free() const { return low == 0 && high == 0; }
