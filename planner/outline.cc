@@ -107,8 +107,8 @@ PreparedGraph prepare_folded(const Outline& outline, const RemakeMode& mode) {
     const NodeId from = made.origin[n];
     CLEAVE_ASSERT(from != kNoNode, "recomputation adds copies only");
     result.group_of.push_back(folded.group_of[static_cast<size_t>(from)]);
-    result.piece_of.push_back(outline.piece_of[static_cast<size_t>(
-        folded.origin[static_cast<size_t>(from)])]);
+    result.piece_of.push_back(
+        outline.piece_of[static_cast<size_t>(folded.origin[static_cast<size_t>(from)])]);
     const bool copy = made.graph.nodes()[n].phase != folded.graph.node(from).phase;
     const NodeId twin = copy ? kNoNode : folded.twins[static_cast<size_t>(from)];
     if (!copy) moved[static_cast<size_t>(from)] = static_cast<NodeId>(n);

@@ -27,7 +27,7 @@ struct RemakeMode {
 struct PreparedGraph {
   std::shared_ptr<const Graph> graph;
   std::shared_ptr<const Dimensions> dimensions;
-  Restrictions restrictions;  // roles left empty
+  Restrictions restrictions;                                // roles left empty
   std::vector<int32_t> group_of, group_of_value, piece_of;  // as in Grouping; may be empty
   std::vector<NodeId> twins;
 

@@ -165,8 +165,8 @@ class MeshSearch {
   // The plan at one price, without looking at the limit.
   std::optional<Plan> solve(const MemoryPrice& price) {
     const Costing costing = Costing::plain(graph_.micro_batches, price);
-    const PlacementProblem problem(graph_, *dims_, families_, cluster_, mesh_, {{}, {}, {}, pieces_}, costing,
-                                   options_.preferences);
+    const PlacementProblem problem(graph_, *dims_, families_, cluster_, mesh_,
+                                   {{}, {}, {}, pieces_}, costing, options_.preferences);
     EliminationLimits limits;
     limits.prune_dominated = true;
     const MinSumResult result = solve_by_elimination(problem.problem(), limits);

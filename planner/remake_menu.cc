@@ -80,13 +80,12 @@ class Network {
       add(kSource, vertex_of_node_[n], may_[n] ? ticks(seconds) + 1 : kEndless);
       for (Value v : node.outputs) {
         // A view costs nothing to keep or to make again; what it looks at does.
-        const bool view = !node.inputs.empty() && graph_.value(v).storage ==
-                                                      graph_.value(node.inputs[0]).storage;
+        const bool view =
+            !node.inputs.empty() && graph_.value(v).storage == graph_.value(node.inputs[0]).storage;
         const Layout layout = plan_.layout(v, 0);
-        const double bytes =
-            view ? 0
-                 : static_cast<double>(numel(layout.local_shape(plan_.mesh)) *
-                                       size_of(graph_.type(v).dtype));
+        const double bytes = view ? 0
+                                  : static_cast<double>(numel(layout.local_shape(plan_.mesh)) *
+                                                        size_of(graph_.type(v).dtype));
         kept_.push_back({edges_.size(), bytes});
         add(vertex_of_node_[n], vertex_of_value_[static_cast<size_t>(v)], 0);
       }
