@@ -20,7 +20,7 @@ std::string key_of(const char* what, const Parts&... parts) {
 
 PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensions,
                                    const Families& families, const Cluster& cluster,
-                                   const Mesh& mesh, const Layers& layers, const Grouping& grouping,
+                                   const Mesh& mesh, const Grouping& grouping,
                                    const Costing& costing, const Preferences& preferences)
     : graph_(graph),
       dims_(dimensions),

@@ -1,0 +1,239 @@
+#include "planner/estimate.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+void add(GroupLoad& to, const GroupLoad& from, double times) {
+  for (size_t p = 0; p < 3; ++p) {
+    to.seconds[p] += times * from.seconds[p];
+    to.communication[p] += times * from.communication[p];
+  }
+  to.bundled += times * from.bundled;
+  to.state_bytes += static_cast<int64_t>(times * static_cast<double>(from.state_bytes));
+  to.kept_bytes += static_cast<int64_t>(times * static_cast<double>(from.kept_bytes));
+}
+
+double pass(const GroupLoad& l) { return l.seconds[0] + l.seconds[1]; }
+
+// By chunk, its first piece: the largest chunk as small as possible, then the sum of squares.
+std::vector<int32_t> deal_out(const std::vector<GroupLoad>& loads, int32_t chunks) {
+  const auto n = static_cast<int32_t>(loads.size());
+  std::vector<double> before(static_cast<size_t>(n) + 1, 0);
+  for (int32_t i = 0; i < n; ++i) {
+    before[static_cast<size_t>(i) + 1] = before[static_cast<size_t>(i)] + pass(loads[size_t(i)]);
+  }
+  struct Best {
+    double most = kInfinity, squares = 0;
+    int32_t from = -1;
+  };
+  const double slack = 1e-12 * before.back();
+  std::vector<std::vector<Best>> best(static_cast<size_t>(chunks) + 1,
+                                      std::vector<Best>(static_cast<size_t>(n) + 1));
+  best[0][0] = {0, 0, 0};
+  for (int32_t c = 1; c <= chunks; ++c) {
+    for (int32_t end = c; end <= n - (chunks - c); ++end) {
+      Best& b = best[static_cast<size_t>(c)][static_cast<size_t>(end)];
+      for (int32_t from = end - 1; from >= c - 1; --from) {
+        const Best& a = best[static_cast<size_t>(c) - 1][static_cast<size_t>(from)];
+        const double own = before[static_cast<size_t>(end)] - before[static_cast<size_t>(from)];
+        if (own > b.most + slack) break;
+        if (a.from < 0) continue;
+        const double most = std::max(a.most, own), squares = a.squares + own * own;
+        if (most < b.most - slack || (most <= b.most + slack && squares < b.squares)) {
+          b = {std::min(most, b.most), squares, from};
+          b.most = most;
+        }
+      }
+    }
+  }
+  std::vector<int32_t> first(static_cast<size_t>(chunks));
+  for (int32_t c = chunks, end = n; c > 0; --c) {
+    end = best[static_cast<size_t>(c)][static_cast<size_t>(end)].from;
+    first[static_cast<size_t>(c) - 1] = end;
+  }
+  return first;
+}
+
+// One stage: which of its pieces run how.
+class Stage {
+ public:
+  Stage(const std::vector<PieceOption>& options, std::vector<int32_t> pieces,
+        std::vector<double> in_flight, double micro_batches)
+      : options_(options),
+        pieces_(std::move(pieces)),
+        in_flight_(std::move(in_flight)),
+        micro_batches_(micro_batches) {}
+
+  double bytes(size_t i, int32_t option) const {
+    const GroupLoad& l = load(i, option);
+    return static_cast<double>(l.state_bytes) +
+           in_flight_[i] * static_cast<double>(l.kept_bytes);
+  }
+  double seconds(size_t i, int32_t option) const {
+    const GroupLoad& l = load(i, option);
+    return micro_batches_ * pass(l) + l.seconds[2];
+  }
+  double bytes(const StageMix& mix) const {
+    double sum = 0;
+    for (size_t i = 0; i < pieces_.size(); ++i) sum += bytes(i, option(i, mix));
+    return sum;
+  }
+  double seconds(const StageMix& mix) const {
+    double sum = 0;
+    for (size_t i = 0; i < pieces_.size(); ++i) sum += seconds(i, option(i, mix));
+    return sum;
+  }
+  int32_t option(size_t i, const StageMix& mix) const {
+    return pieces_[i] < mix.split ? mix.first : mix.second;
+  }
+
+  // The cheapest mix of two options within the limit; split -1: none fits.
+  StageMix best(double limit) const {
+    StageMix found{0, 0, -1};
+    double least = kInfinity;
+    const auto count = static_cast<int32_t>(options_.size());
+    for (int32_t a = 0; a < count; ++a) {
+      for (int32_t b = 0; b < count; ++b) {
+        // As many pieces as fit run as `a`, the thirstier.
+        double used = bytes({a, b, 0}), spent = seconds({a, b, 0});
+        if (used > limit) continue;
+        StageMix mix{a, b, 0};
+        for (size_t i = 0; i < pieces_.size() && a != b; ++i) {
+          used += bytes(i, a) - bytes(i, b);
+          if (used > limit) break;
+          spent += seconds(i, a) - seconds(i, b);
+          if (spent >= seconds(mix)) continue;
+          mix.split = pieces_[i] + 1;
+        }
+        const double cost = seconds(mix);
+        if (cost < least) least = cost, found = mix;
+        if (a == b) continue;
+      }
+    }
+    return found;
+  }
+
+ private:
+  const GroupLoad& load(size_t i, int32_t option) const {
+    return options_[static_cast<size_t>(option)].loads[static_cast<size_t>(pieces_[i])];
+  }
+
+  const std::vector<PieceOption>& options_;
+  const std::vector<int32_t> pieces_;  // ascending
+  const std::vector<double> in_flight_;
+  const double micro_batches_;
+};
+
+}  // namespace
+
+std::vector<GroupLoad> piece_loads(const Outline& outline, const Plan& folded) {
+  const FoldedGraph& f = outline.folded;
+  std::vector<GroupLoad> loads(outline.pieces.size());
+  for (size_t p = 0; p < loads.size(); ++p) {
+    add(loads[p], folded.loads[static_cast<size_t>(f.group_of_piece[p])], 1);
+  }
+  // What passes between copies counts with the later one.
+  for (size_t g = 0; g < f.groups.size(); ++g) {
+    const FoldedGroup& group = f.groups[g];
+    if (group.piece >= 0 || group.repeat < 0) continue;
+    int32_t last = 0;
+    for (const Piece& p : outline.pieces) {
+      if (p.repeat == group.repeat) last = std::max(last, p.copy);
+    }
+    for (size_t p = 0; p < loads.size(); ++p) {
+      const Piece& piece = outline.pieces[p];
+      if (piece.repeat != group.repeat || piece.copy == 0) continue;
+      const bool end = piece.copy == 1 || piece.copy == last;
+      // The group's load is of all its values: two passages at the ends, or one inside.
+      if (group.inside != end) add(loads[p], folded.loads[g], group.inside ? 1 : 0.5);
+    }
+  }
+  return loads;
+}
+
+double step_seconds(const Shape& shape, const std::vector<ChunkSeconds>& chunks,
+                    const std::vector<double>& updates) {
+  if (shape.stages == 1) {
+    return static_cast<double>(shape.micro_batches) * (chunks[0].forward + chunks[0].backward +
+                                                       chunks[0].weight_gradient) +
+           updates[0];
+  }
+  const Schedule schedule =
+      make_schedule(shape.schedule, shape.stages, shape.chunks,
+                    static_cast<int32_t>(shape.micro_batches));
+  const SimulatedSchedule run = simulate(schedule, chunks);
+  double end = 0;
+  for (size_t s = 0; s < updates.size(); ++s) end = std::max(end, run.end[s] + updates[s]);
+  return end;
+}
+
+StageEstimate estimate_stages(const Shape& shape, const std::vector<Piece>& pieces,
+                              const std::vector<PieceOption>& options,
+                              const std::vector<double>& limits, double sent) {
+  const int32_t chunks = shape.stages * shape.chunks;
+  const auto stages = static_cast<size_t>(shape.stages);
+  CLEAVE_ASSERT(static_cast<size_t>(chunks) <= pieces.size(), "{} chunks of {} pieces", chunks,
+                pieces.size());
+  StageEstimate e;
+  e.first_piece = deal_out(options[0].loads, chunks);
+  const auto end_of = [&](int32_t c) {
+    return c + 1 < chunks ? e.first_piece[static_cast<size_t>(c) + 1]
+                          : static_cast<int32_t>(pieces.size());
+  };
+  std::vector<double> in_flight(static_cast<size_t>(chunks), 1);
+  if (shape.stages > 1) {
+    const Schedule schedule = make_schedule(shape.schedule, shape.stages, shape.chunks,
+                                            static_cast<int32_t>(shape.micro_batches));
+    for (int32_t c = 0; c < chunks; ++c) in_flight[size_t(c)] = schedule.in_flight(c);
+  }
+  e.mixes.resize(stages);
+  e.bytes.assign(stages, 0);
+  e.seconds.resize(static_cast<size_t>(chunks));
+  std::vector<double> updates(stages, 0);
+  for (int32_t s = 0; s < shape.stages; ++s) {
+    std::vector<int32_t> own;
+    std::vector<double> flights;
+    for (int32_t c = s; c < chunks; c += shape.stages) {
+      for (int32_t p = e.first_piece[size_t(c)]; p < end_of(c); ++p) {
+        own.push_back(p);
+        flights.push_back(in_flight[size_t(c)]);
+      }
+    }
+    const Stage stage(options, std::move(own), std::move(flights),
+                      static_cast<double>(shape.micro_batches));
+    const StageMix mix = stage.best(limits[size_t(s)]);
+    if (mix.split < 0) {
+      e.step_seconds = kInfinity;
+      return e;
+    }
+    e.mixes[size_t(s)] = mix;
+    e.bytes[size_t(s)] = stage.bytes(mix);
+    for (int32_t c = s; c < chunks; c += shape.stages) {
+      ChunkSeconds& t = e.seconds[size_t(c)];
+      for (int32_t p = e.first_piece[size_t(c)]; p < end_of(c); ++p) {
+        const int32_t o = p < mix.split ? mix.first : mix.second;
+        const GroupLoad& l = options[size_t(o)].loads[size_t(p)];
+        t.forward += l.seconds[0];
+        t.backward += l.seconds[1];
+        updates[size_t(s)] += l.seconds[2];
+      }
+      if (shape.schedule == ScheduleKind::kZeroBubble) {  // about half of it is for the weights
+        t.weight_gradient = t.backward / 2;
+        t.backward -= t.weight_gradient;
+      }
+      if (c + 1 < chunks) t.send_forward = sent;
+      if (c > 0) t.send_backward = sent;
+    }
+  }
+  e.step_seconds = step_seconds(shape, e.seconds, updates);
+  return e;
+}
+
+}  // namespace cleave

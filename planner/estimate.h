@@ -1,0 +1,50 @@
+// What a pipeline would take, from what the pieces of the model take: for comparing shapes before
+// any of them is planned in full.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "planner/outline.h"
+#include "planner/plan.h"
+#include "planner/shapes.h"
+
+namespace cleave {
+
+// One way to run every piece: what it computes again, and at what price of memory it was placed.
+struct PieceOption {
+  int32_t mode = 0;     // index into a menu of RemakeMode
+  double price = 0;     // seconds a byte
+  std::vector<GroupLoad> loads;  // by piece of the whole graph
+};
+
+// The loads of a plan for the folded graph, spread over the pieces that its groups stand for.
+std::vector<GroupLoad> piece_loads(const Outline& outline, const Plan& folded);
+
+// How one stage mixes two options: its pieces before `split` (of the whole model) run as `first`,
+// the others as `second`.
+struct StageMix {
+  int32_t first = 0, second = 0;  // indices of options
+  int32_t split = 0;
+};
+
+struct StageEstimate {
+  std::vector<int32_t> first_piece;   // by chunk
+  std::vector<ChunkSeconds> seconds;  // by chunk
+  std::vector<StageMix> mixes;        // by stage
+  std::vector<double> bytes;          // by stage: held at most, as far as pieces tell
+  double step_seconds = 0;            // infinite when some stage does not fit
+};
+
+// The pieces dealt out to the chunks so that the slowest stage is as quick as possible, and each
+// stage's mix the cheapest that keeps it within its limit. `limits`: bytes, by stage. `sent`:
+// seconds to send what passes between stages, forward or backward.
+StageEstimate estimate_stages(const Shape& shape, const std::vector<Piece>& pieces,
+                              const std::vector<PieceOption>& options,
+                              const std::vector<double>& limits, double sent);
+
+// Seconds of a step: the schedule, and the updates of the stages after their last units.
+double step_seconds(const Shape& shape, const std::vector<ChunkSeconds>& chunks,
+                    const std::vector<double>& updates);
+
+}  // namespace cleave

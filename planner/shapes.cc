@@ -1,0 +1,223 @@
+#include "planner/shapes.h"
+
+#include <algorithm>
+#include <charconv>
+#include <functional>
+#include <optional>
+
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+// Up to so many devices two axes may be split in any way; above, by roles, which is much quicker.
+constexpr int64_t kFreeRoles = 64;
+
+std::vector<int64_t> divisors(int64_t n) {
+  std::vector<int64_t> result;
+  for (int64_t d = 1; d <= n; ++d) {
+    if (n % d == 0) result.push_back(d);
+  }
+  return result;
+}
+
+struct MeshChoice {
+  Mesh mesh;
+  std::vector<AxisRole> roles;
+};
+
+MeshChoice make_mesh(const std::vector<int64_t>& sizes, const std::vector<AxisRole>& roles) {
+  MeshChoice m;
+  for (size_t a = 0; a < sizes.size(); ++a) {
+    if (sizes[a] == 1) continue;  // an axis of one device splits nothing
+    m.mesh.axes.push_back({fmt::format("a{}", m.roles.size()), sizes[a]});
+    m.roles.push_back(roles[a]);
+  }
+  if (m.mesh.axes.empty()) {
+    m.mesh.axes.push_back({"a0", 1});
+    m.roles.push_back(AxisRole::kAny);
+  }
+  return m;
+}
+
+// Every way to write n as an ordered product of at most `axes` factors above 1; {n} comes first.
+void factorisations(int64_t n, size_t axes, std::vector<int64_t>& head,
+                    std::vector<std::vector<int64_t>>& result) {
+  if (n > 1 || head.empty()) {
+    head.push_back(n);
+    result.push_back(head);
+    head.pop_back();
+  }
+  if (axes < 2) return;
+  for (int64_t f = 2; f * 2 <= n; ++f) {
+    if (n % f != 0) continue;
+    head.push_back(f);
+    factorisations(n / f, axes - 1, head, result);
+    head.pop_back();
+  }
+}
+
+std::vector<MeshChoice> meshes(int64_t devices, const Cluster& cluster,
+                               const ShapeLimits& limits) {
+  std::vector<MeshChoice> result;
+  if (devices <= kFreeRoles) {
+    std::vector<int64_t> head;
+    std::vector<std::vector<int64_t>> sizes;
+    factorisations(devices, std::min<size_t>(limits.max_axes, 2), head, sizes);
+    for (const auto& s : sizes) {
+      result.push_back(make_mesh(s, std::vector<AxisRole>(s.size(), AxisRole::kAny)));
+    }
+  }
+  // An inner axis that leaves the node pays for every layer; a few times its size is enough.
+  const int64_t most_inner = 2 * std::max<int64_t>(cluster.devices_per_node, 8);
+  for (int64_t tp : divisors(devices)) {
+    if (tp > most_inner) break;
+    if (devices > kFreeRoles) {
+      result.push_back(make_mesh({devices / tp, tp}, {AxisRole::kData, AxisRole::kInner}));
+    }
+    if (limits.max_axes < 3) continue;
+    for (int64_t third : divisors(devices / tp)) {
+      if (third == 1 || third > most_inner) continue;
+      if (limits.sequence && tp > 1) {
+        result.push_back(make_mesh({devices / tp / third, third, tp},
+                                   {AxisRole::kData, AxisRole::kContext, AxisRole::kInner}));
+      }
+      if (limits.experts) {
+        result.push_back(make_mesh({devices / tp / third, third, tp},
+                                   {AxisRole::kData, AxisRole::kExpert, AxisRole::kInner}));
+      }
+    }
+  }
+  return result;
+}
+
+// How many of a micro-batch's sequences each part of the data axes gets; 0: it does not divide.
+int64_t sequences_each(const ShapeLimits& limits, int64_t micro_batches, const MeshChoice& m) {
+  if (limits.batch % micro_batches != 0) return 0;
+  int64_t parts = 1;
+  for (size_t a = 0; a < m.roles.size(); ++a) {
+    const AxisRole r = m.roles[a];
+    if (r == AxisRole::kData || r == AxisRole::kExpert) parts *= m.mesh.axes[a].size;
+  }
+  const int64_t all = limits.batch / micro_batches;
+  return all % parts == 0 ? all / parts : 0;
+}
+
+void add_pipelines(const ShapeLimits& limits, Shape shape, std::vector<Shape>& result) {
+  if (shape.stages == 1) {
+    result.push_back(std::move(shape));
+    return;
+  }
+  shape.schedule = ScheduleKind::kOneForwardOneBackward;
+  result.push_back(shape);
+  if (shape.micro_batches > 1) {
+    shape.schedule = ScheduleKind::kZeroBubble;
+    result.push_back(shape);
+  }
+  if (shape.micro_batches % shape.stages != 0) return;
+  shape.schedule = ScheduleKind::kInterleaved;
+  for (int32_t v : {2, 3, 4, 6, 8}) {
+    if (int64_t{v} * shape.stages * 2 > limits.pieces) break;
+    shape.chunks = v;
+    result.push_back(shape);
+  }
+}
+
+Mesh named(const std::vector<int64_t>& sizes) {
+  Mesh mesh;
+  for (size_t a = 0; a < sizes.size(); ++a) mesh.axes.push_back({fmt::format("a{}", a), sizes[a]});
+  return mesh;
+}
+
+}  // namespace
+
+std::string Shape::to_string() const {
+  std::string text;
+  if (stages > 1) {
+    text = fmt::format("pp {} {}", stages, name_of(schedule));
+    if (chunks > 1) text += fmt::format(" of {} chunks", chunks);
+    text += " x ";
+  }
+  text += mesh.to_string();
+  if (micro_batches > 1) text += fmt::format(", {} micro-batches", micro_batches);
+  return text;
+}
+
+std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request,
+                             const ShapeLimits& limits) {
+  std::vector<Shape> result;
+  const int64_t devices = cluster.size();
+  const int64_t asked = request.empty() ? 0 : named(request.sizes).size();
+  if (asked != 0 && (devices % asked != 0 || (!limits.stages && asked != devices))) {
+    fail("mesh {} has {} devices, the cluster {} has {}", fmt::join(request.sizes, "x"), asked,
+         cluster.spec, devices);
+  }
+  for (int64_t stages : divisors(devices)) {
+    if (stages > 1 && (!limits.stages || stages > limits.pieces)) break;
+    if (asked != 0 && devices / stages != asked) continue;
+    const std::vector<MeshChoice> choices =
+        asked != 0 ? std::vector{make_mesh(request.sizes, request.roles)}
+                   : meshes(devices / stages, cluster, limits);
+    for (const MeshChoice& m : choices) {
+      for (int64_t micro : limits.micro_batches) {
+        // A replica that has not one sequence of a micro-batch idles; many micro-batches of many
+        // sequences are never better than fewer.
+        const int64_t each = limits.batch > 0 ? sequences_each(limits, micro, m) : 1;
+        if (limits.micro_batches.size() > 1 && each == 0) continue;
+        Shape shape;
+        shape.stages = static_cast<int32_t>(stages);
+        shape.micro_batches = micro;
+        shape.mesh = m.mesh;
+        shape.roles = m.roles;
+        if (stages > 1 && micro == 1 && limits.micro_batches.size() > 1) continue;
+        add_pipelines(limits, std::move(shape), result);
+      }
+    }
+  }
+  return result;
+}
+
+MeshRequest parse_mesh(std::string_view text) {
+  MeshRequest request;
+  const auto number = [&](std::string_view s) {
+    int64_t n = 0;
+    const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), n);
+    if (error != std::errc() || end != s.data() + s.size() || n < 1 || n > 1'000'000) {
+      fail("mesh '{}': '{}' is not a size; write 2x4, or dp=2,tp=4", text, s);
+    }
+    return n;
+  };
+  const bool named = text.find('=') != std::string_view::npos;
+  for (std::string_view rest = text;;) {
+    const std::string_view part = rest.substr(0, rest.find(named ? ',' : 'x'));
+    if (named) {
+      const size_t equals = part.find('=');
+      const std::string_view role = part.substr(0, equals);
+      const std::optional<AxisRole> known =
+          equals == std::string_view::npos ? std::nullopt : role_named(role);
+      if (!known || *known == AxisRole::kAny) {
+        fail(
+            "mesh '{}': '{}' is not an axis; write dp=N, ep=N, cp=N or tp=N, or sizes alone as in "
+            "2x4",
+            text, part);
+      }
+      const AxisRole r = *known;
+      if (std::find(request.roles.begin(), request.roles.end(), r) != request.roles.end()) {
+        fail("mesh '{}' has two axes named {}", text, role);
+      }
+      request.roles.push_back(r);
+      request.sizes.push_back(number(part.substr(equals + 1)));
+    } else {
+      request.roles.push_back(AxisRole::kAny);
+      request.sizes.push_back(number(part));
+    }
+    if (part.size() == rest.size()) break;
+    rest.remove_prefix(part.size() + 1);
+  }
+  if (request.sizes.size() > 4) {
+    fail("mesh '{}' has {} axes; at most 4 are planned", text, request.sizes.size());
+  }
+  return request;
+}
+
+}  // namespace cleave

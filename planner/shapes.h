@@ -1,0 +1,52 @@
+// The outer choices of a plan: how many stages and micro-batches, which schedule, which mesh.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "planner/cluster.h"
+#include "planner/family.h"
+#include "planner/mesh.h"
+#include "planner/schedule.h"
+
+namespace cleave {
+
+struct Shape {
+  int32_t stages = 1, chunks = 1;
+  ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;
+  int64_t micro_batches = 1;
+  Mesh mesh;  // of one stage; axes named a0, a1, ...
+  std::vector<AxisRole> roles;
+
+  // "pp 4 x dp 2 x tp 8, 16 micro-batches"
+  std::string to_string() const;
+};
+
+// What there is to choose from.
+struct ShapeLimits {
+  int64_t batch = 1;               // sequences in a step, of all micro-batches; 0: not known
+  int64_t pieces = 1;              // into which the model can be cut
+  bool sequence = false;           // there is a sequence to split
+  bool experts = false;            // repeated layers look something up by index
+  std::vector<int64_t> micro_batches = {1};  // counts for which there is a graph; ascending
+  size_t max_axes = 2;
+  bool stages = false;             // pipelines too
+};
+
+// A mesh as asked for: sizes with roles left open ("2x4"), or named ("dp=2,tp=4"); empty: chosen.
+struct MeshRequest {
+  std::vector<int64_t> sizes;
+  std::vector<AxisRole> roles;  // as many as sizes
+  bool empty() const { return sizes.empty(); }
+};
+
+// Every shape that uses all devices of the cluster, the simplest first. Throws Error when the mesh
+// that was asked for leaves none.
+std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request,
+                             const ShapeLimits& limits);
+
+// Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more than four axes.
+MeshRequest parse_mesh(std::string_view text);
+
+}  // namespace cleave

@@ -1,0 +1,57 @@
+#include "planner/solver.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+Restrictions with_roles(Restrictions restrictions, const std::vector<AxisRole>& roles) {
+  restrictions.roles = roles;
+  return restrictions;
+}
+
+}  // namespace
+
+PlacementSolver::PlacementSolver(const PreparedGraph& prepared, const Cluster& cluster,
+                                 const Mesh& mesh, const std::vector<AxisRole>& roles,
+                                 const Preferences& preferences)
+    : prepared_(prepared),
+      cluster_(cluster),
+      mesh_(mesh),
+      roles_(roles),
+      families_(*prepared.graph, *prepared.dimensions, cluster, mesh,
+                with_roles(prepared.restrictions, roles)),
+      preferences_(preferences) {}
+
+Solved PlacementSolver::solve(const Costing& costing, const Pipeline& pipeline) const {
+  const PlacementProblem problem(*prepared_.graph, *prepared_.dimensions, families_, cluster_,
+                                 mesh_, prepared_.grouping(), costing, preferences_);
+  const MinSumResult result = solve_by_elimination(problem.problem());
+  Solved solved;
+  if (result.status == MinSumStatus::kTooLarge) {
+    solved.too_large = fmt::format(
+        "the search over mesh {} needs tables of {:.2g} entries; fix the mesh's roles, as in "
+        "--mesh dp=2,tp=4",
+        mesh_.to_string(), std::max(result.needed_table, result.needed_total));
+  }
+  if (!result.solved()) return solved;
+  solved.minimum = result.solution.cost;
+  Plan& plan = solved.plan.emplace();
+  plan.mesh = mesh_;
+  plan.roles = roles_;
+  plan.cluster = cluster_;
+  plan.dimensions = prepared_.dimensions;
+  plan.pipeline = pipeline;
+  problem.read_solution(result.solution.choice, plan);
+  const bool free = std::all_of(costing.prices.begin(), costing.prices.end(),
+                                [](const MemoryPrice& p) { return p.free(); });
+  CLEAVE_ASSERT(!free || !preferences_.empty() ||
+                    std::abs(plan.certificate.cost - solved.minimum) <= 1e-9 * solved.minimum,
+                "the plan costs {}, the search found {}", plan.certificate.cost, solved.minimum);
+  return solved;
+}
+
+}  // namespace cleave

@@ -1,0 +1,39 @@
+// The optimum of one graph on one mesh, under any costing.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "planner/family.h"
+#include "planner/outline.h"
+#include "planner/placement_problem.h"
+#include "planner/plan.h"
+
+namespace cleave {
+
+struct Solved {
+  std::optional<Plan> plan;  // its certificate.cost without what memory costs
+  double minimum = 0;        // of seconds and priced bytes together; no plan has less
+  std::string too_large;     // why there is no plan, when tables would grow too large
+};
+
+// What every solve on the mesh shares. Everything referred to must outlive it.
+class PlacementSolver {
+ public:
+  PlacementSolver(const PreparedGraph& prepared, const Cluster& cluster, const Mesh& mesh,
+                  const std::vector<AxisRole>& roles, const Preferences& preferences);
+
+  // `pipeline`: what the plan is given, and its groups belong to.
+  Solved solve(const Costing& costing, const Pipeline& pipeline = {}) const;
+
+ private:
+  const PreparedGraph& prepared_;
+  const Cluster& cluster_;
+  Mesh mesh_;
+  std::vector<AxisRole> roles_;
+  Families families_;
+  const Preferences& preferences_;
+};
+
+}  // namespace cleave
