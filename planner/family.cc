@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "graph/error.h"
+#include "planner/remake.h"
 
 namespace cleave {
 namespace {
@@ -101,6 +102,7 @@ Families::Families(const Graph& graph, const Dimensions& dimensions, const Clust
                                       [&](Value v) { return from_data[static_cast<size_t>(v)]; }));
     for (Value v : node.outputs) from_data[static_cast<size_t>(v)] = reads_data_.back();
   }
+  const std::vector<NodeId> repeats = repeated_nodes(graph);
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const NodeId follows = graph.nodes()[n].follows;
     if (follows == kNoNode) {
@@ -111,6 +113,9 @@ Families::Families(const Graph& graph, const Dimensions& dimensions, const Clust
     }
     Family& family = families_[static_cast<size_t>(family_of_.back())];
     member_of_.push_back(static_cast<int32_t>(family.members.size()));
+    // What the backward computes again is split as it was, partial sums too.
+    leads_.push_back(repeats[n] == kNoNode ? family.members.empty()
+                                           : leads_[static_cast<size_t>(repeats[n])]);
     family.members.push_back(static_cast<NodeId>(n));
   }
   std::unordered_map<std::string, int32_t> known;
@@ -128,6 +133,7 @@ std::string Families::key(const Family& family) const {
     const Node& node = graph_.node(n);
     append(k, node.op);
     append(k, node.signature);
+    k += leads_[static_cast<size_t>(n)] ? 'l' : 'f';
     // Whether a view is one in fact.
     k += !node.inputs.empty() &&
                  graph_.value(node.outputs[0]).storage == graph_.value(node.inputs[0]).storage
@@ -254,7 +260,7 @@ FamilyKind Families::build(const Family& family) const {
     double seconds = 0;
     const bool worth = sensible(family.members[0], choice);
     for (size_t m = 0; worth && m < family.members.size(); ++m) {
-      auto s = split(family.members[m], m == 0, choice);
+      auto s = split(family.members[m], leads_[static_cast<size_t>(family.members[m])], choice);
       if (!s) break;
       seconds += s->seconds;
       splits.push_back(std::move(*s));

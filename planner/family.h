@@ -120,6 +120,7 @@ class Families {
   Restrictions restrictions_;
   std::vector<Family> families_;
   std::vector<int32_t> family_of_, member_of_;
+  std::vector<bool> leads_;       // by node: its family's first, or computes that again
   std::vector<bool> reads_data_;  // by node: depends on the step's data
   std::vector<FamilyKind> kinds_;
 };

@@ -1,15 +1,28 @@
 #include "planner/rewrite.h"
 
 #include "graph/error.h"
+#include "planner/remake.h"
 
 namespace cleave {
 
 RewrittenGraph rewritten(const Graph& traced, const Rewrite& rewrite) {
-  CLEAVE_ASSERT(rewrite.empty(), "not built yet");
+  CLEAVE_ASSERT(rewrite.cuts.empty(), "not built yet");
   RewrittenGraph result{traced, {}, {}};
   for (size_t n = 0; n < traced.nodes().size(); ++n)
     result.origin.push_back(static_cast<NodeId>(n));
-  return result;
+  if (rewrite.remade.empty()) return result;
+  // The nodes of the traced graph, where the cut one has them.
+  std::vector<NodeId> now(traced.nodes().size(), kNoNode), nodes;
+  for (size_t n = 0; n < result.origin.size(); ++n) {
+    if (result.origin[n] != kNoNode)
+      now[static_cast<size_t>(result.origin[n])] = static_cast<NodeId>(n);
+  }
+  for (NodeId n : rewrite.remade) {
+    CLEAVE_ASSERT(n >= 0 && static_cast<size_t>(n) < now.size(), "there is no node {} to remake",
+                  n);
+    nodes.push_back(now[static_cast<size_t>(n)]);
+  }
+  return remade(result, nodes);
 }
 
 }  // namespace cleave
