@@ -152,6 +152,7 @@ struct Plan {
   Prediction predicted;
   Certificate certificate;
   double search_seconds = 0;
+  std::vector<std::string> pins;  // what was fixed before the search, as written
   std::vector<Candidate> candidates;
 
   Layout layout(Value v, int32_t form) const;

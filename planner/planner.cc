@@ -8,6 +8,7 @@
 
 #include "graph/error.h"
 #include "graph/repeats.h"
+#include "planner/pin_preferences.h"
 #include "planner/roles.h"
 
 namespace cleave {
@@ -34,23 +35,27 @@ void factorisations(int64_t n, size_t axes, std::vector<int64_t>& head,
 
 std::vector<Mesh> meshes(const Cluster& cluster, const PlannerOptions& options,
                          std::vector<std::vector<AxisRole>>& roles) {
-  std::vector<std::vector<int64_t>> sizes;
-  std::vector<AxisRole> asked = options.mesh.roles;
-  if (options.mesh.empty()) {
+  std::vector<PinnedMesh> requests;
+  if (!options.mesh.empty()) {
+    requests.push_back({options.mesh.sizes, options.mesh.roles});
+  } else {
+    requests = pinned_meshes(options.pins, cluster.size(), options.max_axes);
+  }
+  if (requests.empty()) {
+    std::vector<std::vector<int64_t>> sizes;
     std::vector<int64_t> head;
     factorisations(cluster.size(), options.max_axes, head, sizes);
-  } else {
-    sizes.push_back(options.mesh.sizes);
+    for (auto& s : sizes) requests.push_back({s, std::vector(s.size(), AxisRole::kAny)});
   }
   std::vector<Mesh> result;
-  for (const auto& s : sizes) {
+  for (const auto& [s, asked] : requests) {
     // Axes of one tier are alike: only the descending order is kept.
     Mesh mesh;
     std::vector<AxisRole> r;
     for (size_t a = 0; a < s.size(); ++a) {
       if (s[a] == 1 && s.size() > 1) continue;  // an axis of one device splits nothing
       mesh.axes.push_back({fmt::format("a{}", a), s[a]});
-      r.push_back(options.mesh.empty() ? AxisRole::kAny : asked[a]);
+      r.push_back(asked[a]);
     }
     if (mesh.axes.empty()) {
       mesh.axes.push_back({"a0", 1});
@@ -129,10 +134,17 @@ class MeshSearch {
         roles_(std::move(roles)),
         families_(graph, *dims_, cluster, mesh, restrictions),
         options_(options),
+        pinned_(pinned_preferences(options.pins, graph, *dims_, families_, mesh_, roles_,
+                                   options.preferences)),
         limit_(limit) {}
 
   // `best_so_far`: seconds; a mesh whose bound is not below is given up.
   std::optional<Plan> search(double best_so_far, Candidate& report) {
+    if (!pinned_.impossible.empty()) {
+      report.cost = report.lower_bound = kInfinity;
+      report.why_not = pinned_.impossible;
+      return std::nullopt;
+    }
     auto plan = solve({});
     report.lower_bound = lower_bound_;
     if (!plan) {
@@ -166,7 +178,7 @@ class MeshSearch {
   std::optional<Plan> solve(const MemoryPrice& price) {
     const Costing costing = Costing::plain(graph_.micro_batches, price);
     const PlacementProblem problem(graph_, *dims_, families_, cluster_, mesh_, layers_, {},
-                                   costing, options_.preferences);
+                                   costing, pinned_.preferences);
     EliminationLimits limits;
     limits.prune_dominated = true;
     const MinSumResult result = solve_by_elimination(problem.problem(), limits);
@@ -184,7 +196,7 @@ class MeshSearch {
     plan.dimensions = dims_;
     problem.read_solution(result.solution.choice, plan);
     CLEAVE_ASSERT(
-        !price.free() || !options_.preferences.empty() ||
+        !price.free() || !pinned_.preferences.empty() ||
             std::abs(plan.certificate.cost - result.solution.cost) <= 1e-9 * result.solution.cost,
         "the plan costs {}, the search found {}", plan.certificate.cost, result.solution.cost);
     if (price.split == 0) {
@@ -282,6 +294,7 @@ class MeshSearch {
   std::vector<AxisRole> roles_;
   Families families_;
   const PlannerOptions& options_;
+  PinnedPreferences pinned_;
   double limit_;
   double lower_bound_ = 0;
   std::string too_large_;  // why elimination gave up, if it did
@@ -310,6 +323,15 @@ void predict(const Graph& graph, Plan& plan) {
     if (s.kind == SourceKind::kData) continue;
     const Shape local = plan.layout(s.value, 0).local_shape(plan.mesh);
     p.state_bytes += numel(local) * size_of(graph.type(s.value).dtype);
+  }
+}
+
+// Pins of what this search does not choose cannot be kept.
+void expect_searched(const Pins& pins) {
+  const bool pipeline = pins.stages.value_or(1) > 1 || pins.chunks.value_or(1) > 1 || pins.schedule;
+  const bool remakes = pins.recompute.value_or(Recompute::kNone) != Recompute::kNone;
+  if (pipeline || remakes || pins.offload.value_or(false) || !pins.nodes.empty()) {
+    fail("--pin: pipelines, recomputation and offload are not searched yet");
   }
 }
 
@@ -414,6 +436,7 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
 
 PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOptions& options) {
   const auto start = std::chrono::steady_clock::now();
+  expect_searched(options.pins);
   PlanResult result;
   const auto dims = std::make_shared<const Dimensions>(find_dimensions(graph));
   Restrictions restrictions = restrictions_of(graph, *dims);
@@ -459,6 +482,7 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
     name_axes(graph, plan);
     predict(graph, plan);
     plan.candidates = result.candidates;
+    plan.pins = options.pins.texts;
     plan.search_seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }

@@ -10,6 +10,7 @@
 
 #include "graph/graph.h"
 #include "planner/cluster.h"
+#include "planner/pins.h"
 #include "planner/placement_problem.h"
 #include "planner/plan.h"
 
@@ -34,6 +35,7 @@ struct PlannerOptions {
   // held at the end of the forward stands for both.
   std::function<int64_t(const Plan&)> live_bytes, peak_bytes;
   Preferences preferences;
+  Pins pins;
 };
 
 struct PlanResult {
