@@ -18,10 +18,15 @@ MeshSearch::MeshSearch(const PreparedGraph& prepared, const Cluster& cluster, co
     : prepared_(prepared),
       graph_(*prepared.graph),
       options_(options),
-      solver_(prepared, cluster, mesh, roles, options.preferences),
+      solver_(prepared, cluster, mesh, roles, options),
       limit_(limit) {}
 
 std::optional<Plan> MeshSearch::search(double best_so_far, Candidate& report) {
+  if (!solver_.impossible().empty()) {
+    report.cost = report.lower_bound = kInfinity;
+    report.why_not = solver_.impossible();
+    return std::nullopt;
+  }
   auto plan = solve({});
   report.lower_bound = lower_bound_;
   if (!plan) {

@@ -10,30 +10,33 @@
 
 #include "graph/graph.h"
 #include "planner/cluster.h"
+#include "planner/pins.h"
 #include "planner/placement_problem.h"
 #include "planner/plan.h"
+#include "planner/shapes.h"
 
 namespace cleave {
 
-// A mesh as asked for: sizes with roles left open ("2x4"), or named ("dp=2,tp=4"); empty: chosen.
-struct MeshRequest {
-  std::vector<int64_t> sizes;
-  std::vector<AxisRole> roles;  // as many as sizes
-  bool empty() const { return sizes.empty(); }
+// What the search may choose besides the mesh and the placements on it.
+struct SearchSpace {
+  bool stages = false;     // pipelines
+  bool recompute = false;  // what the backward computes again
+  size_t max_axes = 2;     // of a mesh
 };
-
-// Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more than four axes.
-MeshRequest parse_mesh(std::string_view text);
 
 struct PlannerOptions {
   MeshRequest mesh;
   double memory_limit = 0;  // bytes a device; 0: the cluster's own; infinite: no limit
-  size_t max_axes = 2;
-  // The memory of one rank under a plan, in bytes: what is live at once at most, asked often; and
-  // the peak of the executor's own layout, asked of the plan that is chosen. Without them what is
-  // held at the end of the forward stands for both.
-  std::function<int64_t(const Plan&)> live_bytes, peak_bytes;
+  SearchSpace space;
+  // The same step in so many micro-batches, which divide its sequences; null: as it was traced.
+  std::function<std::shared_ptr<const Graph>(int64_t micro_batches)> trace;
+  // The memory of one rank of each stage under a plan for this graph, in bytes: what is live at
+  // once at most, asked often; and the peak of the executor's own layout, asked of the plan that is
+  // chosen. Without them what is held at the end of the forward stands for both.
+  std::function<std::vector<int64_t>(const Graph&, const Plan&)> live_bytes, peak_bytes;
   Preferences preferences;
+  Pins pins;
+  int threads = 0;  // 0: as many as there are cores
 };
 
 struct PlanResult {
@@ -47,8 +50,12 @@ struct PlanResult {
 // do not multiply to the number of devices).
 PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOptions& options);
 
-// The best plan on one mesh at one price of memory, whatever the limit; empty when the preferences
-// leave none. Axes keep the mesh's names.
+// The best plan on one mesh under one costing, whatever the limit; empty when the preferences
+// leave none. Axes keep the mesh's names. `pipeline`: of the graph, whose groups the costing's are.
+std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const Mesh& mesh,
+                              const std::vector<AxisRole>& roles, const Costing& costing,
+                              const Pipeline& pipeline, const PlannerOptions& options);
+// The same for one stage, at one price of memory.
 std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const Mesh& mesh,
                               const std::vector<AxisRole>& roles, const MemoryPrice& price,
                               const PlannerOptions& options);

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "graph/error.h"
+#include "planner/pin_preferences.h"
 
 namespace cleave {
 namespace {
@@ -103,23 +104,42 @@ int64_t sequences_each(const ShapeLimits& limits, int64_t micro_batches, const M
   return all % parts == 0 ? all / parts : 0;
 }
 
-void add_pipelines(const ShapeLimits& limits, Shape shape, std::vector<Shape>& result) {
+// The meshes of one stage of so many devices.
+std::vector<MeshChoice> choices(int64_t devices, const Cluster& cluster,
+                                const MeshRequest& request, const Pins& pins,
+                                const ShapeLimits& limits) {
+  if (!request.empty()) return {make_mesh(request.sizes, request.roles)};
+  int64_t pinned = 1;
+  for (const AxisPin& axis : pins.axes) pinned *= axis.size;
+  if (devices % pinned != 0) return {};
+  std::vector<MeshChoice> result;
+  for (const PinnedMesh& m : pinned_meshes(pins, devices, limits.max_axes)) {
+    result.push_back(make_mesh(m.sizes, m.roles));
+  }
+  return result.empty() ? meshes(devices, cluster, limits) : result;
+}
+
+// The schedules of a shape with these stages and micro-batches, as far as pins leave them.
+void add_pipelines(const ShapeLimits& limits, const Pins& pins, Shape shape,
+                   std::vector<Shape>& result) {
+  const auto add = [&](ScheduleKind kind, int32_t chunks) {
+    if (pins.schedule && *pins.schedule != kind) return;
+    if (pins.chunks && *pins.chunks != chunks) return;
+    shape.schedule = kind;
+    shape.chunks = chunks;
+    result.push_back(shape);
+  };
   if (shape.stages == 1) {
     result.push_back(std::move(shape));
     return;
   }
-  shape.schedule = ScheduleKind::kOneForwardOneBackward;
-  result.push_back(shape);
-  if (shape.micro_batches > 1) {
-    shape.schedule = ScheduleKind::kZeroBubble;
-    result.push_back(shape);
-  }
+  add(ScheduleKind::kOneForwardOneBackward, 1);
+  if (shape.micro_batches > 1) add(ScheduleKind::kZeroBubble, 1);
   if (shape.micro_batches % shape.stages != 0) return;
-  shape.schedule = ScheduleKind::kInterleaved;
-  for (int32_t v : {2, 3, 4, 6, 8}) {
-    if (int64_t{v} * shape.stages * 2 > limits.pieces) break;
-    shape.chunks = v;
-    result.push_back(shape);
+  for (int32_t v = 2; v <= 8; ++v) {
+    if (int64_t{v} * shape.stages > limits.pieces) break;
+    if (v == 5 || v == 7) continue;
+    add(ScheduleKind::kInterleaved, v);
   }
 }
 
@@ -143,7 +163,7 @@ std::string Shape::to_string() const {
   return text;
 }
 
-std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request,
+std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request, const Pins& pins,
                              const ShapeLimits& limits) {
   std::vector<Shape> result;
   const int64_t devices = cluster.size();
@@ -155,24 +175,25 @@ std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request,
   for (int64_t stages : divisors(devices)) {
     if (stages > 1 && (!limits.stages || stages > limits.pieces)) break;
     if (asked != 0 && devices / stages != asked) continue;
-    const std::vector<MeshChoice> choices =
-        asked != 0 ? std::vector{make_mesh(request.sizes, request.roles)}
-                   : meshes(devices / stages, cluster, limits);
-    for (const MeshChoice& m : choices) {
+    if (pins.stages && stages != *pins.stages) continue;
+    for (const MeshChoice& m : choices(devices / stages, cluster, request, pins, limits)) {
       for (int64_t micro : limits.micro_batches) {
-        // A replica that has not one sequence of a micro-batch idles; many micro-batches of many
-        // sequences are never better than fewer.
-        const int64_t each = limits.batch > 0 ? sequences_each(limits, micro, m) : 1;
-        if (limits.micro_batches.size() > 1 && each == 0) continue;
+        if (pins.micro_batches && micro != *pins.micro_batches) continue;
+        // A part of the data axes that has no sequence of a micro-batch would idle.
+        const bool chosen = limits.micro_batches.size() > 1;
+        if (chosen && limits.batch > 0 && sequences_each(limits, micro, m) == 0) continue;
+        if (chosen && stages > 1 && micro == 1) continue;
         Shape shape;
         shape.stages = static_cast<int32_t>(stages);
         shape.micro_batches = micro;
         shape.mesh = m.mesh;
         shape.roles = m.roles;
-        if (stages > 1 && micro == 1 && limits.micro_batches.size() > 1) continue;
-        add_pipelines(limits, std::move(shape), result);
+        add_pipelines(limits, pins, std::move(shape), result);
       }
     }
+  }
+  if (result.empty()) {
+    fail("no split of {} devices in pipeline stages and a mesh is as asked for", devices);
   }
   return result;
 }

@@ -8,6 +8,7 @@
 #include "planner/cluster.h"
 #include "planner/family.h"
 #include "planner/mesh.h"
+#include "planner/pins.h"
 #include "planner/schedule.h"
 
 namespace cleave {
@@ -42,8 +43,8 @@ struct MeshRequest {
 };
 
 // Every shape that uses all devices of the cluster, the simplest first. Throws Error when the mesh
-// that was asked for leaves none.
-std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request,
+// that was asked for, or the pins, leave none.
+std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request, const Pins& pins,
                              const ShapeLimits& limits);
 
 // Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more than four axes.

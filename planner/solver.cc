@@ -17,18 +17,19 @@ Restrictions with_roles(Restrictions restrictions, const std::vector<AxisRole>& 
 
 PlacementSolver::PlacementSolver(const PreparedGraph& prepared, const Cluster& cluster,
                                  const Mesh& mesh, const std::vector<AxisRole>& roles,
-                                 const Preferences& preferences)
+                                 const PlannerOptions& options)
     : prepared_(prepared),
       cluster_(cluster),
       mesh_(mesh),
       roles_(roles),
       families_(*prepared.graph, *prepared.dimensions, cluster, mesh,
                 with_roles(prepared.restrictions, roles)),
-      preferences_(preferences) {}
+      pinned_(pinned_preferences(options.pins, *prepared.graph, *prepared.dimensions, families_,
+                                 mesh_, roles_, options.preferences)) {}
 
 Solved PlacementSolver::solve(const Costing& costing, const Pipeline& pipeline) const {
   const PlacementProblem problem(*prepared_.graph, *prepared_.dimensions, families_, cluster_,
-                                 mesh_, prepared_.grouping(), costing, preferences_);
+                                 mesh_, prepared_.grouping(), costing, pinned_.preferences);
   const MinSumResult result = solve_by_elimination(problem.problem());
   Solved solved;
   if (result.status == MinSumStatus::kTooLarge) {
@@ -48,7 +49,7 @@ Solved PlacementSolver::solve(const Costing& costing, const Pipeline& pipeline) 
   problem.read_solution(result.solution.choice, plan);
   const bool free = std::all_of(costing.prices.begin(), costing.prices.end(),
                                 [](const MemoryPrice& p) { return p.free(); });
-  CLEAVE_ASSERT(!free || !preferences_.empty() ||
+  CLEAVE_ASSERT(!free || !pinned_.preferences.empty() ||
                     std::abs(plan.certificate.cost - solved.minimum) <= 1e-9 * solved.minimum,
                 "the plan costs {}, the search found {}", plan.certificate.cost, solved.minimum);
   return solved;

@@ -7,8 +7,10 @@
 
 #include "planner/family.h"
 #include "planner/outline.h"
+#include "planner/pin_preferences.h"
 #include "planner/placement_problem.h"
 #include "planner/plan.h"
+#include "planner/planner.h"
 
 namespace cleave {
 
@@ -22,7 +24,10 @@ struct Solved {
 class PlacementSolver {
  public:
   PlacementSolver(const PreparedGraph& prepared, const Cluster& cluster, const Mesh& mesh,
-                  const std::vector<AxisRole>& roles, const Preferences& preferences);
+                  const std::vector<AxisRole>& roles, const PlannerOptions& options);
+
+  // Why pins leave no plan on this mesh; empty: not known to.
+  const std::string& impossible() const { return pinned_.impossible; }
 
   // `pipeline`: what the plan is given, and its groups belong to.
   Solved solve(const Costing& costing, const Pipeline& pipeline = {}) const;
@@ -33,7 +38,7 @@ class PlacementSolver {
   Mesh mesh_;
   std::vector<AxisRole> roles_;
   Families families_;
-  const Preferences& preferences_;
+  PinnedPreferences pinned_;
 };
 
 }  // namespace cleave

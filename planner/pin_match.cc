@@ -1,0 +1,130 @@
+// Which ops and values of a graph the patterns of pins name.
+#include <algorithm>
+#include <set>
+
+#include "graph/error.h"
+#include "planner/pins.h"
+
+namespace cleave {
+namespace {
+
+// The prefix of a scoped name that a pattern has matched ends at a dot or at the name's end; its
+// length, or npos. The longest one, so that "h.*" stops at "h.3".
+size_t matched_prefix(std::string_view pattern, std::string_view name) {
+  for (size_t end = 0; end <= name.size(); ++end) {
+    if (end < name.size() && name[end] != '.') continue;
+    if (matches(pattern, name.substr(0, end))) return end;
+  }
+  return std::string_view::npos;
+}
+
+std::string_view without_last_part(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  return dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
+}
+
+// The kinds of source that have a placement of their own to keep.
+bool is_kept(const Source& s) {
+  return s.kind == SourceKind::kParameter || s.kind == SourceKind::kState;
+}
+
+void check_dimension(const PlacementPin& pin, const Graph& graph, Value v,
+                     const std::string& name) {
+  const auto rank = std::ssize(graph.type(v).shape);
+  if (pin.kind != Placement::Kind::kShard || pin.dim < rank) return;
+  fail("--pin '{}': {} has {} dimension{}, counted from 0", pin.text, name, rank,
+       rank == 1 ? "" : "s");
+}
+
+}  // namespace
+
+bool matches(std::string_view pattern, std::string_view name, bool inside) {
+  if (inside) return matched_prefix(pattern, name) != std::string_view::npos;
+  if (pattern.empty()) return name.empty();
+  if (pattern[0] != '*') {
+    return !name.empty() && pattern[0] == name[0] && matches(pattern.substr(1), name.substr(1));
+  }
+  const bool dots = pattern.starts_with("**");
+  const std::string_view rest = pattern.substr(dots ? 2 : 1);
+  for (size_t n = 0;; ++n) {
+    if (matches(rest, name.substr(n))) return true;
+    if (n == name.size() || (!dots && name[n] == '.')) return false;
+  }
+}
+
+std::string pin_name(const Graph& graph, NodeId node) {
+  const Node& n = graph.node(node);
+  const std::string& scope = graph.scopes()[static_cast<size_t>(n.scope)];
+  return scope.empty() ? std::string(n.op->name) : fmt::format("{}.{}", scope, n.op->name);
+}
+
+NodePins node_pins(const Pins& pins, const Graph& graph) {
+  const size_t count = graph.nodes().size();
+  NodePins result{std::vector<int8_t>(count, -1), std::vector<int32_t>(count, -1), {}};
+  if (pins.nodes.empty()) return result;
+  std::vector<std::string> names(count);
+  for (size_t n = 0; n < count; ++n) names[n] = pin_name(graph, static_cast<NodeId>(n));
+  std::set<NodeId> cuts;
+  for (const NodePin& pin : pins.nodes) {
+    bool found = false;
+    std::set<std::string> begun;  // of a cut: what it has named so far
+    for (size_t n = 0; n < count; ++n) {
+      if (graph.nodes()[n].phase != Phase::kForward) continue;
+      const size_t prefix = matched_prefix(pin.pattern, names[n]);
+      if (prefix == std::string::npos) continue;
+      found = true;
+      switch (pin.kind) {
+        case NodePin::Kind::kRemake: result.remade[n] = 1; break;
+        case NodePin::Kind::kKeep: result.remade[n] = 0; break;
+        case NodePin::Kind::kStage: result.stage_of[n] = pin.stage; break;
+        case NodePin::Kind::kCut:
+          if (begun.insert(names[n].substr(0, prefix)).second) cuts.insert(static_cast<NodeId>(n));
+          break;
+      }
+    }
+    if (!found) fail("--pin '{}': no op of the forward is called {}", pin.text, pin.pattern);
+  }
+  result.cuts.assign(cuts.begin(), cuts.end());
+  return result;
+}
+
+std::vector<ValuePin> value_pins(const Pins& pins, const Graph& graph) {
+  std::vector<ValuePin> result;
+  for (const PlacementPin& pin : pins.placements) {
+    const size_t before = result.size();
+    const auto add = [&](Value v) { result.push_back({&pin, v}); };
+    for (const Source& s : graph.sources()) {
+      if (!is_kept(s) || !matches(pin.pattern, s.name)) continue;
+      check_dimension(pin, graph, s.value, s.name);
+      add(s.value);
+    }
+    if (result.size() == before) {
+      for (size_t n = 0; n < graph.nodes().size(); ++n) {
+        const std::string name = pin_name(graph, static_cast<NodeId>(n));
+        if (graph.nodes()[n].phase != Phase::kForward || !matches(pin.pattern, name)) continue;
+        check_dimension(pin, graph, graph.nodes()[n].outputs[0], name);
+        add(graph.nodes()[n].outputs[0]);
+      }
+    }
+    bool scope = false;
+    for (const Source& s : graph.sources()) {
+      if (result.size() > before && !scope) break;
+      if (s.kind != SourceKind::kParameter || !matches(pin.pattern, without_last_part(s.name))) {
+        continue;
+      }
+      const auto rank = std::ssize(graph.type(s.value).shape);
+      scope = true;
+      if (pin.kind != Placement::Kind::kShard || pin.dim < rank) add(s.value);
+    }
+    if (result.size() > before) continue;
+    if (scope) {
+      fail("--pin '{}': no parameter of {} has a dimension {}, counted from 0", pin.text,
+           pin.pattern, pin.dim);
+    }
+    fail("--pin '{}': no parameter, state or op is called {}, and no scope with parameters",
+         pin.text, pin.pattern);
+  }
+  return result;
+}
+
+}  // namespace cleave
