@@ -73,8 +73,7 @@ class Stage {
 
   double bytes(size_t i, int32_t option) const {
     const GroupLoad& l = load(i, option);
-    return static_cast<double>(l.state_bytes) +
-           in_flight_[i] * static_cast<double>(l.kept_bytes);
+    return static_cast<double>(l.state_bytes) + in_flight_[i] * static_cast<double>(l.kept_bytes);
   }
   double seconds(size_t i, int32_t option) const {
     const GroupLoad& l = load(i, option);
@@ -158,27 +157,27 @@ std::vector<GroupLoad> piece_loads(const Outline& outline, const Plan& folded) {
   return loads;
 }
 
-double step_seconds(const Shape& shape, const std::vector<ChunkSeconds>& chunks,
+double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,
                     const std::vector<double>& updates) {
-  if (shape.stages == 1) {
-    return static_cast<double>(shape.micro_batches) * (chunks[0].forward + chunks[0].backward +
-                                                       chunks[0].weight_gradient) +
+  if (arrangement.stages == 1) {
+    return static_cast<double>(arrangement.micro_batches) *
+               (chunks[0].forward + chunks[0].backward + chunks[0].weight_gradient) +
            updates[0];
   }
   const Schedule schedule =
-      make_schedule(shape.schedule, shape.stages, shape.chunks,
-                    static_cast<int32_t>(shape.micro_batches));
+      make_schedule(arrangement.schedule, arrangement.stages, arrangement.chunks,
+                    static_cast<int32_t>(arrangement.micro_batches));
   const SimulatedSchedule run = simulate(schedule, chunks);
   double end = 0;
   for (size_t s = 0; s < updates.size(); ++s) end = std::max(end, run.end[s] + updates[s]);
   return end;
 }
 
-StageEstimate estimate_stages(const Shape& shape, const std::vector<Piece>& pieces,
+StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                               const std::vector<PieceOption>& options,
                               const std::vector<double>& limits, double sent) {
-  const int32_t chunks = shape.stages * shape.chunks;
-  const auto stages = static_cast<size_t>(shape.stages);
+  const int32_t chunks = arrangement.stages * arrangement.chunks;
+  const auto stages = static_cast<size_t>(arrangement.stages);
   CLEAVE_ASSERT(static_cast<size_t>(chunks) <= pieces.size(), "{} chunks of {} pieces", chunks,
                 pieces.size());
   StageEstimate e;
@@ -188,26 +187,27 @@ StageEstimate estimate_stages(const Shape& shape, const std::vector<Piece>& piec
                           : static_cast<int32_t>(pieces.size());
   };
   std::vector<double> in_flight(static_cast<size_t>(chunks), 1);
-  if (shape.stages > 1) {
-    const Schedule schedule = make_schedule(shape.schedule, shape.stages, shape.chunks,
-                                            static_cast<int32_t>(shape.micro_batches));
+  if (arrangement.stages > 1) {
+    const Schedule schedule =
+        make_schedule(arrangement.schedule, arrangement.stages, arrangement.chunks,
+                      static_cast<int32_t>(arrangement.micro_batches));
     for (int32_t c = 0; c < chunks; ++c) in_flight[size_t(c)] = schedule.in_flight(c);
   }
   e.mixes.resize(stages);
   e.bytes.assign(stages, 0);
   e.seconds.resize(static_cast<size_t>(chunks));
   std::vector<double> updates(stages, 0);
-  for (int32_t s = 0; s < shape.stages; ++s) {
+  for (int32_t s = 0; s < arrangement.stages; ++s) {
     std::vector<int32_t> own;
     std::vector<double> flights;
-    for (int32_t c = s; c < chunks; c += shape.stages) {
+    for (int32_t c = s; c < chunks; c += arrangement.stages) {
       for (int32_t p = e.first_piece[size_t(c)]; p < end_of(c); ++p) {
         own.push_back(p);
         flights.push_back(in_flight[size_t(c)]);
       }
     }
     const Stage stage(options, std::move(own), std::move(flights),
-                      static_cast<double>(shape.micro_batches));
+                      static_cast<double>(arrangement.micro_batches));
     const StageMix mix = stage.best(limits[size_t(s)]);
     if (mix.split < 0) {
       e.step_seconds = kInfinity;
@@ -215,7 +215,7 @@ StageEstimate estimate_stages(const Shape& shape, const std::vector<Piece>& piec
     }
     e.mixes[size_t(s)] = mix;
     e.bytes[size_t(s)] = stage.bytes(mix);
-    for (int32_t c = s; c < chunks; c += shape.stages) {
+    for (int32_t c = s; c < chunks; c += arrangement.stages) {
       ChunkSeconds& t = e.seconds[size_t(c)];
       for (int32_t p = e.first_piece[size_t(c)]; p < end_of(c); ++p) {
         const int32_t o = p < mix.split ? mix.first : mix.second;
@@ -224,7 +224,8 @@ StageEstimate estimate_stages(const Shape& shape, const std::vector<Piece>& piec
         t.backward += l.seconds[1];
         updates[size_t(s)] += l.seconds[2];
       }
-      if (shape.schedule == ScheduleKind::kZeroBubble) {  // about half of it is for the weights
+      if (arrangement.schedule ==
+          ScheduleKind::kZeroBubble) {  // about half of it is for the weights
         t.weight_gradient = t.backward / 2;
         t.backward -= t.weight_gradient;
       }
@@ -232,7 +233,7 @@ StageEstimate estimate_stages(const Shape& shape, const std::vector<Piece>& piec
       if (c > 0) t.send_backward = sent;
     }
   }
-  e.step_seconds = step_seconds(shape, e.seconds, updates);
+  e.step_seconds = step_seconds(arrangement, e.seconds, updates);
   return e;
 }
 

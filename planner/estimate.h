@@ -1,20 +1,20 @@
-// What a pipeline would take, from what the pieces of the model take: for comparing shapes before
-// any of them is planned in full.
+// What a pipeline would take, from what the pieces of the model take: for comparing arrangements
+// before any of them is planned in full.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "planner/arrangements.h"
 #include "planner/outline.h"
 #include "planner/plan.h"
-#include "planner/shapes.h"
 
 namespace cleave {
 
 // One way to run every piece: what it computes again, and at what price of memory it was placed.
 struct PieceOption {
-  int32_t mode = 0;     // index into a menu of RemakeMode
-  double price = 0;     // seconds a byte
+  int32_t mode = 0;              // index into a menu of RemakeMode
+  double price = 0;              // seconds a byte
   std::vector<GroupLoad> loads;  // by piece of the whole graph
 };
 
@@ -39,12 +39,12 @@ struct StageEstimate {
 // The pieces dealt out to the chunks so that the slowest stage is as quick as possible, and each
 // stage's mix the cheapest that keeps it within its limit. `limits`: bytes, by stage. `sent`:
 // seconds to send what passes between stages, forward or backward.
-StageEstimate estimate_stages(const Shape& shape, const std::vector<Piece>& pieces,
+StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                               const std::vector<PieceOption>& options,
                               const std::vector<double>& limits, double sent);
 
 // Seconds of a step: the schedule, and the updates of the stages after their last units.
-double step_seconds(const Shape& shape, const std::vector<ChunkSeconds>& chunks,
+double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,
                     const std::vector<double>& updates);
 
 }  // namespace cleave

@@ -1,5 +1,7 @@
 #include "planner/mesh_search.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "planner/roles.h"
@@ -61,8 +63,8 @@ std::optional<Plan> MeshSearch::solve(const MemoryPrice& price) {
   if (!solved.too_large.empty()) too_large_ = solved.too_large;
   if (!solved.plan) return std::nullopt;
   if (price.split == 0) {
-    lower_bound_ =
-        std::max(lower_bound_, price.free() ? solved.minimum : solved.minimum - price.high * limit_);
+    lower_bound_ = std::max(lower_bound_,
+                            price.free() ? solved.minimum : solved.minimum - price.high * limit_);
   }
   Plan& plan = *solved.plan;
   plan.predicted.peak_bytes =

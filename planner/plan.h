@@ -106,11 +106,11 @@ struct Certificate {
 
 // What the search compared on its way, and what came of it.
 struct Candidate {
-  Mesh mesh;        // of one stage; its axes named as in a plan, where one was found
+  Mesh mesh;                       // of one stage; its axes named as in a plan, where one was found
   int32_t stages = 1, chunks = 1;  // chunks: a stage
   ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;
   int64_t micro_batches = 1;
-  double cost = 0;  // seconds; infinite when nothing fits
+  double cost = 0;                                        // seconds; infinite when nothing fits
   double compute_seconds = 0, communication_seconds = 0;  // of its plan; 0: there is none
   double lower_bound = 0;
   int64_t peak_bytes = 0;

@@ -41,14 +41,15 @@ PlanResult search_meshes(const Graph& graph, const Cluster& cluster,
   for (size_t n = 0; n < same.size(); ++n) same[n] = static_cast<NodeId>(n);
   const PreparedGraph prepared = prepare(outline, outline.graph, same);
   const double limit = options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
-  ShapeLimits limits;
+  ArrangementLimits limits;
   limits.max_axes = options.space.max_axes;
   limits.micro_batches = {graph.micro_batches};
   double bound = kInfinity;
-  for (const Shape& shape : shapes_of(cluster, options.mesh, options.pins, limits)) {
-    MeshSearch search(prepared, cluster, shape.mesh, shape.roles, options, limit);
+  for (const Arrangement& arrangement :
+       arrangements_of(cluster, options.mesh, options.pins, limits)) {
+    MeshSearch search(prepared, cluster, arrangement.mesh, arrangement.roles, options, limit);
     Candidate report;
-    report.mesh = shape.mesh;
+    report.mesh = arrangement.mesh;
     report.micro_batches = graph.micro_batches;
     const double best = result.plan ? result.plan->certificate.cost : kInfinity;
     auto plan = search.search(best, report);
@@ -89,7 +90,7 @@ void predict(const Graph& graph, Plan& plan) {
   p.state_bytes = 0;
   for (const Source& s : graph.sources()) {
     if (s.kind == SourceKind::kData) continue;
-    const Shape local = plan.layout(s.value, 0).local_shape(plan.mesh);
+    const Arrangement local = plan.layout(s.value, 0).local_shape(plan.mesh);
     p.state_bytes += numel(local) * size_of(graph.type(s.value).dtype);
   }
 }
@@ -172,8 +173,8 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
 PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOptions& options) {
   const auto start = Clock::now();
   const bool wide = options.space.stages || options.space.recompute || options.trace;
-  PlanResult result = wide ? WideSearch(graph, cluster, options).run()
-                           : search_meshes(graph, cluster, options);
+  PlanResult result =
+      wide ? WideSearch(graph, cluster, options).run() : search_meshes(graph, cluster, options);
   if (result.plan) {
     Plan& plan = *result.plan;
     name_axes(*result.graph, plan);

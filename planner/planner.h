@@ -13,7 +13,7 @@
 #include "planner/pins.h"
 #include "planner/placement_problem.h"
 #include "planner/plan.h"
-#include "planner/shapes.h"
+#include "planner/arrangements.h"
 
 namespace cleave {
 

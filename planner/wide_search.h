@@ -6,10 +6,10 @@
 #include <optional>
 #include <vector>
 
+#include "planner/arrangements.h"
 #include "planner/estimate.h"
 #include "planner/outline.h"
 #include "planner/planner.h"
-#include "planner/shapes.h"
 
 namespace cleave {
 
@@ -26,7 +26,8 @@ class WideSearch {
  private:
   // One mesh with one number of micro-batches, on the folded graph.
   struct Ground {
-    Shape shape;  // its mesh and micro-batches; stages as the first shape that stands on it
+    Arrangement arrangement;  // its mesh and micro-batches; stages as the first arrangement that
+                              // stands on it
     std::optional<PreparedGraph> prepared;  // without recomputation
     std::optional<Plan> free;               // without a limit
     std::vector<GroupLoad> loads;           // by piece
@@ -35,7 +36,7 @@ class WideSearch {
     std::string why_not;
   };
   struct Entry {
-    Shape shape;
+    Arrangement arrangement;
     size_t ground = 0;
     double estimate = 0, bound = 0;  // seconds, without a limit
     Candidate report;
@@ -48,7 +49,7 @@ class WideSearch {
   double boundary_seconds(const Ground& ground) const;
   void rank();
   std::vector<PieceOption> options_for(const Entry& entry, std::vector<RemakeMode>& menu);
-  // Plans a shape in full; the reason in its report when nothing comes of it.
+  // Plans a arrangement in full; the reason in its report when nothing comes of it.
   void realise(Entry& entry);
   std::optional<Plan> realise_one_stage(Entry& entry, const std::vector<PieceOption>& options,
                                         const std::vector<RemakeMode>& menu,

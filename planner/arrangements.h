@@ -13,7 +13,7 @@
 
 namespace cleave {
 
-struct Shape {
+struct Arrangement {
   int32_t stages = 1, chunks = 1;
   ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;
   int64_t micro_batches = 1;
@@ -25,14 +25,14 @@ struct Shape {
 };
 
 // What there is to choose from.
-struct ShapeLimits {
-  int64_t batch = 1;               // sequences in a step, of all micro-batches; 0: not known
-  int64_t pieces = 1;              // into which the model can be cut
-  bool sequence = false;           // there is a sequence to split
-  bool experts = false;            // repeated layers look something up by index
+struct ArrangementLimits {
+  int64_t batch = 1;      // sequences in a step, of all micro-batches; 0: not known
+  int64_t pieces = 1;     // into which the model can be cut
+  bool sequence = false;  // there is a sequence to split
+  bool experts = false;   // repeated layers look something up by index
   std::vector<int64_t> micro_batches = {1};  // counts for which there is a graph; ascending
   size_t max_axes = 2;
-  bool stages = false;             // pipelines too
+  bool stages = false;  // pipelines too
 };
 
 // A mesh as asked for: sizes with roles left open ("2x4"), or named ("dp=2,tp=4"); empty: chosen.
@@ -42,10 +42,10 @@ struct MeshRequest {
   bool empty() const { return sizes.empty(); }
 };
 
-// Every shape that uses all devices of the cluster, the simplest first. Throws Error when the mesh
-// that was asked for, or the pins, leave none.
-std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request, const Pins& pins,
-                             const ShapeLimits& limits);
+// Every arrangement that uses all devices of the cluster, the simplest first. Throws Error when the
+// mesh that was asked for, or the pins, leave none.
+std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshRequest& request,
+                                         const Pins& pins, const ArrangementLimits& limits);
 
 // Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more than four axes.
 MeshRequest parse_mesh(std::string_view text);

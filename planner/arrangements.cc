@@ -1,4 +1,4 @@
-#include "planner/shapes.h"
+#include "planner/arrangements.h"
 
 #include <algorithm>
 #include <charconv>
@@ -59,7 +59,7 @@ void factorisations(int64_t n, size_t axes, std::vector<int64_t>& head,
 }
 
 std::vector<MeshChoice> meshes(int64_t devices, const Cluster& cluster,
-                               const ShapeLimits& limits) {
+                               const ArrangementLimits& limits) {
   std::vector<MeshChoice> result;
   if (devices <= kFreeRoles) {
     std::vector<int64_t> head;
@@ -93,7 +93,8 @@ std::vector<MeshChoice> meshes(int64_t devices, const Cluster& cluster,
 }
 
 // How many of a micro-batch's sequences each part of the data axes gets; 0: it does not divide.
-int64_t sequences_each(const ShapeLimits& limits, int64_t micro_batches, const MeshChoice& m) {
+int64_t sequences_each(const ArrangementLimits& limits, int64_t micro_batches,
+                       const MeshChoice& m) {
   if (limits.batch % micro_batches != 0) return 0;
   int64_t parts = 1;
   for (size_t a = 0; a < m.roles.size(); ++a) {
@@ -105,9 +106,8 @@ int64_t sequences_each(const ShapeLimits& limits, int64_t micro_batches, const M
 }
 
 // The meshes of one stage of so many devices.
-std::vector<MeshChoice> choices(int64_t devices, const Cluster& cluster,
-                                const MeshRequest& request, const Pins& pins,
-                                const ShapeLimits& limits) {
+std::vector<MeshChoice> choices(int64_t devices, const Cluster& cluster, const MeshRequest& request,
+                                const Pins& pins, const ArrangementLimits& limits) {
   if (!request.empty()) return {make_mesh(request.sizes, request.roles)};
   int64_t pinned = 1;
   for (const AxisPin& axis : pins.axes) pinned *= axis.size;
@@ -119,25 +119,25 @@ std::vector<MeshChoice> choices(int64_t devices, const Cluster& cluster,
   return result.empty() ? meshes(devices, cluster, limits) : result;
 }
 
-// The schedules of a shape with these stages and micro-batches, as far as pins leave them.
-void add_pipelines(const ShapeLimits& limits, const Pins& pins, Shape shape,
-                   std::vector<Shape>& result) {
+// The schedules of a arrangement with these stages and micro-batches, as far as pins leave them.
+void add_pipelines(const ArrangementLimits& limits, const Pins& pins, Arrangement arrangement,
+                   std::vector<Arrangement>& result) {
   const auto add = [&](ScheduleKind kind, int32_t chunks) {
     if (pins.schedule && *pins.schedule != kind) return;
     if (pins.chunks && *pins.chunks != chunks) return;
-    shape.schedule = kind;
-    shape.chunks = chunks;
-    result.push_back(shape);
+    arrangement.schedule = kind;
+    arrangement.chunks = chunks;
+    result.push_back(arrangement);
   };
-  if (shape.stages == 1) {
-    result.push_back(std::move(shape));
+  if (arrangement.stages == 1) {
+    result.push_back(std::move(arrangement));
     return;
   }
   add(ScheduleKind::kOneForwardOneBackward, 1);
-  if (shape.micro_batches > 1) add(ScheduleKind::kZeroBubble, 1);
-  if (shape.micro_batches % shape.stages != 0) return;
+  if (arrangement.micro_batches > 1) add(ScheduleKind::kZeroBubble, 1);
+  if (arrangement.micro_batches % arrangement.stages != 0) return;
   for (int32_t v = 2; v <= 8; ++v) {
-    if (int64_t{v} * shape.stages > limits.pieces) break;
+    if (int64_t{v} * arrangement.stages > limits.pieces) break;
     if (v == 5 || v == 7) continue;
     add(ScheduleKind::kInterleaved, v);
   }
@@ -151,7 +151,7 @@ Mesh named(const std::vector<int64_t>& sizes) {
 
 }  // namespace
 
-std::string Shape::to_string() const {
+std::string Arrangement::to_string() const {
   std::string text;
   if (stages > 1) {
     text = fmt::format("pp {} {}", stages, name_of(schedule));
@@ -163,9 +163,9 @@ std::string Shape::to_string() const {
   return text;
 }
 
-std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request, const Pins& pins,
-                             const ShapeLimits& limits) {
-  std::vector<Shape> result;
+std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshRequest& request,
+                                         const Pins& pins, const ArrangementLimits& limits) {
+  std::vector<Arrangement> result;
   const int64_t devices = cluster.size();
   const int64_t asked = request.empty() ? 0 : named(request.sizes).size();
   if (asked != 0 && (devices % asked != 0 || (!limits.stages && asked != devices))) {
@@ -183,12 +183,12 @@ std::vector<Shape> shapes_of(const Cluster& cluster, const MeshRequest& request,
         const bool chosen = limits.micro_batches.size() > 1;
         if (chosen && limits.batch > 0 && sequences_each(limits, micro, m) == 0) continue;
         if (chosen && stages > 1 && micro == 1) continue;
-        Shape shape;
-        shape.stages = static_cast<int32_t>(stages);
-        shape.micro_batches = micro;
-        shape.mesh = m.mesh;
-        shape.roles = m.roles;
-        add_pipelines(limits, pins, std::move(shape), result);
+        Arrangement arrangement;
+        arrangement.stages = static_cast<int32_t>(stages);
+        arrangement.micro_batches = micro;
+        arrangement.mesh = m.mesh;
+        arrangement.roles = m.roles;
+        add_pipelines(limits, pins, std::move(arrangement), result);
       }
     }
   }
