@@ -10,6 +10,8 @@
 namespace cleave {
 namespace {
 
+constexpr size_t kMostAxes = 4;
+
 using Json = nlohmann::ordered_json;
 
 std::string text_of(const AxisOption& o) {
@@ -224,9 +226,9 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
       fail("plan: mesh axis '{}' does not have a number of devices", name);
     saved.mesh.axes.push_back({name, size.get<int64_t>()});
   }
-  if (saved.mesh.axes.size() > options.max_axes) {
-    fail("plan: its mesh has {} axes; at most {} are planned for now", saved.mesh.axes.size(),
-         options.max_axes);
+  if (saved.mesh.axes.size() > kMostAxes) {
+    fail("plan: its mesh has {} axes; at most {} are planned", saved.mesh.axes.size(),
+         kMostAxes);
   }
   for (const auto& r : field<std::vector<std::string>>(choices, "roles"))
     saved.roles.push_back(axis_role(r));

@@ -90,17 +90,8 @@ void predict(const Graph& graph, Plan& plan) {
   p.state_bytes = 0;
   for (const Source& s : graph.sources()) {
     if (s.kind == SourceKind::kData) continue;
-    const Arrangement local = plan.layout(s.value, 0).local_shape(plan.mesh);
+    const Shape local = plan.layout(s.value, 0).local_shape(plan.mesh);
     p.state_bytes += numel(local) * size_of(graph.type(s.value).dtype);
-  }
-}
-
-// Pins of what this search does not choose cannot be kept.
-void expect_searched(const Pins& pins) {
-  const bool pipeline = pins.stages.value_or(1) > 1 || pins.chunks.value_or(1) > 1 || pins.schedule;
-  const bool remakes = pins.recompute.value_or(Recompute::kNone) != Recompute::kNone;
-  if (pipeline || remakes || pins.offload.value_or(false) || !pins.nodes.empty()) {
-    fail("--pin: pipelines, recomputation and offload are not searched yet");
   }
 }
 

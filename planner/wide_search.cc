@@ -136,17 +136,14 @@ void WideSearch::prepare_grounds() {
   for (size_t i = 0; i < missing.size(); ++i) outlines_.emplace(missing[i], std::move(made[i]));
 }
 
-// Groups count as often as they stand for pieces. With a pipeline, seconds are those of the bound
-// in step_bound: with the forward counted m times and the backward m + p - 1 times, and a little of
-// the update, so that it is not chosen blindly.
+// Groups count as often as they stand for pieces.
 Costing WideSearch::folded_costing(const Ground& ground, double price) const {
   const auto& groups = outlines_.at(ground.arrangement.micro_batches).folded.groups;
   const double m = static_cast<double>(ground.arrangement.micro_batches);
   const double p = static_cast<double>(ground.arrangement.stages);
-  const double update = ground.arrangement.stages > 1 ? 0.05 : 1;
   Costing costing;
   for (const FoldedGroup& g : groups) {
-    costing.runs.push_back({m * g.weight, (m + p - 1) * g.weight, update * g.weight});
+    costing.runs.push_back({m * g.weight, m * g.weight, g.weight});
     const double byte = price * g.weight;
     costing.prices.push_back({.low = byte, .high = byte});
     costing.in_flight.push_back(std::max(1.0, std::min(m, p) / 2));
@@ -214,14 +211,9 @@ void WideSearch::rank() {
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages), kInfinity);
     e.estimate =
         estimate_stages(e.arrangement, o.pieces, {{0, 0, g.loads}}, limits, g.sent).step_seconds;
-    const double p = e.arrangement.stages;
-    // See docs/planner.md, "Bounds". For other schedules than 1f1b only the work itself is known.
-    double bound = g.bound / p;
-    if (e.arrangement.stages > 1 &&
-        e.arrangement.schedule != ScheduleKind::kOneForwardOneBackward) {
-      const double m = static_cast<double>(e.arrangement.micro_batches);
-      bound *= m / (m + p - 1);
-    }
+    // Every stage does its share of all micro-batches and of the update: the slowest at least the
+    // mean.
+    const double bound = g.bound / e.arrangement.stages;
     e.bound = std::min(bound, e.estimate);
     e.report.cost = e.estimate;
     e.report.lower_bound = e.bound;

@@ -31,7 +31,7 @@ class WideSearch {
     std::optional<PreparedGraph> prepared;  // without recomputation
     std::optional<Plan> free;               // without a limit
     std::vector<GroupLoad> loads;           // by piece
-    double bound = 0;  // lowest (m F + (m + p - 1) B) of all pieces together, or m (F + B): seconds
+    double bound = 0;  // lowest m (F + B) + U of all pieces together: seconds
     double sent = 0;   // seconds of what passes between stages
     std::string why_not;
   };
