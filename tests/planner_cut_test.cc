@@ -113,7 +113,9 @@ TEST(Cut, TiedWeightsAreSentOnceAStep) {
   for (const int64_t micro_batches : {1, 4}) {
     const ModelConfig config = config_for(models()[1], 2);
     const Graph graph = step_graph(config, micro_batches);
-    const RewrittenGraph r = rewritten(graph, {{}, even_cuts(graph, 2)});
+    const std::vector<Repeat> layers = repeats(graph);
+    ASSERT_FALSE(layers.empty());
+    const RewrittenGraph r = rewritten(graph, {{}, {layers[0].first + layers[0].period}});
     const Shown shown = transfers_of(r.graph);
     EXPECT_EQ(shown.once, 1);
     EXPECT_EQ(shown.transfers.at(Phase::kBackward), 1);
