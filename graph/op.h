@@ -113,6 +113,8 @@ struct OpDef {
   WorkspaceFn workspace = nullptr;  // null: the kernel needs no scratch memory
   // Linear in all of its floating inputs taken together: partial sums pass through it.
   bool linear = false;
+  // Its result is the sum of its operands, however many they are, in any grouping.
+  bool sums = false;
   // Its result lies on another pipeline stage than its operand.
   bool transfer = false;
   KernelFn cpu = nullptr;   // the reference, in f32 and f64; null: only ever a view

@@ -8,6 +8,7 @@ std::span<const OpDef* const> all() {
 #define OP(name) &name,
 #include "kernels/ops.def"
 #undef OP
+      &transfer_op,
   };
   return kAll;
 }

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "graph/op.h"
+#include "graph/transfer.h"
 
 namespace cleave::ops {
 
@@ -12,7 +13,7 @@ namespace cleave::ops {
 #include "kernels/ops.def"
 #undef OP
 
-// Every op, in the order of ops.def.
+// Every op, in the order of ops.def; the transfer last.
 std::span<const OpDef* const> all();
 // The op with this name; null when there is none.
 const OpDef* find(std::string_view name);

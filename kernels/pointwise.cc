@@ -282,6 +282,7 @@ constinit const OpDef ops::add_n = {
     .infer = same_shape_infer,
     .grad = add_n_grad,
     .linear = true,
+    .sums = true,
     .cpu = add_n_cpu,
 };
 

@@ -1,15 +1,20 @@
 #include "planner/rewrite.h"
 
 #include "graph/error.h"
+#include "planner/cut.h"
 #include "planner/remake.h"
 
 namespace cleave {
 
 RewrittenGraph rewritten(const Graph& traced, const Rewrite& rewrite) {
-  CLEAVE_ASSERT(rewrite.cuts.empty(), "not built yet");
-  RewrittenGraph result{traced, {}, {}};
-  for (size_t n = 0; n < traced.nodes().size(); ++n)
-    result.origin.push_back(static_cast<NodeId>(n));
+  RewrittenGraph result;
+  if (rewrite.cuts.empty()) {
+    result.graph = traced;
+    for (size_t n = 0; n < traced.nodes().size(); ++n)
+      result.origin.push_back(static_cast<NodeId>(n));
+  } else {
+    result = cut(traced, rewrite.cuts);
+  }
   if (rewrite.remade.empty()) return result;
   // The nodes of the traced graph, where the cut one has them.
   std::vector<NodeId> now(traced.nodes().size(), kNoNode), nodes;

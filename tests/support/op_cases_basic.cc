@@ -75,6 +75,10 @@ void add_unaries(std::vector<OpCase>& cases) {
     add(*op, any);
   }
   cases.push_back({.op = &ops::copy, .in = {i32({8, 12})}, .ranges = {{-9, 9}}});
+  cases.push_back({.op = &transfer_op, .in = {f64({4, 8, 12})}, .gradient = false});
+  cases.push_back({.op = &transfer_op, .in = {f64({})}, .gradient = false});
+  cases.push_back(
+      {.op = &transfer_op, .in = {i32({8, 12})}, .ranges = {{-9, 9}}, .gradient = false});
 }
 
 void add_conversions(std::vector<OpCase>& cases) {
