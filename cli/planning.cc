@@ -67,8 +67,8 @@ PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
   } else if (!memory.empty()) {
     options.memory_limit = parse_bytes(memory, "--memory");
   }
-  options.live_bytes = [&graph](const Plan& plan) { return live_bytes(graph, plan); };
-  options.peak_bytes = [&graph](const Plan& plan) { return peak_bytes(graph, plan); };
+  options.live_bytes = stage_live_bytes;
+  options.peak_bytes = stage_peak_bytes;
   return options;
 }
 

@@ -32,7 +32,7 @@ int main() {
   const Graph graph = trace_training_step("towers", towers, {});
   const Cluster cluster = parse_cluster("8xh100");
   PlannerOptions options;
-  options.peak_bytes = [&](const Plan& plan) { return peak_bytes(graph, plan); };
+  options.peak_bytes = stage_peak_bytes;
   const PlanResult result = find_plan(graph, cluster, options);
   if (!result.plan) {
     fmt::print("nothing fits; the smallest peak is {}\n",

@@ -390,4 +390,12 @@ int64_t live_bytes(const Graph& graph, const Plan& plan) {
   return most_live_bytes(buffer_lifetimes(program)) + largest_workspace(program);
 }
 
+std::vector<int64_t> stage_peak_bytes(const Graph& graph, const Plan& plan) {
+  return {peak_bytes(graph, plan)};
+}
+
+std::vector<int64_t> stage_live_bytes(const Graph& graph, const Plan& plan) {
+  return {live_bytes(graph, plan)};
+}
+
 }  // namespace cleave

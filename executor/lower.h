@@ -20,4 +20,8 @@ InstrKind kind_of(StepKind kind);
 int64_t peak_bytes(const Graph& graph, const Plan& plan);
 int64_t live_bytes(const Graph& graph, const Plan& plan);
 
+// The same of each stage, for the planner's options.
+std::vector<int64_t> stage_peak_bytes(const Graph& graph, const Plan& plan);
+std::vector<int64_t> stage_live_bytes(const Graph& graph, const Plan& plan);
+
 }  // namespace cleave

@@ -64,6 +64,7 @@ std::vector<Piece> pieces_of(const Graph& graph, const std::vector<Repeat>& repe
       pieces.push_back({id, -1, -1, kinds++});
     }
   }
+  if (pieces.empty()) pieces.push_back({0, -1, -1, 0});  // a step without a forward
   return pieces;
 }
 

@@ -227,8 +227,7 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
     saved.mesh.axes.push_back({name, size.get<int64_t>()});
   }
   if (saved.mesh.axes.size() > kMostAxes) {
-    fail("plan: its mesh has {} axes; at most {} are planned", saved.mesh.axes.size(),
-         kMostAxes);
+    fail("plan: its mesh has {} axes; at most {} are planned", saved.mesh.axes.size(), kMostAxes);
   }
   for (const auto& r : field<std::vector<std::string>>(choices, "roles"))
     saved.roles.push_back(axis_role(r));

@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "graph/graph.h"
+#include "planner/arrangements.h"
 #include "planner/cluster.h"
 #include "planner/pins.h"
 #include "planner/placement_problem.h"
 #include "planner/plan.h"
-#include "planner/arrangements.h"
 
 namespace cleave {
 

@@ -31,8 +31,8 @@ class WideSearch {
     std::optional<PreparedGraph> prepared;  // without recomputation
     std::optional<Plan> free;               // without a limit
     std::vector<GroupLoad> loads;           // by piece
-    double bound = 0;  // lowest m (F + B) + U of all pieces together: seconds
-    double sent = 0;   // seconds of what passes between stages
+    double bound = 0;                       // lowest m (F + B) + U of all pieces together: seconds
+    double sent = 0;                        // seconds of what passes between stages
     std::string why_not;
   };
   struct Entry {

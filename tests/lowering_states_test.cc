@@ -333,8 +333,8 @@ std::optional<Plan> plan_of(const Graph& g, const char* cluster, const char* mes
   PlannerOptions o;
   o.mesh = parse_mesh(mesh);
   o.memory_limit = std::numeric_limits<double>::infinity();
-  o.live_bytes = [&](const Plan& p) { return live_bytes(g, p); };
-  o.peak_bytes = [&](const Plan& p) { return peak_bytes(g, p); };
+  o.live_bytes = stage_live_bytes;
+  o.peak_bytes = stage_peak_bytes;
   if (seed > 0) {
     o.preferences.choice = [=](NodeId leader, const std::vector<AxisOption>& axes) {
       std::string what = fmt::format("{}", leader);

@@ -210,9 +210,8 @@ TEST(Exact, Cbc) {
     Restrictions restrictions;
     restrictions.roles.assign(c.mesh.size(), AxisRole::kAny);
     const Families families(graph, dims, cluster, mesh, restrictions);
-    const Layers layers = layers_of(graph, repeats(graph));
     const Costing costing = Costing::plain(graph.micro_batches);
-    const PlacementProblem problem(graph, dims, families, cluster, mesh, layers, {}, costing, {});
+    const PlacementProblem problem(graph, dims, families, cluster, mesh, {}, costing, {});
     const double cost = result.plan->certificate.cost;
     const auto start = std::chrono::steady_clock::now();
     const auto answer = solve_with_cbc(scaled(problem.problem(), 1e4 / cost));

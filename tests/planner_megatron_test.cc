@@ -29,7 +29,7 @@ Planned plan_model(const std::string& model, int64_t layers, double memory, int6
   PlannerOptions planner;
   planner.mesh = parse_mesh("tp=8");
   planner.memory_limit = memory;
-  planner.live_bytes = [&](const Plan& plan) { return live_bytes(p.graph, plan); };
+  planner.live_bytes = stage_live_bytes;
   PlanResult result = find_plan(p.graph, parse_cluster("8xh100"), planner);
   EXPECT_TRUE(result.plan.has_value()) << model;
   if (result.plan) p.plan = std::move(*result.plan);
@@ -159,7 +159,7 @@ TEST(Megatron, Gpt3) {
   const Graph graph = trace(config, options);
   PlannerOptions planner;
   planner.mesh = parse_mesh("dp=16,tp=8");
-  planner.live_bytes = [&](const Plan& plan) { return live_bytes(graph, plan); };
+  planner.live_bytes = stage_live_bytes;
   const PlanResult result = find_plan(graph, parse_cluster("16x8xh100"), planner);
   ASSERT_TRUE(result.plan.has_value());
   EXPECT_LE(static_cast<double>(result.plan->predicted.peak_bytes),

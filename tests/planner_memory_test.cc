@@ -190,8 +190,8 @@ TEST(Memory, ModelsFit) {
     const Cluster cluster = parse_cluster(c.cluster);
     PlannerOptions options;
     options.mesh = parse_mesh(c.mesh);
-    options.live_bytes = [&](const Plan& p) { return live_bytes(graph, p); };
-    options.peak_bytes = [&](const Plan& p) { return peak_bytes(graph, p); };
+    options.live_bytes = stage_live_bytes;
+    options.peak_bytes = stage_peak_bytes;
     options.memory_limit = 1e15;
     const PlanResult free = find_plan(graph, cluster, options);
     ASSERT_TRUE(free.plan.has_value());

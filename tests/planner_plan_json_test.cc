@@ -126,8 +126,8 @@ TEST(PlanJson, RoundTrip) {
     for (const char* mesh : {"", "2x2", "dp=2,tp=2", "tp=4", "4"}) {
       SCOPED_TRACE(fmt::format("{} on {}", model, mesh));
       PlannerOptions options = on_mesh(mesh);
-      options.live_bytes = [&](const Plan& p) { return live_bytes(graph, p); };
-      options.peak_bytes = [&](const Plan& p) { return peak_bytes(graph, p); };
+      options.live_bytes = stage_live_bytes;
+      options.peak_bytes = stage_peak_bytes;
       const Plan plan = found(graph, "cpu:4", options);
       expect_same(plan, made_again(graph, plan, options));
     }

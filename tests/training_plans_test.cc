@@ -91,8 +91,8 @@ TEST(SavingMemory, TrainsLikeOneDevice) {
       PlannerOptions options;
       options.mesh = parse_mesh(mesh);
       options.memory_limit = INFINITY;
-      options.peak_bytes = [&](const Plan& p) { return peak_bytes(graph, p); };
-      options.live_bytes = [&](const Plan& p) { return live_bytes(graph, p); };
+      options.peak_bytes = stage_peak_bytes;
+      options.live_bytes = stage_live_bytes;
       const Cluster cluster = parse_cluster("cpu:4");
       const auto widest = find_plan(graph, cluster, options);
       ASSERT_TRUE(widest.plan);
