@@ -373,6 +373,14 @@ bool Families::set_seconds(NodeId n, MemberSplit& s) const {
     out.push_back(
         {graph_.type(node.outputs[o]).dtype, shape_of(node.signature->outputs()[o], *extents)});
   }
+  if (node.op->transfer) {  // each rank sends to its twin in another stage
+    const bool leaves = 2 * mesh_.size() > cluster_.devices_per_node;
+    const Link& link = leaves ? cluster_.between : cluster_.within;
+    double bytes = 0;
+    for (const TensorType& t : out) bytes += static_cast<double>(numel(t.shape) * size_of(t.dtype));
+    s.seconds = link.start + link.latency + bytes / link.bandwidth;
+    return true;
+  }
   s.seconds = op_seconds(*node.op, {*node.signature, *extents, node.attrs, in}, out);
   return true;
 }

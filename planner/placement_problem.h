@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "graph/graph.h"
+#include "planner/cut.h"
 #include "planner/elimination.h"
 #include "planner/family.h"
 #include "planner/plan.h"
@@ -128,7 +129,11 @@ class PlacementProblem {
                         [static_cast<size_t>(phase)];
   }
   double runs_of(NodeId n) const {
-    return costing_.runs[static_cast<size_t>(group(n))][static_cast<size_t>(graph_.node(n).phase)];
+    return costing_.runs[static_cast<size_t>(group(n))][static_cast<size_t>(phase_of(n))];
+  }
+  // What is sent once a step counts with the update.
+  Phase phase_of(NodeId n) const {
+    return sent_once(graph_, graph_.node(n)) ? Phase::kUpdate : graph_.node(n).phase;
   }
   int32_t group(NodeId n) const {
     return grouping_.of_node.empty() ? 0 : grouping_.of_node[static_cast<size_t>(n)];

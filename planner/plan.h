@@ -89,6 +89,8 @@ struct Costing {
 struct GroupLoad {
   std::array<double, 3> seconds = {};        // by phase, each time it runs, communication included
   std::array<double, 3> communication = {};  // the part of it
+  // By phase: seconds of transfers into the group, not among its own seconds.
+  std::array<double, 3> received = {};
   double bundled = 0;       // seconds of the update's bundles: part of seconds[kUpdate]
   int64_t state_bytes = 0;  // parameters, states, accumulators
   int64_t kept_bytes = 0;   // for the backward, of one micro-batch

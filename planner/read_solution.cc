@@ -204,8 +204,13 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
     node.input_forms.assign(graph_.nodes()[n].inputs.size(), 0);
     if (member == 0) plan.choices[n] = kind.choices[pick];
     const auto id = static_cast<NodeId>(n);
-    const Phase phase = graph_.nodes()[n].phase;
+    const Phase phase = phase_of(id);
     plan.certificate.cost += runs_of(id) * m.seconds;
+    if (graph_.nodes()[n].op->transfer) {
+      plan.loads[static_cast<size_t>(group(id))].received[static_cast<size_t>(phase)] += m.seconds;
+      counted_cost += runs_of(id) * m.seconds;
+      continue;
+    }
     double own = m.seconds;
     for (const Step& step : m.inner) {
       own -= step.seconds;

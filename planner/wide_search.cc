@@ -368,7 +368,7 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry,
     std::vector<int64_t> held(stages, 0);
     for (int32_t c = 0; c < chunks; ++c) {
       const GroupLoad& l = plan.loads[size_t(c)];
-      updates[size_t(c % arrangement.stages)] += l.seconds[2];
+      updates[size_t(c % arrangement.stages)] += l.seconds[2] + l.received[2];
       held[size_t(c % arrangement.stages)] += l.state_bytes + schedule.in_flight(c) * l.kept_bytes;
     }
     plan.pipeline.step_seconds =
@@ -475,6 +475,8 @@ std::vector<ChunkSeconds> chunk_seconds(const Graph& graph, const Plan& plan) {
   for (size_t c = 0; c < chunks.size(); ++c) {
     chunks[c].forward = plan.loads[c].seconds[0];
     chunks[c].backward = plan.loads[c].seconds[1];
+    if (c > 0) chunks[c - 1].send_forward = plan.loads[c].received[0];
+    if (c + 1 < chunks.size()) chunks[c + 1].send_backward = plan.loads[c].received[1];
   }
   if (plan.pipeline.schedule != ScheduleKind::kZeroBubble) return chunks;
   // What the chunk before waits for: whatever a transfer out of the chunk is made of.
