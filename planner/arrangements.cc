@@ -12,7 +12,9 @@ namespace cleave {
 namespace {
 
 // Up to so many devices two axes may be split in any way; above, by roles, which is much quicker.
-constexpr int64_t kFreeRoles = 64;
+constexpr int64_t kFreeRoles = 16;
+
+constexpr int64_t kMostSequences = 8;  // of one micro-batch of a pipeline, for each part
 
 std::vector<int64_t> divisors(int64_t n) {
   std::vector<int64_t> result;
@@ -61,7 +63,8 @@ void factorisations(int64_t n, size_t axes, std::vector<int64_t>& head,
 std::vector<MeshChoice> meshes(int64_t devices, const Cluster& cluster,
                                const ArrangementLimits& limits) {
   std::vector<MeshChoice> result;
-  if (devices <= kFreeRoles) {
+  const bool free = cluster.size() <= kFreeRoles;
+  if (free) {
     std::vector<int64_t> head;
     std::vector<std::vector<int64_t>> sizes;
     factorisations(devices, std::min<size_t>(limits.max_axes, 2), head, sizes);
@@ -73,7 +76,7 @@ std::vector<MeshChoice> meshes(int64_t devices, const Cluster& cluster,
   const int64_t most_inner = 2 * std::max<int64_t>(cluster.devices_per_node, 8);
   for (int64_t tp : divisors(devices)) {
     if (tp > most_inner) break;
-    if (devices > kFreeRoles) {
+    if (!free) {
       result.push_back(make_mesh({devices / tp, tp}, {AxisRole::kData, AxisRole::kInner}));
     }
     if (limits.max_axes < 3) continue;
@@ -182,7 +185,14 @@ std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshReque
         // A part of the data axes that has no sequence of a micro-batch would idle.
         const bool chosen = limits.micro_batches.size() > 1;
         if (chosen && limits.batch > 0 && sequences_each(limits, micro, m) == 0) continue;
-        if (chosen && stages > 1 && micro == 1) continue;
+        // Fewer micro-batches than stages leave most of them idle; more than a few sequences in
+        // one gain nothing.
+        const bool more = limits.batch % stages == 0 && limits.batch >= stages;
+        if (chosen && stages > 1 && micro < (more ? stages : 2)) continue;
+        if (chosen && limits.batch > 0 && stages > 1 &&
+            sequences_each(limits, micro, m) > kMostSequences) {
+          continue;
+        }
         Arrangement arrangement;
         arrangement.stages = static_cast<int32_t>(stages);
         arrangement.micro_batches = micro;

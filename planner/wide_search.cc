@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <queue>
 #include <set>
 #include <thread>
 
@@ -17,8 +18,9 @@ namespace cleave {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr size_t kModes = 4;          // of recomputation that are compared, with none
-constexpr int kTries = 6;             // to make a plan fit whose pieces alone would
+constexpr size_t kModes = 4;    // of recomputation that are compared, with none
+constexpr double kEasy = 0.96;  // of the limit: what pieces may take, so that the rest fits too
+constexpr int kTries = 6;       // to make a plan fit whose pieces alone would
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
 
 // The counts of micro-batches worth a graph of their own: powers of two, and the whole batch.
@@ -71,10 +73,14 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
     : cluster_(cluster),
       options_(options),
       limit_(options.memory_limit > 0 ? options.memory_limit : cluster.device.memory) {
-  const Outline& first =
-      outlines_.emplace(graph.micro_batches, outline_of(std::make_shared<const Graph>(graph)))
-          .first->second;
-  const PreparedGraph folded = prepare_folded(first, {});
+  if (options_.threads == 0) {
+    options_.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  }
+  Traced& traced = traced_[graph.micro_batches];
+  traced.outline = outline_of(std::make_shared<const Graph>(graph));
+  traced.folded.push_back(prepare_folded(traced.outline, {}));
+  const Outline& first = traced.outline;
+  const PreparedGraph& folded = traced.folded[0];
   ArrangementLimits limits;
   limits.batch = sequences(graph);
   limits.pieces = static_cast<int64_t>(first.pieces.size());
@@ -108,8 +114,6 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
   }
 }
 
-const Outline& WideSearch::outline(int64_t micro_batches) { return outlines_.at(micro_batches); }
-
 // One ground for arrangements that differ in schedule and chunks only. Of the counts of
 // micro-batches, those are kept that give each part of the data axes 1, 2, 4, ... sequences.
 void WideSearch::prepare_grounds() {
@@ -128,17 +132,19 @@ void WideSearch::prepare_grounds() {
   for (const Ground& g : grounds_) micro.insert(g.arrangement.micro_batches);
   std::vector<int64_t> missing;
   for (int64_t m : micro) {
-    if (!outlines_.contains(m)) missing.push_back(m);
+    if (!traced_.contains(m)) missing.push_back(m);
   }
-  std::vector<Outline> made(missing.size());
-  in_parallel(missing.size(), options_.threads,
-              [&](size_t i) { made[i] = outline_of(options_.trace(missing[i])); });
-  for (size_t i = 0; i < missing.size(); ++i) outlines_.emplace(missing[i], std::move(made[i]));
+  std::vector<Traced> made(missing.size());
+  in_parallel(missing.size(), options_.threads, [&](size_t i) {
+    made[i].outline = outline_of(options_.trace(missing[i]));
+    made[i].folded.push_back(prepare_folded(made[i].outline, {}));
+  });
+  for (size_t i = 0; i < missing.size(); ++i) traced_.emplace(missing[i], std::move(made[i]));
 }
 
 // Groups count as often as they stand for pieces.
 Costing WideSearch::folded_costing(const Ground& ground, double price) const {
-  const auto& groups = outlines_.at(ground.arrangement.micro_batches).folded.groups;
+  const auto& groups = traced(ground).outline.folded.groups;
   const double m = static_cast<double>(ground.arrangement.micro_batches);
   const double p = static_cast<double>(ground.arrangement.stages);
   Costing costing;
@@ -153,15 +159,15 @@ Costing WideSearch::folded_costing(const Ground& ground, double price) const {
 
 // What a rank of one stage sends to its twin of the next for one micro-batch.
 double WideSearch::boundary_seconds(const Ground& ground) const {
-  const Graph& graph = *ground.prepared->graph;
+  const PreparedGraph& prepared = traced(ground).folded[0];
+  const Graph& graph = *prepared.graph;
   const Plan& plan = *ground.free;
   double most = 0;
   for (size_t v = 0; v < graph.values().size(); ++v) {
     const NodeId producer = graph.values()[v].producer;
     if (producer == kNoNode || graph.node(producer).phase != Phase::kForward) continue;
     const FoldedGroup& group =
-        outlines_.at(ground.arrangement.micro_batches)
-            .folded.groups[static_cast<size_t>(ground.prepared->group_of_value[v])];
+        traced(ground).outline.folded.groups[static_cast<size_t>(prepared.group_of_value[v])];
     if (group.piece >= 0) continue;  // it passes between layers
     const Layout layout = plan.layout(static_cast<Value>(v), 0);
     most += static_cast<double>(numel(layout.local_shape(plan.mesh)) *
@@ -175,9 +181,8 @@ double WideSearch::boundary_seconds(const Ground& ground) const {
 }
 
 void WideSearch::solve(Ground& ground) {
-  const Outline& o = outline(ground.arrangement.micro_batches);
-  ground.prepared = prepare_folded(o, {});
-  const PlacementSolver solver(*ground.prepared, cluster_, ground.arrangement.mesh,
+  const Outline& o = traced(ground).outline;
+  const PlacementSolver solver(traced(ground).folded[0], cluster_, ground.arrangement.mesh,
                                ground.arrangement.roles, options_);
   if (!solver.impossible().empty()) {
     ground.why_not = solver.impossible();
@@ -191,68 +196,90 @@ void WideSearch::solve(Ground& ground) {
     return;
   }
   ground.free = std::move(solved.plan);
-  ground.loads = piece_loads(o, *ground.free);
+  ground.options = {{0, 0, piece_loads(o, *ground.free)}};
   ground.bound = solved.minimum;
   ground.sent = ground.arrangement.stages > 1 ? boundary_seconds(ground) : 0;
 }
 
-// Estimates without a limit, the quickest first.
-void WideSearch::rank() {
-  for (Entry& e : entries_) {
+// Without a limit.
+void WideSearch::estimate() {
+  in_parallel(entries_.size(), options_.threads, [&](size_t i) {
+    Entry& e = entries_[i];
     const Ground& g = grounds_[e.ground];
     if (!g.free) {
-      e.estimate = kInfinity;
+      e.estimate = e.report.cost = kInfinity;
       e.bound = g.bound;
       e.report.why_not = g.why_not;
-      e.report.cost = kInfinity;
-      continue;
+      return;
     }
-    const Outline& o = outline(e.arrangement.micro_batches);
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages), kInfinity);
     e.estimate =
-        estimate_stages(e.arrangement, o.pieces, {{0, 0, g.loads}}, limits, g.sent).step_seconds;
+        estimate_stages(e.arrangement, outline(e).pieces, g.options, limits, g.sent).step_seconds;
     // Every stage does its share of all micro-batches and of the update: the slowest at least the
     // mean.
-    const double bound = g.bound / e.arrangement.stages;
-    e.bound = std::min(bound, e.estimate);
+    e.bound = std::min(g.bound / e.arrangement.stages, e.estimate);
     e.report.cost = e.estimate;
     e.report.lower_bound = e.bound;
-  }
-  std::stable_sort(entries_.begin(), entries_.end(),
-                   [](const Entry& a, const Entry& b) { return a.estimate < b.estimate; });
+  });
 }
 
-// What pieces take and hold under several prices of memory and modes of recomputation. The first is
-// without either.
-std::vector<PieceOption> WideSearch::options_for(const Entry& entry,
-                                                 std::vector<RemakeMode>& menu) {
-  const Ground& ground = grounds_[entry.ground];
-  const Outline& o = outline(entry.arrangement.micro_batches);
-  std::vector<PieceOption> options = {{0, 0, ground.loads}};
-  menu = {{}};
-  if (options_.space.recompute) {
-    menu = remake_menu(o, *ground.prepared, *ground.free, kModes);
+// What pieces take and hold under several prices of memory and ways to recompute.
+void WideSearch::add_options(Ground& ground, double step_seconds) {
+  Traced& t = traced(ground);
+  if (options_.space.recompute && t.menu.size() == 1) {
+    t.menu = remake_menu(t.outline, t.folded[0], *ground.free, kModes);
+    t.folded.resize(t.menu.size());
+    in_parallel(t.menu.size() - 1, options_.threads,
+                [&](size_t i) { t.folded[i + 1] = prepare_folded(t.outline, t.menu[i + 1]); });
   }
-  const double base = entry.estimate / limit_;
-  for (size_t mode = 0; mode < menu.size(); ++mode) {
-    const PreparedGraph prepared = mode == 0 ? *ground.prepared : prepare_folded(o, menu[mode]);
-    const PlacementSolver solver(prepared, cluster_, ground.arrangement.mesh,
+  const double base = step_seconds / limit_;
+  std::vector<std::vector<PieceOption>> found(t.menu.size());
+  in_parallel(t.menu.size(), options_.threads, [&](size_t mode) {
+    const PlacementSolver solver(t.folded[mode], cluster_, ground.arrangement.mesh,
                                  ground.arrangement.roles, options_);
     for (double price : {0.0, base, 64 * base}) {
       if (mode == 0 && price == 0) continue;
       const Solved solved = solver.solve(folded_costing(ground, price));
       if (!solved.plan) continue;
-      options.push_back({static_cast<int32_t>(mode), price, piece_loads(o, *solved.plan)});
+      found[mode].push_back(
+          {static_cast<int32_t>(mode), price, piece_loads(t.outline, *solved.plan)});
     }
+  });
+  for (auto& list : found) {
+    ground.options.insert(ground.options.end(), list.begin(), list.end());
   }
-  return options;
+  ground.more = true;
+}
+
+void WideSearch::fit(Entry& entry) {
+  Ground& ground = grounds_[entry.ground];
+  const std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages), kEasy * limit_);
+  const auto estimated = [&] {
+    return estimate_stages(entry.arrangement, outline(entry).pieces, ground.options, limits,
+                           ground.sent)
+        .step_seconds;
+  };
+  entry.fitted = true;
+  double seconds = estimated();
+  if (std::isinf(seconds) && !ground.more) {
+    add_options(ground, entry.estimate);
+    seconds = estimated();
+  }
+  entry.estimate = entry.report.cost = seconds;
+  if (std::isinf(seconds)) entry.report.why_not = "does not fit in memory";
+}
+
+void WideSearch::note_peak(int64_t bytes) {
+  if (bytes > 0 && (result_.smallest_peak == 0 || bytes < result_.smallest_peak)) {
+    result_.smallest_peak = bytes;
+  }
 }
 
 std::optional<Plan> WideSearch::realise_one_stage(Entry& entry,
-                                                  const std::vector<PieceOption>& options,
-                                                  const std::vector<RemakeMode>& menu,
                                                   std::shared_ptr<const Graph>& graph) {
-  const Outline& o = outline(entry.arrangement.micro_batches);
+  const std::vector<PieceOption>& options = grounds_[entry.ground].options;
+  const std::vector<RemakeMode>& menu = traced(grounds_[entry.ground]).menu;
+  const Outline& o = outline(entry);
   std::optional<Plan> best;
   double margin = 0;
   Candidate report = entry.report;
@@ -287,10 +314,7 @@ std::optional<Plan> WideSearch::realise_one_stage(Entry& entry,
       return plan;
     }
     const double peak = static_cast<double>(found.peak_bytes);
-    if (result_.smallest_peak == 0 ||
-        (found.peak_bytes > 0 && found.peak_bytes < result_.smallest_peak)) {
-      result_.smallest_peak = found.peak_bytes;
-    }
+    note_peak(found.peak_bytes);
     entry.report.why_not = found.why_not;
     entry.report.peak_bytes = found.peak_bytes;
     if (found.why_not != "does not fit in memory" || peak <= limit_) break;
@@ -299,11 +323,10 @@ std::optional<Plan> WideSearch::realise_one_stage(Entry& entry,
   return std::nullopt;
 }
 
-std::optional<Plan> WideSearch::realise_stages(Entry& entry,
-                                               const std::vector<PieceOption>& options,
-                                               const std::vector<RemakeMode>& menu,
-                                               std::shared_ptr<const Graph>& graph) {
-  const Outline& o = outline(entry.arrangement.micro_batches);
+std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<const Graph>& graph) {
+  const std::vector<PieceOption>& options = grounds_[entry.ground].options;
+  const std::vector<RemakeMode>& menu = traced(grounds_[entry.ground]).menu;
+  const Outline& o = outline(entry);
   const Ground& ground = grounds_[entry.ground];
   const Arrangement& arrangement = entry.arrangement;
   const auto stages = static_cast<size_t>(arrangement.stages);
@@ -396,9 +419,7 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry,
       graph = std::move(run);
       return std::move(solved.plan);
     }
-    if (result_.smallest_peak == 0 || plan.predicted.peak_bytes < result_.smallest_peak) {
-      result_.smallest_peak = plan.predicted.peak_bytes;
-    }
+    note_peak(plan.predicted.peak_bytes);
     for (size_t s = 0; s < stages; ++s) {
       margin[s] += std::max(0.0, static_cast<double>(bytes[s]) - limit_) * 1.02;
     }
@@ -408,33 +429,17 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry,
 }
 
 void WideSearch::realise(Entry& entry) {
-  std::vector<RemakeMode> menu = {{}};
-  std::vector<PieceOption> options = {{0, 0, grounds_[entry.ground].loads}};
-  // Without pressure one option will do.
-  const Outline& o = outline(entry.arrangement.micro_batches);
-  const std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages), 0.9 * limit_);
-  const bool easy =
-      std::isfinite(estimate_stages(entry.arrangement, o.pieces, options, limits, 0).step_seconds);
-  if (!easy) {
-    options = options_for(entry, menu);
-    const double estimate =
-        estimate_stages(entry.arrangement, o.pieces, options,
-                        std::vector<double>(limits.size(), limit_), grounds_[entry.ground].sent)
-            .step_seconds;
-    if (std::isinf(estimate)) {
-      entry.report.cost = kInfinity;
-      entry.report.why_not = "does not fit in memory";
-      return;
-    }
-    entry.report.cost = estimate;
-    if (result_.plan && estimate >= result_.plan->certificate.cost) {
-      entry.report.why_not = slower(estimate, result_.plan->certificate.cost) + " once it fits";
-      return;
-    }
-  }
   std::shared_ptr<const Graph> graph;
-  auto plan = entry.arrangement.stages == 1 ? realise_one_stage(entry, options, menu, graph)
-                                            : realise_stages(entry, options, menu, graph);
+  if (Ground& ground = grounds_[entry.ground]; !ground.more) {
+    // The pieces fit, but the rest may not.
+    const auto stages = static_cast<size_t>(entry.arrangement.stages);
+    const double loose = estimate_stages(entry.arrangement, outline(entry).pieces, ground.options,
+                                         std::vector<double>(stages, 0.8 * limit_), ground.sent)
+                             .step_seconds;
+    if (std::isinf(loose)) add_options(ground, entry.estimate);
+  }
+  auto plan = entry.arrangement.stages == 1 ? realise_one_stage(entry, graph)
+                                            : realise_stages(entry, graph);
   if (!plan) return;
   result_.plan = std::move(plan);
   result_.graph = std::move(graph);
@@ -442,31 +447,38 @@ void WideSearch::realise(Entry& entry) {
 
 PlanResult WideSearch::run() {
   prepare_grounds();
-  in_parallel(grounds_.size(), std::max(1, options_.threads),
-              [&](size_t i) { solve(grounds_[i]); });
-  rank();
+  in_parallel(grounds_.size(), options_.threads, [&](size_t i) { solve(grounds_[i]); });
+  estimate();
+  // The quickest first; its estimate grows when it has to fit, and again when it is planned.
+  using Next = std::pair<double, size_t>;
+  std::priority_queue<Next, std::vector<Next>, std::greater<>> queue;
+  for (size_t i = 0; i < entries_.size(); ++i) queue.emplace(entries_[i].estimate, i);
   size_t realised = 0;
+  while (!queue.empty() && realised < kMostRealised) {
+    const auto [seconds, i] = queue.top();
+    queue.pop();
+    Entry& e = entries_[i];
+    if (std::isinf(seconds)) break;
+    if (result_.plan && seconds >= result_.plan->certificate.cost) break;
+    if (!e.fitted) {
+      fit(e);
+      queue.emplace(e.estimate, i);
+      continue;
+    }
+    ++realised;
+    realise(e);
+  }
+  const double best = result_.plan ? result_.plan->certificate.cost : kInfinity;
   double bound = kInfinity;
   for (Entry& e : entries_) {
-    const double best = result_.plan ? result_.plan->certificate.cost : kInfinity;
-    if (e.estimate < best && realised < kMostRealised) {
-      ++realised;
-      realise(e);
-    } else if (std::isfinite(e.estimate)) {
-      e.report.why_not = slower(e.estimate, best);
-    }
     bound = std::min(bound, e.bound);
+    if (e.report.why_not.empty() && e.report.cost > best)
+      e.report.why_not = slower(e.report.cost, best);
   }
-  for (Entry& e : entries_) {
-    if (e.report.why_not.empty() && result_.plan &&
-        e.report.cost > result_.plan->certificate.cost) {
-      e.report.why_not = slower(e.report.cost, result_.plan->certificate.cost);
-    }
-    result_.candidates.push_back(std::move(e.report));
-  }
-  if (result_.plan) {
-    result_.plan->certificate.lower_bound = std::min(bound, result_.plan->certificate.cost);
-  }
+  std::stable_sort(entries_.begin(), entries_.end(),
+                   [](const Entry& a, const Entry& b) { return a.report.cost < b.report.cost; });
+  for (Entry& e : entries_) result_.candidates.push_back(std::move(e.report));
+  if (result_.plan) result_.plan->certificate.lower_bound = std::min(bound, best);
   return std::move(result_);
 }
 

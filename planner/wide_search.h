@@ -24,44 +24,53 @@ class WideSearch {
   PlanResult run();
 
  private:
-  // One mesh with one number of micro-batches, on the folded graph.
+  // One number of micro-batches: its graph, and the ways to recompute that are compared.
+  struct Traced {
+    Outline outline;
+    std::vector<RemakeMode> menu = {{}};
+    std::vector<PreparedGraph> folded;  // by mode of the menu
+  };
+  // One mesh with one number of micro-batches and stages, on the folded graph.
   struct Ground {
-    Arrangement arrangement;  // its mesh and micro-batches; stages as the first arrangement that
-                              // stands on it
-    std::optional<PreparedGraph> prepared;  // without recomputation
-    std::optional<Plan> free;               // without a limit
-    std::vector<GroupLoad> loads;           // by piece
-    double bound = 0;                       // lowest m (F + B) + U of all pieces together: seconds
-    double sent = 0;                        // seconds of what passes between stages
+    Arrangement arrangement;           // the first that stands on it
+    std::optional<Plan> free;          // without a limit
+    std::vector<PieceOption> options;  // the first: of `free`
+    bool more = false;                 // all options are there
+    double bound = 0;                  // lowest m (F + B) + U of all pieces together: seconds
+    double sent = 0;                   // seconds of what passes between stages
     std::string why_not;
   };
   struct Entry {
     Arrangement arrangement;
     size_t ground = 0;
-    double estimate = 0, bound = 0;  // seconds, without a limit
+    double estimate = 0, bound = 0;  // seconds
+    bool fitted = false;             // the estimate is of a plan that fits in memory
     Candidate report;
   };
 
-  const Outline& outline(int64_t micro_batches);
+  Traced& traced(const Ground& g) { return traced_.at(g.arrangement.micro_batches); }
+  const Traced& traced(const Ground& g) const { return traced_.at(g.arrangement.micro_batches); }
+  const Outline& outline(const Entry& e) const {
+    return traced_.at(e.arrangement.micro_batches).outline;
+  }
   void prepare_grounds();
   void solve(Ground& ground);
   Costing folded_costing(const Ground& ground, double price) const;
   double boundary_seconds(const Ground& ground) const;
-  void rank();
-  std::vector<PieceOption> options_for(const Entry& entry, std::vector<RemakeMode>& menu);
-  // Plans a arrangement in full; the reason in its report when nothing comes of it.
+  void estimate();
+  void add_options(Ground& ground, double step_seconds);
+  // The estimate of the quickest plan that fits; infinite when none does.
+  void fit(Entry& entry);
+  // Plans an arrangement in full; the reason in its report when nothing comes of it.
   void realise(Entry& entry);
-  std::optional<Plan> realise_one_stage(Entry& entry, const std::vector<PieceOption>& options,
-                                        const std::vector<RemakeMode>& menu,
-                                        std::shared_ptr<const Graph>& graph);
-  std::optional<Plan> realise_stages(Entry& entry, const std::vector<PieceOption>& options,
-                                     const std::vector<RemakeMode>& menu,
-                                     std::shared_ptr<const Graph>& graph);
+  std::optional<Plan> realise_one_stage(Entry& entry, std::shared_ptr<const Graph>& graph);
+  std::optional<Plan> realise_stages(Entry& entry, std::shared_ptr<const Graph>& graph);
+  void note_peak(int64_t bytes);
 
   const Cluster& cluster_;
-  const PlannerOptions& options_;
+  PlannerOptions options_;
   double limit_;
-  std::map<int64_t, Outline> outlines_;  // by micro-batches
+  std::map<int64_t, Traced> traced_;  // by micro-batches
   std::vector<Ground> grounds_;
   std::vector<Entry> entries_;
   PlanResult result_;
