@@ -4,6 +4,7 @@
 #include <charconv>
 #include <functional>
 #include <optional>
+#include <set>
 
 #include "graph/error.h"
 #include "planner/pin_preferences.h"
@@ -12,7 +13,7 @@ namespace cleave {
 namespace {
 
 // Up to so many devices two axes may be split in any way; above, by roles, which is much quicker.
-constexpr int64_t kFreeRoles = 16;
+constexpr int64_t kFreeRoles = 16, kFreeCluster = 128;
 
 constexpr int64_t kMostSequences = 8;  // of one micro-batch of a pipeline, for each part
 
@@ -63,7 +64,7 @@ void factorisations(int64_t n, size_t axes, std::vector<int64_t>& head,
 std::vector<MeshChoice> meshes(int64_t devices, const Cluster& cluster,
                                const ArrangementLimits& limits) {
   std::vector<MeshChoice> result;
-  const bool free = cluster.size() <= kFreeRoles;
+  const bool free = devices <= kFreeRoles && cluster.size() <= kFreeCluster;
   if (free) {
     std::vector<int64_t> head;
     std::vector<std::vector<int64_t>> sizes;
@@ -78,18 +79,6 @@ std::vector<MeshChoice> meshes(int64_t devices, const Cluster& cluster,
     if (tp > most_inner) break;
     if (!free) {
       result.push_back(make_mesh({devices / tp, tp}, {AxisRole::kData, AxisRole::kInner}));
-    }
-    if (limits.max_axes < 3) continue;
-    for (int64_t third : divisors(devices / tp)) {
-      if (third == 1 || third > most_inner) continue;
-      if (limits.sequence && tp > 1) {
-        result.push_back(make_mesh({devices / tp / third, third, tp},
-                                   {AxisRole::kData, AxisRole::kContext, AxisRole::kInner}));
-      }
-      if (limits.experts) {
-        result.push_back(make_mesh({devices / tp / third, third, tp},
-                                   {AxisRole::kData, AxisRole::kExpert, AxisRole::kInner}));
-      }
     }
   }
   return result;
@@ -164,6 +153,37 @@ std::string Arrangement::to_string() const {
   text += mesh.to_string();
   if (micro_batches > 1) text += fmt::format(", {} micro-batches", micro_batches);
   return text;
+}
+
+std::vector<Arrangement> with_third_axis(const Arrangement& from, const Cluster& cluster,
+                                         const ArrangementLimits& limits) {
+  int64_t data = 1, inner = 1;
+  for (size_t a = 0; a < from.roles.size(); ++a) {
+    const bool splits_data = from.roles[a] == AxisRole::kData ||
+                             (from.roles[a] == AxisRole::kAny && a + 1 < from.roles.size());
+    (splits_data ? data : inner) *= from.mesh.axes[a].size;
+  }
+  const int64_t devices = data * inner;
+  const int64_t most = 2 * std::max<int64_t>(cluster.devices_per_node, 8);
+  std::vector<Arrangement> result;
+  std::set<std::vector<int64_t>> known;
+  for (AxisRole role : {AxisRole::kContext, AxisRole::kExpert}) {
+    if (role == AxisRole::kContext ? !limits.sequence : !limits.experts) continue;
+    for (int64_t tp : {inner, inner / 2, inner / 4}) {
+      for (int64_t third = 2; third <= most && tp > 0; third *= 2) {
+        if (devices % (tp * third) != 0) continue;
+        const std::vector<int64_t> sizes = {devices / tp / third, third, tp};
+        if (!known.insert({static_cast<int64_t>(role), sizes[0], third, tp}).second) continue;
+        const MeshChoice m = make_mesh(sizes, {AxisRole::kData, role, AxisRole::kInner});
+        if (limits.batch > 0 && sequences_each(limits, from.micro_batches, m) == 0) continue;
+        Arrangement next = from;
+        next.mesh = m.mesh;
+        next.roles = m.roles;
+        result.push_back(std::move(next));
+      }
+    }
+  }
+  return result;
 }
 
 std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshRequest& request,

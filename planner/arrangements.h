@@ -47,6 +47,11 @@ struct MeshRequest {
 std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshRequest& request,
                                          const Pins& pins, const ArrangementLimits& limits);
 
+// The same devices and pipeline with a third axis, of the sequence or of experts, taken from the
+// other two.
+std::vector<Arrangement> with_third_axis(const Arrangement& from, const Cluster& cluster,
+                                         const ArrangementLimits& limits);
+
 // Reads "8", "2x4", "dp=2,tp=4". Throws Error on anything else, or on more than four axes.
 MeshRequest parse_mesh(std::string_view text);
 

@@ -22,8 +22,10 @@ void add(GroupLoad& to, const GroupLoad& from, double times) {
 
 double pass(const GroupLoad& l) { return l.seconds[0] + l.seconds[1]; }
 
-// By chunk, its first piece: the largest chunk as small as possible, then the sum of squares.
-std::vector<int32_t> deal_out(const std::vector<GroupLoad>& loads, int32_t chunks) {
+// By chunk, its first piece: the largest chunk as small as possible, then the sum of squares. Empty
+// when the rules leave nothing.
+std::vector<int32_t> deal_out(const std::vector<GroupLoad>& loads, int32_t stages, int32_t chunks,
+                              const CutRules& rules) {
   const auto n = static_cast<int32_t>(loads.size());
   std::vector<double> before(static_cast<size_t>(n) + 1, 0);
   for (int32_t i = 0; i < n; ++i) {
@@ -41,6 +43,14 @@ std::vector<int32_t> deal_out(const std::vector<GroupLoad>& loads, int32_t chunk
     for (int32_t end = c; end <= n - (chunks - c); ++end) {
       Best& b = best[static_cast<size_t>(c)][static_cast<size_t>(end)];
       for (int32_t from = end - 1; from >= c - 1; --from) {
+        if (!rules.stage_of.empty() && rules.stage_of[static_cast<size_t>(from)] >= 0 &&
+            rules.stage_of[static_cast<size_t>(from)] != (c - 1) % stages) {
+          break;
+        }
+        if (!rules.begins.empty() && from + 1 < end &&
+            rules.begins[static_cast<size_t>(from) + 1]) {
+          break;
+        }
         const Best& a = best[static_cast<size_t>(c) - 1][static_cast<size_t>(from)];
         const double own = before[static_cast<size_t>(end)] - before[static_cast<size_t>(from)];
         if (own > b.most + slack) break;
@@ -55,6 +65,7 @@ std::vector<int32_t> deal_out(const std::vector<GroupLoad>& loads, int32_t chunk
   }
   std::vector<int32_t> first(static_cast<size_t>(chunks));
   for (int32_t c = chunks, end = n; c > 0; --c) {
+    if (best[static_cast<size_t>(c)][static_cast<size_t>(end)].from < 0) return {};
     end = best[static_cast<size_t>(c)][static_cast<size_t>(end)].from;
     first[static_cast<size_t>(c) - 1] = end;
   }
@@ -175,13 +186,18 @@ double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSecon
 
 StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                               const std::vector<PieceOption>& options,
-                              const std::vector<double>& limits, double sent) {
+                              const std::vector<double>& limits, double sent,
+                              const CutRules& rules) {
   const int32_t chunks = arrangement.stages * arrangement.chunks;
   const auto stages = static_cast<size_t>(arrangement.stages);
   CLEAVE_ASSERT(static_cast<size_t>(chunks) <= pieces.size(), "{} chunks of {} pieces", chunks,
                 pieces.size());
   StageEstimate e;
-  e.first_piece = deal_out(options[0].loads, chunks);
+  e.first_piece = deal_out(options[0].loads, arrangement.stages, chunks, rules);
+  if (e.first_piece.empty()) {
+    e.step_seconds = kInfinity;
+    return e;
+  }
   const auto end_of = [&](int32_t c) {
     return c + 1 < chunks ? e.first_piece[static_cast<size_t>(c) + 1]
                           : static_cast<int32_t>(pieces.size());

@@ -28,12 +28,18 @@ struct StageMix {
   int32_t split = 0;
 };
 
+// What users fixed of the cuts. Empty lists: nothing.
+struct CutRules {
+  std::vector<int32_t> stage_of;  // by piece; -1: any
+  std::vector<bool> begins;       // by piece: a chunk begins with it
+};
+
 struct StageEstimate {
   std::vector<int32_t> first_piece;   // by chunk
   std::vector<ChunkSeconds> seconds;  // by chunk
   std::vector<StageMix> mixes;        // by stage
   std::vector<double> bytes;          // by stage: held at most, as far as pieces tell
-  double step_seconds = 0;            // infinite when some stage does not fit
+  double step_seconds = 0;            // infinite when some stage does not fit, or no cut is allowed
 };
 
 // The pieces dealt out to the chunks so that the slowest stage is as quick as possible, and each
@@ -41,7 +47,8 @@ struct StageEstimate {
 // seconds to send what passes between stages, forward or backward.
 StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                               const std::vector<PieceOption>& options,
-                              const std::vector<double>& limits, double sent);
+                              const std::vector<double>& limits, double sent,
+                              const CutRules& rules = {});
 
 // Seconds of a step: the schedule, and the updates of the stages after their last units.
 double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,

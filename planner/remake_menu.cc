@@ -126,7 +126,8 @@ class Network {
   double seconds_ = 0;
 };
 
-// As places in the kinds of pieces; where copies differ, what the first inner one does.
+// Nodes of the whole graph as places in the kinds of pieces; where copies differ, what the first
+// inner one does.
 RemakeMode mode_of(const Outline& outline, const std::vector<NodeId>& remade) {
   RemakeMode mode;
   int32_t kinds = 0;
@@ -137,8 +138,7 @@ RemakeMode mode_of(const Outline& outline, const std::vector<NodeId>& remade) {
     int32_t& t = taken[static_cast<size_t>(outline.pieces[p].like)];
     if (t < 0 || outline.pieces[p].copy == 1) t = static_cast<int32_t>(p);
   }
-  for (NodeId n : remade) {
-    const NodeId whole = outline.folded.origin[static_cast<size_t>(n)];
+  for (NodeId whole : remade) {
     const int32_t p = outline.piece_of[static_cast<size_t>(whole)];
     const Piece& piece = outline.pieces[static_cast<size_t>(p)];
     if (taken[static_cast<size_t>(piece.like)] != p) continue;
@@ -160,7 +160,11 @@ std::vector<RemakeMode> remake_menu(const Outline& outline, const PreparedGraph&
   const double base = network.seconds() / network.kept_bytes();
   std::vector<RemakeMode> found;
   for (int power = -7; power <= 9; ++power) {
-    RemakeMode mode = mode_of(outline, network.cut(base * std::pow(2.0, power)));
+    std::vector<NodeId> nodes;
+    for (NodeId n : network.cut(base * std::pow(2.0, power))) {
+      nodes.push_back(outline.folded.origin[static_cast<size_t>(n)]);
+    }
+    RemakeMode mode = mode_of(outline, nodes);
     if (mode.empty() || (!found.empty() && found.back() == mode)) continue;
     found.push_back(std::move(mode));
   }
@@ -170,6 +174,78 @@ std::vector<RemakeMode> remake_menu(const Outline& outline, const PreparedGraph&
     menu.push_back(found[(i + 1) * found.size() / take - 1]);
   }
   return menu;
+}
+
+RemakeMode full_mode(const Outline& outline) {
+  const Graph& graph = *outline.graph;
+  std::vector<bool> may = can_be_remade(graph);
+  for (size_t n = 0; n < may.size(); ++n) {
+    for (Value v : graph.nodes()[n].inputs) {
+      const NodeId producer = graph.value(v).producer;
+      if (producer == kNoNode || graph.nodes()[n].phase != Phase::kForward) continue;
+      if (outline.piece_of[static_cast<size_t>(producer)] != outline.piece_of[n]) {
+        may[static_cast<size_t>(producer)] = false;
+      }
+    }
+  }
+  std::vector<NodeId> nodes;
+  for (size_t n = 0; n < may.size(); ++n) {
+    const Piece& piece = outline.pieces[static_cast<size_t>(outline.piece_of[n])];
+    if (may[n] && piece.repeat >= 0) nodes.push_back(static_cast<NodeId>(n));
+  }
+  return mode_of(outline, nodes);
+}
+
+RemakeMode selective_mode(const Outline& outline) {
+  const Graph& graph = *outline.graph;
+  const std::vector<bool> may = can_be_remade(graph);
+  const size_t size = graph.nodes().size();
+  std::vector<bool> data(graph.values().size(), false), contracts(size, false);
+  for (const Source& s : graph.sources()) {
+    data[static_cast<size_t>(s.value)] = s.kind == SourceKind::kData;
+  }
+  for (size_t n = 0; n < size; ++n) {
+    const Node& node = graph.nodes()[n];
+    if (node.phase != Phase::kForward) continue;
+    int operands = 0;
+    for (Value v : node.inputs) {
+      operands += data[static_cast<size_t>(v)] && is_float(graph.type(v).dtype);
+    }
+    for (Value v : node.outputs) {
+      data[static_cast<size_t>(v)] =
+          std::any_of(node.inputs.begin(), node.inputs.end(),
+                      [&](Value in) { return data[static_cast<size_t>(in)]; });
+    }
+    bool reduces = false;
+    for (size_t f = 0; f < node.extents.size(); ++f) {
+      reduces |= node.signature->reduced_in(static_cast<int>(f), 0);
+    }
+    contracts[n] = operands > 1 && reduces && may[n];
+  }
+  // By node: after a contraction of its own piece, before one.
+  std::vector<bool> after = contracts, before = contracts;
+  const auto same_piece = [&](NodeId a, size_t b) {
+    return a != kNoNode && outline.piece_of[static_cast<size_t>(a)] == outline.piece_of[b];
+  };
+  for (size_t n = 0; n < size; ++n) {
+    for (Value v : graph.nodes()[n].inputs) {
+      const NodeId producer = graph.value(v).producer;
+      if (same_piece(producer, n) && after[static_cast<size_t>(producer)]) after[n] = true;
+    }
+  }
+  for (size_t n = size; n-- > 0;) {
+    for (Value v : graph.nodes()[n].inputs) {
+      const NodeId producer = graph.value(v).producer;
+      if (same_piece(producer, n) && before[n]) before[static_cast<size_t>(producer)] = true;
+    }
+  }
+  std::vector<NodeId> nodes;
+  for (size_t n = 0; n < size; ++n) {
+    if (graph.nodes()[n].phase == Phase::kForward && may[n] && after[n] && before[n]) {
+      nodes.push_back(static_cast<NodeId>(n));
+    }
+  }
+  return mode_of(outline, nodes);
 }
 
 }  // namespace cleave

@@ -16,4 +16,10 @@ namespace cleave {
 std::vector<RemakeMode> remake_menu(const Outline& outline, const PreparedGraph& folded,
                                     const Plan& plan, size_t most);
 
+// Everything in repeated layers that can be computed again and does not pass to another piece.
+RemakeMode full_mode(const Outline& outline);
+// The ops that contract values made of the step's data with each other (attention), and what only
+// connects two of them.
+RemakeMode selective_mode(const Outline& outline);
+
 }  // namespace cleave

@@ -10,6 +10,7 @@
 
 #include "graph/error.h"
 #include "planner/mesh_search.h"
+#include "planner/remake.h"
 #include "planner/remake_menu.h"
 #include "planner/roles.h"
 #include "planner/solver.h"
@@ -20,6 +21,7 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr size_t kModes = 4;    // of recomputation that are compared, with none
 constexpr double kEasy = 0.96;  // of the limit: what pieces may take, so that the rest fits too
+constexpr size_t kSeeds = 4;    // meshes that are tried with a third axis
 constexpr int kTries = 6;       // to make a plan fit whose pieces alone would
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
 
@@ -63,6 +65,16 @@ void in_parallel(size_t count, int threads, const Work& work) {
   if (failure) std::rethrow_exception(failure);
 }
 
+// What is computed again before memory asks for it.
+RemakeMode base_mode(const Outline& outline, const Pins& pins) {
+  switch (pins.recompute.value_or(Recompute::kNone)) {
+    case Recompute::kNone: break;
+    case Recompute::kSelective: return selective_mode(outline);
+    case Recompute::kFull: return full_mode(outline);
+  }
+  return {};
+}
+
 std::string slower(double cost, double best) {
   return fmt::format("slower by {:.1f} %", 100 * (cost / best - 1));
 }
@@ -78,7 +90,8 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
   }
   Traced& traced = traced_[graph.micro_batches];
   traced.outline = outline_of(std::make_shared<const Graph>(graph));
-  traced.folded.push_back(prepare_folded(traced.outline, {}));
+  traced.menu = {base_mode(traced.outline, options.pins)};
+  traced.folded.push_back(prepare_folded(traced.outline, traced.menu[0]));
   const Outline& first = traced.outline;
   const PreparedGraph& folded = traced.folded[0];
   ArrangementLimits limits;
@@ -102,31 +115,37 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
   if (options.trace && limits.batch > 0) limits.micro_batches = counts(limits.batch);
   limits.max_axes = options.space.max_axes;
   limits.stages = options.space.stages;
-  for (Arrangement& arrangement : arrangements_of(cluster, options.mesh, options.pins, limits)) {
-    Entry entry;
-    entry.report.mesh = arrangement.mesh;
-    entry.report.stages = arrangement.stages;
-    entry.report.chunks = arrangement.chunks;
-    entry.report.schedule = arrangement.schedule;
-    entry.report.micro_batches = arrangement.micro_batches;
-    entry.arrangement = std::move(arrangement);
-    entries_.push_back(std::move(entry));
+  limits_ = limits;
+  for (Arrangement& a : arrangements_of(cluster, options.mesh, options.pins, limits)) {
+    add_entry(std::move(a));
   }
+  read_pins(graph);
+}
+
+void WideSearch::add_entry(Arrangement arrangement) {
+  Entry entry;
+  entry.report.mesh = arrangement.mesh;
+  entry.report.stages = arrangement.stages;
+  entry.report.chunks = arrangement.chunks;
+  entry.report.schedule = arrangement.schedule;
+  entry.report.micro_batches = arrangement.micro_batches;
+  entry.arrangement = std::move(arrangement);
+  entries_.push_back(std::move(entry));
 }
 
 // One ground for arrangements that differ in schedule and chunks only. Of the counts of
 // micro-batches, those are kept that give each part of the data axes 1, 2, 4, ... sequences.
-void WideSearch::prepare_grounds() {
-  std::map<std::tuple<int32_t, int64_t, std::string, std::vector<AxisRole>>, size_t> known;
-  for (Entry& e : entries_) {
-    const auto key = std::make_tuple(e.arrangement.stages, e.arrangement.micro_batches,
-                                     e.arrangement.mesh.to_string(), e.arrangement.roles);
-    const auto [at, added] = known.emplace(key, grounds_.size());
+void WideSearch::prepare_grounds(size_t first) {
+  const size_t solved = grounds_.size();
+  for (size_t i = first; i < entries_.size(); ++i) {
+    const Arrangement& a = entries_[i].arrangement;
+    const auto key = std::make_tuple(a.stages, a.micro_batches, a.mesh.to_string(), a.roles);
+    const auto [at, added] = known_grounds_.emplace(key, grounds_.size());
     if (added) {
       grounds_.emplace_back();
-      grounds_.back().arrangement = e.arrangement;
+      grounds_.back().arrangement = a;
     }
-    e.ground = at->second;
+    entries_[i].ground = at->second;
   }
   std::set<int64_t> micro;
   for (const Ground& g : grounds_) micro.insert(g.arrangement.micro_batches);
@@ -137,9 +156,12 @@ void WideSearch::prepare_grounds() {
   std::vector<Traced> made(missing.size());
   in_parallel(missing.size(), options_.threads, [&](size_t i) {
     made[i].outline = outline_of(options_.trace(missing[i]));
-    made[i].folded.push_back(prepare_folded(made[i].outline, {}));
+    made[i].menu = {base_mode(made[i].outline, options_.pins)};
+    made[i].folded.push_back(prepare_folded(made[i].outline, made[i].menu[0]));
   });
   for (size_t i = 0; i < missing.size(); ++i) traced_.emplace(missing[i], std::move(made[i]));
+  in_parallel(grounds_.size() - solved, options_.threads,
+              [&](size_t i) { solve(grounds_[solved + i]); });
 }
 
 // Groups count as often as they stand for pieces.
@@ -202,9 +224,9 @@ void WideSearch::solve(Ground& ground) {
 }
 
 // Without a limit.
-void WideSearch::estimate() {
-  in_parallel(entries_.size(), options_.threads, [&](size_t i) {
-    Entry& e = entries_[i];
+void WideSearch::estimate(size_t first) {
+  in_parallel(entries_.size() - first, options_.threads, [&](size_t i) {
+    Entry& e = entries_[first + i];
     const Ground& g = grounds_[e.ground];
     if (!g.free) {
       e.estimate = e.report.cost = kInfinity;
@@ -214,7 +236,8 @@ void WideSearch::estimate() {
     }
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages), kInfinity);
     e.estimate =
-        estimate_stages(e.arrangement, outline(e).pieces, g.options, limits, g.sent).step_seconds;
+        estimate_stages(e.arrangement, outline(e).pieces, g.options, limits, g.sent, rules_)
+            .step_seconds;
     // Every stage does its share of all micro-batches and of the update: the slowest at least the
     // mean.
     e.bound = std::min(g.bound / e.arrangement.stages, e.estimate);
@@ -226,7 +249,7 @@ void WideSearch::estimate() {
 // What pieces take and hold under several prices of memory and ways to recompute.
 void WideSearch::add_options(Ground& ground, double step_seconds) {
   Traced& t = traced(ground);
-  if (options_.space.recompute && t.menu.size() == 1) {
+  if (options_.space.recompute && !options_.pins.recompute && t.menu.size() == 1) {
     t.menu = remake_menu(t.outline, t.folded[0], *ground.free, kModes);
     t.folded.resize(t.menu.size());
     in_parallel(t.menu.size() - 1, options_.threads,
@@ -256,7 +279,7 @@ void WideSearch::fit(Entry& entry) {
   const std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages), kEasy * limit_);
   const auto estimated = [&] {
     return estimate_stages(entry.arrangement, outline(entry).pieces, ground.options, limits,
-                           ground.sent)
+                           ground.sent, rules_)
         .step_seconds;
   };
   entry.fitted = true;
@@ -267,6 +290,52 @@ void WideSearch::fit(Entry& entry) {
   }
   entry.estimate = entry.report.cost = seconds;
   if (std::isinf(seconds)) entry.report.why_not = "does not fit in memory";
+}
+
+void WideSearch::read_pins(const Graph& graph) {
+  if (options_.pins.nodes.empty()) return;
+  node_pins_ = node_pins(options_.pins, graph);
+  const Outline& o = traced_.at(graph.micro_batches).outline;
+  rules_.stage_of.assign(o.pieces.size(), -1);
+  rules_.begins.assign(o.pieces.size(), false);
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const int32_t stage = node_pins_.stage_of[n];
+    if (stage < 0 || graph.nodes()[n].phase != Phase::kForward) continue;
+    int32_t& of = rules_.stage_of[static_cast<size_t>(o.piece_of[n])];
+    if (of >= 0 && of != stage) {
+      fail("--pin: {} is pinned to stage {}, what cannot be cut from it to stage {}",
+           pin_name(graph, static_cast<NodeId>(n)), stage, of);
+    }
+    of = stage;
+  }
+  for (NodeId n : node_pins_.cuts) {
+    const auto piece = static_cast<size_t>(o.piece_of[static_cast<size_t>(n)]);
+    if (o.pieces[piece].first != n) {
+      fail("--pin: the model cannot be cut before {}; the next place is before {}",
+           pin_name(graph, n), pin_name(graph, o.pieces[piece].first));
+    }
+    rules_.begins[piece] = true;
+  }
+}
+
+std::vector<NodeId> WideSearch::remade_nodes(const Entry& entry,
+                                             const std::vector<std::vector<bool>>& chosen) const {
+  const Traced& t = traced(grounds_[entry.ground]);
+  std::vector<NodeId> nodes;
+  for (size_t mode = 0; mode < t.menu.size(); ++mode) {
+    const auto more = t.outline.nodes_of(t.menu[mode], chosen[mode]);
+    nodes.insert(nodes.end(), more.begin(), more.end());
+  }
+  if (!node_pins_.remade.empty()) {
+    const std::vector<bool> may = can_be_remade(*t.outline.graph);
+    std::erase_if(nodes, [&](NodeId n) { return node_pins_.remade[size_t(n)] == 0; });
+    for (size_t n = 0; n < may.size(); ++n) {
+      if (node_pins_.remade[n] == 1 && may[n]) nodes.push_back(static_cast<NodeId>(n));
+    }
+  }
+  std::sort(nodes.begin(), nodes.end());
+  nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
+  return nodes;
 }
 
 void WideSearch::note_peak(int64_t bytes) {
@@ -285,21 +354,19 @@ std::optional<Plan> WideSearch::realise_one_stage(Entry& entry,
   Candidate report = entry.report;
   for (int i = 0; i < kTries; ++i) {
     const StageEstimate e =
-        estimate_stages(entry.arrangement, o.pieces, options, {limit_ - margin}, 0);
+        estimate_stages(entry.arrangement, o.pieces, options, {limit_ - margin}, 0, rules_);
     if (std::isinf(e.step_seconds)) {
       entry.report.why_not = "does not fit in memory";
       break;
     }
     const StageMix& mix = e.mixes[0];
     Rewrite rewrite;
-    std::vector<bool> before(o.pieces.size()), after(o.pieces.size());
-    for (size_t p = 0; p < before.size(); ++p) {
-      before[p] = static_cast<int32_t>(p) < mix.split, after[p] = !before[p];
+    std::vector<std::vector<bool>> chosen(menu.size(), std::vector<bool>(o.pieces.size(), false));
+    for (size_t p = 0; p < o.pieces.size(); ++p) {
+      const int32_t option = static_cast<int32_t>(p) < mix.split ? mix.first : mix.second;
+      chosen[size_t(options[size_t(option)].mode)][p] = true;
     }
-    rewrite.remade = o.nodes_of(menu[size_t(options[size_t(mix.first)].mode)], before);
-    const auto more = o.nodes_of(menu[size_t(options[size_t(mix.second)].mode)], after);
-    rewrite.remade.insert(rewrite.remade.end(), more.begin(), more.end());
-    std::sort(rewrite.remade.begin(), rewrite.remade.end());
+    rewrite.remade = remade_nodes(entry, chosen);
     RewrittenGraph made = rewritten(*o.graph, rewrite);
     auto run = std::make_shared<const Graph>(std::move(made.graph));
     const PreparedGraph prepared = prepare(o, run, made.origin);
@@ -335,7 +402,8 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
   for (int i = 0; i < kTries; ++i) {
     std::vector<double> limits;
     for (double m : margin) limits.push_back(limit_ - m);
-    const StageEstimate e = estimate_stages(arrangement, o.pieces, options, limits, ground.sent);
+    const StageEstimate e =
+        estimate_stages(arrangement, o.pieces, options, limits, ground.sent, rules_);
     if (std::isinf(e.step_seconds)) {
       entry.report.why_not = "does not fit in memory";
       return std::nullopt;
@@ -368,11 +436,7 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
       costing.prices.push_back({.low = first.price, .high = second.price, .split = mix.split});
       costing.in_flight.push_back(schedule.in_flight(c));
     }
-    for (size_t mode = 0; mode < menu.size(); ++mode) {
-      const auto nodes = o.nodes_of(menu[mode], chosen[mode]);
-      rewrite.remade.insert(rewrite.remade.end(), nodes.begin(), nodes.end());
-    }
-    std::sort(rewrite.remade.begin(), rewrite.remade.end());
+    rewrite.remade = remade_nodes(entry, chosen);
     RewrittenGraph made = rewritten(*o.graph, rewrite);
     auto run = std::make_shared<const Graph>(std::move(made.graph));
     PreparedGraph prepared = prepare(o, run, made.origin);
@@ -433,9 +497,10 @@ void WideSearch::realise(Entry& entry) {
   if (Ground& ground = grounds_[entry.ground]; !ground.more) {
     // The pieces fit, but the rest may not.
     const auto stages = static_cast<size_t>(entry.arrangement.stages);
-    const double loose = estimate_stages(entry.arrangement, outline(entry).pieces, ground.options,
-                                         std::vector<double>(stages, 0.8 * limit_), ground.sent)
-                             .step_seconds;
+    const double loose =
+        estimate_stages(entry.arrangement, outline(entry).pieces, ground.options,
+                        std::vector<double>(stages, 0.8 * limit_), ground.sent, rules_)
+            .step_seconds;
     if (std::isinf(loose)) add_options(ground, entry.estimate);
   }
   auto plan = entry.arrangement.stages == 1 ? realise_one_stage(entry, graph)
@@ -445,28 +510,52 @@ void WideSearch::realise(Entry& entry) {
   result_.graph = std::move(graph);
 }
 
-PlanResult WideSearch::run() {
-  prepare_grounds();
-  in_parallel(grounds_.size(), options_.threads, [&](size_t i) { solve(grounds_[i]); });
-  estimate();
-  // The quickest first; its estimate grows when it has to fit, and again when it is planned.
+void WideSearch::work_through(size_t first) {
   using Next = std::pair<double, size_t>;
   std::priority_queue<Next, std::vector<Next>, std::greater<>> queue;
-  for (size_t i = 0; i < entries_.size(); ++i) queue.emplace(entries_[i].estimate, i);
-  size_t realised = 0;
-  while (!queue.empty() && realised < kMostRealised) {
+  for (size_t i = first; i < entries_.size(); ++i) queue.emplace(entries_[i].estimate, i);
+  for (size_t realised = 0; !queue.empty() && realised < kMostRealised;) {
     const auto [seconds, i] = queue.top();
     queue.pop();
     Entry& e = entries_[i];
     if (std::isinf(seconds)) break;
     if (result_.plan && seconds >= result_.plan->certificate.cost) break;
-    if (!e.fitted) {
+    if (!e.fitted) {  // its estimate grows when it has to fit
       fit(e);
       queue.emplace(e.estimate, i);
       continue;
     }
     ++realised;
     realise(e);
+  }
+}
+
+void WideSearch::add_axes() {
+  std::vector<size_t> order(entries_.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return entries_[a].report.cost < entries_[b].report.cost;
+  });
+  std::set<size_t> grounds;
+  for (size_t i : order) {
+    if (grounds.size() == kSeeds) break;
+    if (!grounds.insert(entries_[i].ground).second) continue;
+    for (Arrangement& a : with_third_axis(entries_[i].arrangement, cluster_, limits_)) {
+      add_entry(std::move(a));
+    }
+  }
+}
+
+PlanResult WideSearch::run() {
+  prepare_grounds(0);
+  estimate(0);
+  work_through(0);
+  if (options_.space.max_axes > 2 && options_.mesh.empty() && options_.pins.axes.empty()) {
+    const size_t first = entries_.size();
+    add_axes();
+    prepare_grounds(first);
+    estimate(first);
+    work_through(first);
   }
   const double best = result_.plan ? result_.plan->certificate.cost : kInfinity;
   double bound = kInfinity;

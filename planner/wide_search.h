@@ -9,6 +9,7 @@
 #include "planner/arrangements.h"
 #include "planner/estimate.h"
 #include "planner/outline.h"
+#include "planner/pins.h"
 #include "planner/planner.h"
 
 namespace cleave {
@@ -53,11 +54,17 @@ class WideSearch {
   const Outline& outline(const Entry& e) const {
     return traced_.at(e.arrangement.micro_batches).outline;
   }
-  void prepare_grounds();
+  // From here on: the entries from `first`, which are new.
+  void prepare_grounds(size_t first);
+  void estimate(size_t first);
+  void add_entry(Arrangement arrangement);
+  // Third axes for the best entries so far.
+  void add_axes();
+  // Fits and plans entries, the quickest first, until no other's estimate is below the best plan.
+  void work_through(size_t first);
   void solve(Ground& ground);
   Costing folded_costing(const Ground& ground, double price) const;
   double boundary_seconds(const Ground& ground) const;
-  void estimate();
   void add_options(Ground& ground, double step_seconds);
   // The estimate of the quickest plan that fits; infinite when none does.
   void fit(Entry& entry);
@@ -66,13 +73,23 @@ class WideSearch {
   std::optional<Plan> realise_one_stage(Entry& entry, std::shared_ptr<const Graph>& graph);
   std::optional<Plan> realise_stages(Entry& entry, std::shared_ptr<const Graph>& graph);
   void note_peak(int64_t bytes);
+  void read_pins(const Graph& graph);
+  // What each piece computes again, by its mode, as nodes of the outline's graph; pins have the
+  // last word. `chosen`: by mode, by piece.
+  std::vector<NodeId> remade_nodes(const Entry& entry,
+                                   const std::vector<std::vector<bool>>& chosen) const;
 
   const Cluster& cluster_;
   PlannerOptions options_;
   double limit_;
   std::map<int64_t, Traced> traced_;  // by micro-batches
+  NodePins node_pins_;                // of the traced graph; empty lists: none
+  CutRules rules_;
+  using GroundKey = std::tuple<int32_t, int64_t, std::string, std::vector<AxisRole>>;
+  std::map<GroundKey, size_t> known_grounds_;
   std::vector<Ground> grounds_;
   std::vector<Entry> entries_;
+  ArrangementLimits limits_;
   PlanResult result_;
 };
 
