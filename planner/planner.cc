@@ -142,8 +142,9 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
   Solved solved = solver.solve(costing, pipeline);
   if (!solved.plan) return std::nullopt;
   Plan& plan = *solved.plan;
-  if (options.peak_bytes) {
-    const auto peaks = options.peak_bytes(graph, plan);
+  plan.predicted.peak_bytes = plan.predicted.held_bytes;
+  if (const auto& measure = options.peak_bytes ? options.peak_bytes : options.live_bytes) {
+    const auto peaks = measure(graph, plan);
     plan.predicted.peak_bytes = *std::max_element(peaks.begin(), peaks.end());
   }
   plan.certificate.lower_bound = 0;  // no other plan was looked at
