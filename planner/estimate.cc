@@ -1,6 +1,7 @@
 #include "planner/estimate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "graph/error.h"
@@ -9,6 +10,8 @@ namespace cleave {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int kRounds = 6;
+constexpr double kWeightGradients = 0.5;  // of a backward's seconds, until it is planned in full
 
 void add(GroupLoad& to, const GroupLoad& from, double times) {
   for (size_t p = 0; p < 3; ++p) {
@@ -24,12 +27,12 @@ double pass(const GroupLoad& l) { return l.seconds[0] + l.seconds[1]; }
 
 // By chunk, its first piece: the largest chunk as small as possible, then the sum of squares. Empty
 // when the rules leave nothing.
-std::vector<int32_t> deal_out(const std::vector<GroupLoad>& loads, int32_t stages, int32_t chunks,
+std::vector<int32_t> deal_out(const std::vector<double>& weights, int32_t stages, int32_t chunks,
                               const CutRules& rules) {
-  const auto n = static_cast<int32_t>(loads.size());
+  const auto n = static_cast<int32_t>(weights.size());
   std::vector<double> before(static_cast<size_t>(n) + 1, 0);
   for (int32_t i = 0; i < n; ++i) {
-    before[static_cast<size_t>(i) + 1] = before[static_cast<size_t>(i)] + pass(loads[size_t(i)]);
+    before[static_cast<size_t>(i) + 1] = before[static_cast<size_t>(i)] + weights[size_t(i)];
   }
   struct Best {
     double most = kInfinity, squares = 0;
@@ -184,31 +187,22 @@ double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSecon
   return end;
 }
 
-StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
-                              const std::vector<PieceOption>& options,
-                              const std::vector<double>& limits, double sent,
-                              const CutRules& rules) {
+namespace {
+
+// One way to deal out the pieces: every stage's cheapest mix.
+StageEstimate mix_stages(const Arrangement& arrangement, int32_t pieces,
+                         const std::vector<PieceOption>& options, const std::vector<double>& limits,
+                         const std::vector<double>& in_flight, double sent,
+                         std::vector<int32_t> first_piece) {
   const int32_t chunks = arrangement.stages * arrangement.chunks;
   const auto stages = static_cast<size_t>(arrangement.stages);
-  CLEAVE_ASSERT(static_cast<size_t>(chunks) <= pieces.size(), "{} chunks of {} pieces", chunks,
-                pieces.size());
   StageEstimate e;
-  e.first_piece = deal_out(options[0].loads, arrangement.stages, chunks, rules);
-  if (e.first_piece.empty()) {
-    e.step_seconds = kInfinity;
-    return e;
-  }
+  e.step_seconds = kInfinity;
+  e.first_piece = std::move(first_piece);
+  if (e.first_piece.empty()) return e;
   const auto end_of = [&](int32_t c) {
-    return c + 1 < chunks ? e.first_piece[static_cast<size_t>(c) + 1]
-                          : static_cast<int32_t>(pieces.size());
+    return c + 1 < chunks ? e.first_piece[static_cast<size_t>(c) + 1] : pieces;
   };
-  std::vector<double> in_flight(static_cast<size_t>(chunks), 1);
-  if (arrangement.stages > 1) {
-    const Schedule schedule =
-        make_schedule(arrangement.schedule, arrangement.stages, arrangement.chunks,
-                      static_cast<int32_t>(arrangement.micro_batches));
-    for (int32_t c = 0; c < chunks; ++c) in_flight[size_t(c)] = schedule.in_flight(c);
-  }
   e.mixes.resize(stages);
   e.bytes.assign(stages, 0);
   e.seconds.resize(static_cast<size_t>(chunks));
@@ -225,10 +219,7 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
     const Stage stage(options, std::move(own), std::move(flights),
                       static_cast<double>(arrangement.micro_batches));
     const StageMix mix = stage.best(limits[size_t(s)]);
-    if (mix.split < 0) {
-      e.step_seconds = kInfinity;
-      return e;
-    }
+    if (mix.split < 0) return e;
     e.mixes[size_t(s)] = mix;
     e.bytes[size_t(s)] = stage.bytes(mix);
     for (int32_t c = s; c < chunks; c += arrangement.stages) {
@@ -240,9 +231,8 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
         t.backward += l.seconds[1];
         updates[size_t(s)] += l.seconds[2];
       }
-      if (arrangement.schedule ==
-          ScheduleKind::kZeroBubble) {  // about half of it is for the weights
-        t.weight_gradient = t.backward / 2;
+      if (arrangement.schedule == ScheduleKind::kZeroBubble) {
+        t.weight_gradient = kWeightGradients * t.backward;
         t.backward -= t.weight_gradient;
       }
       if (c + 1 < chunks) t.send_forward = sent;
@@ -251,6 +241,65 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
   }
   e.step_seconds = step_seconds(arrangement, e.seconds, updates);
   return e;
+}
+
+}  // namespace
+
+StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
+                              const std::vector<PieceOption>& options,
+                              const std::vector<double>& limits, double sent,
+                              const CutRules& rules) {
+  const int32_t chunks = arrangement.stages * arrangement.chunks;
+  const auto count = static_cast<int32_t>(pieces.size());
+  CLEAVE_ASSERT(chunks <= count, "{} chunks of {} pieces", chunks, count);
+  std::vector<double> in_flight(static_cast<size_t>(chunks), 1);
+  if (arrangement.stages > 1) {
+    const Schedule schedule =
+        make_schedule(arrangement.schedule, arrangement.stages, arrangement.chunks,
+                      static_cast<int32_t>(arrangement.micro_batches));
+    for (int32_t c = 0; c < chunks; ++c) in_flight[size_t(c)] = schedule.in_flight(c);
+  }
+  // Balanced as if nothing were short, then as what each stage does to fit has made its pieces
+  // longer, as long as that helps.
+  std::vector<double> weights;
+  for (const GroupLoad& l : options[0].loads) weights.push_back(pass(l));
+  StageEstimate best;
+  best.step_seconds = kInfinity;
+  for (int round = 0; round < kRounds; ++round) {
+    StageEstimate e = mix_stages(arrangement, count, options, limits, in_flight, sent,
+                                 deal_out(weights, arrangement.stages, chunks, rules));
+    const bool better = e.step_seconds < best.step_seconds * (1 - 1e-6);
+    if (better) best = e;
+    if (e.first_piece.empty() || arrangement.stages == 1) break;
+    if (std::isinf(e.step_seconds)) {
+      if (round > 0) break;
+      // By what the thriftiest way holds: the pieces of stages that have many micro-batches in
+      // flight weigh more.
+      for (int32_t c = 0, p = 0; c < chunks; ++c) {
+        const int32_t end = c + 1 < chunks ? e.first_piece[size_t(c) + 1] : count;
+        for (; p < end; ++p) {
+          double least = kInfinity;
+          for (const PieceOption& o : options) {
+            const GroupLoad& l = o.loads[size_t(p)];
+            least = std::min(least, static_cast<double>(l.state_bytes) +
+                                        in_flight[size_t(c)] * static_cast<double>(l.kept_bytes));
+          }
+          weights[size_t(p)] = least;
+        }
+      }
+      continue;
+    }
+    if (!better) break;
+    for (int32_t c = 0, p = 0; c < chunks; ++c) {
+      const StageMix& mix = e.mixes[size_t(c % arrangement.stages)];
+      const int32_t end = c + 1 < chunks ? e.first_piece[size_t(c) + 1] : count;
+      for (; p < end; ++p) {
+        const int32_t o = p < mix.split ? mix.first : mix.second;
+        weights[size_t(p)] = pass(options[size_t(o)].loads[size_t(p)]);
+      }
+    }
+  }
+  return best;
 }
 
 }  // namespace cleave
