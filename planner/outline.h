@@ -30,8 +30,11 @@ struct PreparedGraph {
   Restrictions restrictions;                                // roles left empty
   std::vector<int32_t> group_of, group_of_value, piece_of;  // as in Grouping; may be empty
   std::vector<NodeId> twins;
+  bool explicit_keeping = false;
 
-  Grouping grouping() const { return {group_of, group_of_value, twins, piece_of}; }
+  Grouping grouping() const {
+    return {group_of, group_of_value, twins, piece_of, explicit_keeping};
+  }
 };
 
 struct Outline {

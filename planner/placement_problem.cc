@@ -547,39 +547,48 @@ void PlacementProblem::add_state_price(Value v, const ValueWays& w) {
 
 // What the backward hands out: made from the held form, which is then kept, or from what the
 // forward handed out, which is kept instead. The cheaper of the two, bytes priced.
-void PlacementProblem::add_backward_term(Value v, const ValueWays& w) {
+void PlacementProblem::add_backward_term(Value v, ValueWays& w) {
   const Readers &f = w.readers[0], &b = w.readers[1];
   const double price = price_of(v, true);
   const End held = held_end(w);
   const End out = handed_out(b);
   const bool from_forward = !f.ends.empty();
   const End forward = from_forward ? handed_out(f) : End{-1, {held.needs[0]}};
+  if (grouping_.explicit_keeping && from_forward) w.keep = add_variable(2);
   std::string key = key_of("backward", w.space, w.saved, w.source, from_forward, held.needs[0],
-                           price, runs(v, Phase::kBackward));
+                           price, runs(v, Phase::kBackward), w.keep >= 0);
   for (const Indices* n : forward.needs) key += key_of("", n);
   key += ';';
   for (const Indices* n : out.needs) key += key_of("", n);
   const auto size = [](const End& e) { return static_cast<int32_t>(e.needs[0]->size()); };
   const int32_t forward_size = from_forward ? size(forward) : 1;
   const PlacementSpace& s = space(w.space, false);
-  auto table = memoised(key, {size(held), forward_size, size(out)}, [&](const int32_t* c) {
+  const bool chosen = w.keep >= 0;
+  const auto cost_of = [&](const int32_t* c) {
     const int32_t h = (*held.needs[0])[static_cast<size_t>(c[0])];
     const double held_price = w.saved ? price * s.local_bytes(static_cast<size_t>(h)) : 0;
     const double times = runs(v, Phase::kBackward);
-    double cost =
+    const double cost =
         times * conversion(w.space, false, h, out, static_cast<size_t>(c[2])) + held_price;
-    if (!from_forward) return cost;
+    if (!from_forward || (chosen && c[3] == 0)) return cost;
+    constexpr double kNever = std::numeric_limits<double>::infinity();
     const int32_t kept = (*forward.needs[0])[static_cast<size_t>(c[1])];
     for (const Indices* n : forward.needs) {  // a family that took two forms leaves none to keep
-      if ((*n)[static_cast<size_t>(c[1])] != kept) return cost;
+      if ((*n)[static_cast<size_t>(c[1])] != kept) return chosen ? kNever : cost;
     }
     const bool same = kept == h;
+    if (chosen && same) return kNever;
     const double kept_price =
         w.saved || (w.source && !same) ? price * s.local_bytes(static_cast<size_t>(kept)) : 0;
-    return std::min(cost, times * conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) +
-                              kept_price);
-  });
-  add_term({held.variable, from_forward ? forward.variable : -1, out.variable}, std::move(table));
+    const double instead =
+        times * conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) + kept_price;
+    return chosen ? instead : std::min(cost, instead);
+  };
+  std::vector<int32_t> sizes = {size(held), forward_size, size(out)};
+  std::vector<int32_t> variables = {held.variable, from_forward ? forward.variable : -1,
+                                    out.variable};
+  if (chosen) sizes.push_back(2), variables.push_back(w.keep);
+  add_term(std::move(variables), memoised(key, std::move(sizes), cost_of));
 }
 
 }  // namespace cleave

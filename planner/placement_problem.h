@@ -31,6 +31,9 @@ struct Grouping {
   std::span<const int32_t> of_value;  // empty: where it is made; of sources, where first read
   std::span<const NodeId> twins;      // by node: one before it that is split alike; kNoNode: none
   std::span<const int32_t> pieces;    // by node: of the model, for MemoryPrice::split; empty: 0
+  // Whether what is kept for the backward is a choice of its own, rather than what is cheaper under
+  // the costing.
+  bool explicit_keeping = false;
 };
 
 // A value's way from its producer to its readers:
@@ -84,6 +87,7 @@ class PlacementProblem {
     bool accumulated = false;  // the next value of an accumulator: held as it is made
     bool saved = false;        // priced: held from the forward to the backward
     int32_t held = -1;         // variable; -1: the readers take it as produced
+    int32_t keep = -1;         // variable: 1: what the forward handed out is kept; -1: the cheaper
     const Indices* held_forms = nullptr;
     Readers readers[3];             // by phase
     std::vector<End> fixed;         // outputs, replicated, then a held form for each of final_of
@@ -99,7 +103,7 @@ class PlacementProblem {
   End only_reader(Value v) const;
   void add_ways(Value v);
   void add_state_price(Value v, const ValueWays& w);
-  void add_backward_term(Value v, const ValueWays& w);
+  void add_backward_term(Value v, ValueWays& w);
   int32_t space_for(Value v);
   // For each axis, a bit for each atom of the value that some choice of its families splits there.
   std::vector<uint32_t> splits_of(Value v);

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "graph/error.h"
+#include "planner/exhaustive_search.h"
 #include "planner/mesh_search.h"
 #include "planner/outline.h"
 #include "planner/roles.h"

@@ -22,6 +22,10 @@ struct SearchSpace {
   bool stages = false;     // pipelines
   bool recompute = false;  // what the backward computes again
   size_t max_axes = 2;     // of a mesh
+  // Everything there is, exactly: every cut between pieces, every way to recompute of every piece
+  // (exhaustive_menu), the optimum of each under the memory limit. For small graphs; zero-bubble
+  // schedules only when pinned.
+  bool exhaustive = false;
 };
 
 struct PlannerOptions {

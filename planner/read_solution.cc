@@ -69,7 +69,10 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
     const double kept_price = price * s.local_bytes(size_t(k)) * (w.saved || w.source);
     const double times = runs(v, Phase::kBackward);
     const double again = times * conversion(w.space, false, h, out, pick);
-    if (times * conversion(w.space, false, k, out, pick) + kept_price < again + held_price) {
+    const bool keep = w.keep >= 0 ? choice[static_cast<size_t>(w.keep)] == 1
+                                  : times * conversion(w.space, false, k, out, pick) + kept_price <
+                                        again + held_price;
+    if (keep) {
       from = forward_form;
       ++plan.kept;
       if (w.source) load(v, plan).kept_bytes += static_cast<int64_t>(s.local_bytes(size_t(k)));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "graph/error.h"
 
@@ -27,11 +28,27 @@ PlacementSolver::PlacementSolver(const PreparedGraph& prepared, const Cluster& c
       pinned_(pinned_preferences(options.pins, *prepared.graph, *prepared.dimensions, families_,
                                  mesh_, roles_, options.preferences)) {}
 
-Solved PlacementSolver::solve(const Costing& costing, const Pipeline& pipeline) const {
+Solved PlacementSolver::solve(const Costing& costing, const Pipeline& pipeline,
+                              std::span<const Fixed> fixed) const {
   const PlacementProblem problem(*prepared_.graph, *prepared_.dimensions, families_, cluster_,
                                  mesh_, prepared_.grouping(), costing, pinned_.preferences);
-  const MinSumResult result = solve_by_elimination(problem.problem());
+  MinSumResult result;
+  if (fixed.empty()) {
+    result = solve_by_elimination(problem.problem());
+  } else {
+    MinSumProblem restricted = problem.problem();
+    for (const Fixed& f : fixed) {
+      auto table = std::make_shared<CostTable>();
+      table->sizes = {static_cast<int32_t>(f.allowed.size())};
+      for (bool allowed : f.allowed) {
+        table->cost.push_back(allowed ? 0 : std::numeric_limits<double>::infinity());
+      }
+      restricted.terms.push_back({{f.variable}, std::move(table)});
+    }
+    result = solve_by_elimination(restricted);
+  }
   Solved solved;
+  solved.domain_sizes = problem.problem().domain_sizes;
   if (result.status == MinSumStatus::kTooLarge) {
     solved.too_large = fmt::format(
         "the search over mesh {} needs tables of {:.2g} entries; fix the mesh's roles, as in "
@@ -40,6 +57,7 @@ Solved PlacementSolver::solve(const Costing& costing, const Pipeline& pipeline) 
   }
   if (!result.solved()) return solved;
   solved.minimum = result.solution.cost;
+  solved.choice = result.solution.choice;
   Plan& plan = solved.plan.emplace();
   plan.mesh = mesh_;
   plan.roles = roles_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,9 +16,17 @@
 namespace cleave {
 
 struct Solved {
-  std::optional<Plan> plan;  // its certificate.cost without what memory costs
-  double minimum = 0;        // of seconds and priced bytes together; no plan has less
-  std::string too_large;     // why there is no plan, when tables would grow too large
+  std::optional<Plan> plan;           // its certificate.cost without what memory costs
+  double minimum = 0;                 // of seconds and priced bytes together; no plan has less
+  std::string too_large;              // why there is no plan, when tables would grow too large
+  std::vector<int32_t> choice;        // by variable of the placement problem
+  std::vector<int32_t> domain_sizes;  // the same
+};
+
+// A variable may take these choices only.
+struct Fixed {
+  int32_t variable = 0;
+  std::vector<bool> allowed;  // by choice
 };
 
 // What every solve on the mesh shares. Everything referred to must outlive it.
@@ -30,7 +39,8 @@ class PlacementSolver {
   const std::string& impossible() const { return pinned_.impossible; }
 
   // `pipeline`: what the plan is given, and its groups belong to.
-  Solved solve(const Costing& costing, const Pipeline& pipeline = {}) const;
+  Solved solve(const Costing& costing, const Pipeline& pipeline = {},
+               std::span<const Fixed> fixed = {}) const;
 
  private:
   const PreparedGraph& prepared_;

@@ -1,0 +1,254 @@
+#include "planner/closing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "graph/error.h"
+#include "planner/estimate.h"
+#include "planner/schedule.h"
+#include "planner/wide_search.h"
+
+namespace cleave {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int kAscents = 24;  // of the multipliers at one node
+constexpr double kEqual = 1e-9;
+
+std::vector<double> updates_of(const Plan& plan, int32_t stages) {
+  std::vector<double> updates(static_cast<size_t>(stages), 0);
+  for (size_t c = 0; c < plan.loads.size(); ++c) {
+    updates[c % static_cast<size_t>(stages)] +=
+        plan.loads[c].seconds[2] + plan.loads[c].received[2];
+  }
+  return updates;
+}
+
+Schedule schedule_of(const Arrangement& a, const std::vector<ChunkSeconds>& chunks = {}) {
+  return make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches),
+                       chunks);
+}
+
+}  // namespace
+
+bool Measured::fits() const {
+  return std::all_of(over.begin(), over.end(), [](double x) { return x <= 0; });
+}
+
+Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement& arrangement) {
+  const auto groups = plan.loads.size();
+  Costing costing;
+  costing.runs.assign(groups, {0, 0, 0});
+  costing.prices.assign(groups, {});
+  costing.in_flight.assign(groups, 1);
+  const double m = static_cast<double>(arrangement.micro_batches);
+  if (arrangement.stages == 1) {
+    costing.runs.assign(groups, {m, m, 1});
+    return costing;
+  }
+  const std::vector<ChunkSeconds> chunks = chunk_seconds(graph, plan);
+  const Schedule schedule = schedule_of(arrangement, chunks);
+  const SimulatedSchedule run = simulate(schedule, chunks);
+  for (size_t c = 0; c < groups; ++c) {
+    costing.in_flight[c] = schedule.in_flight(static_cast<int32_t>(c));
+  }
+  const std::vector<double> updates = updates_of(plan, arrangement.stages);
+  // Back from the stage that ends last: what each unit waited for.
+  size_t stage = 0;
+  for (size_t s = 1; s < updates.size(); ++s) {
+    if (run.end[s] + updates[s] > run.end[stage] + updates[stage]) stage = s;
+  }
+  for (size_t c = stage; c < groups; c += updates.size()) costing.runs[c][2] = 1;
+  const auto seconds_of = [&](const Unit& u) {
+    const ChunkSeconds& t = chunks[static_cast<size_t>(u.chunk)];
+    if (u.kind == UnitKind::kForward) return t.forward;
+    const bool split = arrangement.schedule == ScheduleKind::kZeroBubble;
+    if (u.kind == UnitKind::kWeightGradient) return t.weight_gradient;
+    return split ? t.backward : t.backward + t.weight_gradient;
+  };
+  const auto find = [&](UnitKind kind, int32_t chunk, int32_t micro) {
+    const auto s = static_cast<size_t>(chunk % arrangement.stages);
+    for (size_t i = 0; i < schedule.order[s].size(); ++i) {
+      if (schedule.order[s][i] == Unit{kind, chunk, micro}) return std::pair(s, i);
+    }
+    CLEAVE_ASSERT(false, "no such unit");
+    return std::pair(s, size_t{0});
+  };
+  size_t s = stage, i = schedule.order[stage].size() - 1;
+  const auto last_chunk = static_cast<int32_t>(groups) - 1;
+  while (true) {
+    const Unit& u = schedule.order[s][i];
+    // Of a zero-bubble schedule the backward's two halves count by the smaller.
+    const size_t phase = u.kind == UnitKind::kForward ? 0 : 1;
+    costing.runs[static_cast<size_t>(u.chunk)][phase] += 1;
+    const double start = run.start[s][i];
+    // The unit before on the stage, if it ended just then; else what was waited for.
+    if (i > 0) {
+      const double end = run.start[s][i - 1] + seconds_of(schedule.order[s][i - 1]);
+      if (end >= start - kEqual * run.seconds) {
+        --i;
+        continue;
+      }
+    }
+    if (u.kind == UnitKind::kForward && u.chunk > 0) {
+      std::tie(s, i) = find(UnitKind::kForward, u.chunk - 1, u.micro_batch);
+    } else if (u.kind == UnitKind::kBackward && u.chunk < last_chunk) {
+      std::tie(s, i) = find(UnitKind::kBackward, u.chunk + 1, u.micro_batch);
+    } else if (u.kind == UnitKind::kBackward) {
+      std::tie(s, i) = find(UnitKind::kForward, u.chunk, u.micro_batch);
+    } else {
+      break;  // the first forward
+    }
+  }
+  return costing;
+}
+
+Closing::Closing(const PreparedGraph& prepared, const Cluster& cluster,
+                 const Arrangement& arrangement, const Pipeline& pipeline,
+                 const PlannerOptions& options, double limit)
+    : prepared_(prepared),
+      arrangement_(arrangement),
+      pipeline_(pipeline),
+      options_(options),
+      solver_(prepared, cluster, arrangement.mesh, arrangement.roles, options),
+      limit_(limit) {}
+
+Measured Closing::measure(const Plan& plan) const {
+  Measured m;
+  const auto stages = static_cast<size_t>(arrangement_.stages);
+  const std::vector<ChunkSeconds> chunks = chunk_seconds(*prepared_.graph, plan);
+  m.seconds = step_seconds(arrangement_, chunks, updates_of(plan, arrangement_.stages));
+  m.bytes.assign(stages, 0);
+  const Schedule schedule = schedule_of(arrangement_, chunks);
+  for (size_t c = 0; c < plan.loads.size(); ++c) {
+    const double flights =
+        arrangement_.stages == 1 ? 1 : schedule.in_flight(static_cast<int32_t>(c));
+    m.bytes[c % stages] += static_cast<double>(plan.loads[c].state_bytes) +
+                           flights * static_cast<double>(plan.loads[c].kept_bytes);
+  }
+  for (double b : m.bytes) m.over.push_back(std::max(0.0, b - limit_));
+  if (!m.fits() || !options_.live_bytes) return m;
+  // What is held fits; what is live may not.
+  const std::vector<int64_t> live = options_.live_bytes(*prepared_.graph, plan);
+  for (size_t s = 0; s < stages; ++s) {
+    m.over[s] = std::max(0.0, static_cast<double>(live[s]) - limit_);
+  }
+  return m;
+}
+
+Closing::Result Closing::run(double best, int64_t most_nodes) const {
+  Result result;
+  result.bound = kInfinity;  // the least of nodes that were given up
+  if (!solver_.impossible().empty()) return result;
+  const auto stages = static_cast<size_t>(arrangement_.stages);
+  std::vector<Node> open = {{{}, 0}};
+  while (!open.empty()) {
+    Node node = std::move(open.back());
+    open.pop_back();
+    if (node.bound >= best * (1 - kEqual)) {
+      result.bound = std::min(result.bound, best);
+      continue;
+    }
+    if (result.nodes++ >= most_nodes) {
+      result.complete = false;
+      result.bound = std::min(result.bound, node.bound);
+      continue;
+    }
+    // Multipliers: how often groups count, and what a byte costs on each stage.
+    Costing costing;
+    std::vector<double> prices(stages, 0);
+    const auto groups = pipeline_.chunk_of.empty()
+                            ? size_t{1}
+                            : static_cast<size_t>(pipeline_.stages * pipeline_.chunks);
+    const double m = static_cast<double>(arrangement_.micro_batches);
+    costing.runs.assign(groups, {m, m, 1});
+    costing.prices.assign(groups, {});
+    costing.in_flight.assign(groups, 1);
+    bool bounds = arrangement_.stages == 1;  // whether the costing bounds a step from below
+    std::vector<int32_t> first, differs;     // choices of one solution, and a variable that varied
+    int32_t branch = -1;
+    bool solved = false;
+    std::vector<int32_t> sizes;
+    for (int step = 0; step < kAscents; ++step) {
+      for (size_t g = 0; g < groups; ++g) {
+        costing.prices[g] = {.low = prices[g % stages], .high = prices[g % stages]};
+      }
+      Solved s = solver_.solve(costing, pipeline_, node.fixed);
+      if (!s.plan) break;
+      solved = true;
+      sizes = s.domain_sizes;
+      double bound = s.minimum;
+      for (double p : prices) bound -= p * limit_;
+      if (bounds) node.bound = std::max(node.bound, bound);
+      const Measured found = measure(*s.plan);
+      if (found.fits() && found.seconds < best * (1 - kEqual)) {
+        best = found.seconds;
+        s.plan->certificate.cost = best;
+        result.plan = *s.plan;
+      }
+      if (node.bound >= best * (1 - kEqual)) break;
+      if (first.empty()) first = s.choice;
+      for (size_t v = 0; v < first.size() && branch < 0; ++v) {
+        if (first[v] != s.choice[v]) branch = static_cast<int32_t>(v);
+      }
+      // A step up: Polyak's, towards the best known, or what would double the cost.
+      double norm = 0;
+      std::vector<double> slope;
+      for (size_t t = 0; t < stages; ++t) {
+        const double excess = found.bytes[t] - limit_;
+        slope.push_back(excess > 0 || prices[t] > 0 ? excess : 0);
+        norm += slope.back() * slope.back();
+      }
+      const Costing next = critical_costing(*prepared_.graph, *s.plan, arrangement_);
+      const bool same = bounds && next.runs == costing.runs;
+      if (arrangement_.stages > 1) {
+        costing.in_flight = next.in_flight;
+        // Averages of critical paths bound as well as each of them.
+        const double share = bounds ? 1.0 / (step + 1) : 1;
+        for (size_t g = 0; g < groups; ++g) {
+          for (size_t p = 0; p < 3; ++p) {
+            costing.runs[g][p] += share * (next.runs[g][p] - costing.runs[g][p]);
+          }
+        }
+        bounds = true;
+      }
+      if (norm <= 0) {
+        if (same) break;
+        continue;
+      }
+      const double goal = std::isfinite(best) ? best : 2 * found.seconds;
+      const double length = std::max(goal - node.bound, 1e-3 * goal) / norm / (1 + 0.1 * step);
+      for (size_t t = 0; t < stages; ++t) {
+        prices[t] = std::max(0.0, prices[t] + length * slope[t]);
+      }
+    }
+    if (!solved) continue;  // nothing is left here
+    if (node.bound >= best * (1 - kEqual)) {
+      result.bound = std::min(result.bound, best);
+      continue;
+    }
+    // Branch where solutions differed, else on the first variable that is open.
+    const auto is_fixed = [&](int32_t v) {
+      return std::any_of(node.fixed.begin(), node.fixed.end(), [&](const Fixed& f) {
+        return f.variable == v && std::count(f.allowed.begin(), f.allowed.end(), true) == 1;
+      });
+    };
+    if (branch >= 0 && is_fixed(branch)) branch = -1;
+    for (size_t v = 0; v < sizes.size() && branch < 0; ++v) {
+      if (sizes[v] > 1 && !is_fixed(static_cast<int32_t>(v))) branch = static_cast<int32_t>(v);
+    }
+    if (branch < 0) continue;  // a leaf: it was measured
+    for (int32_t c = sizes[static_cast<size_t>(branch)]; c-- > 0;) {
+      Node child = node;
+      std::vector<bool> allowed(static_cast<size_t>(sizes[static_cast<size_t>(branch)]), false);
+      allowed[static_cast<size_t>(c)] = true;
+      child.fixed.push_back({branch, std::move(allowed)});
+      open.push_back(std::move(child));
+    }
+  }
+  result.bound = std::min(result.bound, best);
+  return result;
+}
+
+}  // namespace cleave
