@@ -41,7 +41,15 @@ int32_t fullest(const Program& program, const std::vector<Lifetime>& lives) {
 
 MemoryParts memory_parts(const Graph& graph, const Plan& plan) {
   const Program program = lower(graph, plan);
-  const std::vector<Lifetime> lives = buffer_lifetimes(program);
+  // Of the stage that needs most; what its micro-batches in flight hold, as often as it is held.
+  int32_t stage = 0;
+  while (program.memory[static_cast<size_t>(stage)].arena_bytes < program.arena_bytes) ++stage;
+  std::vector<Lifetime> lives = buffer_lifetimes(program);
+  for (size_t b = 0; b < lives.size(); ++b) {
+    const Buffer& buffer = program.buffers[b];
+    lives[b].bytes *= buffer.slots;
+    if (program.stage_of(buffer.chunk) != stage) lives[b] = {};
+  }
   const std::vector<bool> of_weights = values_of_weights(graph);
   const int32_t moment = fullest(program, lives);
 
@@ -80,7 +88,7 @@ MemoryParts memory_parts(const Graph& graph, const Plan& plan) {
     *part += l.bytes;
     known += l.bytes;
   }
-  parts.working = parts.peak - known;
+  parts.working = std::max<int64_t>(parts.peak - known, 0);
   return parts;
 }
 

@@ -1,6 +1,7 @@
 #include "executor/buffers.h"
 
 #include <algorithm>
+#include <set>
 
 #include "graph/error.h"
 
@@ -36,6 +37,9 @@ class Assigner {
           if (w.target < 0 || !share(w, static_cast<int32_t>(i), instr)) new_buffer(t, false);
         }
       }
+      if (instr.part == Part::kBegin) {
+        for (TensorId t : instr.out) made_at_begin_.insert(buffer(t));
+      }
       program_.instrs.push_back(std::move(instr));
     }
     copy_unmet(wishes);
@@ -64,6 +68,7 @@ class Assigner {
     Buffer b;
     b.bytes = numel(tensor.layout.local_shape(program_.mesh)) * size_of(tensor.dtype);
     b.persistent = persistent;
+    b.chunk = tensor.chunk;
     program_.buffers.push_back(b);
     members_.push_back({t});
   }
@@ -86,7 +91,8 @@ class Assigner {
       Instr copy;
       copy.kind = InstrKind::kCopy;
       copy.in = {t};
-      copy.phase = instr.phase;
+      copy.part = instr.part;
+      copy.chunk = instr.chunk;
       copy.where = instr.where;
       t = static_cast<TensorId>(program_.tensors.size());
       copy.out = {t};
@@ -124,7 +130,7 @@ class Assigner {
     if (a.dtype != b.dtype || a.layout != b.layout) return false;
     const int32_t buffer = buffer_of_[static_cast<size_t>(target)];
     if (buffer < 0 || b.geometry.offset != 0 || b.geometry.shape != a.geometry.shape ||
-        b.geometry.strides != a.geometry.strides) {
+        b.geometry.strides != a.geometry.strides || outlives_micro_batch(target, instr)) {
       return false;
     }
     for (TensorId m : members_[static_cast<size_t>(buffer)]) {
@@ -137,6 +143,11 @@ class Assigner {
     }
     join(t, target);
     return true;
+  }
+
+  // Whether what every micro-batch writes here would be read by the next one.
+  bool outlives_micro_batch(TensorId target, const Instr& instr) const {
+    return !once_a_step(instr.part) && made_at_begin_.contains(buffer(target));
   }
 
   int32_t buffer(TensorId t) const { return buffer_of_[static_cast<size_t>(t)]; }
@@ -161,7 +172,8 @@ class Assigner {
     instr.kind = InstrKind::kCopy;
     instr.in = {from};
     instr.out = {t};
-    instr.phase = Phase::kUpdate;
+    instr.part = Part::kUpdate;
+    instr.chunk = program_.tensor(from).chunk;
     instr.where = program_.tensor(target < 0 ? from : target).name;
     program_.instrs.push_back(std::move(instr));
     return t;
@@ -207,6 +219,7 @@ class Assigner {
   std::vector<int32_t> buffer_of_;              // by tensor
   std::vector<int32_t> last_read_;              // by tensor: instruction, or past the end
   std::vector<std::vector<TensorId>> members_;  // by buffer
+  std::set<int32_t> made_at_begin_;             // buffers
 };
 
 }  // namespace

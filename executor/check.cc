@@ -1,9 +1,9 @@
 // The checks that go across instructions: data flow, memory shared between tensors, sources and
-// outputs, and the arena. The typing of single instructions is in check_types.cc.
+// outputs. The typing of single instructions is in check_types.cc; what passes between the parts of
+// a step and where it lies in check_parts.cc.
 #include <algorithm>
 #include <set>
 
-#include "executor/memory_layout.h"
 #include "executor/typing.h"
 #include "graph/error.h"
 
@@ -134,14 +134,17 @@ class DataFlow {
 };
 
 void check_sources(const Program& p) {
-  std::set<std::string> names;
+  std::set<std::pair<std::string, int64_t>> names;  // of data: one for each place that is fed
   std::vector<const ProgramSource*> owner(p.buffers.size(), nullptr);
   const auto known = [&](TensorId t) {
     return t >= 0 && static_cast<size_t>(t) < p.tensors.size();
   };
   for (const ProgramSource& s : p.sources) {
     const std::string subject = fmt::format("{} {}", name_of(s.kind), s.name);
-    if (!names.insert(s.name).second) refuse(subject, "another source has this name");
+    const int64_t place = s.kind != SourceKind::kData ? -1
+                          : s.part == Part::kUpdate   ? -2 - int64_t{s.chunk}
+                                                      : s.chunk;
+    if (!names.emplace(s.name, place).second) refuse(subject, "another source has this name");
     if (!known(s.tensor)) refuse(subject, "there is no tensor {}", s.tensor);
     const ProgramTensor& t = p.tensor(s.tensor);
     for (const Placement& placement : t.layout.placements) {
@@ -180,52 +183,6 @@ void check_sources(const Program& p) {
   }
 }
 
-// Buffers that are live together do not overlap, and all lie in the arena below the workspace.
-void check_arena(const Program& p) {
-  const auto lives = buffer_lifetimes(p);
-  const int64_t end = p.arena_bytes - largest_workspace(p);
-  if (p.workspace_bytes < largest_workspace(p)) {
-    refuse("arena", "the workspace has {} bytes, kernels need {}", p.workspace_bytes,
-           largest_workspace(p));
-  }
-  std::vector<size_t> order;
-  for (size_t b = 0; b < p.buffers.size(); ++b) {
-    const Buffer& buffer = p.buffers[b];
-    if (lives[b].last < 0 || buffer.bytes == 0) continue;
-    if (buffer.offset < 0 || buffer.offset % kArenaAlignment != 0 ||
-        buffer.offset + buffer.bytes > end) {
-      refuse("arena", "buffer {} at {} of {} bytes is not aligned inside the {} bytes for buffers",
-             b, buffer.offset, buffer.bytes, end);
-    }
-    order.push_back(b);
-  }
-  std::sort(order.begin(), order.end(),
-            [&](size_t a, size_t b) { return lives[a].first < lives[b].first; });
-  std::vector<size_t> live;
-  for (size_t b : order) {
-    std::erase_if(live, [&](size_t other) { return lives[other].last < lives[b].first; });
-    for (size_t other : live) {
-      const Buffer &x = p.buffers[b], &y = p.buffers[other];
-      if (x.offset < y.offset + y.bytes && y.offset < x.offset + x.bytes) {
-        refuse("arena", "buffers {} and {} are live together and overlap", std::min(b, other),
-               std::max(b, other));
-      }
-    }
-    live.push_back(b);
-  }
-}
-
-void check_passes(const Program& p) {
-  if (p.micro_batches < 1) refuse("program", "{} micro-batches", p.micro_batches);
-  if (p.micro_batches == 1) return;
-  bool updating = false;
-  for (size_t i = 0; i < p.instrs.size(); ++i) {
-    const bool update = p.instrs[i].phase == Phase::kUpdate;
-    if (updating && !update) refuse(describe_instr(p, i), "it stands behind the update");
-    updating |= update;
-  }
-}
-
 }  // namespace
 
 void check(const Program& program) {
@@ -238,9 +195,10 @@ void check(const Program& program) {
   for (size_t t = 0; t < program.tensors.size(); ++t) {
     check_tensor(program, static_cast<TensorId>(t));
   }
-  check_passes(program);
+  check_order(program);
   check_sources(program);
   DataFlow(program).check();
+  if (program.stages() > 1) check_pipeline(program);
   if (program.arena_bytes > 0) check_arena(program);
 }
 

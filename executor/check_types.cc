@@ -237,6 +237,13 @@ class InstrTyping {
   // --- collectives and copies --------------------------------------------------------------------
 
   void check_movement() {
+    if (instr_.kind == InstrKind::kSend || instr_.kind == InstrKind::kReceive) {
+      const bool send = instr_.kind == InstrKind::kSend;
+      if (instr_.in.size() != (send ? 1 : 0) || instr_.out.size() != (send ? 0 : 1)) {
+        refuse(subject_, "it has {} operands and {} results", instr_.in.size(), instr_.out.size());
+      }
+      return;
+    }
     if (instr_.in.empty() || instr_.in.size() != instr_.out.size()) {
       refuse(subject_, "{} operands and {} results are not pairs", instr_.in.size(),
              instr_.out.size());
@@ -296,8 +303,7 @@ class InstrTyping {
         expect(in(i), axis, Placement::replicate());
         expect(out(i), axis, Placement::partial());
         break;
-      case InstrKind::kCompute:
-      case InstrKind::kCopy: break;
+      default: break;
     }
     if (from.is_shard()) check_last(in(i), axis);
     if (to.is_shard()) check_last(out(i), axis);

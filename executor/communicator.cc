@@ -48,8 +48,9 @@ CollectiveTensor collective_tensor(const Program& program, const Instr& instr, s
 std::string to_string(const std::vector<CollectiveCount>& counts, const Mesh& mesh) {
   std::string text;
   for (const CollectiveCount& c : counts) {
-    text += fmt::format("{}{} {} on {} of {:.0f} bytes", text.empty() ? "" : ", ", c.count,
-                        name_of(c.kind), mesh.axes[static_cast<size_t>(c.axis)].name, c.bytes);
+    text += fmt::format(
+        "{}{} {}{} of {:.0f} bytes", text.empty() ? "" : ", ", c.count, name_of(c.kind),
+        c.axis < 0 ? "" : " on " + mesh.axes[static_cast<size_t>(c.axis)].name, c.bytes);
   }
   return text.empty() ? "no collectives" : text;
 }
@@ -71,23 +72,33 @@ void CollectiveCounter::add(InstrKind kind, int32_t axis, double bytes, int64_t 
   at->bytes += bytes * static_cast<double>(times);
 }
 
-std::vector<CollectiveCount> count_collectives(const Program& program) {
+std::vector<CollectiveCount> count_collectives(const Program& program, int32_t stage) {
   CollectiveCounter counter;
   for (const Instr& instr : program.instrs) {
-    if (!is_collective(instr.kind)) continue;
-    const int64_t ranks = program.mesh.axes[static_cast<size_t>(instr.axis)].size;
+    const bool send = instr.kind == InstrKind::kSend;
+    if ((!send && !is_collective(instr.kind)) || program.stage_of(instr.chunk) != stage) continue;
+    const int64_t ranks = send ? 1 : program.mesh.axes[static_cast<size_t>(instr.axis)].size;
     double bytes = 0;
     for (size_t i = 0; i < instr.in.size(); ++i) {
       // What the group holds together is a gather's result, and the operand of the others.
       const bool gather = instr.kind == InstrKind::kAllGather;
       const ProgramTensor& t = program.tensor(gather ? instr.out[i] : instr.in[i]);
       const int64_t n = numel(t.layout.local_shape(program.mesh)) * size_of(t.dtype);
-      bytes += bytes_sent(instr.kind, n, ranks);
+      bytes += send ? static_cast<double>(n) : bytes_sent(instr.kind, n, ranks);
     }
     counter.add(instr.kind, instr.axis, bytes,
-                instr.phase == Phase::kUpdate ? 1 : program.micro_batches);
+                once_a_step(instr.part) ? 1 : program.micro_batches());
   }
   return counter.counts();
+}
+
+void Communicator::send(const Message& message, std::span<const std::byte> bytes) {
+  put(message, bytes);
+  counter_.add(InstrKind::kSend, -1, static_cast<double>(bytes.size()));
+}
+
+void Communicator::receive(const Message& message, std::span<std::byte> bytes) {
+  take(message, bytes);
 }
 
 void Communicator::run(InstrKind kind, int32_t axis, Reduction reduction,

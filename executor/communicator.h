@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -30,7 +31,8 @@ struct CollectiveTensor {
 // Pair `pair` of a collective instruction, without pointers.
 CollectiveTensor collective_tensor(const Program& program, const Instr& instr, size_t pair);
 
-// How often one kind of collective ran on one axis, and the bytes that one rank sent.
+// How often one kind of collective ran on one axis, and the bytes that one rank sent. Sends to
+// other chunks of a pipeline are counted too, with axis -1.
 struct CollectiveCount {
   InstrKind kind = InstrKind::kAllReduce;
   int32_t axis = 0;
@@ -55,8 +57,15 @@ class CollectiveCounter {
   std::vector<CollectiveCount> counts_;
 };
 
-// What one step of the program will execute, from its layouts alone.
-std::vector<CollectiveCount> count_collectives(const Program& program);
+// What a rank of this stage will execute in one step, from the layouts alone.
+std::vector<CollectiveCount> count_collectives(const Program& program, int32_t stage = 0);
+
+// Names what one rank sends another: the transfer, and the micro-batch.
+struct Message {
+  int64_t to = 0, from = 0;  // ranks
+  NodeId transfer = kNoNode;
+  int64_t micro_batch = 0;
+};
 
 class Communicator {
  public:
@@ -70,7 +79,11 @@ class Communicator {
   // are the same bits on every rank. Throws InternalError when the ranks do not ask for the same.
   void run(InstrKind kind, int32_t axis, Reduction reduction,
            std::span<const CollectiveTensor> tensors);
-  // Waits for all ranks of the mesh.
+  // Sends a message; returns at once, `bytes` may then change.
+  void send(const Message& message, std::span<const std::byte> bytes);
+  // Waits for a message, of this size.
+  void receive(const Message& message, std::span<std::byte> bytes);
+  // Waits for all ranks of all stages.
   virtual void synchronize() = 0;
 
   const std::vector<CollectiveCount>& counts() const { return counter_.counts(); }
@@ -83,6 +96,8 @@ class Communicator {
   virtual void reduce_scatter(int32_t axis, Reduction reduction,
                               std::span<const CollectiveTensor> tensors) = 0;
   virtual void all_to_all(int32_t axis, std::span<const CollectiveTensor> tensors) = 0;
+  virtual void put(const Message& message, std::span<const std::byte> bytes) = 0;
+  virtual void take(const Message& message, std::span<std::byte> bytes) = 0;
   const Mesh& mesh() const { return mesh_; }
 
  private:

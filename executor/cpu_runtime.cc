@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <new>
 #include <optional>
 #include <utility>
@@ -60,7 +61,11 @@ struct Step {
   std::vector<Extent> extents;                // compute
   std::vector<CollectiveTensor> collectives;  // collectives
   std::vector<LocalCopy> copies;              // slice, mask, copy
+  std::vector<TensorView> messages;           // send, receive: the one tensor
 };
+
+// What all ranks are given for a step's micro-batches: whole tensors, by micro-batch and source.
+using StepData = std::vector<std::vector<std::vector<std::byte>>>;
 
 double element_as_double(const TensorView& t, int64_t offset) {
   switch (t.dtype) {
@@ -105,45 +110,60 @@ class Rank {
   Rank(const Program& program, ThreadWorld& world, int64_t rank, const RunOptions& options)
       : p_(program),
         rank_(rank),
-        coordinates_(program.mesh.coordinates(rank)),
+        stage_(static_cast<int32_t>(rank / program.mesh.size())),
+        coordinates_(program.mesh.coordinates(rank % program.mesh.size())),
+        memory_(program.memory[static_cast<size_t>(stage_)]),
         options_(options),
-        arena_(program.arena_bytes),
+        arena_(memory_.arena_bytes),
         communicator_(world, rank),
         team_(threads_of(program, options)),
+        order_(step_order(program, stage_)),
         seconds_(program.instrs.size(), 0) {
-    for (const Instr& instr : program.instrs) {
-      if (is_view(program, instr)) continue;
-      if (instr.phase != Phase::kUpdate) update_ = steps_.size() + 1;
-      steps_.push_back(resolve(instr));
+    for (PartRun run : order_) {
+      const int32_t slots = once_a_step(run.part) ? 1 : slots_of(p_, run.chunk);
+      auto& by_slot = steps_[{run.part, run.chunk}];
+      if (!by_slot.empty()) continue;
+      by_slot.resize(static_cast<size_t>(slots));
+      for (int32_t slot = 0; slot < slots; ++slot) {
+        run.micro_batch = slot;
+        for (const Instr& instr : program.instrs) {
+          if (runs(p_, run, instr) && !is_view(program, instr))
+            by_slot[static_cast<size_t>(slot)].push_back(resolve(instr, slot));
+        }
+      }
     }
   }
 
-  // `first`: of the step's micro-batches; `last`: the update too.
-  void run(bool first, bool last) {
-    if (first) {
+  // Runs the micro-batches [first, last) of a step with their data, and what begins and ends it.
+  void run(int64_t first, int64_t last, const StepData& data) {
+    if (first == 0) {
       communicator_.reset_counts();
       nonfinite_ = {};
       for (const ProgramSource& s : p_.sources) {
-        if (s.kind == SourceKind::kAccumulator) clear(p_.tensor(s.tensor));
+        if (s.kind == SourceKind::kAccumulator && p_.stage_of(s.chunk) == stage_)
+          clear(p_.tensor(s.tensor));
       }
     }
-    // With one micro-batch, the order of the phases is free.
-    const size_t end = last ? steps_.size() : update_;
-    for (size_t i = 0; i < end; ++i) {
-      try {
-        if (options_.time_instructions) {
-          timed(steps_[i]);
-        } else {
-          execute(steps_[i]);
-        }
-      } catch (const Error& e) {
-        throw Error(place(steps_[i]) + e.what());
-      } catch (const InternalError& e) {
-        throw InternalError(place(steps_[i]) + e.what());
-      }
-      if (watched_ && nonfinite_.text.empty()) watch(steps_[i]);
+    for (const PartRun& run : order_) {
+      const bool now = run.part == Part::kBegin ? first == 0
+                       : run.part == Part::kUpdate
+                           ? last == p_.micro_batches()
+                           : run.micro_batch >= first && run.micro_batch < last;
+      if (now) run_part(run, data);
     }
     communicator_.synchronize();
+  }
+
+  // Fills this rank's part of a source of one micro-batch from the whole.
+  void scatter(const ProgramTensor& t, std::span<const std::byte> whole,
+               int64_t micro_batch) const {
+    const int64_t element = size_of(t.dtype);
+    const Shard shard = shard_of(t.layout, p_.mesh, coordinates_);
+    std::byte* to_base = data(t, micro_batch);
+    for_each_run(t.layout, shard, [&](int64_t from, int64_t to, int64_t n) {
+      std::memcpy(to_base + to * element, whole.data() + from * element,
+                  static_cast<size_t>(n * element));
+    });
   }
 
   // The first result of this step that was not finite, though the operands were.
@@ -155,20 +175,53 @@ class Rank {
   void set_watched(bool on) { watched_ = on; }
   const std::vector<double>& seconds() const { return seconds_; }
 
-  std::byte* data(const ProgramTensor& t) const {
-    return buffer(t) + t.geometry.offset * size_of(t.dtype);
+  std::byte* data(const ProgramTensor& t, int64_t micro_batch = 0) const {
+    return buffer(t, micro_batch) + t.geometry.offset * size_of(t.dtype);
   }
-  TensorView view(TensorId id) const {
+  TensorView view(TensorId id, int64_t micro_batch = 0) const {
     const ProgramTensor& t = p_.tensor(id);
-    return {numel(t.geometry.shape) == 0 ? nullptr : data(t), t.dtype, t.geometry.shape,
-            t.geometry.strides};
+    return {numel(t.geometry.shape) == 0 ? nullptr : data(t, micro_batch), t.dtype,
+            t.geometry.shape, t.geometry.strides};
   }
   const std::vector<int64_t>& coordinates() const { return coordinates_; }
+  int32_t stage() const { return stage_; }
   const Communicator& communicator() const { return communicator_; }
 
  private:
-  std::byte* buffer(const ProgramTensor& t) const {
-    return arena_.data() + p_.buffers[static_cast<size_t>(t.buffer)].offset;
+  std::byte* buffer(const ProgramTensor& t, int64_t micro_batch) const {
+    return arena_.data() + p_.buffers[static_cast<size_t>(t.buffer)].offset_of(micro_batch);
+  }
+
+  void run_part(const PartRun& run, const StepData& data) {
+    if (run.part == Part::kForward || run.part == Part::kUpdate) fill(run, data);
+    const auto& by_slot = steps_.at({run.part, run.chunk});
+    for (const Step& step : by_slot[static_cast<size_t>(run.micro_batch) % by_slot.size()]) {
+      try {
+        if (options_.time_instructions) {
+          timed(step, run);
+        } else {
+          execute(step, run);
+        }
+      } catch (const Error& e) {
+        throw Error(place(step) + e.what());
+      } catch (const InternalError& e) {
+        throw InternalError(place(step) + e.what());
+      }
+      if (watched_ && nonfinite_.text.empty()) watch(step);
+    }
+  }
+
+  void fill(const PartRun& run, const StepData& data) const {
+    for (size_t i = 0; i < p_.sources.size(); ++i) {
+      const ProgramSource& s = p_.sources[i];
+      if (s.kind != SourceKind::kData || s.part != run.part) continue;
+      const bool here =
+          run.part == Part::kUpdate ? p_.stage_of(s.chunk) == stage_ : s.chunk == run.chunk;
+      if (here) {
+        scatter(p_.tensor(s.tensor), data[static_cast<size_t>(run.micro_batch)][i],
+                run.micro_batch);
+      }
+    }
   }
 
   void clear(const ProgramTensor& t) const {
@@ -199,32 +252,38 @@ class Rank {
     return fmt::format("rank {}, {}: ", rank_, describe_instr(p_, index));
   }
 
-  Step resolve(const Instr& instr) const {
+  Step resolve(const Instr& instr, int64_t slot) const {
     Step step;
     step.instr = &instr;
     if (instr.kind == InstrKind::kCompute) {
       if (instr.op->cpu == nullptr) fail("op {} has no kernel for the CPU", instr.op->name);
-      for (TensorId t : instr.in) step.in.push_back(view(t));
-      for (TensorId t : instr.out) step.out.push_back(view(t));
+      for (TensorId t : instr.in) step.in.push_back(view(t, slot));
+      for (TensorId t : instr.out) step.out.push_back(view(t, slot));
       step.extents = local_extents(instr, p_.mesh, coordinates_);
+      return step;
+    }
+    if (instr.kind == InstrKind::kSend || instr.kind == InstrKind::kReceive) {
+      step.messages = {view(instr.kind == InstrKind::kSend ? instr.in[0] : instr.out[0], slot)};
       return step;
     }
     for (size_t i = 0; i < instr.in.size(); ++i) {
       if (is_collective(instr.kind)) {
         CollectiveTensor t = collective_tensor(p_, instr, i);
-        t.in = data(p_.tensor(instr.in[i]));
-        t.out = data(p_.tensor(instr.out[i]));
+        t.in = data(p_.tensor(instr.in[i]), slot);
+        t.out = data(p_.tensor(instr.out[i]), slot);
         step.collectives.push_back(t);
       } else {
-        step.copies.push_back(resolve_copy(instr, p_.tensor(instr.in[i]), p_.tensor(instr.out[i])));
+        step.copies.push_back(
+            resolve_copy(instr, p_.tensor(instr.in[i]), p_.tensor(instr.out[i]), slot));
       }
     }
     return step;
   }
 
-  LocalCopy resolve_copy(const Instr& instr, const ProgramTensor& in,
-                         const ProgramTensor& out) const {
-    LocalCopy copy{out.geometry, in.geometry, buffer(out), buffer(in), size_of(in.dtype)};
+  LocalCopy resolve_copy(const Instr& instr, const ProgramTensor& in, const ProgramTensor& out,
+                         int64_t slot) const {
+    LocalCopy copy{out.geometry, in.geometry, buffer(out, slot), buffer(in, slot),
+                   size_of(in.dtype)};
     if (instr.kind == InstrKind::kCopy) return copy;
     const auto axis = static_cast<size_t>(instr.axis);
     if (instr.kind == InstrKind::kMask) {
@@ -243,22 +302,53 @@ class Rank {
 
   static int threads_of(const Program& program, const RunOptions& options) {
     if (options.threads > 0) return options.threads;
-    return static_cast<int>(std::max<int64_t>(1, usable_cores() / program.mesh.size()));
+    return static_cast<int>(std::max<int64_t>(1, usable_cores() / program.ranks()));
   }
 
-  void timed(const Step& step) {
+  void timed(const Step& step, const PartRun& run) {
     const auto begin = std::chrono::steady_clock::now();
-    execute(step);
+    execute(step, run);
     const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
     seconds_[static_cast<size_t>(step.instr - p_.instrs.data())] += passed.count();
   }
 
-  void execute(const Step& step) {
+  // Messages are packed: as many bytes as the tensor has elements.
+  void exchange(const Step& step, const PartRun& run) {
     const Instr& instr = *step.instr;
-    if (instr.kind == InstrKind::kCompute) {
+    const TensorView& t = step.messages[0];
+    const bool send = instr.kind == InstrKind::kSend;
+    const int64_t other = p_.stage_of(instr.peer) * p_.mesh.size() + rank_ % p_.mesh.size();
+    const Message message{.to = send ? other : rank_,
+                          .from = send ? rank_ : other,
+                          .transfer = instr.node,
+                          .micro_batch = once_a_step(run.part) ? 0 : run.micro_batch};
+    const int64_t element = size_of(t.dtype);
+    const auto bytes = static_cast<size_t>(t.numel() * element);
+    std::byte* data = static_cast<std::byte*>(t.data);
+    if (!t.contiguous()) {
+      packed_.resize(bytes);
+      data = packed_.data();
+    }
+    const Geometry packed{0, t.shape, contiguous_strides(t.shape)}, lies{0, t.shape, t.strides};
+    if (!send) {
+      communicator_.receive(message, {data, bytes});
+      if (!t.contiguous())
+        copy_strided(lies, static_cast<std::byte*>(t.data), packed, data, element);
+      return;
+    }
+    if (!t.contiguous())
+      copy_strided(packed, data, lies, static_cast<const std::byte*>(t.data), element);
+    communicator_.send(message, {data, bytes});
+  }
+
+  void execute(const Step& step, const PartRun& run) {
+    const Instr& instr = *step.instr;
+    if (!step.messages.empty()) {
+      exchange(step, run);
+    } else if (instr.kind == InstrKind::kCompute) {
       // The workspace lies at the top of the arena.
-      const int64_t scratch = (p_.workspace_bytes + kArenaAlignment - 1) / kArenaAlignment;
-      void* workspace = arena_.data() + p_.arena_bytes - scratch * kArenaAlignment;
+      const int64_t scratch = (memory_.workspace_bytes + kArenaAlignment - 1) / kArenaAlignment;
+      void* workspace = arena_.data() + memory_.arena_bytes - scratch * kArenaAlignment;
       instr.op->cpu({.signature = *instr.signature,
                      .attrs = instr.attrs,
                      .in = step.in,
@@ -282,14 +372,18 @@ class Rank {
 
   const Program& p_;
   const int64_t rank_;
-  const std::vector<int64_t> coordinates_;
+  const int32_t stage_;
+  const std::vector<int64_t> coordinates_;  // on the stage's mesh
+  const StageMemory memory_;
   const RunOptions options_;
   Arena arena_;
   ThreadCommunicator communicator_;
   ThreadTeam team_;
+  const std::vector<PartRun> order_;
   std::vector<double> seconds_;  // by instruction
-  std::vector<Step> steps_;
-  size_t update_ = 0;  // how many of them come before the update; of one micro-batch: at most
+  // By part and chunk as in the order, then by slot.
+  std::map<std::pair<Part, int32_t>, std::vector<std::vector<Step>>> steps_;
+  std::vector<std::byte> packed_;  // a message
   bool watched_ = false;
   Nonfinite nonfinite_;
 };
@@ -307,7 +401,8 @@ bool as_promised(const std::vector<CollectiveCount>& got,
 }  // namespace
 
 struct CpuRuntime::Impl {
-  Impl(Program p, RunOptions o) : program(std::move(p)), options(o), world(program.mesh) {}
+  Impl(Program p, RunOptions o)
+      : program(std::move(p)), options(o), world(program.mesh, program.stages()) {}
 
   size_t index_of(std::string_view name) const {
     for (size_t s = 0; s < program.sources.size(); ++s) {
@@ -336,25 +431,47 @@ struct CpuRuntime::Impl {
     if (!failure.empty()) throw InternalError("an earlier step has failed: " + failure);
   }
 
-  // Gives every rank its part.
-  void scatter(size_t source, std::span<const std::byte> whole) {
-    need_sound();
+  // The sources of this name: data may be fed to several chunks.
+  std::vector<size_t> all_of(std::string_view name) const {
+    std::vector<size_t> found;
+    for (size_t s = 0; s < program.sources.size(); ++s) {
+      if (program.sources[s].name == name) found.push_back(s);
+    }
+    return found;
+  }
+
+  void check_size(size_t source, std::span<const std::byte> whole) const {
     const ProgramTensor& t = tensor_of(source);
-    const int64_t element = size_of(t.dtype);
-    const int64_t bytes = numel(t.layout.atoms) * element;
+    const int64_t bytes = numel(t.layout.atoms) * size_of(t.dtype);
     if (static_cast<int64_t>(whole.size()) != bytes) {
       fail("'{}' is {} of {} bytes, got {}", program.sources[source].name,
            to_string(type_of(source)), bytes, whole.size());
     }
+  }
+
+  bool holds(const Rank& rank, size_t source) const {
+    return program.stage_of(program.sources[source].chunk) == rank.stage();
+  }
+
+  // Gives every rank its part.
+  void scatter(size_t source, std::span<const std::byte> whole) {
+    need_sound();
+    check_size(source, whole);
     for (const auto& rank : ranks) {
-      const Shard shard = shard_of(t.layout, program.mesh, rank->coordinates());
-      std::byte* data = rank->data(t);
-      for_each_run(t.layout, shard, [&](int64_t from, int64_t to, int64_t n) {
-        std::memcpy(data + to * element, whole.data() + from * element,
-                    static_cast<size_t>(n * element));
-      });
+      if (holds(*rank, source)) rank->scatter(tensor_of(source), whole, 0);
     }
     filled[source] = true;
+  }
+
+  // Keeps the data of the micro-batch that comes next.
+  void keep(std::string_view name, std::span<const std::byte> whole) {
+    need_sound();
+    for (size_t source : all_of(name)) {
+      check_size(source, whole);
+      std::vector<std::byte>& kept = data[static_cast<size_t>(given)][source];
+      kept.assign(whole.begin(), whole.end());
+      filled[source] = true;
+    }
   }
 
   void gather(size_t source, std::vector<std::byte>& whole) const {
@@ -365,20 +482,21 @@ struct CpuRuntime::Impl {
     const int64_t element = size_of(t.dtype);
     whole.resize(static_cast<size_t>(numel(t.layout.atoms) * element));
     for (size_t r = 0; r < ranks.size(); ++r) {
+      if (!holds(*ranks[r], source)) continue;
       const std::vector<int64_t>& c = ranks[r]->coordinates();
       // The first rank that holds a part gives it, the others are compared with it.
       bool first = true;
       for (size_t a = 0; a < c.size(); ++a) {
         first &= c[a] == 0 || t.layout.placements[a].is_shard();
       }
-      const std::byte* data = ranks[r]->data(t);
+      const std::byte* part = ranks[r]->data(t);
       for_each_run(
           t.layout, shard_of(t.layout, program.mesh, c), [&](int64_t at, int64_t from, int64_t n) {
             std::byte* to = whole.data() + at * element;
             const auto bytes = static_cast<size_t>(n * element);
             if (first) {
-              std::memcpy(to, data + from * element, bytes);
-            } else if (std::memcmp(to, data + from * element, bytes) != 0) {
+              std::memcpy(to, part + from * element, bytes);
+            } else if (std::memcmp(to, part + from * element, bytes) != 0) {
               throw InternalError(fmt::format(
                   "rank {} holds other bits of '{}' than the first rank with its part", r, s.name));
             }
@@ -396,16 +514,18 @@ struct CpuRuntime::Impl {
     }
   }
 
-  // Runs all ranks once, and returns the seconds that took. `last`: of the step's micro-batches.
-  double pass(bool last);
+  // Takes the data that were set as those of the next micro-batch, and runs what can be run of the
+  // step so far. `last`: of the step's micro-batches.
+  void pass(bool last);
 
   Program program;
   const RunOptions options;
   ThreadWorld world;
   std::vector<std::unique_ptr<Rank>> ranks;
-  std::vector<bool> filled;  // by source; of data: for the next step
-  std::vector<CollectiveCount> promised;
-  int64_t passes = 0;                    // of this step so far
+  std::vector<bool> filled;  // by source; of data: for the next micro-batch
+  StepData data;
+  std::vector<std::vector<CollectiveCount>> promised;  // by stage
+  int64_t given = 0, run = 0;            // micro-batches of this step: with their data, run
   double seconds = 0;                    // that they took
   std::string failure;                   // what the first failed step said
   std::unique_ptr<RankThreads> threads;  // last: they stop before what they use is gone
@@ -416,11 +536,12 @@ CpuRuntime::CpuRuntime(Program program, RunOptions options)
   Program& p = impl_->program;
   if (p.arena_bytes == 0) plan_memory(p);
   if (options.check) check(p);
-  impl_->promised = count_collectives(p);
+  for (int32_t s = 0; s < p.stages(); ++s) impl_->promised.push_back(count_collectives(p, s));
   impl_->filled.assign(p.sources.size(), false);
-  impl_->ranks.resize(static_cast<size_t>(p.mesh.size()));
-  impl_->threads =
-      std::make_unique<RankThreads>(p.mesh.size(), [w = &impl_->world] { w->abort(); });
+  impl_->data.assign(static_cast<size_t>(p.micro_batches()),
+                     std::vector<std::vector<std::byte>>(p.sources.size()));
+  impl_->ranks.resize(static_cast<size_t>(p.ranks()));
+  impl_->threads = std::make_unique<RankThreads>(p.ranks(), [w = &impl_->world] { w->abort(); });
   // Each rank makes its own memory, which the system then puts near the rank's core.
   impl_->run_on_ranks([this](int64_t r) {
     impl_->ranks[static_cast<size_t>(r)] =
@@ -445,7 +566,7 @@ void CpuRuntime::initialize() {
   impl_->run_on_ranks([&](int64_t r) {
     const Rank& rank = *impl_->ranks[static_cast<size_t>(r)];
     for (const ProgramSource& s : p.sources) {
-      if (s.kind == SourceKind::kData) continue;
+      if (s.kind == SourceKind::kData || p.stage_of(s.chunk) != rank.stage()) continue;
       const ProgramTensor& t = p.tensor(s.tensor);
       fill_initial(s, t, p.mesh, rank.coordinates(), impl_->options.seed, rank.data(t));
     }
@@ -458,7 +579,7 @@ void CpuRuntime::initialize() {
 void CpuRuntime::set_data(std::string_view name, std::span<const std::byte> whole) {
   const size_t s = impl_->index_of(name);
   if (impl_->program.sources[s].kind != SourceKind::kData) fail("'{}' is not data", name);
-  impl_->scatter(s, whole);
+  impl_->keep(name, whole);
 }
 
 std::vector<std::byte> CpuRuntime::read_source(std::string_view name) const {
@@ -475,29 +596,31 @@ void CpuRuntime::write_source(std::string_view name, std::span<const std::byte> 
   impl_->scatter(impl_->kept(name), whole);
 }
 
-double CpuRuntime::Impl::pass(bool last) {
+void CpuRuntime::Impl::pass(bool last) {
   const Program& p = program;
   need_sound();
   for (size_t s = 0; s < p.sources.size(); ++s) {
     if (filled[s] || p.sources[s].kind == SourceKind::kAccumulator) continue;
-    const bool data = p.sources[s].kind == SourceKind::kData;
+    const bool is_data = p.sources[s].kind == SourceKind::kData;
     fail("{} '{}' has no value{}", name_of(p.sources[s].kind), p.sources[s].name,
-         data ? " for this step" : ": initialize it");
+         is_data ? " for this step" : ": initialize it");
   }
-  CLEAVE_ASSERT(last == (passes + 1 == p.micro_batches), "pass {} of {} micro-batches {} the step",
-                passes + 1, p.micro_batches, last ? "ends" : "does not end");
+  CLEAVE_ASSERT(last == (given + 1 == p.micro_batches()), "pass {} of {} micro-batches {} the step",
+                given + 1, p.micro_batches(), last ? "ends" : "does not end");
   for (size_t s = 0; s < p.sources.size(); ++s) {
     if (p.sources[s].kind == SourceKind::kData) filled[s] = false;
   }
+  ++given;
+  if (!last && p.stages() > 1) return;
   const auto begin = std::chrono::steady_clock::now();
-  const bool first = passes == 0;
-  run_on_ranks([&](int64_t r) { ranks[static_cast<size_t>(r)]->run(first, last); });
+  run_on_ranks([&](int64_t r) { ranks[static_cast<size_t>(r)]->run(run, given, data); });
   const auto end = std::chrono::steady_clock::now();
-  passes = last ? 0 : passes + 1;
-  return std::chrono::duration<double>(end - begin).count();
+  seconds += std::chrono::duration<double>(end - begin).count();
+  run = given;
+  if (last) given = run = 0;
 }
 
-void CpuRuntime::accumulate() { impl_->seconds += impl_->pass(false); }
+void CpuRuntime::accumulate() { impl_->pass(false); }
 
 void CpuRuntime::watch(bool on) {
   for (const auto& rank : impl_->ranks) rank->set_watched(on);
@@ -506,16 +629,22 @@ void CpuRuntime::watch(bool on) {
 StepResult CpuRuntime::step() {
   const Program& p = impl_->program;
   StepResult result;
-  result.seconds = impl_->pass(true) + std::exchange(impl_->seconds, 0);
-  result.collectives = impl_->ranks[0]->communicator().counts();
-  for (const auto& rank : impl_->ranks) {
-    const auto& counts = rank->communicator().counts();
-    if (!as_promised(counts, impl_->promised)) {
+  impl_->pass(true);
+  result.seconds = std::exchange(impl_->seconds, 0);
+  CollectiveCounter executed;
+  for (size_t r = 0; r < impl_->ranks.size(); ++r) {
+    const Rank& rank = *impl_->ranks[r];
+    const auto& counts = rank.communicator().counts();
+    const auto& promised = impl_->promised[static_cast<size_t>(rank.stage())];
+    if (!as_promised(counts, promised)) {
       throw InternalError(fmt::format("executed {}, but the program promises {}",
-                                      to_string(counts, p.mesh),
-                                      to_string(impl_->promised, p.mesh)));
+                                      to_string(counts, p.mesh), to_string(promised, p.mesh)));
     }
+    if (static_cast<int64_t>(r) % p.mesh.size() != 0) continue;
+    for (const CollectiveCount& c : counts)
+      executed.add(c.kind, c.axis, c.bytes / static_cast<double>(c.count), c.count);
   }
+  result.collectives = executed.counts();
   const Rank* first = nullptr;
   for (const auto& rank : impl_->ranks) {
     if (rank->nonfinite().text.empty()) continue;
@@ -523,11 +652,14 @@ StepResult CpuRuntime::step() {
   }
   if (first != nullptr) result.first_nonfinite = first->nonfinite().text;
   for (const ProgramOutput& o : p.outputs) {
-    const TensorView view = impl_->ranks[0]->view(o.tensor);
+    const auto begin = static_cast<size_t>(p.stage_of(p.tensor(o.tensor).chunk) * p.mesh.size());
+    const TensorView view = impl_->ranks[begin]->view(o.tensor);
     result.outputs.push_back({o.name, view.shape, values_of(view)});
-    for (size_t r = 1; impl_->options.compare_ranks && r < impl_->ranks.size(); ++r) {
+    const size_t end = begin + static_cast<size_t>(p.mesh.size());
+    for (size_t r = begin + 1; impl_->options.compare_ranks && r < end; ++r) {
       if (!same_bits(values_of(impl_->ranks[r]->view(o.tensor)), result.outputs.back().values)) {
-        throw InternalError(fmt::format("output '{}' of rank {} differs from rank 0's", o.name, r));
+        throw InternalError(
+            fmt::format("output '{}' of rank {} differs from rank {}'s", o.name, r, begin));
       }
     }
   }

@@ -32,8 +32,10 @@ struct StepOutput {
 
 struct StepResult {
   std::vector<StepOutput> outputs;
-  double seconds = 0;                        // wall-clock, of the program alone, all micro-batches
-  std::vector<CollectiveCount> collectives;  // as executed by one rank in all micro-batches
+  double seconds = 0;  // wall-clock, of the program alone, all micro-batches
+  // As executed in all micro-batches by one rank, or in a pipeline by one of every stage together,
+  // with their sends.
+  std::vector<CollectiveCount> collectives;
   // When watched: the first op that made a NaN or an infinity of finite operands, with its place in
   // the model, or the parameter or state that held one; empty when there is none.
   std::string first_nonfinite;
@@ -54,7 +56,8 @@ class CpuRuntime {
   // step.
   void set_data(std::string_view name, std::span<const std::byte> whole);
   // Runs the forward and the backward of one micro-batch, with the data set for it. To be called
-  // for all of a step's micro-batches but the last, which step() runs.
+  // for all of a step's micro-batches but the last, which step() runs. A pipeline works on several
+  // at once: it keeps the data, and step() runs all.
   void accumulate();
   // Runs the program once: with several micro-batches, the last one and the update. After a failed
   // step the runtime is of no use any more.

@@ -7,6 +7,7 @@
 
 #include "executor/buffers.h"
 #include "executor/memory_layout.h"
+#include "executor/stages.h"
 #include "graph/error.h"
 #include "planner/bundles.h"
 #include "planner/expansion.h"
@@ -29,29 +30,37 @@ namespace {
 
 class Lowering {
  public:
-  Lowering(const Graph& graph, const Plan& plan) : graph_(graph), plan_(plan) {
+  Lowering(const Graph& graph, const Plan& plan)
+      : graph_(graph), plan_(plan), stages_(graph, plan) {
     program_.mesh = plan.mesh;
-    program_.micro_batches = graph.micro_batches;
+    program_.schedule = stages_.schedule();
+    program_.outputs.resize(graph.outputs().size());
     for (const auto& forms : plan.values) tensors_.emplace_back(forms.size(), -1);
   }
 
   Program run() {
     add_sources();
-    bool updating = false;
-    for (size_t n = 0; n < graph_.nodes().size(); ++n) {
-      if (graph_.nodes()[n].phase == Phase::kUpdate && !updating) {
-        updating = true;
-        if (graph_.micro_batches > 1) finish_pass();
-        add_bundles(false);
+    for (const Section& section : stages_.sections()) {
+      part_ = section.part;
+      chunk_ = section.chunk;
+      if (section.begins_update) add_bundles(false);
+      for (const SectionItem& item : section.items) {
+        if (!once_a_step(part_)) {
+          chunk_ = section.chunk;
+        } else {
+          chunk_ = item.sends ? stages_.chunk_of_value(graph_.node(item.node).inputs[0])
+                              : stages_.chunk_of(item.node);
+        }
+        if (item.sends) {
+          add_send(item.node);
+        } else if (stages_.receives(item.node)) {
+          add_receive(item.node);
+        } else {
+          add_node(item.node);
+        }
       }
-      add_node(static_cast<NodeId>(n));
-    }
-    if (!updating) add_bundles(false);
-    add_bundles(true);
-    finish_sources();
-    for (size_t o = 0; o < graph_.outputs().size(); ++o) {
-      const Output& out = graph_.outputs()[o];
-      program_.outputs.push_back({out.name, ensure(out.value, plan_.output_form[o])});
+      if (section.ends_pass) finish_pass();
+      if (section.part == Part::kUpdate) finish_stage(program_.stage_of(section.chunk));
     }
     assign_buffers(program_, wishes_);
     check_passes();
@@ -59,8 +68,15 @@ class Lowering {
   }
 
  private:
+  // In this section's chunk: every chunk that reads data has tensors of its own for them.
   TensorId& tensor(Value v, int32_t form) {
+    if (program_.stages() > 1 && stages_.chunk_of_value(v) < 0) {
+      return fed_.emplace(std::tuple(place(), v, form), -1).first->second;
+    }
     return tensors_[static_cast<size_t>(v)][static_cast<size_t>(form)];
+  }
+  std::pair<Part, int32_t> place() const {
+    return {part_ == Part::kUpdate ? Part::kUpdate : Part::kForward, chunk_};
   }
   const Form& form(Value v, int32_t f) const {
     return plan_.values[static_cast<size_t>(v)][static_cast<size_t>(f)];
@@ -73,8 +89,15 @@ class Lowering {
     const Shape local = layout.local_shape(plan_.mesh);
     t.geometry = {0, local, contiguous_strides(local)};
     t.layout = std::move(layout);
+    t.chunk = chunk_;
     program_.tensors.push_back(std::move(t));
     return static_cast<TensorId>(program_.tensors.size() - 1);
+  }
+
+  void add_instr(Instr instr) {
+    instr.part = part_;
+    instr.chunk = chunk_;
+    program_.instrs.push_back(std::move(instr));
   }
 
   std::string name(Value v) const {
@@ -90,33 +113,57 @@ class Lowering {
 
   void add_sources() {
     for (const Source& s : graph_.sources()) {
-      const TensorId t = add_tensor(graph_.type(s.value).dtype, plan_.layout(s.value, 0), s.name);
-      tensor(s.value, 0) = t;
-      program_.sources.push_back({.kind = s.kind,
-                                  .name = s.name,
-                                  .init = s.init,
-                                  .roles = s.roles,
-                                  .tensor = t,
-                                  .final = -1});
+      const int32_t chunk = stages_.chunk_of_value(s.value);
+      if (chunk < 0 && program_.stages() > 1) continue;  // data are added where they are read
+      chunk_ = std::max(chunk, 0);
+      tensor(s.value, 0) = add_source(s);
+    }
+  }
+
+  TensorId add_source(const Source& s) {
+    const TensorId t = add_tensor(graph_.type(s.value).dtype, plan_.layout(s.value, 0), s.name);
+    program_.sources.push_back({.kind = s.kind,
+                                .name = s.name,
+                                .init = s.init,
+                                .roles = s.roles,
+                                .tensor = t,
+                                .final = -1,
+                                .chunk = chunk_,
+                                .part = place().first});
+    return t;
+  }
+
+  // The end of a stage's update: its states' final values and its outputs are made.
+  void finish_stage(int32_t stage) {
+    add_bundles(true);
+    for (ProgramSource& p : program_.sources) {
+      if (p.kind == SourceKind::kData || program_.stage_of(p.chunk) != stage) continue;
+      const Source& s = *graph_.source_named(p.name);
+      chunk_ = p.chunk;
+      finish_source(s, p);
+    }
+    for (size_t o = 0; o < graph_.outputs().size(); ++o) {
+      const Output& out = graph_.outputs()[o];
+      chunk_ = std::max(stages_.chunk_of_value(out.value), 0);
+      if (program_.stage_of(chunk_) != stage) continue;
+      program_.outputs[o] = {out.name, ensure(out.value, plan_.output_form[o])};
     }
   }
 
   // A state that ends in another tensor wishes to end in its own memory.
-  void finish_sources() {
-    for (size_t i = 0; i < graph_.sources().size(); ++i) {
-      const Source& s = graph_.sources()[i];
-      if (s.kind == SourceKind::kData) continue;
-      ProgramSource& p = program_.sources[i];
-      p.final = s.final == s.value ? p.tensor : ensure(s.final, plan_.final_form[i]);
-      if (p.final != p.tensor)
-        wishes_.push_back({.tensor = p.final, .target = p.tensor, .must = true});
-    }
+  void finish_source(const Source& s, ProgramSource& p) {
+    const auto index = static_cast<size_t>(graph_.value(s.value).source);
+    p.final = s.final == s.value ? p.tensor : ensure(s.final, plan_.final_form[index]);
+    if (p.final != p.tensor)
+      wishes_.push_back({.tensor = p.final, .target = p.tensor, .must = true});
   }
 
   // Makes what belongs to the forward and the backward and only the update will read: it counts for
   // every micro-batch.
   void finish_pass() {
+    const bool pipeline = program_.stages() > 1;
     for (size_t v = 0; v < plan_.values.size(); ++v) {
+      if (pipeline && stages_.chunk_of_value(static_cast<Value>(v)) != chunk_) continue;
       const auto& forms = plan_.values[v];
       for (size_t f = 0; f < forms.size(); ++f) {
         if (tensors_[v][0] < 0 || forms[f].from < 0 || forms[f].phase == Phase::kUpdate) continue;
@@ -129,11 +176,13 @@ class Lowering {
   // would come too late.
   void check_passes() const {
     if (graph_.micro_batches == 1) return;
-    for (size_t i = 0; i < graph_.sources().size(); ++i) {
-      const Source& s = graph_.sources()[i];
+    for (const ProgramSource& p : program_.sources) {
+      if (p.kind == SourceKind::kData) continue;
+      const Source& s = *graph_.source_named(p.name);
       const NodeId producer = graph_.value(s.final).producer;
       if (producer == kNoNode || graph_.node(producer).phase == Phase::kUpdate) continue;
-      CLEAVE_ASSERT(program_.sources[i].final == ensured(s.final, plan_.final_form[i]),
+      const auto index = static_cast<size_t>(graph_.value(s.value).source);
+      CLEAVE_ASSERT(p.final == ensured(s.final, plan_.final_form[index]),
                     "{} '{}' is not written in place by each micro-batch", name_of(s.kind), s.name);
     }
   }
@@ -146,24 +195,27 @@ class Lowering {
   TensorId ensure(Value v, int32_t f) {
     if (tensor(v, f) >= 0) return tensor(v, f);
     const Form& target = form(v, f);
+    const Source* s = graph_.source_of(v);
+    if (f == 0 && s != nullptr && s->kind == SourceKind::kData)
+      return tensor(v, f) = add_source(*s);
     CLEAVE_ASSERT(target.from >= 0, "%{} is read before it is made", v);
     TensorId t = ensure(v, target.from);
-    for (const Step& step : target.steps) t = add_step(v, t, step, target.phase);
+    for (const Step& step : target.steps) t = add_step(v, t, step);
     return tensor(v, f) = t;
   }
 
-  TensorId add_step(Value v, TensorId from, const Step& step, Phase phase) {
-    const Instr instr = step_instr(v, from, step, phase);
-    program_.instrs.push_back(instr);
-    return instr.out[0];
+  TensorId add_step(Value v, TensorId from, const Step& step) {
+    Instr instr = step_instr(v, from, step);
+    const TensorId out = instr.out[0];
+    add_instr(std::move(instr));
+    return out;
   }
 
-  Instr step_instr(Value v, TensorId from, const Step& step, Phase phase) {
+  Instr step_instr(Value v, TensorId from, const Step& step) {
     Layout layout = program_.tensor(from).layout;
     Instr instr;
     instr.kind = kind_of(step.kind);
     instr.axis = step.axis;
-    instr.phase = phase;
     Placement& p = layout.placements[static_cast<size_t>(step.axis)];
     if (p.is_partial()) instr.reduction = p.reduction;
     p = step.to;
@@ -174,11 +226,19 @@ class Lowering {
     return instr;
   }
 
-  // Runs the steps of all bundled forms; a bundle's collectives are one instruction.
+  // Runs the steps of all bundled forms of this stage; a bundle's collectives are one instruction.
   void add_bundles(bool made_by_update) {
-    const std::vector<Bundle> all = bundles(graph_, plan_, made_by_update);
+    const int32_t stage = program_.stage_of(chunk_);
+    std::vector<Bundle> all = bundles(graph_, plan_, made_by_update);
+    std::erase_if(all, [&](const Bundle& bundle) {
+      return program_.stage_of(std::max(stages_.chunk_of_value(bundle[0].value), 0)) != stage;
+    });
+    const auto stand_at = [&](const BundledStep& b) {
+      chunk_ = std::max(stages_.chunk_of_value(b.value), 0);
+    };
     for (const Bundle& bundle : all) {
       for (const BundledStep& b : bundle) {
+        stand_at(b);
         const int32_t from = form(b.value, b.form).from;
         if (!form(b.value, from).bundled) ensure(b.value, from);
       }
@@ -187,10 +247,11 @@ class Lowering {
     for (const Bundle& bundle : all) {
       Instr joined;
       for (const BundledStep& b : bundle) {
+        stand_at(b);
         const Form& f = form(b.value, b.form);
         TensorId& now =
             at.emplace(std::pair(b.value, b.form), tensor(b.value, f.from)).first->second;
-        Instr instr = step_instr(b.value, now, f.steps[b.step], f.phase);
+        Instr instr = step_instr(b.value, now, f.steps[b.step]);
         now = instr.out[0];
         if (b.step + 1 == f.steps.size()) tensor(b.value, b.form) = now;
         if (joined.out.empty()) {
@@ -201,8 +262,32 @@ class Lowering {
           joined.out.push_back(instr.out[0]);
         }
       }
-      program_.instrs.push_back(std::move(joined));
+      stand_at(bundle[0]);
+      add_instr(std::move(joined));
     }
+  }
+
+  void add_send(NodeId n) {
+    Instr instr;
+    instr.kind = InstrKind::kSend;
+    instr.node = n;
+    instr.where = where(n);
+    instr.peer = stages_.chunk_of(n);
+    instr.in = {
+        ensure(graph_.node(n).inputs[0], plan_.nodes[static_cast<size_t>(n)].input_forms[0])};
+    add_instr(std::move(instr));
+  }
+
+  void add_receive(NodeId n) {
+    const Value v = graph_.node(n).outputs[0];
+    Instr instr;
+    instr.kind = InstrKind::kReceive;
+    instr.node = n;
+    instr.where = where(n);
+    instr.peer = stages_.chunk_of_value(graph_.node(n).inputs[0]);
+    instr.out = {add_tensor(graph_.type(v).dtype, plan_.layout(v, 0), name(v))};
+    tensor(v, 0) = instr.out[0];
+    add_instr(std::move(instr));
   }
 
   void add_node(NodeId n) {
@@ -221,7 +306,6 @@ class Lowering {
     instr.signature = node.signature;
     instr.attrs = node.attrs;
     instr.node = n;
-    instr.phase = node.phase;
     instr.where = where(n);
     instr.in = in;
     for (const MemberSplit::OnAxis& on : plan.axes) {
@@ -235,7 +319,7 @@ class Lowering {
       tensor(v, 0) = t;
       if (const Value target = node.overwrites(o); target != kNoValue) wish(t, target, in);
     }
-    program_.instrs.push_back(std::move(instr));
+    add_instr(std::move(instr));
   }
 
   static Split split_of(const Signature& signature, int factor, int8_t atom, bool partial) {
@@ -312,7 +396,6 @@ class Lowering {
     instr.signature = node.signature;
     instr.attrs = node.attrs;
     instr.node = n;
-    instr.phase = graph_.node(n).phase;
     instr.where = where(n);
     for (Value v : node.inputs) instr.in.push_back(inner[static_cast<size_t>(v)]);
     for (const auto& s : part.splits) {
@@ -338,7 +421,7 @@ class Lowering {
                      fmt::format("%{}.{}", n, v));
       instr.out.push_back(inner[static_cast<size_t>(v)]);
     }
-    program_.instrs.push_back(std::move(instr));
+    add_instr(std::move(instr));
     for (Value v : node.outputs) {
       TensorId& t = inner[static_cast<size_t>(v)];
       for (size_t a = 0; a < part.splits.size(); ++a) {
@@ -352,22 +435,26 @@ class Lowering {
         reduce.kind = InstrKind::kAllReduce;
         reduce.axis = static_cast<int32_t>(a);
         reduce.reduction = layout.placements[a].reduction;
-        reduce.phase = graph_.node(n).phase;
         reduce.where = where(n);
         layout.placements[a] = Placement::replicate();
         reduce.in = {t};
         t = add_tensor(program_.tensor(t).dtype, std::move(layout), program_.tensor(t).name);
         reduce.out = {t};
-        program_.instrs.push_back(std::move(reduce));
+        add_instr(std::move(reduce));
       }
     }
   }
 
   const Graph& graph_;
   const Plan& plan_;
+  const Stages stages_;
   Program program_;
   std::vector<std::vector<TensorId>> tensors_;  // by value, form
+  // Of data of a pipeline, by the chunk, and whether in its update, too.
+  std::map<std::tuple<std::pair<Part, int32_t>, Value, int32_t>, TensorId> fed_;
   std::vector<SharingWish> wishes_;
+  Part part_ = Part::kForward;  // of the section that is being lowered
+  int32_t chunk_ = 0;           // whose instructions and tensors are added now
 };
 
 }  // namespace
@@ -379,23 +466,26 @@ Program lower(const Graph& graph, const Plan& plan) {
   return program;
 }
 
-int64_t peak_bytes(const Graph& graph, const Plan& plan) {
+std::vector<int64_t> stage_peak_bytes(const Graph& graph, const Plan& plan) {
   Program program = Lowering(graph, plan).run();
   plan_memory(program);
-  return program.arena_bytes;
-}
-
-int64_t live_bytes(const Graph& graph, const Plan& plan) {
-  const Program program = Lowering(graph, plan).run();
-  return most_live_bytes(buffer_lifetimes(program)) + largest_workspace(program);
-}
-
-std::vector<int64_t> stage_peak_bytes(const Graph& graph, const Plan& plan) {
-  return {peak_bytes(graph, plan)};
+  std::vector<int64_t> bytes;
+  for (const StageMemory& m : program.memory) bytes.push_back(m.arena_bytes);
+  return bytes;
 }
 
 std::vector<int64_t> stage_live_bytes(const Graph& graph, const Plan& plan) {
-  return {live_bytes(graph, plan)};
+  return least_peak_bytes(Lowering(graph, plan).run());
+}
+
+int64_t peak_bytes(const Graph& graph, const Plan& plan) {
+  const std::vector<int64_t> stages = stage_peak_bytes(graph, plan);
+  return *std::max_element(stages.begin(), stages.end());
+}
+
+int64_t live_bytes(const Graph& graph, const Plan& plan) {
+  const std::vector<int64_t> stages = stage_live_bytes(graph, plan);
+  return *std::max_element(stages.begin(), stages.end());
 }
 
 }  // namespace cleave

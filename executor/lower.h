@@ -15,8 +15,8 @@ Program lower(const Graph& graph, const Plan& plan);
 // The instruction that carries out a step of the plan.
 InstrKind kind_of(StepKind kind);
 
-// The memory of one rank, in bytes: the peak of the lowered program's layout, and, faster, what is
-// live at once at most, which is never above it.
+// The memory of one rank of the stage that needs most, in bytes: the peak of the lowered program's
+// layout, and, faster, what is live at once at most, which is never above it.
 int64_t peak_bytes(const Graph& graph, const Plan& plan);
 int64_t live_bytes(const Graph& graph, const Plan& plan);
 

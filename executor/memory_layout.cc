@@ -126,7 +126,12 @@ std::vector<Lifetime> buffer_lifetimes(const Program& program) {
     l.last = std::max(l.last, time);
   };
   const auto end = static_cast<int32_t>(program.instrs.size());
-  for (const ProgramSource& s : program.sources) touch(s.tensor, 0);
+  for (const ProgramSource& s : program.sources) {
+    const auto first = std::find_if(program.instrs.begin(), program.instrs.end(),
+                                    [&](const Instr& i) { return feeds(program, s, i); });
+    touch(s.tensor,
+          first == program.instrs.end() ? 0 : static_cast<int32_t>(first - program.instrs.begin()));
+  }
   for (int32_t i = 0; i < end; ++i) {
     const Instr& instr = program.instrs[static_cast<size_t>(i)];
     for (TensorId t : instr.in) touch(t, i);
@@ -140,11 +145,11 @@ std::vector<Lifetime> buffer_lifetimes(const Program& program) {
   return lives;
 }
 
-int64_t largest_workspace(const Program& program) {
+int64_t largest_workspace(const Program& program, int32_t stage) {
   int64_t most = 0;
   for (const Instr& instr : program.instrs) {
     if (instr.kind != InstrKind::kCompute || instr.op->workspace == nullptr) continue;
-    if (is_view(program, instr)) continue;
+    if (program.stage_of(instr.chunk) != stage || is_view(program, instr)) continue;
     const auto types = local_input_types(program, instr);
     const auto sizes = local_sizes(instr, program.mesh);
     most = std::max(most, instr.op->workspace({*instr.signature, sizes, instr.attrs, types}));
@@ -152,29 +157,118 @@ int64_t largest_workspace(const Program& program) {
   return most;
 }
 
-void plan_memory(Program& program) {
-  const std::vector<Lifetime> lives = buffer_lifetimes(program);
-  // Persistent buffers lie at the bottom, one after the other; the rest is packed above them, and
-  // the workspace at the top.
-  int64_t bottom = 0;
-  std::vector<Lifetime> passing = lives;
-  for (size_t b = 0; b < lives.size(); ++b) {
-    Buffer& buffer = program.buffers[b];
-    buffer.first = lives[b].first;
-    buffer.last = lives[b].last;
-    if (!buffer.persistent) continue;
-    buffer.offset = bottom;
-    bottom += aligned(buffer.bytes);
-    passing[b] = {};
+StageItems stage_items(const Program& program, const std::vector<Lifetime>& lifetimes,
+                       int32_t stage) {
+  StageItems items;
+  // The instructions that every micro-batch runs.
+  const auto end = static_cast<int32_t>(program.instrs.size());
+  int32_t first = end, last = -1;
+  for (int32_t i = 0; i < end; ++i) {
+    const Instr& instr = program.instrs[static_cast<size_t>(i)];
+    if (once_a_step(instr.part) || program.stage_of(instr.chunk) != stage) continue;
+    first = std::min(first, i);
+    last = i;
   }
-  const Placing placing = place(passing);
-  for (size_t b = 0; b < lives.size(); ++b) {
-    if (!program.buffers[b].persistent) {
-      program.buffers[b].offset = bottom + (placing.offsets.empty() ? 0 : placing.offsets[b]);
+  std::map<int32_t, size_t> frame_of;  // by chunk
+  for (int32_t c = stage; c < program.stages() * program.schedule.chunks; c += program.stages()) {
+    const int32_t slots = slots_of(program, c);
+    // One micro-batch of one chunk at a time: nothing comes between its parts.
+    if (slots == 1 && program.schedule.chunks == 1) continue;
+    frame_of[c] = items.frames.size();
+    items.frames.push_back({.chunk = c, .slots = slots, .life = {0, first, last}});
+  }
+  const auto part_at = [&](int32_t time) {
+    return time < end ? program.instrs[static_cast<size_t>(time)].part : Part::kUpdate;
+  };
+  for (size_t b = 0; b < lifetimes.size(); ++b) {
+    const Buffer& buffer = program.buffers[b];
+    if (program.stage_of(buffer.chunk) != stage) continue;
+    const auto id = static_cast<int32_t>(b);
+    Lifetime life = lifetimes[b];
+    if (buffer.persistent) {
+      items.persistent.push_back(id);
+      continue;
     }
+    const Part from = part_at(life.first), to = part_at(life.last);
+    const auto frame = frame_of.find(buffer.chunk);
+    if (from != to && !once_a_step(from) && !once_a_step(to) && frame != frame_of.end()) {
+      items.frames[frame->second].buffers.push_back(id);
+      items.frames[frame->second].lives.push_back(life);
+      continue;
+    }
+    if (from == Part::kBegin && !once_a_step(to)) life.last = std::max(life.last, last);
+    if (!once_a_step(from) && to == Part::kUpdate && frame != frame_of.end())
+      life.first = std::min(life.first, first);
+    items.buffers.push_back(id);
+    items.lives.push_back(life);
   }
-  program.workspace_bytes = largest_workspace(program);
-  program.arena_bytes = bottom + placing.peak + aligned(program.workspace_bytes);
+  return items;
+}
+
+std::vector<int64_t> least_peak_bytes(const Program& program) {
+  const std::vector<Lifetime> lifetimes = buffer_lifetimes(program);
+  std::vector<int64_t> least;
+  for (int32_t s = 0; s < program.stages(); ++s) {
+    StageItems items = stage_items(program, lifetimes, s);
+    for (const StageItems::Frame& f : items.frames) {
+      items.lives.push_back(f.life);
+      items.lives.back().bytes = f.slots * most_live_bytes(f.lives);
+    }
+    int64_t bytes = most_live_bytes(items.lives) + aligned(largest_workspace(program, s));
+    for (int32_t b : items.persistent)
+      bytes += aligned(program.buffers[static_cast<size_t>(b)].bytes);
+    least.push_back(bytes);
+  }
+  return least;
+}
+
+void plan_memory(Program& program) {
+  const std::vector<Lifetime> lifetimes = buffer_lifetimes(program);
+  const auto buffer = [&](int32_t b) -> Buffer& { return program.buffers[static_cast<size_t>(b)]; };
+  program.memory.assign(static_cast<size_t>(program.stages()), {});
+  program.arena_bytes = program.workspace_bytes = 0;
+  for (size_t b = 0; b < lifetimes.size(); ++b) {
+    program.buffers[b].first = lifetimes[b].first;
+    program.buffers[b].last = lifetimes[b].last;
+    program.buffers[b].slots = 1;
+    program.buffers[b].stride = 0;
+  }
+  for (int32_t s = 0; s < program.stages(); ++s) {
+    // Persistent buffers lie at the bottom, one after the other; the rest is packed above them, and
+    // the workspace at the top.
+    StageItems items = stage_items(program, lifetimes, s);
+    int64_t bottom = 0;
+    for (int32_t b : items.persistent) {
+      buffer(b).offset = bottom;
+      bottom += aligned(buffer(b).bytes);
+    }
+    std::vector<Placing> inside;
+    for (const StageItems::Frame& f : items.frames) {
+      inside.push_back(place(f.lives));
+      items.lives.push_back(f.life);
+      items.lives.back().bytes = f.slots * inside.back().peak;
+    }
+    const Placing placing = place(items.lives);
+    const auto offset = [&](const Placing& p, size_t i) {
+      return p.offsets.empty() ? 0 : p.offsets[i];
+    };
+    for (size_t i = 0; i < items.buffers.size(); ++i)
+      buffer(items.buffers[i]).offset = bottom + offset(placing, i);
+    for (size_t f = 0; f < items.frames.size(); ++f) {
+      const StageItems::Frame& frame = items.frames[f];
+      for (size_t i = 0; i < frame.buffers.size(); ++i) {
+        Buffer& b = buffer(frame.buffers[i]);
+        b.offset = bottom + offset(placing, items.buffers.size() + f) + offset(inside[f], i);
+        b.slots = frame.slots;
+        b.stride = inside[f].peak;
+      }
+    }
+    StageMemory& memory = program.memory[static_cast<size_t>(s)];
+    memory.workspace_bytes = largest_workspace(program, s);
+    memory.arena_bytes = bottom + placing.peak + aligned(memory.workspace_bytes);
+    program.arena_bytes = std::max(program.arena_bytes, memory.arena_bytes);
+    program.workspace_bytes = std::max(program.workspace_bytes, memory.workspace_bytes);
+  }
 }
 
 }  // namespace cleave

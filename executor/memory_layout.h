@@ -26,10 +26,33 @@ Placing place(std::span<const Lifetime> lifetimes);
 // No placing can have a lower peak: the most bytes that are live at once, each buffer aligned.
 int64_t most_live_bytes(std::span<const Lifetime> lifetimes);
 
-// By buffer. Persistent ones are always live; data from the start to their last reader; what an
+// By buffer, in instructions of the program's list, as one micro-batch runs them. Persistent ones
+// are always live; data from the first instruction of their part to their last reader; what an
 // output lies in, to the end. A buffer that nothing touches has last -1.
 std::vector<Lifetime> buffer_lifetimes(const Program& program);
-// Scratch memory of the kernel that needs most.
-int64_t largest_workspace(const Program& program);
+// Scratch memory of the kernel that needs most, of one stage.
+int64_t largest_workspace(const Program& program, int32_t stage = 0);
+
+// By stage: its memory could not be less. What is live at once, and workspace.
+std::vector<int64_t> least_peak_bytes(const Program& program);
+
+// How a stage's memory is laid out. What a chunk holds over several of its parts, while other
+// micro-batches or chunks run in between, lies in a frame, of which there is one for each
+// micro-batch in flight. All else is an item by itself; what was made at the step's start and is
+// read by every micro-batch lives until the last.
+struct StageItems {
+  struct Frame {
+    int32_t chunk = 0, slots = 1;
+    Lifetime life;  // of all its slots; without their bytes
+    std::vector<int32_t> buffers;
+    std::vector<Lifetime> lives;  // by place in `buffers`
+  };
+  std::vector<int32_t> persistent;  // buffers
+  std::vector<int32_t> buffers;     // items
+  std::vector<Lifetime> lives;      // by place in `buffers`
+  std::vector<Frame> frames;
+};
+StageItems stage_items(const Program& program, const std::vector<Lifetime>& lifetimes,
+                       int32_t stage);
 
 }  // namespace cleave

@@ -1,5 +1,7 @@
 #include "executor/program.h"
 
+#include <algorithm>
+
 #include "executor/typing.h"
 #include "graph/error.h"
 
@@ -15,8 +17,76 @@ std::string_view name_of(InstrKind kind) {
     case InstrKind::kSlice: return "slice";
     case InstrKind::kMask: return "mask";
     case InstrKind::kCopy: return "copy";
+    case InstrKind::kSend: return "send";
+    case InstrKind::kReceive: return "receive";
   }
   return "?";
+}
+
+std::string_view name_of(Part part) {
+  switch (part) {
+    case Part::kBegin: return "begin";
+    case Part::kForward: return "forward";
+    case Part::kBackward: return "backward";
+    case Part::kWeightGradient: return "weight gradient";
+    case Part::kUpdate: return "update";
+  }
+  return "?";
+}
+
+bool once_a_step(Part part) { return part == Part::kBegin || part == Part::kUpdate; }
+
+std::vector<PartRun> step_order(const Program& program, int32_t stage) {
+  std::vector<PartRun> order = {{Part::kBegin, stage, 0}};
+  if (program.schedule.order.empty()) {
+    for (int32_t m = 0; m < program.schedule.micro_batches; ++m) {
+      for (Part part : {Part::kForward, Part::kBackward}) order.push_back({part, 0, m});
+    }
+  } else {
+    for (const Unit& u : program.schedule.order[static_cast<size_t>(stage)]) {
+      const Part part = u.kind == UnitKind::kForward    ? Part::kForward
+                        : u.kind == UnitKind::kBackward ? Part::kBackward
+                                                        : Part::kWeightGradient;
+      order.push_back({part, u.chunk, u.micro_batch});
+    }
+  }
+  order.push_back({Part::kUpdate, stage, program.schedule.micro_batches - 1});
+  return order;
+}
+
+bool runs(const Program& program, const PartRun& run, const Instr& instr) {
+  if (instr.part != run.part) return false;
+  return once_a_step(run.part) ? program.stage_of(instr.chunk) == program.stage_of(run.chunk)
+                               : instr.chunk == run.chunk;
+}
+
+bool feeds(const Program& program, const ProgramSource& source, const Instr& instr) {
+  if (source.part == Part::kUpdate) {
+    return instr.part == Part::kUpdate &&
+           program.stage_of(instr.chunk) == program.stage_of(source.chunk);
+  }
+  return instr.chunk == source.chunk && instr.part != Part::kBegin;
+}
+
+int32_t slots_of(const Program& program, int32_t chunk) {
+  std::vector<int32_t> left(static_cast<size_t>(program.schedule.micro_batches), 0);
+  const std::vector<PartRun> order = step_order(program, program.stage_of(chunk));
+  const auto here = [&](const PartRun& run) {
+    return !once_a_step(run.part) && run.chunk == chunk;
+  };
+  for (const PartRun& run : order) {
+    if (here(run)) ++left[static_cast<size_t>(run.micro_batch)];
+  }
+  int32_t most = 1, newest = -1;
+  size_t oldest = 0;
+  for (const PartRun& run : order) {
+    if (!here(run)) continue;
+    newest = std::max(newest, run.micro_batch);
+    most = std::max(most, newest - static_cast<int32_t>(oldest) + 1);
+    --left[static_cast<size_t>(run.micro_batch)];
+    while (oldest < left.size() && left[oldest] == 0) ++oldest;
+  }
+  return most;
 }
 
 bool is_collective(InstrKind kind) {
@@ -101,22 +171,37 @@ std::string describe_splits(const Program& program, const Instr& instr) {
 
 std::string to_text(const Program& program) {
   std::string text = fmt::format("mesh {}\n", program.mesh.to_string());
-  if (program.micro_batches > 1) text += fmt::format("micro-batches {}\n", program.micro_batches);
+  const Schedule& schedule = program.schedule;
+  const bool pipeline = schedule.stages > 1;
+  if (pipeline) {
+    text += fmt::format("pipeline {} of {} stages, {} chunks a stage\n", name_of(schedule.kind),
+                        schedule.stages, schedule.chunks);
+  }
+  if (schedule.micro_batches > 1) text += fmt::format("micro-batches {}\n", schedule.micro_batches);
   if (program.arena_bytes > 0) {
     text +=
         fmt::format("arena {} bytes, workspace {}\n", program.arena_bytes, program.workspace_bytes);
   }
+  for (size_t s = 0; pipeline && s < program.memory.size(); ++s)
+    text += fmt::format("stage {}: arena {} bytes\n", s, program.memory[s].arena_bytes);
   for (const ProgramSource& s : program.sources) {
     text += fmt::format("{} {}: {}\n", name_of(s.kind), s.name, describe(program, s.tensor));
   }
   for (size_t i = 0; i < program.instrs.size(); ++i) {
     const Instr& instr = program.instrs[i];
+    const bool begins = i == 0 || program.instrs[i - 1].part != instr.part ||
+                        program.instrs[i - 1].chunk != instr.chunk;
+    if (pipeline && begins)
+      text += fmt::format("{} of chunk {}\n", name_of(instr.part), instr.chunk);
     text += fmt::format("{:4} {}", i, name_of(instr));
     if (instr.kind == InstrKind::kCompute) {
       text += fmt::format(" {}{}{}", instr.signature->text(), describe_splits(program, instr),
                           is_view(program, instr) ? " view" : "");
     } else if (instr.axis >= 0) {
       text += " over " + program.mesh.axes[static_cast<size_t>(instr.axis)].name;
+    } else if (instr.peer >= 0) {
+      text +=
+          fmt::format(" {} chunk {}", instr.kind == InstrKind::kSend ? "to" : "from", instr.peer);
     }
     text += fmt::format(": {} -> {}", describe(program, instr.in), describe(program, instr.out));
     if (!instr.where.empty()) text += "  # " + instr.where;

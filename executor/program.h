@@ -1,6 +1,6 @@
-// What one rank executes: local ops, collectives and copies in a fixed order, with a static memory
-// layout. The program is the same for every rank (SPMD); a rank's coordinates on the mesh are read
-// when it runs.
+// What the ranks execute: local ops, collectives, sends and copies in a fixed order, with a static
+// memory layout. Every rank of a pipeline stage runs that stage's instructions (SPMD); a rank's
+// coordinates on the stage's mesh are read when it runs. Without a pipeline there is one stage.
 #pragma once
 
 #include <string>
@@ -8,6 +8,7 @@
 
 #include "graph/graph.h"
 #include "planner/mesh.h"
+#include "planner/schedule.h"
 
 namespace cleave {
 
@@ -20,15 +21,36 @@ struct ProgramTensor {
   std::string name;     // for messages: "%12" or a source's name
   int32_t buffer = -1;  // several tensors share a buffer: views, and in-place versions
   Geometry geometry;    // how the local tensor lies in its buffer
+  int32_t chunk = 0;    // whose instructions make and read it
 };
 
 struct Buffer {
   int64_t bytes = 0;
   bool persistent = false;  // kept from step to step: parameters and states
-  int64_t offset = -1;      // in the arena; set by plan_memory
+  int32_t chunk = 0;        // of its tensors
+  // Set by plan_memory. Where it lies in its stage's arena: of micro-batch m, at offset +
+  // m % slots * stride. There are several slots when micro-batches in flight hold it together.
+  int64_t offset = -1;
+  int32_t slots = 1;
+  int64_t stride = 0;
   // First and last instruction that touches it; set by plan_memory. Persistent: always live.
   int32_t first = -1, last = -1;
+
+  int64_t offset_of(int64_t micro_batch) const {
+    return offset + (slots == 1 ? 0 : micro_batch % slots * stride);
+  }
 };
+
+// The part of a step that an instruction belongs to.
+enum class Part : uint8_t {
+  kBegin,           // once, before everything else
+  kForward,         // once a micro-batch, when the schedule says
+  kBackward,        // likewise
+  kWeightGradient,  // likewise, in schedules that have such units
+  kUpdate,          // once, after everything else
+};
+std::string_view name_of(Part part);  // "weight gradient"
+bool once_a_step(Part part);
 
 // One part of an op's iteration space is split on one mesh axis: the letter, and which of the
 // letter's atoms. letter 0: the op is not split on that axis. partial: the op is linear, and its
@@ -50,9 +72,11 @@ enum class InstrKind : uint8_t {
   kMask,           // replicate -> partial sum: the first rank of the group keeps the value, the
                    // others hold zeros; no communication
   kCopy,           // the same type
+  kSend,           // `in` to the same rank of the stage of chunk `peer`; does not wait
+  kReceive,        // `out` from the same rank of the stage of chunk `peer`; waits
 };
 std::string_view name_of(InstrKind kind);  // "all-reduce"
-bool is_collective(InstrKind kind);
+bool is_collective(InstrKind kind);        // of several ranks of one stage
 
 struct Instr {
   InstrKind kind = InstrKind::kCompute;
@@ -63,12 +87,16 @@ struct Instr {
   Attrs attrs;
   std::vector<std::vector<int64_t>> letter_atoms;  // for each factor: its atoms, whole sizes
   std::vector<Split> splits;                       // one a mesh axis
-  NodeId node = kNoNode;                           // the node it came from; -1: added by lowering
-  // All others but kCopy: the mesh axis. A collective moves all its pairs (in[i], out[i]) at once.
+  // The node it came from; -1: added by lowering. Of a send and its receive: the transfer.
+  NodeId node = kNoNode;
+  // Collectives, kSlice, kMask: the mesh axis. A collective moves all its pairs (in[i], out[i]) at
+  // once.
   int32_t axis = -1;
   Reduction reduction = Reduction::kSum;
+  int32_t peer = -1;  // kSend, kReceive: the other chunk
   std::string where;  // for reports: "h.0.attn gpt2.cc:31"
-  Phase phase = Phase::kForward;
+  Part part = Part::kForward;
+  int32_t chunk = 0;
 };
 
 // A state or parameter, kept in a persistent buffer from step to step, or a data input, filled
@@ -80,6 +108,11 @@ struct ProgramSource {
   std::vector<std::string> roles;
   TensorId tensor = -1;  // read at the start of a step
   TensorId final = -1;   // parameters and states: same buffer and layout as `tensor` at the end
+  // Where it lies. Data that several chunks read are a source of each, of one name.
+  int32_t chunk = 0;
+  // Of data: kForward, filled before every micro-batch's forward of the chunk; kUpdate, filled
+  // before the update with what the last micro-batch was given.
+  Part part = Part::kForward;
 };
 
 struct ProgramOutput {
@@ -87,22 +120,51 @@ struct ProgramOutput {
   TensorId tensor = -1;  // replicated on every axis
 };
 
+// One rank's memory in one stage.
+struct StageMemory {
+  int64_t arena_bytes = 0;      // the peak
+  int64_t workspace_bytes = 0;  // largest kernel workspace, part of arena_bytes
+};
+
 struct Program {
-  Mesh mesh;
-  // Above 1, a step runs the instructions before the update (Phase::kUpdate), which then come
-  // first, so many times, with new data each time.
-  int64_t micro_batches = 1;
+  Mesh mesh;  // of one stage
+  // Stages, chunks, micro-batches, and in what order each stage works. An empty order: one stage,
+  // which runs its instructions before the update so many times, with new data each time.
+  Schedule schedule;
   std::vector<ProgramTensor> tensors;
   std::vector<Buffer> buffers;
+  // The instructions of one part and chunk stand together, in the order in which they run.
   std::vector<Instr> instrs;
   std::vector<ProgramSource> sources;
   std::vector<ProgramOutput> outputs;
-  int64_t arena_bytes = 0;      // of one rank; set by plan_memory: the peak
-  int64_t workspace_bytes = 0;  // largest kernel workspace, part of arena_bytes
+  // By stage, and the largest of them; set by plan_memory.
+  std::vector<StageMemory> memory;
+  int64_t arena_bytes = 0, workspace_bytes = 0;
 
   ProgramTensor& tensor(TensorId t) { return tensors[static_cast<size_t>(t)]; }
   const ProgramTensor& tensor(TensorId t) const { return tensors[static_cast<size_t>(t)]; }
+  int64_t micro_batches() const { return schedule.micro_batches; }
+  int32_t stages() const { return schedule.stages; }
+  int32_t stage_of(int32_t chunk) const { return chunk % schedule.stages; }
+  // Rank s * mesh.size() + r is rank r of stage s.
+  int64_t ranks() const { return schedule.stages * mesh.size(); }
 };
+
+// One run of a part of a chunk. Of kBegin and kUpdate: of all chunks of the stage.
+struct PartRun {
+  Part part = Part::kForward;
+  int32_t chunk = 0;
+  int32_t micro_batch = 0;
+};
+// What a stage does in a step, from kBegin to kUpdate.
+std::vector<PartRun> step_order(const Program& program, int32_t stage);
+// The instructions that a run executes belong to its part, and to its chunk or, once a step, stage.
+bool runs(const Program& program, const PartRun& run, const Instr& instr);
+// Whether the instruction runs when the source, of data, has just been filled, or later.
+bool feeds(const Program& program, const ProgramSource& source, const Instr& instr);
+// So many micro-batches of a chunk can be in flight at once: the oldest unfinished one and those
+// up to the newest that has begun.
+int32_t slots_of(const Program& program, int32_t chunk);
 
 // The local extent of every factor of a compute instruction, for the rank at these coordinates.
 std::vector<Extent> local_extents(const Instr& instr, const Mesh& mesh,
@@ -117,11 +179,14 @@ std::vector<int64_t> local_sizes(const Instr& instr, const Mesh& mesh);
 // never cut or gather an atom that a later axis has split; every tensor is written before it is
 // read, and not overwritten while still to be read; local shapes divide; buffers that are live
 // together do not overlap in the arena (when laid out); outputs are replicated; states end where,
-// and as, they began; with several micro-batches, the update comes last.
+// and as, they began; with several micro-batches, the update comes last. Of a pipeline also: a
+// chunk touches its own tensors only; every send has one receive of the same value and layout, and
+// none waits for ever under the schedule; nothing but what is persistent, or was made at the
+// step's start, passes from one micro-batch to another.
 void check(const Program& program);
 
-// Sets the offset of every buffer so that buffers live at the same time do not overlap, and
-// arena_bytes to the peak. Deterministic.
+// Sets the offset and the slots of every buffer so that buffers live at the same time do not
+// overlap, and the arenas' sizes to the peaks. Deterministic.
 void plan_memory(Program& program);
 
 // One line an instruction, with local shapes and placements; for --dump and tests.

@@ -42,7 +42,8 @@ RunInfo run_info(const Graph& graph, const Plan& plan) {
   RunInfo info;
   info.tokens_per_step = tokens_per_step(graph);
   info.work = {model_flops(graph, false), model_flops(graph, true)};
-  info.peak = cpu_peak(plan.mesh.size(), product_dtype(graph), usable_cores());
+  info.peak =
+      cpu_peak(plan.pipeline.stages * plan.mesh.size(), product_dtype(graph), usable_cores());
   return info;
 }
 

@@ -1,8 +1,12 @@
 #include "executor/thread_communicator.h"
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <thread>
+#include <tuple>
 
 #include "executor/reduce.h"
 #include "executor/run_info.h"
@@ -17,6 +21,10 @@ namespace {
 constexpr int64_t kSmallBytes = 16 << 10;
 
 std::string describe(const Request& request, const Mesh& mesh) {
+  if (request.kind == InstrKind::kReceive) {
+    return fmt::format("waiting for node {} of micro-batch {} from rank {}",
+                       request.message.transfer, request.message.micro_batch, request.message.from);
+  }
   if (request.axis < 0) return "waiting for all ranks";
   std::string text = fmt::format("{} over {}", name_of(request.kind),
                                  mesh.axes[static_cast<size_t>(request.axis)].name);
@@ -60,7 +68,7 @@ class Rendezvous {
       world_.waiting_.fetch_sub(size - 1, std::memory_order_acq_rel);
       release();
     } else if (world_.waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == world_.size_) {
-      report_deadlock();
+      world_.report_deadlock();
     } else {
       sleep_until_not(seen);
     }
@@ -81,40 +89,102 @@ class Rendezvous {
 
   void sleep_until_not(int seen) { wait_while(generation_, seen, world_.looks_); }
 
-  [[noreturn]] void report_deadlock() const {
-    std::string text;
-    for (size_t r = 0; r < world_.requests_.size(); ++r) {
-      text += fmt::format("{}rank {} {}", text.empty() ? "" : "; ", r,
-                          describe(world_.requests_[r], world_.mesh_));
-    }
-    throw InternalError("the ranks wait for each other for ever: " + text);
-  }
-
   ThreadWorld& world_;
   alignas(64) std::atomic<int64_t> arrived_{0};
   alignas(64) std::atomic<int> generation_{0};
 };
 
-ThreadWorld::ThreadWorld(const Mesh& mesh)
+// What was sent to one rank and not yet taken.
+class Mailbox {
+ public:
+  explicit Mailbox(ThreadWorld& world) : world_(world) {}
+
+  void put(const Message& message, std::span<const std::byte> bytes) {
+    std::vector<std::byte> copy(bytes.begin(), bytes.end());
+    const std::lock_guard lock(mutex_);
+    const Key key = key_of(message);
+    const bool is_new = messages_.emplace(key, std::move(copy)).second;
+    CLEAVE_ASSERT(is_new, "node {} of micro-batch {} was sent twice", message.transfer,
+                  message.micro_batch);
+    if (!waiting_ || wanted_ != key) return;
+    // Before the receiver wakes up, as in a rendezvous.
+    waiting_ = false;
+    world_.waiting_.fetch_sub(1, std::memory_order_acq_rel);
+    arrived_.notify_one();
+  }
+
+  void take(const Message& message, std::span<std::byte> bytes) {
+    std::unique_lock lock(mutex_);
+    const Key key = key_of(message);
+    auto found = messages_.find(key);
+    if (found == messages_.end()) {
+      wanted_ = key;
+      waiting_ = true;
+      if (world_.waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == world_.size_)
+        world_.report_deadlock();
+      arrived_.wait(lock, [&] { return !waiting_ || aborted(); });
+      if (aborted()) throw Aborted("another rank has failed");
+      found = messages_.find(key);
+    }
+    CLEAVE_ASSERT(found->second.size() == bytes.size(), "{} bytes were sent, {} are awaited",
+                  found->second.size(), bytes.size());
+    const std::vector<std::byte> got = std::move(found->second);
+    messages_.erase(found);
+    lock.unlock();
+    std::copy(got.begin(), got.end(), bytes.begin());
+  }
+
+  void wake() {
+    const std::lock_guard lock(mutex_);
+    arrived_.notify_all();
+  }
+
+ private:
+  using Key = std::tuple<NodeId, int64_t, int64_t>;  // transfer, micro-batch, sender
+  static Key key_of(const Message& m) { return {m.transfer, m.micro_batch, m.from}; }
+  bool aborted() const { return world_.aborted_.load(std::memory_order_acquire); }
+
+  ThreadWorld& world_;
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::map<Key, std::vector<std::byte>> messages_;
+  Key wanted_;            // while waiting_
+  bool waiting_ = false;  // and counted as such
+};
+
+ThreadWorld::ThreadWorld(const Mesh& mesh, int64_t stages)
     : mesh_(mesh),
-      size_(mesh.size()),
+      size_(stages * mesh.size()),
       looks_(size_ <= usable_cores() ? kSpinLooks : 16),
-      requests_(static_cast<size_t>(mesh.size())) {
+      requests_(static_cast<size_t>(size_)) {
   const auto ranks = static_cast<size_t>(size_);
   for (size_t a = 0; a < mesh.axes.size(); ++a) {
     auto& groups = groups_.emplace_back();
     auto& group_of = group_of_.emplace_back(ranks);
-    for (size_t r = 0; r < ranks; ++r) {
-      std::vector<int64_t> members = mesh.group(static_cast<int64_t>(r), a);
-      if (members[0] == static_cast<int64_t>(r)) {
+    for (int64_t r = 0; r < size_; ++r) {
+      const int64_t first = r / mesh.size() * mesh.size();  // of the stage
+      std::vector<int64_t> members = mesh.group(r - first, a);
+      for (int64_t& m : members) m += first;
+      if (members[0] == r) {
         for (int64_t m : members) group_of[static_cast<size_t>(m)] = groups.size();
         groups.push_back(std::make_unique<Rendezvous>(*this, std::move(members)));
       }
     }
   }
   std::vector<int64_t> all(ranks);
-  for (size_t r = 0; r < ranks; ++r) all[r] = static_cast<int64_t>(r);
+  for (size_t r = 0; r < ranks; ++r) {
+    all[r] = static_cast<int64_t>(r);
+    boxes_.push_back(std::make_unique<Mailbox>(*this));
+  }
   everyone_ = std::make_unique<Rendezvous>(*this, std::move(all));
+}
+
+void ThreadWorld::report_deadlock() const {
+  std::string text;
+  for (size_t r = 0; r < requests_.size(); ++r) {
+    text += fmt::format("{}rank {} {}", text.empty() ? "" : "; ", r, describe(requests_[r], mesh_));
+  }
+  throw InternalError("the ranks wait for each other for ever: " + text);
 }
 
 ThreadWorld::~ThreadWorld() = default;
@@ -125,10 +195,15 @@ void ThreadWorld::abort() {
     for (auto& g : groups) g->release();
   }
   everyone_->release();
+  for (auto& box : boxes_) box->wake();
 }
 
 ThreadCommunicator::ThreadCommunicator(ThreadWorld& world, int64_t rank)
-    : Communicator(world.mesh()), world_(world), rank_(rank), scratch_(kSmallBytes) {}
+    : Communicator(world.mesh()),
+      world_(world),
+      rank_(rank),
+      coordinates_(world.mesh().coordinates(rank % world.mesh().size())),
+      scratch_(kSmallBytes) {}
 
 Rendezvous& ThreadCommunicator::meet(const Request& request) {
   auto& requests = world_.requests_;
@@ -160,9 +235,21 @@ void ThreadCommunicator::find_inputs(const Rendezvous& group, size_t i) {
 
 void ThreadCommunicator::synchronize() { meet(Request{}); }
 
+void ThreadCommunicator::put(const Message& message, std::span<const std::byte> bytes) {
+  world_.boxes_[static_cast<size_t>(message.to)]->put(message, bytes);
+}
+
+void ThreadCommunicator::take(const Message& message, std::span<std::byte> bytes) {
+  Request& request = world_.requests_[static_cast<size_t>(rank_)];
+  request = {};
+  request.kind = InstrKind::kReceive;
+  request.message = message;
+  world_.boxes_[static_cast<size_t>(rank_)]->take(message, bytes);
+}
+
 void ThreadCommunicator::all_reduce(int32_t axis, Reduction reduction,
                                     std::span<const CollectiveTensor> tensors) {
-  Rendezvous& g = meet({InstrKind::kAllReduce, axis, reduction, tensors});
+  Rendezvous& g = meet({InstrKind::kAllReduce, axis, reduction, tensors, {}});
   int64_t total = 0;
   for (const CollectiveTensor& t : tensors) total += t.bytes();
   if (total <= kSmallBytes) {
@@ -183,7 +270,7 @@ void ThreadCommunicator::all_reduce(int32_t axis, Reduction reduction,
   // Every rank combines its chunk into its own result, then fetches the chunks of the others. In
   // place this is safe: nobody but its owner ever reads a chunk of an operand.
   const auto ranks = static_cast<int64_t>(g.ranks.size());
-  const int64_t me = mesh().coordinates(rank_)[static_cast<size_t>(axis)];
+  const int64_t me = coordinates_[static_cast<size_t>(axis)];
   const auto chunk = [&](const CollectiveTensor& t, int64_t rank) {  // first byte
     return t.bytes() / 64 * rank / ranks * 64 + (rank == ranks ? t.bytes() % 64 : 0);
   };
@@ -212,9 +299,9 @@ void ThreadCommunicator::all_reduce(int32_t axis, Reduction reduction,
 
 void ThreadCommunicator::reduce_scatter(int32_t axis, Reduction reduction,
                                         std::span<const CollectiveTensor> tensors) {
-  Rendezvous& g = meet({InstrKind::kReduceScatter, axis, reduction, tensors});
+  Rendezvous& g = meet({InstrKind::kReduceScatter, axis, reduction, tensors, {}});
   const auto ranks = static_cast<int64_t>(g.ranks.size());
-  const int64_t me = mesh().coordinates(rank_)[static_cast<size_t>(axis)];
+  const int64_t me = coordinates_[static_cast<size_t>(axis)];
   constexpr std::array<int64_t, 5> kZeros{};
   for (size_t i = 0; i < tensors.size(); ++i) {
     const CollectiveTensor& t = tensors[i];
@@ -243,9 +330,9 @@ void ThreadCommunicator::all_to_all(int32_t axis, std::span<const CollectiveTens
 
 void ThreadCommunicator::exchange(InstrKind kind, int32_t axis,
                                   std::span<const CollectiveTensor> tensors) {
-  Rendezvous& g = meet({kind, axis, Reduction::kSum, tensors});
+  Rendezvous& g = meet({kind, axis, Reduction::kSum, tensors, {}});
   const auto ranks = static_cast<int64_t>(g.ranks.size());
-  const int64_t me = mesh().coordinates(rank_)[static_cast<size_t>(axis)];
+  const int64_t me = coordinates_[static_cast<size_t>(axis)];
   for (size_t i = 0; i < tensors.size(); ++i) {
     const CollectiveTensor& t = tensors[i];
     find_inputs(g, i);

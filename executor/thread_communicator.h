@@ -1,4 +1,5 @@
-// Collectives between the threads of one process: each thread reads the others' memory directly.
+// Collectives and messages between the threads of one process: in a collective, each thread reads
+// the others' memory directly; a message is copied into a box of the receiver's.
 #pragma once
 
 #include <atomic>
@@ -17,29 +18,36 @@ class Aborted : public std::runtime_error {
 };
 
 class Rendezvous;
+class Mailbox;
 
-// What one rank asks of its group. A negative axis: to meet all ranks.
+// What one rank asks of its group. A negative axis: to meet all ranks; or, of kReceive, a message.
 struct Request {
   InstrKind kind = InstrKind::kAllReduce;
   int32_t axis = -1;
   Reduction reduction = Reduction::kSum;
   std::span<const CollectiveTensor> tensors;
+  Message message;
 };
 
 // What the ranks of one process share. Must outlive its communicators.
 class ThreadWorld {
  public:
-  explicit ThreadWorld(const Mesh& mesh);
+  // `stages` meshes: rank s * mesh.size() + r is rank r of stage s.
+  explicit ThreadWorld(const Mesh& mesh, int64_t stages = 1);
   ~ThreadWorld();
 
-  const Mesh& mesh() const { return mesh_; }
+  const Mesh& mesh() const { return mesh_; }  // of one stage
   // To be called when a rank has failed: every rank that waits, now or later, throws Aborted. The
   // memory of all ranks must stay valid until all of them have stopped.
   void abort();
 
  private:
   friend class Rendezvous;
+  friend class Mailbox;
   friend class ThreadCommunicator;
+
+  // Throws InternalError that says what every rank waits for.
+  [[noreturn]] void report_deadlock() const;
 
   const Mesh mesh_;
   const int64_t size_;
@@ -52,7 +60,8 @@ class ThreadWorld {
   std::vector<std::vector<std::unique_ptr<Rendezvous>>> groups_;  // by axis, then by group
   std::vector<std::vector<size_t>> group_of_;                     // by axis, then by rank
   std::unique_ptr<Rendezvous> everyone_;
-  std::vector<Request> requests_;  // by rank: what it asked for last
+  std::vector<std::unique_ptr<Mailbox>> boxes_;  // by rank: what was sent to it
+  std::vector<Request> requests_;                // by rank: what it asked for last
 };
 
 class ThreadCommunicator : public Communicator {
@@ -67,6 +76,8 @@ class ThreadCommunicator : public Communicator {
   void reduce_scatter(int32_t axis, Reduction reduction,
                       std::span<const CollectiveTensor> tensors) override;
   void all_to_all(int32_t axis, std::span<const CollectiveTensor> tensors) override;
+  void put(const Message& message, std::span<const std::byte> bytes) override;
+  void take(const Message& message, std::span<std::byte> bytes) override;
 
  private:
   // Announces the request and waits until the whole group has made the same.
@@ -78,6 +89,7 @@ class ThreadCommunicator : public Communicator {
 
   ThreadWorld& world_;
   const int64_t rank_;
+  const std::vector<int64_t> coordinates_;  // on the stage's mesh
   std::vector<const std::byte*> peers_;
   std::vector<std::byte> scratch_;  // results of small all-reduces
 };

@@ -368,7 +368,9 @@ void expect_planned(const std::vector<CollectiveCount>& executed, const Plan& pl
            std::abs(a.bytes - b.bytes) <= 1e-9 * std::abs(b.bytes);
   };
   const auto planned = planned_collectives(plan);
-  CLEAVE_ASSERT(std::equal(executed.begin(), executed.end(), planned.begin(), planned.end(), same),
+  std::vector<CollectiveCount> inside = executed;  // the stages
+  std::erase_if(inside, [](const CollectiveCount& c) { return c.kind == InstrKind::kSend; });
+  CLEAVE_ASSERT(std::equal(inside.begin(), inside.end(), planned.begin(), planned.end(), same),
                 "a step executed {}, but the plan has {}", to_string(executed, plan.mesh),
                 to_string(planned, plan.mesh));
 }

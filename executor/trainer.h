@@ -65,6 +65,7 @@ TrainResult train(const Graph& graph, const Plan& plan, const TokenData& data,
 std::vector<CollectiveCount> planned_collectives(const Plan& plan);
 
 // Throws InternalError, naming both, unless they are the same up to the rounding of sums of bytes.
+// Sends between the stages of a pipeline are left out: the program promises those.
 void expect_planned(const std::vector<CollectiveCount>& executed, const Plan& plan);
 
 }  // namespace cleave

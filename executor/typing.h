@@ -35,4 +35,13 @@ bool may_overlap(const ProgramTensor& a, const ProgramTensor& b);
 void check_tensor(const Program& program, TensorId t);
 void check_types(const Program& program, size_t index);
 
+// Those of the parts of a step. Several micro-batches: what runs in each comes before the update.
+void check_order(const Program& program);
+// A pipeline's chunks touch their own tensors; sends and receives are pairs; nobody waits for ever;
+// nothing passes from one micro-batch to another.
+void check_pipeline(const Program& program);
+// Under the schedule, buffers that are live together never overlap, and all lie in their stage's
+// arena below the workspace.
+void check_arena(const Program& program);
+
 }  // namespace cleave

@@ -4,6 +4,8 @@
 #include <map>
 #include <tuple>
 
+#include "planner/cut.h"
+
 namespace cleave {
 namespace {
 
@@ -15,6 +17,20 @@ const Placement& before_step(const std::vector<Form>& forms, const Form& form, s
   return forms[static_cast<size_t>(form.from)].placements[static_cast<size_t>(axis)];
 }
 
+// By value: the pipeline stage that holds it.
+std::vector<int32_t> stages_of_values(const Graph& graph, const Plan& plan) {
+  std::vector<int32_t> stages(graph.values().size(), 0);
+  if (plan.pipeline.stages == 1) return stages;
+  const std::vector<int32_t> sources = source_chunks(graph, plan.pipeline.chunk_of);
+  for (size_t v = 0; v < stages.size(); ++v) {
+    const ValueInfo& info = graph.values()[v];
+    stages[v] = info.producer != kNoNode
+                    ? plan.pipeline.stage_of(info.producer)
+                    : std::max(sources[static_cast<size_t>(info.source)], 0) % plan.pipeline.stages;
+  }
+  return stages;
+}
+
 }  // namespace
 
 std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_update) {
@@ -23,7 +39,8 @@ std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_u
     Bundle bundle;
   };
   std::vector<Timed> all;
-  std::map<std::tuple<size_t, StepKind, int8_t, DType, Reduction>, size_t> joined;
+  std::map<std::tuple<int32_t, size_t, StepKind, int8_t, DType, Reduction>, size_t> joined;
+  const std::vector<int32_t> stages = stages_of_values(graph, plan);
   for (size_t v = 0; v < plan.values.size(); ++v) {
     const NodeId producer = graph.values()[v].producer;
     const bool updated = producer != kNoNode && graph.node(producer).phase == Phase::kUpdate;
@@ -42,7 +59,7 @@ std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_u
           const Placement& p = before_step(forms, form, i);
           const Reduction reduction = p.is_partial() ? p.reduction : Reduction::kSum;
           at = joined
-                   .emplace(std::make_tuple(round, step.kind, step.axis,
+                   .emplace(std::make_tuple(stages[v], round, step.kind, step.axis,
                                             graph.values()[v].type.dtype, reduction),
                             at)
                    .first->second;

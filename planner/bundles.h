@@ -20,7 +20,7 @@ using Bundle = std::vector<BundledStep>;  // one collective, or a single local s
 // The bundles of a plan in the order in which they are executed, one after the other: those of the
 // values that the update makes, at its end, or those of all other values, before it. A form begins
 // in the round after the last of the form that it is made from; in one round, collectives of one
-// kind, reduction, axis and element type are one.
+// kind, reduction, axis, element type and pipeline stage are one.
 std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_update);
 
 }  // namespace cleave

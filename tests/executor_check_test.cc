@@ -452,7 +452,7 @@ const std::vector<Mistake>& mistakes() {
       {"ArenaTooSmall",
        [](B& b) {
          plan_memory(b.program);
-         b.program.arena_bytes -= 64;
+         b.program.memory[0].arena_bytes -= 64;
        },
        "is not aligned inside"},
       {"ArenaUnaligned",

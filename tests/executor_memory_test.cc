@@ -177,7 +177,7 @@ TEST(MemoryLayoutOfPrograms, TheWorkspaceLiesOnTop) {
   EXPECT_EQ(b.program.workspace_bytes, 400);  // of 50 local elements
   EXPECT_EQ(b.program.arena_bytes, 256 + 256 + 448);
   check(b.program);
-  b.program.workspace_bytes = 0;
+  b.program.memory[0].workspace_bytes = 0;
   EXPECT_THROW(check(b.program), InternalError);
 }
 

@@ -40,6 +40,27 @@ inline std::vector<NodeId> even_cuts(const Graph& graph, int chunks, uint64_t se
   return cuts;
 }
 
+// The best plan of a cut graph for this pipeline, with the mesh in every stage; with a seed, a
+// random one.
+inline Plan pipeline_plan(const Graph& graph, const std::string& mesh, const Pipeline& pipeline,
+                          std::optional<uint64_t> seed = {}) {
+  PlannerOptions options;
+  if (seed) options.preferences = random_preferences(graph, *seed);
+  const MeshRequest request = parse_mesh(mesh);
+  Mesh stage;
+  for (size_t a = 0; a < request.sizes.size(); ++a)
+    stage.axes.push_back({fmt::format("a{}", a), request.sizes[a]});
+  const auto groups = static_cast<size_t>(pipeline.stages * pipeline.chunks);
+  Costing costing = Costing::plain(graph.micro_batches);
+  costing.runs.resize(groups, costing.runs[0]);
+  costing.prices.resize(groups, costing.prices[0]);
+  costing.in_flight.resize(groups, costing.in_flight[0]);
+  const Cluster cluster = parse_cluster(fmt::format("cpu:{}", stage.size()));
+  auto plan = plan_with(graph, cluster, stage, request.roles, costing, pipeline, options);
+  if (!plan) throw InternalError("no plan");
+  return std::move(*plan);
+}
+
 inline constexpr int kPipelineSteps = 6;
 
 // Trains for a few steps, each on the whole batch in the graph's micro-batches.
