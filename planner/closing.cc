@@ -13,7 +13,8 @@ namespace cleave {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int kAscents = 24;  // of the multipliers at one node
+constexpr int kAscents = 40;     // of the multipliers, at the root of the tree
+constexpr int kMoreAscents = 4;  // at every other node, from its parent's
 constexpr double kEqual = 1e-9;
 
 std::vector<double> updates_of(const Plan& plan, int32_t stages) {
@@ -47,6 +48,7 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
     costing.runs.assign(groups, {m, m, 1});
     return costing;
   }
+  costing.sends.assign(groups, {0, 0, 0});
   const std::vector<ChunkSeconds> chunks = chunk_seconds(graph, plan);
   const Schedule schedule = schedule_of(arrangement, chunks);
   const SimulatedSchedule run = simulate(schedule, chunks);
@@ -59,7 +61,10 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
   for (size_t s = 1; s < updates.size(); ++s) {
     if (run.end[s] + updates[s] > run.end[stage] + updates[stage]) stage = s;
   }
-  for (size_t c = stage; c < groups; c += updates.size()) costing.runs[c][2] = 1;
+  for (size_t c = stage; c < groups; c += updates.size()) {
+    costing.runs[c][2] = costing.sends[c][2] = 1;
+  }
+  std::vector<double> halves(groups, 0);  // units of weight gradients
   const auto seconds_of = [&](const Unit& u) {
     const ChunkSeconds& t = chunks[static_cast<size_t>(u.chunk)];
     if (u.kind == UnitKind::kForward) return t.forward;
@@ -79,9 +84,11 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
   const auto last_chunk = static_cast<int32_t>(groups) - 1;
   while (true) {
     const Unit& u = schedule.order[s][i];
-    // Of a zero-bubble schedule the backward's two halves count by the smaller.
-    const size_t phase = u.kind == UnitKind::kForward ? 0 : 1;
-    costing.runs[static_cast<size_t>(u.chunk)][phase] += 1;
+    if (u.kind == UnitKind::kWeightGradient) {
+      halves[static_cast<size_t>(u.chunk)] += 1;
+    } else {
+      costing.runs[static_cast<size_t>(u.chunk)][u.kind == UnitKind::kForward ? 0 : 1] += 1;
+    }
     const double start = run.start[s][i];
     // The unit before on the stage, if it ended just then; else what was waited for.
     if (i > 0) {
@@ -92,13 +99,21 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
       }
     }
     if (u.kind == UnitKind::kForward && u.chunk > 0) {
+      costing.sends[static_cast<size_t>(u.chunk)][0] += 1;
       std::tie(s, i) = find(UnitKind::kForward, u.chunk - 1, u.micro_batch);
     } else if (u.kind == UnitKind::kBackward && u.chunk < last_chunk) {
+      costing.sends[static_cast<size_t>(u.chunk)][1] += 1;
       std::tie(s, i) = find(UnitKind::kBackward, u.chunk + 1, u.micro_batch);
     } else if (u.kind == UnitKind::kBackward) {
       std::tie(s, i) = find(UnitKind::kForward, u.chunk, u.micro_batch);
     } else {
       break;  // the first forward
+    }
+  }
+  if (arrangement.schedule == ScheduleKind::kZeroBubble) {
+    // The two halves of a backward are not told apart: both count as often as the rarer.
+    for (size_t c = 0; c < groups; ++c) {
+      costing.runs[c][1] = std::min(costing.runs[c][1], halves[c]);
     }
   }
   return costing;
@@ -142,7 +157,7 @@ Closing::Result Closing::run(double best, int64_t most_nodes) const {
   result.bound = kInfinity;  // the least of nodes that were given up
   if (!solver_.impossible().empty()) return result;
   const auto stages = static_cast<size_t>(arrangement_.stages);
-  std::vector<Node> open = {{{}, 0}};
+  std::vector<Node> open = {{}};
   while (!open.empty()) {
     Node node = std::move(open.back());
     open.pop_back();
@@ -155,22 +170,26 @@ Closing::Result Closing::run(double best, int64_t most_nodes) const {
       result.bound = std::min(result.bound, node.bound);
       continue;
     }
-    // Multipliers: how often groups count, and what a byte costs on each stage.
-    Costing costing;
-    std::vector<double> prices(stages, 0);
     const auto groups = pipeline_.chunk_of.empty()
                             ? size_t{1}
                             : static_cast<size_t>(pipeline_.stages * pipeline_.chunks);
-    const double m = static_cast<double>(arrangement_.micro_batches);
-    costing.runs.assign(groups, {m, m, 1});
-    costing.prices.assign(groups, {});
-    costing.in_flight.assign(groups, 1);
-    bool bounds = arrangement_.stages == 1;  // whether the costing bounds a step from below
-    std::vector<int32_t> first, differs;     // choices of one solution, and a variable that varied
+    const bool root = node.prices.empty();
+    if (root) {
+      const double m = static_cast<double>(arrangement_.micro_batches);
+      node.costing.runs.assign(groups, {m, m, 1});
+      node.costing.prices.assign(groups, {});
+      node.costing.in_flight.assign(groups, 1);
+      node.prices.assign(stages, 0);
+      node.bounds = arrangement_.stages == 1;
+    }
+    Costing& costing = node.costing;
+    std::vector<double>& prices = node.prices;
+    bool& bounds = node.bounds;
+    std::vector<int32_t> first;  // one solution
     int32_t branch = -1;
     bool solved = false;
     std::vector<int32_t> sizes;
-    for (int step = 0; step < kAscents; ++step) {
+    for (int step = 0; step < (root ? kAscents : kMoreAscents); ++step) {
       for (size_t g = 0; g < groups; ++g) {
         costing.prices[g] = {.low = prices[g % stages], .high = prices[g % stages]};
       }
@@ -205,10 +224,12 @@ Closing::Result Closing::run(double best, int64_t most_nodes) const {
       if (arrangement_.stages > 1) {
         costing.in_flight = next.in_flight;
         // Averages of critical paths bound as well as each of them.
-        const double share = bounds ? 1.0 / (step + 1) : 1;
+        const double share = bounds ? 1.0 / (++node.paths) : 1;
+        if (!bounds) costing.sends = next.sends;
         for (size_t g = 0; g < groups; ++g) {
           for (size_t p = 0; p < 3; ++p) {
             costing.runs[g][p] += share * (next.runs[g][p] - costing.runs[g][p]);
+            costing.sends[g][p] += share * (next.sends[g][p] - costing.sends[g][p]);
           }
         }
         bounds = true;

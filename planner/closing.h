@@ -44,6 +44,12 @@ class Closing {
   struct Node {
     std::vector<Fixed> fixed;
     double bound = 0;
+    // The multipliers, where its parent left them: how often groups count, and by stage what a byte
+    // costs.
+    Costing costing;
+    std::vector<double> prices;
+    bool bounds = false;  // whether the costing bounds a step's seconds from below
+    int paths = 1;        // that it is the mean of
   };
   Measured measure(const Plan& plan) const;
 

@@ -133,7 +133,9 @@ class PlacementProblem {
                         [static_cast<size_t>(phase)];
   }
   double runs_of(NodeId n) const {
-    return costing_.runs[static_cast<size_t>(group(n))][static_cast<size_t>(phase_of(n))];
+    const bool sends = graph_.node(n).op->transfer && !costing_.sends.empty();
+    return (sends ? costing_.sends
+                  : costing_.runs)[static_cast<size_t>(group(n))][static_cast<size_t>(phase_of(n))];
   }
   // What is sent once a step counts with the update.
   Phase phase_of(NodeId n) const {

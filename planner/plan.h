@@ -76,9 +76,11 @@ struct MemoryPrice {
 // often a step's time counts what runs there, and what a byte costs that is held there.
 struct Costing {
   std::vector<std::array<double, 3>> runs;  // by group, phase
-  std::vector<MemoryPrice> prices;          // by group: of what one micro-batch keeps, and of
-                                            // parameters and states
-  std::vector<double> in_flight;            // by group: micro-batches whose kept values are held
+  // The same of transfers into the group; empty: as `runs`.
+  std::vector<std::array<double, 3>> sends;
+  std::vector<MemoryPrice> prices;  // by group: of what one micro-batch keeps, and of
+                                    // parameters and states
+  std::vector<double> in_flight;    // by group: micro-batches whose kept values are held
 
   // One group; the forward and the backward run for every micro-batch, the update once.
   static Costing plain(int64_t micro_batches, const MemoryPrice& price = {});
@@ -92,6 +94,7 @@ struct GroupLoad {
   // By phase: seconds of transfers into the group, not among its own seconds.
   std::array<double, 3> received = {};
   double bundled = 0;       // seconds of the update's bundles: part of seconds[kUpdate]
+  double starts = 0;        // seconds to start those bundles, once a step: not among `seconds`
   int64_t state_bytes = 0;  // parameters, states, accumulators
   int64_t kept_bytes = 0;   // for the backward, of one micro-batch
 };

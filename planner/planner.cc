@@ -165,9 +165,19 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
 
 PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOptions& options) {
   const auto start = Clock::now();
-  const bool wide = options.space.stages || options.space.recompute || options.trace;
-  PlanResult result =
-      wide ? WideSearch(graph, cluster, options).run() : search_meshes(graph, cluster, options);
+  PlannerOptions asked = options;
+  const Pins& pins = options.pins;
+  const auto pins_stage = [](const NodePin& pin) {
+    return pin.kind == NodePin::Kind::kStage || pin.kind == NodePin::Kind::kCut;
+  };
+  asked.space.stages |= pins.stages.value_or(1) > 1 || pins.chunks.value_or(1) > 1 ||
+                        pins.schedule.has_value() ||
+                        std::any_of(pins.nodes.begin(), pins.nodes.end(), pins_stage);
+  asked.space.recompute |= pins.recompute.has_value() || !pins.nodes.empty();
+  const bool wide = asked.space.stages || asked.space.recompute || asked.trace;
+  PlanResult result = asked.space.exhaustive ? search_exhaustively(graph, cluster, asked)
+                      : wide                 ? WideSearch(graph, cluster, asked).run()
+                                             : search_meshes(graph, cluster, asked);
   if (result.plan) {
     Plan& plan = *result.plan;
     name_axes(*result.graph, plan);

@@ -253,7 +253,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
       const int32_t g = group_of_value_[static_cast<size_t>(bundle[0].value)];
       GroupLoad& l = plan.loads[static_cast<size_t>(g)];
       const double start = cluster_.link(mesh_, static_cast<size_t>(step.axis)).start;
-      l.seconds[2] += start, l.communication[2] += start, l.bundled += start;
+      l.starts += start;
       ++sums[{g % std::max(plan.pipeline.stages, 1), step.kind, step.axis, form.phase, true}].count;
     }
   }
@@ -266,6 +266,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
       communication += times * l.communication[p];
       compute += times * (l.seconds[p] - l.communication[p]);
     }
+    communication += l.starts;
     plan.predicted.held_bytes += l.state_bytes + l.kept_bytes;
   }
   plan.predicted.compute_seconds = compute;
@@ -275,7 +276,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
 
 Costing Costing::plain(int64_t micro_batches, const MemoryPrice& price) {
   const auto m = static_cast<double>(micro_batches);
-  return {{{m, m, 1}}, {price}, {1}};
+  return {.runs = {{m, m, 1}}, .sends = {}, .prices = {price}, .in_flight = {1}};
 }
 
 Layout layout_of(const Dimensions& dimensions, Value v, Placements placements) {
