@@ -97,7 +97,7 @@ std::vector<NodeId> remade_nodes(const Graph& graph, Remake what) {
 int64_t live_after_forward(const Program& program) {
   int32_t last = -1;
   for (size_t i = 0; i < program.instrs.size(); ++i) {
-    if (program.instrs[i].phase == Phase::kForward) last = static_cast<int32_t>(i);
+    if (program.instrs[i].part == Part::kForward) last = static_cast<int32_t>(i);
   }
   std::set<int32_t> others;
   for (const ProgramSource& s : program.sources) others.insert(program.tensor(s.tensor).buffer);
