@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "graph/error.h"
+#include "planner/bounds.h"
 #include "planner/mesh_search.h"
 #include "planner/remake.h"
 #include "planner/remake_menu.h"
@@ -546,6 +547,20 @@ void WideSearch::add_axes() {
   }
 }
 
+// Where the work alone bounds too little.
+void WideSearch::raise_bounds(double best) {
+  in_parallel(entries_.size(), options_.threads, [&](size_t i) {
+    Entry& e = entries_[i];
+    const Ground& g = grounds_[e.ground];
+    if (!g.free || e.bound >= best) return;
+    const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages),
+                                     g.more ? limit_ : kInfinity);
+    e.bound = std::max(e.bound,
+                       pipeline_bound(e.arrangement, outline(e).pieces, g.options, limits, best));
+    e.report.lower_bound = e.bound;
+  });
+}
+
 PlanResult WideSearch::run() {
   prepare_grounds(0);
   estimate(0);
@@ -559,6 +574,7 @@ PlanResult WideSearch::run() {
   }
   const double best = result_.plan ? result_.plan->certificate.cost : kInfinity;
   double bound = kInfinity;
+  raise_bounds(best);
   for (Entry& e : entries_) {
     bound = std::min(bound, e.bound);
     if (e.report.why_not.empty() && e.report.cost > best)

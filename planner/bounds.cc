@@ -1,0 +1,254 @@
+#include "planner/bounds.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+
+#include "graph/error.h"
+#include "planner/schedule.h"
+
+namespace cleave {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int kAscents = 600, kPatience = 8;
+constexpr double kLeastPace = 1e-3;
+
+// The dual's value at one point, and what it is made of: the lengths of the paths and the bytes of
+// the stages under the cheapest choice there.
+struct Point {
+  double value = 0;
+  std::vector<double> lengths, bytes;
+};
+
+class Dual {
+ public:
+  Dual(const Arrangement& a, const std::vector<Piece>& pieces,
+       const std::vector<PieceOption>& options, const std::vector<double>& limits)
+      : stages_(a.stages),
+        chunks_(a.stages * a.chunks),
+        options_(options),
+        limits_(limits),
+        paths_(critical_paths(a)) {
+    const Schedule schedule =
+        make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches));
+    for (int32_t c = 0; c < chunks_; ++c) flights_.push_back(schedule.in_flight(c));
+    // Equal pieces are priced once.
+    std::map<std::tuple<int32_t, bool, bool, bool>, int32_t> known;
+    std::map<int32_t, int32_t> last;
+    for (const Piece& p : pieces) last[p.repeat] = std::max(last[p.repeat], p.copy);
+    for (size_t p = 0; p < pieces.size(); ++p) {
+      const Piece& piece = pieces[p];
+      const bool end = piece.repeat >= 0 && piece.copy == last[piece.repeat];
+      const auto key = std::make_tuple(piece.like, piece.copy == 0, piece.copy == 1, end);
+      const auto [at, added] = known.emplace(key, static_cast<int32_t>(example_.size()));
+      if (added) example_.push_back(p);
+      kind_.push_back(at->second);
+    }
+  }
+
+  size_t path_count() const { return paths_.size(); }
+
+  Point at(const std::vector<double>& weights, const std::vector<double>& prices) const {
+    std::vector<double> forward(size_t(chunks_), 0), backward(size_t(chunks_), 0);
+    std::vector<double> update(size_t(stages_), 0);
+    for (size_t k = 0; k < paths_.size(); ++k) {
+      if (weights[k] == 0) continue;
+      for (size_t c = 0; c < forward.size(); ++c) {
+        forward[c] += weights[k] * paths_[k].forward[c];
+        backward[c] += weights[k] * paths_[k].backward[c];
+      }
+      for (size_t s = 0; s < update.size(); ++s) update[s] += weights[k] * paths_[k].update[s];
+    }
+    // The cheapest option of each kind of piece in each chunk.
+    const auto columns = static_cast<size_t>(chunks_);
+    std::vector<double> cost(example_.size() * columns, kInfinity);
+    std::vector<int32_t> option(cost.size(), 0);
+    for (size_t kind = 0; kind < example_.size(); ++kind) {
+      for (size_t c = 0; c < columns; ++c) {
+        const size_t s = c % static_cast<size_t>(stages_);
+        for (size_t o = 0; o < options_.size(); ++o) {
+          const GroupLoad& l = options_[o].loads[example_[kind]];
+          const double x = forward[c] * l.seconds[0] + backward[c] * l.seconds[1] +
+                           update[s] * l.seconds[2] +
+                           prices[s] * (static_cast<double>(l.state_bytes) +
+                                        flights_[c] * static_cast<double>(l.kept_bytes));
+          double& least = cost[kind * columns + c];
+          if (x < least) least = x, option[kind * columns + c] = static_cast<int32_t>(o);
+        }
+      }
+    }
+    // The cheapest way to deal the pieces out in their order.
+    const size_t n = kind_.size();
+    std::vector<int32_t> from(n * columns);
+    std::vector<double> sum(columns, kInfinity);
+    for (size_t i = 0; i < n; ++i) {
+      std::vector<double> next(columns, kInfinity);
+      for (size_t c = 0; c < columns; ++c) {
+        const bool stays = c == 0 || sum[c] <= sum[c - 1];
+        from[i * columns + c] = static_cast<int32_t>(stays ? c : c - 1);
+        const double before = i == 0 ? (c == 0 ? 0 : kInfinity) : stays ? sum[c] : sum[c - 1];
+        next[c] = before + cost[size_t(kind_[i]) * columns + c];
+      }
+      sum = std::move(next);
+    }
+    size_t c = columns - 1;  // every chunk has a piece
+    Point point;
+    point.value = sum[c];
+    for (size_t s = 0; s < limits_.size(); ++s) {
+      if (prices[s] > 0) point.value -= prices[s] * limits_[s];
+    }
+    point.lengths.assign(paths_.size(), 0);
+    point.bytes.assign(static_cast<size_t>(stages_), 0);
+    std::vector<GroupLoad> loads(columns);
+    for (size_t i = n; i-- > 0;) {
+      const size_t kind = size_t(kind_[i]);
+      const GroupLoad& l = options_[size_t(option[kind * columns + c])].loads[example_[kind]];
+      for (size_t p = 0; p < 3; ++p) loads[c].seconds[p] += l.seconds[p];
+      point.bytes[c % static_cast<size_t>(stages_)] +=
+          static_cast<double>(l.state_bytes) + flights_[c] * static_cast<double>(l.kept_bytes);
+      c = size_t(from[i * columns + c]);
+    }
+    for (size_t k = 0; k < paths_.size(); ++k) {
+      for (size_t j = 0; j < columns; ++j) {
+        point.lengths[k] +=
+            paths_[k].forward[j] * loads[j].seconds[0] +
+            paths_[k].backward[j] * loads[j].seconds[1] +
+            paths_[k].update[j % static_cast<size_t>(stages_)] * loads[j].seconds[2];
+      }
+    }
+    return point;
+  }
+
+ private:
+  const int32_t stages_, chunks_;
+  const std::vector<PieceOption>& options_;
+  const std::vector<double>& limits_;
+  const std::vector<CriticalPath> paths_;
+  std::vector<double> flights_;  // by chunk
+  std::vector<int32_t> kind_;    // by piece
+  std::vector<size_t> example_;  // by kind: a piece
+};
+
+}  // namespace
+
+std::vector<CriticalPath> critical_paths(const Arrangement& a) {
+  const int32_t chunks = a.stages * a.chunks;
+  const auto columns = static_cast<size_t>(chunks);
+  const bool halves = a.schedule == ScheduleKind::kZeroBubble;
+  const Schedule schedule =
+      make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches));
+  const double m = static_cast<double>(a.micro_batches);
+  std::vector<CriticalPath> paths;
+  for (int32_t s = 0; s < a.stages; ++s) {
+    const std::vector<Unit>& order = schedule.order[static_cast<size_t>(s)];
+    CriticalPath all;
+    all.forward.assign(columns, 0);
+    all.backward.assign(columns, 0);
+    all.update.assign(static_cast<size_t>(a.stages), 0);
+    CriticalPath back = all, through = all;
+    for (int32_t c = 0; c < s; ++c) all.forward[size_t(c)] = 1;
+    for (int32_t c = s; c < chunks; c += a.stages)
+      all.forward[size_t(c)] = all.backward[size_t(c)] = m;
+    all.update[size_t(s)] = 1;
+    paths.push_back(all);
+    // From the first backward on; of a backward that is two units only what is there of both.
+    const auto first = std::find_if(order.begin(), order.end(),
+                                    [](const Unit& u) { return u.kind == UnitKind::kBackward; });
+    if (first == order.end() || first->micro_batch != 0) continue;
+    for (size_t c = 0; c < columns; ++c) back.forward[c] = 1;
+    if (!halves) {
+      for (int32_t c = first->chunk + 1; c < chunks; ++c) back.backward[size_t(c)] = 1;
+    }
+    through = back;
+    auto last = order.end();
+    for (auto u = order.begin(); u != order.end(); ++u) {
+      if (u->kind == UnitKind::kForward) last = u;
+    }
+    for (auto u = first; u != order.end(); ++u) {
+      const auto c = static_cast<size_t>(u->chunk);
+      if (u->kind == UnitKind::kForward) back.forward[c] += 1;
+      if (u->kind == UnitKind::kBackward) back.backward[c] += 1;
+      if (u > last) continue;
+      if (u->kind == UnitKind::kForward) through.forward[c] += 1;
+      if (u->kind == UnitKind::kBackward) through.backward[c] += 1;
+    }
+    back.update[size_t(s)] = 1;
+    paths.push_back(back);
+    if (halves || last < first || last->micro_batch != a.micro_batches - 1) continue;
+    for (int32_t c = last->chunk + 1; c < chunks; ++c) through.forward[size_t(c)] += 1;
+    for (size_t c = 0; c < columns; ++c) through.backward[c] += 1;
+    through.update[0] = 1;
+    paths.push_back(through);
+  }
+  return paths;
+}
+
+double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& pieces,
+                      const std::vector<PieceOption>& options, const std::vector<double>& limits,
+                      double enough) {
+  const Dual dual(arrangement, pieces, options, limits);
+  const auto stages = static_cast<size_t>(arrangement.stages);
+  std::vector<double> weights(dual.path_count(), 1.0 / static_cast<double>(dual.path_count()));
+  std::vector<double> prices(stages, 0);
+  // Under 1f1b with more micro-batches than stages, the third paths weighted so count every chunk
+  // (m + p - 1) / p times: no cut is faster than an even one.
+  const double m = static_cast<double>(arrangement.micro_batches), p = arrangement.stages;
+  if (arrangement.schedule == ScheduleKind::kOneForwardOneBackward && m > p + 1 &&
+      weights.size() == 3 * stages) {
+    const double count = (m - 1) / p;
+    double sum = 0;
+    for (size_t s = 0; s < stages; ++s) {
+      const double weight = (count - sum) / (m - p + static_cast<double>(s));
+      weights[3 * s] = weights[3 * s + 1] = 0;
+      weights[3 * s + 2] = weight;
+      sum += weight;
+    }
+  }
+  std::vector<double> best_weights = weights, best_prices = prices;
+  double best = 0;
+  // Steps towards the goal, shorter whenever a few have brought nothing, from the best point then.
+  double pace = 1;
+  int since = 0;
+  for (int step = 0; step < kAscents && pace > kLeastPace; ++step) {
+    const Point point = dual.at(weights, prices);
+    if (point.value > best * (1 + 1e-5)) {
+      best = point.value, best_weights = weights, best_prices = prices;
+      since = 0;
+    } else if (++since == kPatience) {
+      pace /= 2, since = 0;
+      weights = best_weights, prices = best_prices;
+      continue;
+    }
+    if (best >= enough) break;
+    const double goal = std::isfinite(enough) ? enough : 1.1 * best;
+    const double gain = pace * std::max(goal - point.value, 1e-3 * goal);
+    // Weights grow where the path is long: on the simplex, by factors.
+    double mean = 0, spread = 0, total = 0;
+    for (size_t k = 0; k < weights.size(); ++k) mean += weights[k] * point.lengths[k];
+    for (size_t k = 0; k < weights.size(); ++k) {
+      spread += weights[k] * (point.lengths[k] - mean) * (point.lengths[k] - mean);
+    }
+    for (size_t k = 0; k < weights.size() && spread > 0; ++k) {
+      const double up = gain / spread * (point.lengths[k] - mean);
+      weights[k] = std::max(weights[k] * std::exp(std::clamp(up, -2.0, 2.0)), 1e-12);
+    }
+    for (double w : weights) total += w;
+    for (double& w : weights) w /= total;
+    double norm = 0;
+    std::vector<double> slope(stages, 0);
+    for (size_t s = 0; s < stages; ++s) {
+      if (std::isinf(limits[s])) continue;
+      const double over = point.bytes[s] - limits[s];
+      if (over > 0 || prices[s] > 0) slope[s] = over;
+      norm += slope[s] * slope[s];
+    }
+    for (size_t s = 0; s < stages && norm > 0; ++s) {
+      prices[s] = std::max(0.0, prices[s] + gain / norm * slope[s]);
+    }
+  }
+  return best;
+}
+
+}  // namespace cleave

@@ -1,0 +1,34 @@
+// Lower bounds on the step of any pipeline of an arrangement: whatever its cuts, and whatever of
+// the compared options each piece of the model takes.
+#pragma once
+
+#include <vector>
+
+#include "planner/arrangements.h"
+#include "planner/estimate.h"
+
+namespace cleave {
+
+// A chain of work that no two units of can overlap, so that a step takes at least as long: how
+// often it counts a chunk's forward and backward, and a stage's update.
+struct CriticalPath {
+  std::vector<double> forward, backward;  // by chunk
+  std::vector<double> update;             // by stage
+};
+
+// Chains that every step with this schedule contains, whatever units take. For each stage s:
+// - the first micro-batch's way to it, all its units, and its update;
+// - the first micro-batch's way to the end and back to it, its units from there on, and its update;
+// - the same up to its last forward, then the last micro-batch's way to the end and back (not for
+//   zero-bubble schedules, where a backward is two units).
+std::vector<CriticalPath> critical_paths(const Arrangement& arrangement);
+
+// The Lagrangian dual: paths weighted to a mean, bytes above a stage's limit priced; for every such
+// weight and price the cheapest way to deal out the pieces and to run each, apart from one another,
+// bounds the step from below. Ascends until `enough` is reached. `limits`: bytes, by stage;
+// infinite: not priced.
+double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& pieces,
+                      const std::vector<PieceOption>& options, const std::vector<double>& limits,
+                      double enough);
+
+}  // namespace cleave
