@@ -31,7 +31,7 @@ Json collectives_json(const std::vector<CollectiveCount>& counts, const Mesh& me
   Json list = Json::array();
   for (const CollectiveCount& c : counts) {
     list.push_back({{"kind", name_of(c.kind)},
-                    {"axis", mesh.axes[static_cast<size_t>(c.axis)].name},
+                    {"axis", c.axis < 0 ? "pipeline" : mesh.axes[static_cast<size_t>(c.axis)].name},
                     {"count", c.count},
                     {"bytes", c.bytes}});
   }

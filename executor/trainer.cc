@@ -40,6 +40,18 @@ double median_seconds(const std::vector<StepRecord>& steps) {
   return *middle;
 }
 
+// What the program sends between chunks, one rank of every stage together.
+void add_sends(const Program& program, std::vector<CollectiveCount>& counts) {
+  CollectiveCounter sends;
+  for (int32_t s = 0; s < program.stages(); ++s) {
+    for (const CollectiveCount& c : count_collectives(program, s)) {
+      if (c.kind == InstrKind::kSend)
+        sends.add(c.kind, c.axis, c.bytes / static_cast<double>(c.count), c.count);
+    }
+  }
+  counts.insert(counts.end(), sends.counts().begin(), sends.counts().end());
+}
+
 // Why the update was left out; empty when it was made.
 std::string why_skipped(const StepResult& r, const StepLimits& limits) {
   if (r.value("clip") >= 0) return "";
@@ -161,6 +173,7 @@ class Training {
     runtime_.initialize();
     if (options.resume != nullptr) resume(*options.resume);
     result_.planned = planned_collectives(plan);
+    add_sends(runtime_.program(), result_.planned);
     result_.arena_bytes = runtime_.program().arena_bytes;
   }
 

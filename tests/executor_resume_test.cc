@@ -11,7 +11,7 @@
 #include "executor/run_state.h"
 #include "executor/spike_guard.h"
 #include "executor/trainer.h"
-#include "tests/training_plans.h"
+#include "tests/training_pipeline.h"
 
 namespace cleave {
 namespace {
@@ -43,6 +43,8 @@ class Resuming : public ::testing::Test {
     int64_t stop_after = -1;  // steps
     double spikes = 8;
     bool by_three = false;  // sizes that 3 divides, and 4 too
+    // A pipeline; one stage: none. The mesh is of each stage.
+    PipelineShape pipeline = {.stages = 1};
   };
 
   TrainResult train(const Model& model, const Run& run) {
@@ -65,8 +67,16 @@ class Resuming : public ::testing::Test {
                                .total_steps = kRun,
                                .micro_batches = run.micro_batches,
                                .limits = true};
-    const Graph graph = trace(config, trace_options);
-    const Plan plan = plan_for(graph, run.mesh, {});
+    Graph graph = trace(config, trace_options);
+    Plan plan;
+    if (run.pipeline.stages == 1) {
+      plan = plan_for(graph, run.mesh, {});
+    } else {
+      const int chunks = run.pipeline.stages * run.pipeline.chunks;
+      const RewrittenGraph cut = rewritten(graph, {{}, even_cuts(graph, chunks)});
+      plan = pipeline_plan(cut.graph, run.mesh, pipeline_of(run.pipeline, cut));
+      graph = cut.graph;
+    }
     TrainOptions options;
     options.steps = run.steps;
     options.seed = 5;
@@ -143,6 +153,37 @@ TEST_F(Resuming, IsTheSameToRoundingOnAnyOther) {
         EXPECT_NEAR(rest[i], one[i + 4], (dtype == DType::kF64 ? kF64 : kF32) * one[i + 4]) << mesh;
       }
     }
+  }
+}
+
+// With pipelines and without; tied weights, which two stages read, and dropout.
+TEST_F(Resuming, OnOtherStages) {
+  const Model& model = models()[1];
+  const PipelineShape two{ScheduleKind::kOneForwardOneBackward, 2};
+  const std::string out = path("run");
+  const std::vector<double> one = losses(train(model, {.mesh = "dp=2",
+                                                       .batch = 2,
+                                                       .micro_batches = 4,
+                                                       .every = 4,
+                                                       .out = out,
+                                                       .dtype = DType::kF64,
+                                                       .pipeline = two}));
+  for (const PipelineShape& pipeline :
+       {PipelineShape{.stages = 1}, two, PipelineShape{ScheduleKind::kInterleaved, 2, 2},
+        PipelineShape{ScheduleKind::kZeroBubble, 4}}) {
+    const std::vector<double> rest = losses(train(model, {.mesh = "1",
+                                                          .batch = 2,
+                                                          .micro_batches = 4,
+                                                          .from = out + "/step-00000004",
+                                                          .dtype = DType::kF64,
+                                                          .pipeline = pipeline}));
+    ASSERT_EQ(rest.size(), one.size() - 4);
+    for (size_t i = 0; i < rest.size(); ++i) EXPECT_NEAR(rest[i], one[i + 4], kF64 * one[i + 4]);
+  }
+  // The checkpoint has every tensor once, and no accumulator.
+  for (const auto& [name, bytes] : tensors_of(out)) {
+    EXPECT_EQ(name.find('@'), std::string::npos) << name;
+    EXPECT_EQ(name.find("accumulated"), std::string::npos) << name;
   }
 }
 

@@ -40,6 +40,27 @@ inline std::vector<NodeId> even_cuts(const Graph& graph, int chunks, uint64_t se
   return cuts;
 }
 
+// How a pipeline is shaped.
+struct PipelineShape {
+  ScheduleKind kind = ScheduleKind::kOneForwardOneBackward;
+  int stages = 2, chunks = 1, micro_batches = 4;
+  const char* mesh = "1";  // of each stage
+};
+
+inline std::string text_of(const PipelineShape& p) {
+  return fmt::format("{} {} stages x {} chunks, {} micro-batches, mesh {}", name_of(p.kind),
+                     p.stages, p.chunks, p.micro_batches, p.mesh);
+}
+
+inline Pipeline pipeline_of(const PipelineShape& p, const RewrittenGraph& r) {
+  Pipeline pipeline;
+  pipeline.schedule = p.kind;
+  pipeline.stages = p.stages;
+  pipeline.chunks = p.chunks;
+  pipeline.chunk_of = r.chunk_of;
+  return pipeline;
+}
+
 // The best plan of a cut graph for this pipeline, with the mesh in every stage; with a seed, a
 // random one.
 inline Plan pipeline_plan(const Graph& graph, const std::string& mesh, const Pipeline& pipeline,
@@ -63,6 +84,22 @@ inline Plan pipeline_plan(const Graph& graph, const std::string& mesh, const Pip
 
 inline constexpr int kPipelineSteps = 6;
 
+// One step on the whole batch in the graph's micro-batches.
+inline StepResult step_in_parts(CpuRuntime& runtime, const Graph& graph, const ModelConfig& whole,
+                                int64_t step) {
+  const Batch batch = batch_of(whole, step);
+  const size_t size = batch.tokens.size() / static_cast<size_t>(graph.micro_batches);
+  for (int64_t m = 0; m < graph.micro_batches; ++m) {
+    const auto part = [&](const std::vector<int32_t>& all) {
+      return std::as_bytes(std::span(all).subspan(static_cast<size_t>(m) * size, size));
+    };
+    runtime.set_data("tokens", part(batch.tokens));
+    runtime.set_data("targets", part(batch.targets));
+    if (m + 1 < graph.micro_batches) runtime.accumulate();
+  }
+  return runtime.step();
+}
+
 // Trains for a few steps, each on the whole batch in the graph's micro-batches.
 inline Curve train_in_parts(Program program, const Graph& graph, const ModelConfig& whole,
                             const Plan* plan = nullptr,
@@ -71,17 +108,7 @@ inline Curve train_in_parts(Program program, const Graph& graph, const ModelConf
   runtime.initialize();
   Curve curve;
   for (int step = 0; step < kPipelineSteps; ++step) {
-    const Batch batch = batch_of(whole, step);
-    const size_t size = batch.tokens.size() / static_cast<size_t>(graph.micro_batches);
-    for (int64_t m = 0; m < graph.micro_batches; ++m) {
-      const auto part = [&](const std::vector<int32_t>& all) {
-        return std::as_bytes(std::span(all).subspan(static_cast<size_t>(m) * size, size));
-      };
-      runtime.set_data("tokens", part(batch.tokens));
-      runtime.set_data("targets", part(batch.targets));
-      if (m + 1 < graph.micro_batches) runtime.accumulate();
-    }
-    const StepResult r = runtime.step();
+    const StepResult r = step_in_parts(runtime, graph, whole, step);
     if (plan != nullptr) expect_planned(r.collectives, *plan);
     curve.loss.push_back(r.value("loss"));
     curve.grad_norm.push_back(r.value("grad_norm"));
