@@ -1,4 +1,4 @@
-// The only file that sees toml++, which takes long to compile.
+// This file and planner/cluster_toml.cc alone see toml++, which takes long to compile.
 #include "cli/config_file.h"
 
 #include <toml++/toml.h>

@@ -235,10 +235,10 @@ class Report {
         seconds[c.parameters] += c.seconds;
       }
       if (seconds[0] + seconds[1] <= 0) continue;
-      const bool within = &plan_.cluster.link(plan_.mesh, axis) == &plan_.cluster.within;
+      const size_t tier = plan_.cluster.tier_of(plan_.mesh, axis);
       table.add({short_mesh({{plan_.mesh.axes[axis]}}), bytes_text(bytes[0]),
                  seconds_text(seconds[0]), bytes_text(bytes[1]), seconds_text(seconds[1]),
-                 within ? "links within a node" : "links between nodes"});
+                 tier == 0 ? "links within a node" : "links between nodes"});
     }
     text_ += "\n" + table.to_string(colour_);
   }

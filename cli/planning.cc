@@ -27,6 +27,9 @@ void check_batch(const Graph& graph, const MeshRequest& mesh) {
 
 // The same kind of devices, so many times as many: within a node up to eight, then more nodes.
 std::string larger(const Cluster& c, int64_t times) {
+  if (!c.description.empty()) {  // a file: one node, larger
+    return fmt::format("{}:{}", c.spec.substr(0, c.spec.rfind(".toml") + 5), c.size() * times);
+  }
   if (c.spec.starts_with("cpu")) return fmt::format("cpu:{}", c.devices_per_node * times);
   const std::string kind = c.spec.substr(c.spec.rfind('x') + 1);
   int64_t devices = c.devices_per_node, nodes = c.nodes;

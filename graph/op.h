@@ -115,6 +115,9 @@ struct OpDef {
   bool linear = false;
   // Its result is the sum of its operands, however many they are, in any grouping.
   bool sums = false;
+  // Several matrix products in one kernel, whose results between are never stored; their rate goes
+  // by the last size of the first operand. 0: a product by its factors, or none.
+  int8_t fused_products = 0;
   // Its result lies on another pipeline stage than its operand.
   bool transfer = false;
   KernelFn cpu = nullptr;   // the reference, in f32 and f64; null: only ever a view

@@ -38,6 +38,7 @@ class SignatureParser {
     s->inputs_ = operands(*s, body.substr(0, arrow));
     s->outputs_ = operands(*s, body.substr(arrow + 2));
     if (body.size() < text.size()) notes(*s, text.substr(body.size() + 1));
+    s->product_roles_ = product_roles(*s);
     return s;
   }
 
@@ -68,6 +69,27 @@ class SignatureParser {
       }
     }
     return result;
+  }
+
+  static std::vector<ProductRole> product_roles(const Signature& s) {
+    if (s.inputs_.size() != 2 || s.outputs_.size() != 1) return {};
+    std::vector<ProductRole> roles;
+    bool sums = false;
+    for (size_t f = 0; f < s.factors_.size(); ++f) {
+      const int factor = static_cast<int>(f);
+      const bool a = Signature::carries(s.inputs_[0], factor);
+      const bool b = Signature::carries(s.inputs_[1], factor);
+      const bool c = Signature::carries(s.outputs_[0], factor);
+      if (a + b + c < 2) return {};
+      if (!c && s.factors_[f].reduction != Reduction::kSum) return {};
+      sums |= !c;
+      roles.push_back(!c  ? ProductRole::kInner
+                      : !b ? ProductRole::kRows
+                      : !a ? ProductRole::kColumns
+                           : ProductRole::kBatch);
+    }
+    if (!sums) roles.clear();
+    return roles;
   }
 
   static void notes(Signature& s, std::string_view text) {

@@ -36,6 +36,9 @@ struct Factor {
   Reduction reduction = Reduction::kSum;
 };
 
+// What a factor is to a matrix product: [m, k] by [k, n] for every index of the batch.
+enum class ProductRole : uint8_t { kBatch, kRows, kColumns, kInner };
+
 using DimFactors = std::vector<int8_t>;       // indices of factors, outermost first; empty for "1"
 using OperandDims = std::vector<DimFactors>;  // one entry a dimension
 
@@ -63,12 +66,16 @@ class Signature {
   bool in_inputs(int factor) const;
   // Present in an input, absent from this output.
   bool reduced_in(int factor, size_t output) const;
+  // By factor, when the op is a matrix product by its factors: two operands, one result, every
+  // factor in two of the three or in all, and one of them summed over. Empty when it is not.
+  const std::vector<ProductRole>& product_roles() const { return product_roles_; }
 
  private:
   friend class SignatureParser;
   std::string text_;
   std::vector<Factor> factors_;
   std::vector<OperandDims> inputs_, outputs_;
+  std::vector<ProductRole> product_roles_;
 };
 
 // Grammar check usable at compile time; null when well formed, else what is wrong.

@@ -328,6 +328,7 @@ constinit const OpDef ops::attention = {
     .grad = attention_grad,
     .split = attention_split,
     .workspace = attention_workspace,
+    .fused_products = 2,
     .cpu = attention_cpu,
 };
 

@@ -173,6 +173,7 @@ constinit const OpDef ops::attention_backward = {
     .infer = infer_attention_backward,
     .flops = attention_backward_flops,
     .workspace = attention_backward_workspace,
+    .fused_products = 5,
     .cpu = attention_backward_cpu,
 };
 

@@ -1,9 +1,12 @@
 #include "planner/cluster.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
+#include <numeric>
 
 #include "graph/error.h"
+#include "planner/cluster_toml.h"
 
 namespace cleave {
 namespace {
@@ -13,49 +16,181 @@ constexpr double kGiga = 1e9, kTera = 1e12, kGiB = 1073741824.0, kMicro = 1e-6;
 struct Preset {
   std::string_view kind;
   Device device;
-  Link within, between;
+  Tier within, between;
+  double host_memory;
 };
 
-// Memory: the data sheet's, less 4 % for the driver and libraries' own. Bandwidth: data sheet x 0.9
-// (measured copies: H100 3.0 of 3.35, H200 4.3 of 4.8 TB/s). Peaks: dense data-sheet rates (f32:
-// plain, no TF32). Matrix efficiency: 0.79 measured for 8192^3 in bf16 on H100 and H200; 0.80 for
-// A100 (public cuBLAS sweeps), 0.75 for V100. NVLink: 450/300/150 GB/s a direction, of which a ring
-// reaches about 82 % (370 GB/s measured on H200, NVLS off). Networks: one HCA a device for H100 and
-// H200 (400 Gb/s) and A100 (200 Gb/s), eight 100 Gb/s ports a node for V100, at 90 %. Starting a
-// collective: about 10 us within a node, 20 us across (NCCL's small-message latencies).
-// cpu: one core of a desktop or server machine with AVX2 (measured: 100-120 GFLOP/s f32 with
-// OpenBLAS); devices are threads that share the memory.
-const std::array<Preset, 6>& presets() {
-  static const std::array<Preset, 6> table = {{
+MatrixRate rate(double peak, double efficiency, double half_k) {
+  return {peak, efficiency, 0, 0, half_k};
+}
+
+// Where the numbers come from. "Data sheet" is the maker's, of the SXM module where there are two.
+//
+// memory: the data sheet's, less 4 % for the driver and libraries' own.
+// bandwidth: measured copies where there are any (H100 3.0 of 3.35, H200 4.25 of 4.8 TB/s,
+//   benchmarks/results), and public BabelStream runs (A100-80G 1.77 of 2.04, A100-40G 1.40 of 1.56,
+//   V100 0.81 of 0.90 TB/s); B200: 0.89 of the data sheet's 8 TB/s, as H100.
+// peak: dense data-sheet rates; f32 without TF32. vector_flops: the data sheet's fp32.
+// efficiency: the highest rate of any shape in public sweeps of bf16 products with random numbers
+//   (stas00's "maximum achievable matmul flops": A100 271 of 312, H100 792 and H200 778 of 989, B200
+//   1745 of 2250), less what the shape model adds back for the largest (half_k, last wave). V100:
+//   107 of 125 (NVIDIA's own figure for cuBLAS 10).
+// half_k: filling and emptying a tile's pipeline takes about 2,700 clocks whatever k is (fitted to
+//   the seven H100 shapes of benchmarks/results: 170); a step of k takes tile / rate clocks: 16 on
+//   H100, 32 on A100 and V100 with its smaller tile, 8 on B200.
+// tiling: cuBLAS's largest common tile, 128 x 256 (V100: 128 x 128), and the multiprocessors.
+// fused: cuDNN on H100, causal: 308 TFLOP/s at length 1024 and width 64, 521 at 2048 and 128; 218
+//   and 380 backward (benchmarks/results); A100: FlashAttention-2's paper (figures 4 and 5), 172 at
+//   2048 and 190 at 8192 and width 128, 150 at 64. V100, B200: no such figures; the shares of
+//   A100's and H100's.
+// op_latency: between two kernels of one stream, launched ahead: 3-4 us with the ramps at both ends.
+// NVLink: 150, 300, 450, 900 GB/s a direction (data sheets), of which NCCL's rings reach 0.75-0.8:
+//   nccl-tests 123 (V100), 232 (A100, 8 GPUs); H100 340 and 18 us to start: fitted to all-reduces
+//   of 1 MiB to 1 GiB on 2 GPUs, NVLS off (benchmarks/results). B200: H100's share.
+// InfiniBand: one port a device of 200 (A100) or 400 Gb/s (H100 and later), eight of 100 Gb/s a
+//   node for V100 (DGX), at 0.92, which nccl-tests reaches; a message takes 3-4 us, NCCL's proxy
+//   20-25 us to start.
+// host: PCIe 3 (V100), 4 (A100), 5 x16, of which copies from pinned memory reach 0.8; a device's
+//   share of a DGX's memory.
+// cpu: one core of a desktop or server machine with AVX2, with OpenBLAS (measured: 100-120 GFLOP/s
+//   f32); devices are threads that share the memory. `cleave calibrate` measures the machine itself.
+const std::array<Preset, 7>& presets() {
+  static const std::array<Preset, 7> table = {{
       {"cpu",
-       {"CPU core", 4 * kGiB, 8 * kGiga, 50 * kGiga, 100 * kGiga, 100 * kGiga, 0.9, 1 * kMicro},
-       {1 * kMicro, 4 * kGiga, 10 * kMicro},
-       {50 * kMicro, 1 * kGiga, 100 * kMicro}},
+       {.name = "CPU core",
+        .memory = 4 * kGiB,
+        .bandwidth = 8 * kGiga,
+        .vector_flops = 20 * kGiga,
+        .op_latency = 1 * kMicro,
+        .f64 = {50 * kGiga, 0.9, 4, 8, 16},
+        .f32 = {100 * kGiga, 0.9, 4, 8, 16},
+        .bf16 = {100 * kGiga, 0.9, 4, 8, 16},
+        .fused = {.efficiency = 0.6, .half_width = 8, .half_length = 16, .backward = 0.9},
+        .host_bandwidth = 8 * kGiga,
+        .host_latency = 1 * kMicro},
+       {"memory", 0, {1 * kMicro, 4 * kGiga, 10 * kMicro}},
+       {"Ethernet", 0, {50 * kMicro, 1 * kGiga, 100 * kMicro}},
+       16 * kGiB},
       {"v100",
-       {"V100-32G", 0.96 * 32 * kGiB, 810 * kGiga, 7.8 * kTera, 15.7 * kTera, 125 * kTera, 0.75,
-        4 * kMicro},
-       {1.5 * kMicro, 123 * kGiga, 12 * kMicro},
-       {4 * kMicro, 11.2 * kGiga, 25 * kMicro}},
+       {.name = "V100-32G",
+        .memory = 0.96 * 32 * kGiB,
+        .bandwidth = 810 * kGiga,
+        .vector_flops = 15.7 * kTera,
+        .op_latency = 4 * kMicro,
+        .f64 = rate(7.8 * kTera, 0.9, 16),
+        .f32 = rate(15.7 * kTera, 0.9, 16),
+        .bf16 = rate(125 * kTera, 0.78, 85),
+        .tiling = {80, 128, 128, 32},
+        .fused = {.efficiency = 0.6,
+                  .half_width = 24,
+                  .half_length = 150,
+                  .backward = 0.8,
+                  .most = 0.6},
+        .host_bandwidth = 12.5 * kGiga,
+        .host_latency = 10 * kMicro},
+       {"NVLink", 0, {1.5 * kMicro, 123 * kGiga, 12 * kMicro}},
+       {"InfiniBand", 0, {4 * kMicro, 11.5 * kGiga, 25 * kMicro}, 8},
+       1024 * kGiB},
       {"a100-40g",
-       {"A100-40G", 0.96 * 40 * kGiB, 1400 * kGiga, 9.7 * kTera, 19.5 * kTera, 312 * kTera, 0.8,
-        4 * kMicro},
-       {1 * kMicro, 246 * kGiga, 10 * kMicro},
-       {3 * kMicro, 22.5 * kGiga, 20 * kMicro}},
+       {.name = "A100-40G",
+        .memory = 0.96 * 40 * kGiB,
+        .bandwidth = 1280 * kGiga,
+        .vector_flops = 19.5 * kTera,
+        .op_latency = 4 * kMicro,
+        .f64 = rate(19.5 * kTera, 0.9, 32),
+        .f32 = rate(19.5 * kTera, 0.9, 16),
+        .bf16 = rate(312 * kTera, 0.8, 85),
+        .tiling = {108, 128, 256, 32},
+        .fused = {.efficiency = 0.75,
+                  .half_width = 24,
+                  .half_length = 150,
+                  .backward = 0.83,
+                  .most = 0.65},
+        .host_bandwidth = 25 * kGiga,
+        .host_latency = 10 * kMicro},
+       {"NVLink", 0, {1 * kMicro, 220 * kGiga, 10 * kMicro}},
+       {"InfiniBand", 0, {3 * kMicro, 23 * kGiga, 20 * kMicro}},
+       1024 * kGiB},
       {"a100",
-       {"A100-80G", 0.96 * 80 * kGiB, 1830 * kGiga, 9.7 * kTera, 19.5 * kTera, 312 * kTera, 0.8,
-        4 * kMicro},
-       {1 * kMicro, 246 * kGiga, 10 * kMicro},
-       {3 * kMicro, 22.5 * kGiga, 20 * kMicro}},
+       {.name = "A100-80G",
+        .memory = 0.96 * 80 * kGiB,
+        .bandwidth = 1600 * kGiga,
+        .vector_flops = 19.5 * kTera,
+        .op_latency = 4 * kMicro,
+        .f64 = rate(19.5 * kTera, 0.9, 32),
+        .f32 = rate(19.5 * kTera, 0.9, 16),
+        .bf16 = rate(312 * kTera, 0.8, 85),
+        .tiling = {108, 128, 256, 32},
+        .fused = {.efficiency = 0.75,
+                  .half_width = 24,
+                  .half_length = 150,
+                  .backward = 0.83,
+                  .most = 0.65},
+        .host_bandwidth = 25 * kGiga,
+        .host_latency = 10 * kMicro},
+       {"NVLink", 0, {1 * kMicro, 220 * kGiga, 10 * kMicro}},
+       {"InfiniBand", 0, {3 * kMicro, 23 * kGiga, 20 * kMicro}},
+       2048 * kGiB},
       {"h100",
-       {"H100", 0.96 * 80 * kGiB, 3000 * kGiga, 34 * kTera, 67 * kTera, 989 * kTera, 0.79,
-        3 * kMicro},
-       {1 * kMicro, 370 * kGiga, 10 * kMicro},
-       {3 * kMicro, 45 * kGiga, 20 * kMicro}},
+       {.name = "H100",
+        .memory = 0.96 * 80 * kGiB,
+        .bandwidth = 3000 * kGiga,
+        .vector_flops = 67 * kTera,
+        .op_latency = 3 * kMicro,
+        .f64 = rate(67 * kTera, 0.9, 64),
+        .f32 = rate(67 * kTera, 0.8, 32),
+        .bf16 = rate(989 * kTera, 0.82, 170),
+        .tiling = {132, 128, 256, 32},
+        .fused = {.efficiency = 1.07,
+                  .half_width = 64,
+                  .half_length = 365,
+                  .backward = 0.72,
+                  .most = 0.72},
+        .host_bandwidth = 50 * kGiga,
+        .host_latency = 10 * kMicro},
+       {"NVLink", 0, {1 * kMicro, 340 * kGiga, 18 * kMicro}},
+       {"InfiniBand", 0, {3 * kMicro, 46 * kGiga, 20 * kMicro}},
+       2048 * kGiB},
       {"h200",
-       {"H200", 0.96 * 141 * kGiB, 4300 * kGiga, 34 * kTera, 67 * kTera, 989 * kTera, 0.79,
-        3 * kMicro},
-       {1 * kMicro, 370 * kGiga, 10 * kMicro},
-       {3 * kMicro, 45 * kGiga, 20 * kMicro}},
+       {.name = "H200",
+        .memory = 0.96 * 141 * kGiB,
+        .bandwidth = 4250 * kGiga,
+        .vector_flops = 67 * kTera,
+        .op_latency = 3 * kMicro,
+        .f64 = rate(67 * kTera, 0.9, 64),
+        .f32 = rate(67 * kTera, 0.8, 32),
+        .bf16 = rate(989 * kTera, 0.81, 170),
+        .tiling = {132, 128, 256, 32},
+        .fused = {.efficiency = 1.07,
+                  .half_width = 64,
+                  .half_length = 365,
+                  .backward = 0.72,
+                  .most = 0.72},
+        .host_bandwidth = 50 * kGiga,
+        .host_latency = 10 * kMicro},
+       {"NVLink", 0, {1 * kMicro, 340 * kGiga, 18 * kMicro}},
+       {"InfiniBand", 0, {3 * kMicro, 46 * kGiga, 20 * kMicro}},
+       2048 * kGiB},
+      {"b200",
+       {.name = "B200",
+        .memory = 0.96 * 180e9,
+        .bandwidth = 7100 * kGiga,
+        .vector_flops = 75 * kTera,
+        .op_latency = 3 * kMicro,
+        .f64 = rate(37 * kTera, 0.9, 64),
+        .f32 = rate(75 * kTera, 0.8, 32),
+        .bf16 = rate(2250 * kTera, 0.81, 340),
+        .tiling = {148, 128, 256, 32},
+        .fused = {.efficiency = 1.07,
+                  .half_width = 64,
+                  .half_length = 365,
+                  .backward = 0.72,
+                  .most = 0.72},
+        .host_bandwidth = 50 * kGiga,
+        .host_latency = 10 * kMicro},
+       {"NVLink", 0, {1 * kMicro, 680 * kGiga, 18 * kMicro}},
+       {"InfiniBand", 0, {3 * kMicro, 46 * kGiga, 20 * kMicro}},
+       2048 * kGiB},
   }};
   return table;
 }
@@ -71,21 +206,73 @@ int64_t parse_count(std::string_view text, std::string_view spec) {
   return n;
 }
 
+bool is_file(std::string_view spec) { return spec.ends_with(".toml"); }
+
 }  // namespace
 
-double Cluster::peak_flops(DType dtype) const {
+// --- Cluster ---
+
+const MatrixRate& Cluster::matrix_rate(DType dtype) const {
   switch (dtype) {
-    case DType::kF64: return device.flops_f64;
-    case DType::kBF16: return device.flops_bf16;
-    default: return device.flops_f32;
+    case DType::kF64: return device.f64;
+    case DType::kBF16: return device.bf16;
+    default: return device.f32;
   }
 }
 
-const Link& Cluster::link(const Mesh& mesh, size_t axis) const {
+int64_t Cluster::unit(size_t tier) const {
+  if (tier == 0) return devices_per_node;
+  const int64_t all = std::max(size(), devices_per_node);
+  return tiers[tier].devices > 0 ? std::min(tiers[tier].devices, all) : all;
+}
+
+double Cluster::share(size_t tier) const {
+  const Tier& t = tiers[tier];
+  if (tier == 0 || t.ports == 0) return t.link.bandwidth;
+  const double devices = static_cast<double>(unit(tier - 1));
+  return t.link.bandwidth * std::min(1.0, static_cast<double>(t.ports) / devices);
+}
+
+size_t Cluster::tier_of(const Mesh& mesh, size_t axis) const {
   int64_t span = 1;  // a group lies inside an aligned run of so many ranks
   for (size_t a = axis; a < mesh.axes.size(); ++a) span *= mesh.axes[a].size;
-  return devices_per_node % span == 0 ? within : between;
+  for (size_t tier = 0; tier + 1 < tiers.size(); ++tier) {
+    // Stages begin at multiples of the mesh's size.
+    if (std::gcd(unit(tier), mesh.size()) % span == 0) return tier;
+  }
+  return tiers.size() - 1;
 }
+
+int64_t Cluster::devices_present() const {
+  if (groups.empty()) return size();
+  int64_t all = 0;
+  for (const NodeGroup& g : groups) all += g.nodes * g.devices;
+  return all;
+}
+
+std::string Cluster::note() const {
+  if (groups.empty()) return "";
+  std::vector<std::string> parts;
+  for (const NodeGroup& g : groups) parts.push_back(fmt::format("{} of {}", g.nodes, g.devices));
+  return fmt::format("uneven nodes ({} devices): planned as {} of {}, {} devices, {} idle",
+                     fmt::join(parts, " + "), nodes, devices_per_node, size(),
+                     devices_present() - size());
+}
+
+void use_common_nodes(Cluster& cluster) {
+  int64_t most = 0;
+  for (const NodeGroup& candidate : cluster.groups) {
+    const int64_t size = candidate.devices;
+    int64_t nodes = 0;
+    for (const NodeGroup& g : cluster.groups) nodes += g.nodes * (g.devices / size);
+    if (nodes * size < most || (nodes * size == most && size < cluster.devices_per_node)) continue;
+    most = nodes * size;
+    cluster.nodes = nodes;
+    cluster.devices_per_node = size;
+  }
+}
+
+// --- Specs ---
 
 std::vector<std::string> cluster_kinds() {
   std::vector<std::string> kinds;
@@ -93,12 +280,37 @@ std::vector<std::string> cluster_kinds() {
   return kinds;
 }
 
+Cluster cluster_of_kind(std::string_view kind) {
+  for (const Preset& p : presets()) {
+    if (p.kind != kind) continue;
+    Cluster c;
+    c.spec = kind;
+    c.device = p.device;
+    c.tiers = {p.within, p.between};
+    c.host_memory = p.host_memory;
+    return c;
+  }
+  fail("unknown cluster '{}': kinds are {}; write 8xh100, 64x8xh100 (64 nodes of 8), cpu:4, or a "
+       "file.toml",
+       kind, fmt::join(cluster_kinds(), ", "));
+}
+
 Cluster parse_cluster(std::string_view spec) {
+  if (is_file(spec)) return read_cluster(std::string(spec));
   std::string_view kind = spec;
   std::vector<int64_t> counts;
-  if (const size_t colon = spec.find(':'); colon != std::string_view::npos) {
+  if (const size_t colon = spec.rfind(':'); colon != std::string_view::npos) {
     kind = spec.substr(0, colon);
     counts.push_back(parse_count(spec.substr(colon + 1), spec));
+    if (is_file(kind)) {
+      Cluster c = read_cluster(std::string(kind));
+      c.spec = spec;
+      c.groups.clear();
+      c.nodes = 1;
+      c.devices_per_node = counts[0];
+      c.description = cluster_to_toml(c);
+      return c;
+    }
   } else {
     for (size_t x; (x = kind.find('x')) != std::string_view::npos; kind.remove_prefix(x + 1)) {
       counts.push_back(parse_count(kind.substr(0, x), spec));
@@ -109,19 +321,13 @@ Cluster parse_cluster(std::string_view spec) {
     fail("cluster '{}': {} devices, and at most {} are planned for", spec, counts[0] * counts[1],
          kMostDevices);
   }
-  for (const Preset& p : presets()) {
-    if (p.kind != kind) continue;
-    Cluster c;
-    c.spec = spec;
-    c.device = p.device;
-    c.within = p.within;
-    c.between = p.between;
-    c.devices_per_node = counts.empty() ? 1 : counts.back();
-    c.nodes = counts.size() == 2 ? counts[0] : 1;
-    return c;
-  }
-  fail("unknown cluster '{}': kinds are {}; write 8xh100, 64x8xh100 (64 nodes of 8) or cpu:4", spec,
-       fmt::join(cluster_kinds(), ", "));
+  const std::vector<std::string> kinds = cluster_kinds();
+  if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) kind = spec;  // as it was written
+  Cluster c = cluster_of_kind(kind);
+  c.spec = spec;
+  c.devices_per_node = counts.empty() ? 1 : counts.back();
+  c.nodes = counts.size() == 2 ? counts[0] : 1;
+  return c;
 }
 
 }  // namespace cleave

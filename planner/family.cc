@@ -341,22 +341,6 @@ bool Families::set_placements(NodeId n, MemberSplit& s) const {
   return true;
 }
 
-double Families::op_seconds(const OpDef& op, const OpCall& call,
-                            const std::vector<TensorType>& out) const {
-  const double bytes = op.bytes(call, out);
-  const double flops = op.flops(call);
-  if (bytes == 0 && flops == 0) return 0;
-  DType dtype = DType::kF32;
-  for (const TensorType& t : call.in) {
-    if (is_float(t.dtype)) {
-      dtype = t.dtype;
-      break;
-    }
-  }
-  const double rate = cluster_.peak_flops(dtype) * cluster_.device.matmul_efficiency;
-  return std::max(flops / rate, bytes / cluster_.device.bandwidth) + cluster_.device.op_latency;
-}
-
 bool Families::set_seconds(NodeId n, MemberSplit& s) const {
   const Node& node = graph_.node(n);
   const auto extents = local_extents(dims_.factors[static_cast<size_t>(n)], s, mesh_);
@@ -374,14 +358,12 @@ bool Families::set_seconds(NodeId n, MemberSplit& s) const {
         {graph_.type(node.outputs[o]).dtype, shape_of(node.signature->outputs()[o], *extents)});
   }
   if (node.op->transfer) {  // each rank sends to its twin in another stage
-    const bool leaves = 2 * mesh_.size() > cluster_.devices_per_node;
-    const Link& link = leaves ? cluster_.between : cluster_.within;
     double bytes = 0;
     for (const TensorType& t : out) bytes += static_cast<double>(numel(t.shape) * size_of(t.dtype));
-    s.seconds = link.start + link.latency + bytes / link.bandwidth;
+    s.seconds = transfer_seconds(cluster_, mesh_, 0, 1, bytes);
     return true;
   }
-  s.seconds = op_seconds(*node.op, {*node.signature, *extents, node.attrs, in}, out);
+  s.seconds = op_seconds(cluster_, *node.op, {*node.signature, *extents, node.attrs, in}, out);
   return true;
 }
 
@@ -442,14 +424,13 @@ bool Families::expanded_seconds(NodeId n, MemberSplit& s) const {
         const double ranks = static_cast<double>(mesh_.axes[a].size);
         Step step{.kind = StepKind::kAllReduce, .axis = static_cast<int8_t>(a), .to = {}};
         step.bytes = 2 * bytes * (ranks - 1) / ranks;
-        step.seconds =
-            collective_seconds(step.kind, step.bytes, mesh_.axes[a].size, cluster_.link(mesh_, a));
+        step.seconds = collective_seconds(step.kind, step.bytes, cluster_, mesh_, a);
         s.inner.push_back(step);
         s.seconds += step.seconds;
       }
     }
     s.seconds +=
-        op_seconds(*inner.op, {*inner.signature, *extents, inner.attrs, inner_in}, inner_out);
+        op_seconds(cluster_, *inner.op, {*inner.signature, *extents, inner.attrs, inner_in}, inner_out);
   }
   // The parts must end as the op itself would.
   for (size_t o = 0; o < s.outputs.size(); ++o) {

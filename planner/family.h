@@ -106,7 +106,6 @@ class Families {
   bool set_placements(NodeId n, MemberSplit& s) const;
   bool set_seconds(NodeId n, MemberSplit& s) const;
   bool expanded_seconds(NodeId n, MemberSplit& s) const;
-  double op_seconds(const OpDef& op, const OpCall& call, const std::vector<TensorType>& out) const;
   bool allowed(NodeId leader, size_t axis, ClassId c) const;
   // Whether the family works on parameters, gradients and states rather than on the step's data.
   bool keeps_state(NodeId leader) const;

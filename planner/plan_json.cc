@@ -6,6 +6,7 @@
 
 #include "graph/error.h"
 #include "graph/philox.h"
+#include "planner/cluster_toml.h"
 
 namespace cleave {
 namespace {
@@ -138,6 +139,7 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
   j["version"] = kPlanFormatVersion;
   j["graph"] = {{"name", graph.name}, {"hash", hex(graph_hash(graph))}};
   j["cluster"] = plan.cluster.spec;
+  if (!plan.cluster.description.empty()) j["cluster_toml"] = plan.cluster.description;
   j["mesh"] = Json::object();
   for (const MeshAxis& a : plan.mesh.axes) j["mesh"][a.name] = a.size;
   j["pipeline"] = {
@@ -265,7 +267,11 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
     const auto at = saved.held.find(v);
     return at == saved.held.end() || at->second == held_text(placements) ? 0.0 : kForbidden;
   };
-  const Cluster cluster = parse_cluster(field<std::string>(json, "cluster"));
+  // The file that it was planned for may be gone: the plan has it whole.
+  const auto spec = field<std::string>(json, "cluster");
+  const Cluster cluster = json.contains("cluster_toml")
+                              ? cluster_from_toml(field<std::string>(json, "cluster_toml"), spec)
+                              : parse_cluster(spec);
   if (cluster.size() != saved.mesh.size()) {
     fail("plan: its mesh has {} devices, its cluster {} has {}", saved.mesh.size(), cluster.spec,
          cluster.size());

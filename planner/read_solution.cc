@@ -252,8 +252,13 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
       if (!is_collective(step.kind)) continue;
       const int32_t g = group_of_value_[static_cast<size_t>(bundle[0].value)];
       GroupLoad& l = plan.loads[static_cast<size_t>(g)];
-      const double start = cluster_.link(mesh_, static_cast<size_t>(step.axis)).start;
-      l.starts += start;
+      double bytes = 0;
+      for (const BundledStep& b : bundle) {
+        bytes += plan.values[size_t(b.value)][static_cast<size_t>(b.form)].steps[b.step].bytes;
+      }
+      const AxisLinks links = axis_links(cluster_, mesh_, static_cast<size_t>(step.axis));
+      l.starts += collective_seconds(step.kind, bytes, links) -
+                  bytes * seconds_a_byte(step.kind, links);
       ++sums[{g % std::max(plan.pipeline.stages, 1), step.kind, step.axis, form.phase, true}].count;
     }
   }

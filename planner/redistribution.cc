@@ -9,25 +9,6 @@
 
 namespace cleave {
 
-std::string_view name_of(StepKind kind) {
-  switch (kind) {
-    case StepKind::kAllReduce: return "all-reduce";
-    case StepKind::kAllGather: return "all-gather";
-    case StepKind::kReduceScatter: return "reduce-scatter";
-    case StepKind::kAllToAll: return "all-to-all";
-    case StepKind::kSlice: return "local slice";
-    case StepKind::kMask: return "local mask";
-  }
-  return "?";
-}
-
-bool is_collective(StepKind kind) { return kind != StepKind::kSlice && kind != StepKind::kMask; }
-
-double collective_seconds(StepKind kind, double bytes, int64_t ranks, const Link& link) {
-  const double rounds = static_cast<double>(ranks - 1) * (kind == StepKind::kAllReduce ? 2 : 1);
-  return link.start + rounds * link.latency + bytes / link.bandwidth;
-}
-
 PlacementSpace::PlacementSpace(const Cluster& cluster, const Mesh& mesh, std::vector<int64_t> atoms,
                                std::vector<int8_t> atom_dim, DType dtype,
                                std::span<const Reduction> partials, bool bundled,
@@ -37,6 +18,7 @@ PlacementSpace::PlacementSpace(const Cluster& cluster, const Mesh& mesh, std::ve
       layout_{std::move(atoms), std::move(atom_dim), {}},
       dtype_(dtype),
       bundled_(bundled) {
+  for (size_t a = 0; a < mesh_.axes.size(); ++a) links_.push_back(axis_links(cluster, mesh_, a));
   enumerate(partials, splits);
   neighbours_.resize(size());
   rows_.resize(size());
@@ -130,11 +112,10 @@ std::optional<Step> PlacementSpace::step_to(size_t from, size_t to, size_t axis)
     return std::nullopt;
   }
   if (is_collective(s.kind)) {
-    const Link& link = cluster_->link(mesh_, axis);
-    s.seconds =
-        bundled_ ? s.bytes / link.bandwidth : collective_seconds(s.kind, s.bytes, ranks, link);
+    s.seconds = bundled_ ? s.bytes * seconds_a_byte(s.kind, links_[axis])
+                         : collective_seconds(s.kind, s.bytes, links_[axis]);
   } else {  // reads what stays and writes it
-    s.seconds = 2 * local_bytes_[to] / cluster_->device.bandwidth +
+    s.seconds = local_copy_seconds(*cluster_, local_bytes_[to]) +
                 (bundled_ ? 0 : cluster_->device.op_latency);
   }
   return s;

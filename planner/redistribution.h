@@ -8,13 +8,10 @@
 #include <vector>
 
 #include "planner/cluster.h"
+#include "planner/cost.h"
 #include "planner/mesh.h"
 
 namespace cleave {
-
-enum class StepKind : uint8_t { kAllReduce, kAllGather, kReduceScatter, kAllToAll, kSlice, kMask };
-std::string_view name_of(StepKind kind);  // "all-reduce"
-bool is_collective(StepKind kind);
 
 // One change on one mesh axis.
 struct Step {
@@ -25,10 +22,6 @@ struct Step {
                      // all-gather and reduce-scatter N(t-1)/t, all-to-all of n local n(t-1)/t
   double seconds = 0;
 };
-
-// Seconds of a collective along one mesh axis that sends these bytes from each rank: what starting
-// it takes, one latency for each of its ring's steps, and the bytes over the link's bandwidth.
-double collective_seconds(StepKind kind, double bytes, int64_t ranks, const Link& link);
 
 // All the placements that a value of one shape can take on one mesh, and the cheapest way between
 // any two. One object serves every value with the same atoms. Ways are found when they are asked
@@ -73,6 +66,7 @@ class PlacementSpace {
   const Row& row(size_t from) const;
 
   const Cluster* cluster_;  // of the constructor's; must outlive the space
+  std::vector<AxisLinks> links_;  // by axis
   Mesh mesh_;
   Layout layout_;  // placements unused
   DType dtype_;

@@ -198,9 +198,7 @@ double WideSearch::boundary_seconds(const Ground& ground) const {
             std::max(1.0, group.inside ? 1.0 : 2.0);
     break;
   }
-  const bool leaves = 2 * ground.arrangement.mesh.size() > cluster_.devices_per_node;
-  const Link& link = leaves ? cluster_.between : cluster_.within;
-  return link.start + link.latency + most / link.bandwidth;
+  return transfer_seconds(cluster_, ground.arrangement.mesh, 0, 1, most);
 }
 
 void WideSearch::solve(Ground& ground) {

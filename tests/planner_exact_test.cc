@@ -46,14 +46,15 @@ Cluster random_cluster(std::mt19937& random, const char* spec) {
   const auto scaled = [&](double& x, double by) {
     x *= std::exp2(std::uniform_real_distribution<double>(-by, by)(random));
   };
-  for (Link* link : {&c.within, &c.between}) {
-    scaled(link->latency, 3), scaled(link->start, 6);
-    link->bandwidth *= std::exp2(std::uniform_real_distribution<double>(-14, 0)(random));
+  for (Tier& tier : c.tiers) {
+    scaled(tier.link.latency, 3), scaled(tier.link.start, 6);
+    tier.link.bandwidth *= std::exp2(std::uniform_real_distribution<double>(-14, 0)(random));
   }
   scaled(c.device.op_latency, 4);
   c.device.bandwidth *= std::exp2(std::uniform_real_distribution<double>(-14, 0)(random));
-  c.device.flops_f32 *= std::exp2(std::uniform_real_distribution<double>(-14, 0)(random));
-  c.device.flops_bf16 = 2 * c.device.flops_f32;
+  c.device.f32.peak *= std::exp2(std::uniform_real_distribution<double>(-14, 0)(random));
+  c.device.vector_flops = c.device.f32.peak;
+  c.device.bf16.peak = 2 * c.device.f32.peak;
   return c;
 }
 

@@ -28,7 +28,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Slow enough at everything that bytes and seconds pull in different directions.
 Cluster slow_cluster(std::mt19937& random, const char* spec) {
   Cluster c = parse_cluster(spec);
-  c.within.bandwidth *= std::exp2(-static_cast<double>(random() % 14));
+  c.tiers[0].link.bandwidth *= std::exp2(-static_cast<double>(random() % 14));
   c.device.bandwidth *= std::exp2(-static_cast<double>(random() % 10));
   c.device.flops_f32 *= std::exp2(-static_cast<double>(random() % 14));
   return c;

@@ -93,10 +93,9 @@ std::optional<Step> step_between(const Case& c, const Placements& p, const Place
   const Placement from = p[axis], to = q[axis];
   const double n = static_cast<double>(c.mesh.axes[axis].size), local = bytes_of(c, p);
   Step s{.kind = StepKind::kSlice, .axis = static_cast<int8_t>(axis), .to = to};
-  double rounds = n - 1;
   if (from.is_partial() && to.is_partial()) return std::nullopt;
   if (from.is_partial() && to.is_replicate()) {
-    s.kind = StepKind::kAllReduce, s.bytes = 2 * local * (n - 1) / n, rounds *= 2;
+    s.kind = StepKind::kAllReduce, s.bytes = 2 * local * (n - 1) / n;
   } else if (from.is_partial()) {
     if (from.reduction == Reduction::kLogSumExp) return std::nullopt;  // nothing scatters it
     s.kind = StepKind::kReduceScatter, s.bytes = local * (n - 1) / n;
@@ -109,13 +108,13 @@ std::optional<Step> step_between(const Case& c, const Placements& p, const Place
   } else if (to.is_partial()) {
     s.kind = StepKind::kMask;
   }
-  const Link& link = c.cluster.link(c.mesh, axis);
+  const AxisLinks links = axis_links(c.cluster, c.mesh, axis);
   if (s.kind == StepKind::kSlice || s.kind == StepKind::kMask) {
     s.seconds = 2 * bytes_of(c, q) / c.cluster.device.bandwidth;
     if (!c.bundled) s.seconds += c.cluster.device.op_latency;
   } else {
-    s.seconds = s.bytes / link.bandwidth;
-    if (!c.bundled) s.seconds += link.start + rounds * link.latency;
+    s.seconds = c.bundled ? s.bytes * seconds_a_byte(s.kind, links)
+                          : collective_seconds(s.kind, s.bytes, links);
   }
   return s;
 }
@@ -293,7 +292,7 @@ TEST(PlacementSpace, RingFormulas) {
     EXPECT_EQ(steps.size(), 1u);
     return steps[0];
   };
-  const Link& link = c.cluster.within;
+  const Link& link = c.cluster.tiers[0].link;
   const Placement p = Placement::partial(), r = Placement::replicate(), s = Placement::shard(0);
   EXPECT_DOUBLE_EQ(only(p, r).bytes, 2 * 4000 * 0.75);
   EXPECT_DOUBLE_EQ(only(p, r).seconds, link.start + 6 * link.latency + 6000 / link.bandwidth);

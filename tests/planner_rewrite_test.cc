@@ -251,7 +251,7 @@ TEST(Recomputation, SearchEqualsBruteForce) {
     verify(graph);
     copies += static_cast<int>(graph.nodes().size() - traced.nodes().size());
     Cluster cluster = parse_cluster("cpu:4");
-    cluster.within.bandwidth *= std::exp2(-static_cast<double>(random() % 14));
+    cluster.tiers[0].link.bandwidth *= std::exp2(-static_cast<double>(random() % 14));
     cluster.device.bandwidth *= std::exp2(-static_cast<double>(random() % 10));
     Mesh mesh;
     mesh.axes = {{"a0", 4}};
