@@ -117,6 +117,7 @@ class Report {
                          with_commas(p.tokens_per_second), percent_text(p.mfu_causal),
                          percent_text(p.mfu_full)));
     line("bound", proof(plan_));
+    if (const std::string note = plan_.cluster.note(); !note.empty()) line("cluster", note);
   }
 
   void memory() {

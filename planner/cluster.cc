@@ -36,7 +36,7 @@ MatrixRate rate(double peak, double efficiency, double half_k) {
 //   1745 of 2250), less what the shape model adds back for the largest (half_k, last wave). V100:
 //   107 of 125 (NVIDIA's own figure for cuBLAS 10).
 // half_k: filling and emptying a tile's pipeline takes about 2,700 clocks whatever k is (fitted to
-//   the seven H100 shapes of benchmarks/results: 170); a step of k takes tile / rate clocks: 16 on
+//   shapes measured on an H100, see tests/planner_cost_test.cc: 180); a step of k takes tile / rate clocks: 16 on
 //   H100, 32 on A100 and V100 with its smaller tile, 8 on B200.
 // tiling: cuBLAS's largest common tile, 128 x 256 (V100: 128 x 128), and the multiprocessors.
 // fused: cuDNN on H100, causal: 308 TFLOP/s at length 1024 and width 64, 521 at 2048 and 128; 218
@@ -139,7 +139,7 @@ const std::array<Preset, 7>& presets() {
         .op_latency = 3 * kMicro,
         .f64 = rate(67 * kTera, 0.9, 64),
         .f32 = rate(67 * kTera, 0.8, 32),
-        .bf16 = rate(989 * kTera, 0.82, 170),
+        .bf16 = rate(989 * kTera, 0.82, 180),
         .tiling = {132, 128, 256, 32},
         .fused = {.efficiency = 1.07,
                   .half_width = 64,
@@ -159,7 +159,7 @@ const std::array<Preset, 7>& presets() {
         .op_latency = 3 * kMicro,
         .f64 = rate(67 * kTera, 0.9, 64),
         .f32 = rate(67 * kTera, 0.8, 32),
-        .bf16 = rate(989 * kTera, 0.81, 170),
+        .bf16 = rate(989 * kTera, 0.81, 180),
         .tiling = {132, 128, 256, 32},
         .fused = {.efficiency = 1.07,
                   .half_width = 64,
@@ -254,8 +254,8 @@ std::string Cluster::note() const {
   if (groups.empty()) return "";
   std::vector<std::string> parts;
   for (const NodeGroup& g : groups) parts.push_back(fmt::format("{} of {}", g.nodes, g.devices));
-  return fmt::format("uneven nodes ({} devices): planned as {} of {}, {} devices, {} idle",
-                     fmt::join(parts, " + "), nodes, devices_per_node, size(),
+  return fmt::format("uneven nodes ({} devices): {}, planned as {} of {}; {} devices idle",
+                     devices_present(), fmt::join(parts, " + "), nodes, devices_per_node,
                      devices_present() - size());
 }
 

@@ -51,9 +51,9 @@ struct Device {
   double bandwidth = 0;     // memory, bytes/s, as measured for a copy
   double vector_flops = 0;  // flop/s of what is no matrix product
   double op_latency = 0;    // seconds to start one op
-  MatrixRate f64, f32, bf16;
-  Tiling tiling;
-  FusedProducts fused;
+  MatrixRate f64 = {}, f32 = {}, bf16 = {};
+  Tiling tiling = {};
+  FusedProducts fused = {};
   double host_bandwidth = 0;  // bytes/s between a device and its node's memory, each way
   double host_latency = 0;    // seconds to start such a copy
   bool operator==(const Device&) const = default;

@@ -30,7 +30,7 @@ Cluster slow_cluster(std::mt19937& random, const char* spec) {
   Cluster c = parse_cluster(spec);
   c.tiers[0].link.bandwidth *= std::exp2(-static_cast<double>(random() % 14));
   c.device.bandwidth *= std::exp2(-static_cast<double>(random() % 10));
-  c.device.flops_f32 *= std::exp2(-static_cast<double>(random() % 14));
+  c.device.f32.peak *= std::exp2(-static_cast<double>(random() % 14));
   return c;
 }
 

@@ -284,7 +284,7 @@ TEST(PlacementSpace, RingFormulas) {
   Case c;
   c.cluster = parse_cluster("cpu:4");
   c.mesh.axes = {{"a", 4}};
-  c.atoms = {4, 250}, c.dims = {0, 1};  // 4000 bytes
+  c.atoms = {4, 250'000}, c.dims = {0, 1};  // 4 MB
   const PlacementSpace space = c.space();
   const auto only = [&](Placement from, Placement to) {
     const auto steps = space.steps(static_cast<size_t>(space.index_of({from})),
@@ -294,11 +294,11 @@ TEST(PlacementSpace, RingFormulas) {
   };
   const Link& link = c.cluster.tiers[0].link;
   const Placement p = Placement::partial(), r = Placement::replicate(), s = Placement::shard(0);
-  EXPECT_DOUBLE_EQ(only(p, r).bytes, 2 * 4000 * 0.75);
-  EXPECT_DOUBLE_EQ(only(p, r).seconds, link.start + 6 * link.latency + 6000 / link.bandwidth);
-  EXPECT_DOUBLE_EQ(only(p, s).bytes, 4000 * 0.75);
-  EXPECT_DOUBLE_EQ(only(s, r).bytes, 4000 * 0.75);
-  EXPECT_DOUBLE_EQ(only(s, r).seconds, link.start + 3 * link.latency + 3000 / link.bandwidth);
+  EXPECT_DOUBLE_EQ(only(p, r).bytes, 2 * 4e6 * 0.75);
+  EXPECT_DOUBLE_EQ(only(p, r).seconds, link.start + 6 * link.latency + 6e6 / link.bandwidth);
+  EXPECT_DOUBLE_EQ(only(p, s).bytes, 4e6 * 0.75);
+  EXPECT_DOUBLE_EQ(only(s, r).bytes, 4e6 * 0.75);
+  EXPECT_DOUBLE_EQ(only(s, r).seconds, link.start + 3 * link.latency + 3e6 / link.bandwidth);
   EXPECT_EQ(only(r, s).bytes, 0);
 }
 
