@@ -83,7 +83,7 @@ class SignatureParser {
       if (a + b + c < 2) return {};
       if (!c && s.factors_[f].reduction != Reduction::kSum) return {};
       sums |= !c;
-      roles.push_back(!c  ? ProductRole::kInner
+      roles.push_back(!c   ? ProductRole::kInner
                       : !b ? ProductRole::kRows
                       : !a ? ProductRole::kColumns
                            : ProductRole::kBatch);

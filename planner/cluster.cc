@@ -32,19 +32,20 @@ MatrixRate rate(double peak, double efficiency, double half_k) {
 //   V100 0.81 of 0.90 TB/s); B200: 0.89 of the data sheet's 8 TB/s, as H100.
 // peak: dense data-sheet rates; f32 without TF32. vector_flops: the data sheet's fp32.
 // efficiency: the highest rate of any shape in public sweeps of bf16 products with random numbers
-//   (stas00's "maximum achievable matmul flops": A100 271 of 312, H100 792 and H200 778 of 989, B200
-//   1745 of 2250), less what the shape model adds back for the largest (half_k, last wave). V100:
-//   107 of 125 (NVIDIA's own figure for cuBLAS 10).
+//   (stas00's "maximum achievable matmul flops": A100 271 of 312, H100 792 and H200 778 of 989,
+//   B200 1745 of 2250), less what the shape model adds back for the largest (half_k, last wave).
+//   V100: 107 of 125 (NVIDIA's own figure for cuBLAS 10).
 // half_k: filling and emptying a tile's pipeline takes about 2,700 clocks whatever k is (fitted to
-//   shapes measured on an H100, see tests/planner_cost_test.cc: 180); a step of k takes tile / rate clocks: 16 on
-//   H100, 32 on A100 and V100 with its smaller tile, 8 on B200.
+//   shapes measured on an H100, see tests/planner_cost_test.cc: 180); a step of k takes tile / rate
+//   clocks: 16 on H100, 32 on A100 and V100 with its smaller tile, 8 on B200.
 // tiling: cuBLAS's largest common tile, 128 x 256 (V100: 128 x 128), and the multiprocessors.
 // fused: cuDNN on H100, causal: 308 TFLOP/s at length 1024 and width 64, 521 at 2048 and 128; 218
 //   and 380 backward (benchmarks/results); A100: FlashAttention-2's paper (figures 4 and 5), 172 at
 //   2048 and 190 at 8192 and width 128, 150 at 64. V100, B200: no such figures; the shares of
 //   A100's and H100's.
-// op_latency: between two kernels of one stream, launched ahead: 3-4 us with the ramps at both ends.
-// NVLink: 150, 300, 450, 900 GB/s a direction (data sheets), of which NCCL's rings reach 0.75-0.8:
+// op_latency: between two kernels of one stream, launched ahead: 3-4 us with the ramps at both
+// ends. NVLink: 150, 300, 450, 900 GB/s a direction (data sheets), of which NCCL's rings reach
+// 0.75-0.8:
 //   nccl-tests 123 (V100), 232 (A100, 8 GPUs); H100 340 and 18 us to start: fitted to all-reduces
 //   of 1 MiB to 1 GiB on 2 GPUs, NVLS off (benchmarks/results). B200: H100's share.
 // InfiniBand: one port a device of 200 (A100) or 400 Gb/s (H100 and later), eight of 100 Gb/s a
@@ -53,7 +54,8 @@ MatrixRate rate(double peak, double efficiency, double half_k) {
 // host: PCIe 3 (V100), 4 (A100), 5 x16, of which copies from pinned memory reach 0.8; a device's
 //   share of a DGX's memory.
 // cpu: one core of a desktop or server machine with AVX2, with OpenBLAS (measured: 100-120 GFLOP/s
-//   f32); devices are threads that share the memory. `cleave calibrate` measures the machine itself.
+//   f32); devices are threads that share the memory. `cleave calibrate` measures the machine
+//   itself.
 const std::array<Preset, 7>& presets() {
   static const std::array<Preset, 7> table = {{
       {"cpu",
@@ -81,11 +83,8 @@ const std::array<Preset, 7>& presets() {
         .f32 = rate(15.7 * kTera, 0.9, 16),
         .bf16 = rate(125 * kTera, 0.78, 85),
         .tiling = {80, 128, 128, 32},
-        .fused = {.efficiency = 0.6,
-                  .half_width = 24,
-                  .half_length = 150,
-                  .backward = 0.8,
-                  .most = 0.6},
+        .fused =
+            {.efficiency = 0.6, .half_width = 24, .half_length = 150, .backward = 0.8, .most = 0.6},
         .host_bandwidth = 12.5 * kGiga,
         .host_latency = 10 * kMicro},
        {"NVLink", 0, {1.5 * kMicro, 123 * kGiga, 12 * kMicro}},
@@ -290,9 +289,10 @@ Cluster cluster_of_kind(std::string_view kind) {
     c.host_memory = p.host_memory;
     return c;
   }
-  fail("unknown cluster '{}': kinds are {}; write 8xh100, 64x8xh100 (64 nodes of 8), cpu:4, or a "
-       "file.toml",
-       kind, fmt::join(cluster_kinds(), ", "));
+  fail(
+      "unknown cluster '{}': kinds are {}; write 8xh100, 64x8xh100 (64 nodes of 8), cpu:4, or a "
+      "file.toml",
+      kind, fmt::join(cluster_kinds(), ", "));
 }
 
 Cluster parse_cluster(std::string_view spec) {

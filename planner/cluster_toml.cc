@@ -16,7 +16,7 @@ namespace cleave {
 namespace {
 
 constexpr size_t kMostBytes = 1 << 20;
-constexpr double kMost = 1e30;          // of any number
+constexpr double kMost = 1e30;           // of any number
 constexpr int64_t kMostCount = 1 << 20;  // of devices, nodes, tiles
 
 // One key of a table: where its value goes, and what it may be.
@@ -127,8 +127,8 @@ class Reader {
   Cluster preset(const toml::node& node, const std::string& kind) const {
     const std::vector<std::string> kinds = cluster_kinds();
     if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) {
-      refuse(node, "kind", fmt::format("there is no preset '{}'; there are {}", kind,
-                                       fmt::join(kinds, ", ")));
+      refuse(node, "kind",
+             fmt::format("there is no preset '{}'; there are {}", kind, fmt::join(kinds, ", ")));
     }
     return cluster_of_kind(kind);
   }
@@ -277,16 +277,18 @@ class Reader {
       known_keys(*t, "link.", keys_of(fields));
       read(*t, fields, "link.", *t);
       if (c.tiers.empty() && (tier.ports != 0 || tier.devices != 0)) {
-        refuse(*t, "link", "the first joins the devices of a node: it has no 'devices', no 'ports'");
+        refuse(*t, "link",
+               "the first joins the devices of a node: it has no 'devices', no 'ports'");
       }
       if (!c.tiers.empty() && c.tiers.back().devices == 0 && c.tiers.size() > 1) {
         refuse(*t, "link.devices", "every link but the first and the last says how many it joins");
       }
       const int64_t below = c.tiers.size() > 1 ? c.tiers.back().devices : c.devices_per_node;
       if (tier.devices > 0 && (tier.devices <= below || tier.devices % below != 0)) {
-        refuse(*t, "link.devices", fmt::format("must be a multiple of {}, which the link before it "
-                                               "joins",
-                                               below));
+        refuse(*t, "link.devices",
+               fmt::format("must be a multiple of {}, which the link before it "
+                           "joins",
+                           below));
       }
       c.tiers.push_back(tier);
       if (c.tiers.size() > AxisLinks::kMostTiers) {
@@ -298,8 +300,8 @@ class Reader {
       refuse(top, "link", "several nodes need a second [[link]], between them");
     }
     if (c.tiers.size() > 1 && c.tiers.back().devices > 0 && c.tiers.back().devices < c.size()) {
-      refuse(top, "link.devices", fmt::format("the last link joins {} of {} devices",
-                                              c.tiers.back().devices, c.size()));
+      refuse(top, "link.devices",
+             fmt::format("the last link joins {} of {} devices", c.tiers.back().devices, c.size()));
     }
   }
 
@@ -350,9 +352,10 @@ Cluster read_cluster(const std::string& path) {
   std::string text(kMostBytes + 1, '\0');
   if (file) file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (!file.is_open() || file.bad() || (file.gcount() == 0 && !file.eof())) {
-    fail("cannot read '{}': --cluster takes a kind, as in 8xh100, or the TOML of a cluster, which "
-         "cleave calibrate -o makes",
-         path);
+    fail(
+        "cannot read '{}': --cluster takes a kind, as in 8xh100, or the TOML of a cluster, which "
+        "cleave calibrate -o makes",
+        path);
   }
   text.resize(static_cast<size_t>(file.gcount()));
   if (text.size() > kMostBytes) fail("{}: larger than 1 MiB, so not the TOML of a cluster", path);

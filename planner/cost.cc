@@ -13,8 +13,8 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // A tile of half the size reads its operands more often for what it computes, and starts and ends
-// twice as often: one that was half as large would have 0.92 of the rate. Assumed, from the order of
-// public CUTLASS sweeps (128 x 128 beside 128 x 256); 2 to 8 % change nothing that is compared.
+// twice as often: one that was half as large would have 0.92 of the rate. Assumed, from the order
+// of public CUTLASS sweeps (128 x 128 beside 128 x 256); 2 to 8 % change nothing that is compared.
 constexpr double kHalfTile = 1.08;
 
 double ceiling(double x) {
@@ -81,8 +81,7 @@ double fused_seconds(const Cluster& cluster, int products, double flops, const O
   const double width = rows.shape.empty() ? 1 : static_cast<double>(rows.shape.back());
   // Every number of the first operand meets so many others in each product.
   const double length = flops / (2.0 * products * static_cast<double>(numel(rows.shape)));
-  double share =
-      f.efficiency * width / (width + f.half_width) * length / (length + f.half_length);
+  double share = f.efficiency * width / (width + f.half_width) * length / (length + f.half_length);
   if (products > 2) share *= f.backward;
   return flops / (cluster.matrix_rate(computed_in(call)).peak * std::min(share, f.most));
 }
@@ -171,9 +170,9 @@ AxisLinks axis_links(const Cluster& cluster, const Mesh& mesh, size_t axis) {
   for (size_t t = 0; t < links.tiers; ++t) {
     // Where groups and units do not begin together, the smaller unit is what can be relied upon.
     const int64_t unit = std::gcd(cluster.unit(t), mesh.size());
-    int64_t inside = t + 1 == links.tiers                        ? links.ranks
+    int64_t inside = t + 1 == links.tiers                      ? links.ranks
                      : unit % stride == 0 && unit / stride > 1 ? unit / stride
-                                                                 : below;
+                                                               : below;
     if (links.ranks % inside != 0 || inside % below != 0) inside = below;
     links.members[t] = inside / below;
     links.latency[t] = cluster.tiers[t].link.latency;
@@ -234,8 +233,8 @@ double collective_seconds(StepKind kind, double bytes, const AxisLinks& links,
   switch (algorithm) {
     case Algorithm::kRing: {
       const double times = kind == StepKind::kAllReduce ? 2 : 1;
-      const double a_byte = kind == StepKind::kAllToAll ? straight_seconds_a_byte(links)
-                                                        : 1 / links.ring_bandwidth();
+      const double a_byte =
+          kind == StepKind::kAllToAll ? straight_seconds_a_byte(links) : 1 / links.ring_bandwidth();
       return links.start + times * links.ring_latency() + bytes * a_byte;
     }
     case Algorithm::kTree: {

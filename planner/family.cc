@@ -429,8 +429,8 @@ bool Families::expanded_seconds(NodeId n, MemberSplit& s) const {
         s.seconds += step.seconds;
       }
     }
-    s.seconds +=
-        op_seconds(cluster_, *inner.op, {*inner.signature, *extents, inner.attrs, inner_in}, inner_out);
+    s.seconds += op_seconds(cluster_, *inner.op,
+                            {*inner.signature, *extents, inner.attrs, inner_in}, inner_out);
   }
   // The parts must end as the op itself would.
   for (size_t o = 0; o < s.outputs.size(); ++o) {

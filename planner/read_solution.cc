@@ -257,8 +257,8 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
         bytes += plan.values[size_t(b.value)][static_cast<size_t>(b.form)].steps[b.step].bytes;
       }
       const AxisLinks links = axis_links(cluster_, mesh_, static_cast<size_t>(step.axis));
-      l.starts += collective_seconds(step.kind, bytes, links) -
-                  bytes * seconds_a_byte(step.kind, links);
+      l.starts +=
+          collective_seconds(step.kind, bytes, links) - bytes * seconds_a_byte(step.kind, links);
       ++sums[{g % std::max(plan.pipeline.stages, 1), step.kind, step.axis, form.phase, true}].count;
     }
   }

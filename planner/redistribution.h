@@ -65,7 +65,7 @@ class PlacementSpace {
   const std::vector<Neighbour>& neighbours(size_t from) const;
   const Row& row(size_t from) const;
 
-  const Cluster* cluster_;  // of the constructor's; must outlive the space
+  const Cluster* cluster_;        // of the constructor's; must outlive the space
   std::vector<AxisLinks> links_;  // by axis
   Mesh mesh_;
   Layout layout_;  // placements unused

@@ -61,8 +61,9 @@ TEST(Specs, AsBefore) {
   EXPECT_EQ(c.nodes, 64);
   EXPECT_EQ(c.devices_per_node, 8);
   EXPECT_EQ(c.spec, "64x8xh100");
-  for (const char* bad : {"", "x", "8x", "0xh100", "8xq100", "2x2x2xh100", "cpu:", "cpu:0", "-1xcpu",
-                          "1000000x1000000xcpu", "nothing.toml", "nothing.toml:3", ":4"}) {
+  for (const char* bad :
+       {"", "x", "8x", "0xh100", "8xq100", "2x2x2xh100", "cpu:", "cpu:0", "-1xcpu",
+        "1000000x1000000xcpu", "nothing.toml", "nothing.toml:3", ":4"}) {
     EXPECT_THROW(parse_cluster(bad), Error) << bad;
   }
 }
@@ -128,11 +129,10 @@ TEST(UnevenNodes, WhatTheyHaveInCommon) {
     const char* text;
     int64_t nodes, devices, idle;
   };
-  for (const Row& r :
-       {Row{"[[node]]\ncount = 3\ndevices = 8\n[[node]]\ndevices = 4\n", 7, 4, 0},
-        Row{"[[node]]\ncount = 4\ndevices = 8\n[[node]]\ndevices = 3\n", 4, 8, 3},
-        Row{"[[node]]\ndevices = 2\n[[node]]\ncount = 5\ndevices = 7\n", 5, 7, 2},
-        Row{"[[node]]\ndevices = 4\n[[node]]\ndevices = 4\n", 2, 4, 0}}) {
+  for (const Row& r : {Row{"[[node]]\ncount = 3\ndevices = 8\n[[node]]\ndevices = 4\n", 7, 4, 0},
+                       Row{"[[node]]\ncount = 4\ndevices = 8\n[[node]]\ndevices = 3\n", 4, 8, 3},
+                       Row{"[[node]]\ndevices = 2\n[[node]]\ncount = 5\ndevices = 7\n", 5, 7, 2},
+                       Row{"[[node]]\ndevices = 4\n[[node]]\ndevices = 4\n", 2, 4, 0}}) {
     const Cluster c = cluster_from_toml(std::string("kind = \"h100\"\n") + r.text, "c.toml");
     EXPECT_EQ(c.nodes, r.nodes) << r.text;
     EXPECT_EQ(c.devices_per_node, r.devices) << r.text;
@@ -180,7 +180,8 @@ TEST(Toml, MistakesNameTheLineAndTheKey) {
       {base + link + link + "devices = 2\n[[node]]\ncount = 3\n", "the last link joins 2 of 3"},
       {base + link + link + link, "every link but the first and the last"},
       {base + link + link + "devices = 4\n" + link + "devices = 6\n", "must be a multiple of 4"},
-      {base + link + link + "devices = 2\n" + link + "devices = 4\n" + link + "devices = 8\n" + link,
+      {base + link + link + "devices = 2\n" + link + "devices = 4\n" + link + "devices = 8\n" +
+           link,
        "at most 4"},
   };
   for (const auto& [text, expected] : rows) {

@@ -173,7 +173,8 @@ struct Case {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const char* spec : {"8xh100", "64x8xa100", "4x16xv100", "16x4xb200", "2x3xa100", "2x6xcpu"}) {
+  for (const char* spec :
+       {"8xh100", "64x8xa100", "4x16xv100", "16x4xb200", "2x3xa100", "2x6xcpu"}) {
     const Cluster c = parse_cluster(spec);
     for (int64_t inner = 1; inner <= c.size(); ++inner) {
       if (c.size() % inner != 0) continue;
@@ -309,8 +310,8 @@ TEST(Collectives, HierarchicalIsNeverSlowerThanFlat) {
       slowest = std::min(slowest, links.share[t]);
       slowest_latency = std::max(slowest_latency, links.latency[t]);
     }
-    for (const StepKind kind : {StepKind::kAllReduce, StepKind::kAllGather,
-                                StepKind::kReduceScatter}) {
+    for (const StepKind kind :
+         {StepKind::kAllReduce, StepKind::kAllGather, StepKind::kReduceScatter}) {
       const double times = kind == StepKind::kAllReduce ? 2 : 1;
       for (double bytes = 1; bytes < 1e11; bytes *= 7) {
         const double flat = links.start +
@@ -334,10 +335,10 @@ TEST(Transfers, GoOverTheTierBetweenTheStages) {
     return transfer_seconds(c, {{{"a", size}}}, from, to, n);
   };
   EXPECT_EQ(seconds(8, 1, 1), 0);
-  EXPECT_NEAR(seconds(8, 0, 1), 1, 1e-3);          // a port a device
+  EXPECT_NEAR(seconds(8, 0, 1), 1, 1e-3);           // a port a device
   EXPECT_NEAR(seconds(4, 0, 1), 23.0 / 220, 1e-3);  // two stages in a node
-  EXPECT_NEAR(seconds(4, 1, 2), 1, 1e-3);          // the next node
-  EXPECT_NEAR(seconds(4, 7, 0), 1, 1e-3);          // back to the first
+  EXPECT_NEAR(seconds(4, 1, 2), 1, 1e-3);           // the next node
+  EXPECT_NEAR(seconds(4, 7, 0), 1, 1e-3);           // back to the first
   EXPECT_EQ(seconds(4, 1, 0), seconds(4, 0, 1));
 }
 
@@ -349,7 +350,8 @@ TEST(HostCopies, GoOverTheHostLink) {
 // The search asks for the price of every choice of every op on every mesh.
 TEST(Speed, AnOpIsPricedInWellUnderAMicrosecond) {
   const Cluster c = cluster_of_kind("a100");
-  const std::vector<TensorType> in = {{DType::kBF16, {4, 2048, 6144}}, {DType::kBF16, {2304, 6144}}};
+  const std::vector<TensorType> in = {{DType::kBF16, {4, 2048, 6144}},
+                                      {DType::kBF16, {2304, 6144}}};
   const Signature& s = Signature::get("bsk,nk->bsn");
   const Attrs attrs;
   const std::vector<int64_t> extents = solve_extents(s, attrs, in);

@@ -221,7 +221,8 @@ TEST(Memory, ModelsFit) {
       worst = std::max(worst, plan.certificate.gap());
       std::printf("%s %s %s: %.0f %% of %.2f MB: cost %.4g s (free %.4g), gap %.2f %%, split %d\n",
                   c.model, c.cluster, c.mesh, 100 * share, most / 1e6, plan.certificate.cost,
-                  free.plan->certificate.cost, 100 * plan.certificate.gap(), plan.costing.prices[0].split);
+                  free.plan->certificate.cost, 100 * plan.certificate.gap(),
+                  plan.costing.prices[0].split);
     }
     EXPECT_GT(before, 0);
   }
