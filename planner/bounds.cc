@@ -25,15 +25,14 @@ struct Point {
 class Dual {
  public:
   Dual(const Arrangement& a, const std::vector<Piece>& pieces,
-       const std::vector<PieceOption>& options, const std::vector<double>& limits)
+       const std::vector<PieceOption>& options, const std::vector<double>& limits,
+       Schedules& schedules)
       : stages_(a.stages),
         chunks_(a.stages * a.chunks),
         options_(options),
         limits_(limits),
-        paths_(critical_paths(a)) {
-    const Schedule schedule =
-        make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches));
-    for (int32_t c = 0; c < chunks_; ++c) flights_.push_back(schedule.in_flight(c));
+        flights_(schedules.of(a).in_flight),
+        paths_(critical_paths(a, schedules)) {
     // Equal pieces are priced once.
     std::map<std::tuple<int32_t, bool, bool, bool>, int32_t> known;
     std::map<int32_t, int32_t> last;
@@ -125,20 +124,19 @@ class Dual {
   const int32_t stages_, chunks_;
   const std::vector<PieceOption>& options_;
   const std::vector<double>& limits_;
+  const std::vector<double>& flights_;  // by chunk
   const std::vector<CriticalPath> paths_;
-  std::vector<double> flights_;  // by chunk
   std::vector<int32_t> kind_;    // by piece
   std::vector<size_t> example_;  // by kind: a piece
 };
 
 }  // namespace
 
-std::vector<CriticalPath> critical_paths(const Arrangement& a) {
+std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedules) {
   const int32_t chunks = a.stages * a.chunks;
   const auto columns = static_cast<size_t>(chunks);
   const bool halves = a.schedule == ScheduleKind::kZeroBubble;
-  const Schedule schedule =
-      make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches));
+  const Schedule& schedule = schedules.of(a).schedule;
   const double m = static_cast<double>(a.micro_batches);
   std::vector<CriticalPath> paths;
   for (int32_t s = 0; s < a.stages; ++s) {
@@ -187,8 +185,8 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a) {
 
 double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                       const std::vector<PieceOption>& options, const std::vector<double>& limits,
-                      double enough) {
-  const Dual dual(arrangement, pieces, options, limits);
+                      double enough, Schedules& schedules) {
+  const Dual dual(arrangement, pieces, options, limits, schedules);
   const auto stages = static_cast<size_t>(arrangement.stages);
   std::vector<double> weights(dual.path_count(), 1.0 / static_cast<double>(dual.path_count()));
   std::vector<double> prices(stages, 0);

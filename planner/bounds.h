@@ -21,7 +21,7 @@ struct CriticalPath {
 // - the first micro-batch's way to the end and back to it, its units from there on, and its update;
 // - the same up to its last forward, then the last micro-batch's way to the end and back (not for
 //   zero-bubble schedules, where a backward is two units).
-std::vector<CriticalPath> critical_paths(const Arrangement& arrangement);
+std::vector<CriticalPath> critical_paths(const Arrangement& arrangement, Schedules& schedules);
 
 // The Lagrangian dual: paths weighted to a mean, bytes above a stage's limit priced; for every such
 // weight and price the cheapest way to deal out the pieces and to run each, apart from one another,
@@ -29,6 +29,6 @@ std::vector<CriticalPath> critical_paths(const Arrangement& arrangement);
 // infinite: not priced.
 double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                       const std::vector<PieceOption>& options, const std::vector<double>& limits,
-                      double enough);
+                      double enough, Schedules& schedules);
 
 }  // namespace cleave

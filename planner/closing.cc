@@ -133,7 +133,7 @@ Measured Closing::measure(const Plan& plan) const {
   Measured m;
   const auto stages = static_cast<size_t>(arrangement_.stages);
   const std::vector<ChunkSeconds> chunks = chunk_seconds(*prepared_.graph, plan);
-  m.seconds = step_seconds(arrangement_, chunks, updates_of(plan, arrangement_.stages));
+  m.seconds = step_seconds(arrangement_, chunks, updates_of(plan, arrangement_.stages), schedules_);
   m.bytes.assign(stages, 0);
   const Schedule schedule = schedule_of(arrangement_, chunks);
   for (size_t c = 0; c < plan.loads.size(); ++c) {

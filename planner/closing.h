@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "planner/arrangements.h"
+#include "planner/estimate.h"
 #include "planner/planner.h"
 #include "planner/solver.h"
 
@@ -59,6 +60,7 @@ class Closing {
   const PlannerOptions& options_;
   PlacementSolver solver_;
   double limit_;
+  mutable Schedules schedules_;
 };
 
 }  // namespace cleave

@@ -171,17 +171,28 @@ std::vector<GroupLoad> piece_loads(const Outline& outline, const Plan& folded) {
   return loads;
 }
 
+const Schedules::Facts& Schedules::of(const Arrangement& a) {
+  const std::lock_guard lock(mutex_);
+  auto& entry = known_[{a.schedule, a.stages, a.chunks, a.micro_batches}];
+  if (!entry) {
+    entry = std::make_unique<Facts>();
+    entry->schedule =
+        make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches));
+    for (int32_t c = 0; c < a.stages * a.chunks; ++c) {
+      entry->in_flight.push_back(entry->schedule.in_flight(c));
+    }
+  }
+  return *entry;
+}
+
 double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,
-                    const std::vector<double>& updates) {
+                    const std::vector<double>& updates, Schedules& schedules) {
   if (arrangement.stages == 1) {
     return static_cast<double>(arrangement.micro_batches) *
                (chunks[0].forward + chunks[0].backward + chunks[0].weight_gradient) +
            updates[0];
   }
-  const Schedule schedule =
-      make_schedule(arrangement.schedule, arrangement.stages, arrangement.chunks,
-                    static_cast<int32_t>(arrangement.micro_batches));
-  const SimulatedSchedule run = simulate(schedule, chunks);
+  const SimulatedSchedule run = simulate(schedules.of(arrangement).schedule, chunks);
   double end = 0;
   for (size_t s = 0; s < updates.size(); ++s) end = std::max(end, run.end[s] + updates[s]);
   return end;
@@ -192,7 +203,7 @@ namespace {
 // One way to deal out the pieces: every stage's cheapest mix.
 StageEstimate mix_stages(const Arrangement& arrangement, int32_t pieces,
                          const std::vector<PieceOption>& options, const std::vector<double>& limits,
-                         const std::vector<double>& in_flight, double sent,
+                         const std::vector<double>& in_flight, double sent, Schedules& schedules,
                          std::vector<int32_t> first_piece) {
   const int32_t chunks = arrangement.stages * arrangement.chunks;
   const auto stages = static_cast<size_t>(arrangement.stages);
@@ -239,7 +250,7 @@ StageEstimate mix_stages(const Arrangement& arrangement, int32_t pieces,
       if (c > 0) t.send_backward = sent;
     }
   }
-  e.step_seconds = step_seconds(arrangement, e.seconds, updates);
+  e.step_seconds = step_seconds(arrangement, e.seconds, updates, schedules);
   return e;
 }
 
@@ -247,17 +258,14 @@ StageEstimate mix_stages(const Arrangement& arrangement, int32_t pieces,
 
 StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                               const std::vector<PieceOption>& options,
-                              const std::vector<double>& limits, double sent,
+                              const std::vector<double>& limits, double sent, Schedules& schedules,
                               const CutRules& rules) {
   const int32_t chunks = arrangement.stages * arrangement.chunks;
   const auto count = static_cast<int32_t>(pieces.size());
   CLEAVE_ASSERT(chunks <= count, "{} chunks of {} pieces", chunks, count);
   std::vector<double> in_flight(static_cast<size_t>(chunks), 1);
   if (arrangement.stages > 1) {
-    const Schedule schedule =
-        make_schedule(arrangement.schedule, arrangement.stages, arrangement.chunks,
-                      static_cast<int32_t>(arrangement.micro_batches));
-    for (int32_t c = 0; c < chunks; ++c) in_flight[size_t(c)] = schedule.in_flight(c);
+    in_flight = schedules.of(arrangement).in_flight;
   }
   // Balanced as if nothing were short, then as what each stage does to fit has made its pieces
   // longer, as long as that helps.
@@ -266,7 +274,7 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
   StageEstimate best;
   best.step_seconds = kInfinity;
   for (int round = 0; round < kRounds; ++round) {
-    StageEstimate e = mix_stages(arrangement, count, options, limits, in_flight, sent,
+    StageEstimate e = mix_stages(arrangement, count, options, limits, in_flight, sent, schedules,
                                  deal_out(weights, arrangement.stages, chunks, rules));
     const bool better = e.step_seconds < best.step_seconds * (1 - 1e-6);
     if (better) best = e;

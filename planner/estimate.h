@@ -3,11 +3,16 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
 #include <vector>
 
 #include "planner/arrangements.h"
 #include "planner/outline.h"
 #include "planner/plan.h"
+#include "planner/schedule.h"
 
 namespace cleave {
 
@@ -26,6 +31,21 @@ std::vector<GroupLoad> piece_loads(const Outline& outline, const Plan& folded);
 struct StageMix {
   int32_t first = 0, second = 0;  // indices of options
   int32_t split = 0;
+};
+
+// Schedules by what they are made for, each made once: for units of equal length. Safe to share
+// between threads.
+class Schedules {
+ public:
+  struct Facts {
+    Schedule schedule;
+    std::vector<double> in_flight;  // by chunk
+  };
+  const Facts& of(const Arrangement& arrangement);
+
+ private:
+  std::mutex mutex_;
+  std::map<std::tuple<ScheduleKind, int32_t, int32_t, int64_t>, std::unique_ptr<Facts>> known_;
 };
 
 // What users fixed of the cuts. Empty lists: nothing.
@@ -47,11 +67,11 @@ struct StageEstimate {
 // seconds to send what passes between stages, forward or backward.
 StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                               const std::vector<PieceOption>& options,
-                              const std::vector<double>& limits, double sent,
+                              const std::vector<double>& limits, double sent, Schedules& schedules,
                               const CutRules& rules = {});
 
 // Seconds of a step: the schedule, and the updates of the stages after their last units.
 double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,
-                    const std::vector<double>& updates);
+                    const std::vector<double>& updates, Schedules& schedules);
 
 }  // namespace cleave

@@ -234,9 +234,9 @@ void WideSearch::estimate(size_t first) {
       return;
     }
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages), kInfinity);
-    e.estimate =
-        estimate_stages(e.arrangement, outline(e).pieces, g.options, limits, g.sent, rules_)
-            .step_seconds;
+    e.estimate = estimate_stages(e.arrangement, outline(e).pieces, g.options, limits, g.sent,
+                                 schedules_, rules_)
+                     .step_seconds;
     // Every stage does its share of all micro-batches and of the update: the slowest at least the
     // mean.
     e.bound = std::min(g.bound / e.arrangement.stages, e.estimate);
@@ -278,7 +278,7 @@ void WideSearch::fit(Entry& entry) {
   const std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages), kEasy * limit_);
   const auto estimated = [&] {
     return estimate_stages(entry.arrangement, outline(entry).pieces, ground.options, limits,
-                           ground.sent, rules_)
+                           ground.sent, schedules_, rules_)
         .step_seconds;
   };
   entry.fitted = true;
@@ -352,8 +352,8 @@ std::optional<Plan> WideSearch::realise_one_stage(Entry& entry,
   double margin = 0;
   Candidate report = entry.report;
   for (int i = 0; i < kTries; ++i) {
-    const StageEstimate e =
-        estimate_stages(entry.arrangement, o.pieces, options, {limit_ - margin}, 0, rules_);
+    const StageEstimate e = estimate_stages(entry.arrangement, o.pieces, options, {limit_ - margin},
+                                            0, schedules_, rules_);
     if (std::isinf(e.step_seconds)) {
       entry.report.why_not = "does not fit in memory";
       break;
@@ -402,7 +402,7 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
     std::vector<double> limits;
     for (double m : margin) limits.push_back(limit_ - m);
     const StageEstimate e =
-        estimate_stages(arrangement, o.pieces, options, limits, ground.sent, rules_);
+        estimate_stages(arrangement, o.pieces, options, limits, ground.sent, schedules_, rules_);
     if (std::isinf(e.step_seconds)) {
       entry.report.why_not = "does not fit in memory";
       return std::nullopt;
@@ -417,9 +417,7 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
     pipeline.schedule = arrangement.schedule;
     pipeline.stages = arrangement.stages;
     pipeline.chunks = arrangement.chunks;
-    const Schedule schedule =
-        make_schedule(arrangement.schedule, arrangement.stages, arrangement.chunks,
-                      static_cast<int32_t>(arrangement.micro_batches));
+    const Schedule& schedule = schedules_.of(arrangement).schedule;
     const double m = static_cast<double>(arrangement.micro_batches);
     const double p = static_cast<double>(arrangement.stages);
     for (int32_t c = 0; c < chunks; ++c) {
@@ -457,9 +455,9 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
       updates[size_t(c % arrangement.stages)] += l.seconds[2] + l.received[2];
       held[size_t(c % arrangement.stages)] += l.state_bytes + schedule.in_flight(c) * l.kept_bytes;
     }
-    plan.pipeline.step_seconds =
-        step_seconds(arrangement, plan.pipeline.seconds, std::vector<double>(stages, 0));
-    plan.certificate.cost = step_seconds(arrangement, plan.pipeline.seconds, updates);
+    plan.pipeline.step_seconds = step_seconds(arrangement, plan.pipeline.seconds,
+                                              std::vector<double>(stages, 0), schedules_);
+    plan.certificate.cost = step_seconds(arrangement, plan.pipeline.seconds, updates, schedules_);
     plan.predicted.step_seconds = plan.certificate.cost;
     entry.report.cost = plan.certificate.cost;
     if (result_.plan && plan.certificate.cost >= result_.plan->certificate.cost) {
@@ -498,7 +496,7 @@ void WideSearch::realise(Entry& entry) {
     const auto stages = static_cast<size_t>(entry.arrangement.stages);
     const double loose =
         estimate_stages(entry.arrangement, outline(entry).pieces, ground.options,
-                        std::vector<double>(stages, 0.8 * limit_), ground.sent, rules_)
+                        std::vector<double>(stages, 0.8 * limit_), ground.sent, schedules_, rules_)
             .step_seconds;
     if (std::isinf(loose)) add_options(ground, entry.estimate);
   }
@@ -553,8 +551,8 @@ void WideSearch::raise_bounds(double best) {
     if (!g.free || e.bound >= best) return;
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages),
                                      g.more ? limit_ : kInfinity);
-    e.bound = std::max(e.bound,
-                       pipeline_bound(e.arrangement, outline(e).pieces, g.options, limits, best));
+    e.bound = std::max(e.bound, pipeline_bound(e.arrangement, outline(e).pieces, g.options, limits,
+                                               best, schedules_));
     e.report.lower_bound = e.bound;
   });
 }

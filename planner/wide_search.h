@@ -91,6 +91,7 @@ class WideSearch {
   std::vector<Ground> grounds_;
   std::vector<Entry> entries_;
   ArrangementLimits limits_;
+  Schedules schedules_;
   PlanResult result_;
 };
 
