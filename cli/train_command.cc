@@ -74,9 +74,10 @@ LoadedPlan planned(const TrainArguments& a) {
     }
     spec.optimizer = optimizer_of(a, spec.optimizer);
     LoadedPlan loaded = load_plan(a.model.model, text, std::move(spec), a.model.user);
-    if (loaded.plan.mesh.size() != devices.size()) {
+    const int64_t planned_devices = loaded.plan.pipeline.stages * loaded.plan.mesh.size();
+    if (planned_devices != devices.size()) {
       fail("{}: a plan for {} devices ({}), not for the {} of --devices {}", a.model.model,
-           loaded.plan.mesh.size(), loaded.plan.cluster.spec, devices.size(), a.devices);
+           planned_devices, loaded.plan.cluster.spec, devices.size(), a.devices);
     }
     return loaded;
   }
@@ -93,17 +94,19 @@ LoadedPlan planned(const TrainArguments& a) {
     throw_no_plan(result.model.spec.name, result.model.graph, devices, options, found);
   }
   result.plan = std::move(*found.plan);
+  if (found.graph) result.model.graph = *found.graph;
   return result;
 }
 
-// The loss alone, with a plan of its own on the same mesh.
+// The loss alone, with a plan of its own: on the same mesh, or on any of all devices of a pipeline.
 LoadedPlan evaluation_of(const LoadedPlan& training, const UserModel* user) {
   LoadedPlan e;
   ModelSpec spec = training.model.spec;
   spec.training = false;
   e.model = trace_model(std::move(spec), user);
   PlannerOptions options = planner_options(e.model.graph, "", "none");
-  for (const MeshAxis& axis : training.plan.mesh.axes) {
+  const bool pipeline = training.plan.pipeline.stages > 1;
+  for (const MeshAxis& axis : pipeline ? std::vector<MeshAxis>() : training.plan.mesh.axes) {
     options.mesh.sizes.push_back(axis.size);
     options.mesh.roles.push_back(AxisRole::kAny);
   }
@@ -231,9 +234,10 @@ void train_command(const TrainArguments& a) {
 
   const Mesh& mesh = training.plan.mesh;
   telemetry.note(describe(training.model));
-  telemetry.note(fmt::format("{} on {}, {} steps, seed {}",
-                             mesh.size() == 1 ? "one device" : "mesh " + mesh.to_string(),
-                             a.devices, a.steps, a.seed));
+  const int32_t stages = training.plan.pipeline.stages;
+  std::string where = mesh.size() == 1 ? "one device" : "mesh " + mesh.to_string();
+  if (stages > 1) where = fmt::format("{} stages of {}", stages, where);
+  telemetry.note(fmt::format("{} on {}, {} steps, seed {}", where, a.devices, a.steps, a.seed));
   for (const MeshAxis& axis : mesh.axes) {
     if (!axis.name.starts_with("rep") || axis.size == 1) continue;
     telemetry.note(fmt::format(

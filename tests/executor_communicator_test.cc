@@ -1,6 +1,7 @@
 // Collectives between threads, against sums and slices of the whole tensors.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -19,11 +20,11 @@ using namespace testing;  // NOLINT
 
 // Runs work(communicator, rank) on all ranks of the mesh.
 template <class F>
-void on_ranks(const Mesh& mesh, F&& work) {
-  ThreadWorld world(mesh);
-  RankThreads threads(mesh.size(), [&] { world.abort(); });
+void on_ranks(const Mesh& mesh, F&& work, int64_t stages = 1) {
+  ThreadWorld world(mesh, stages);
+  RankThreads threads(stages * mesh.size(), [&] { world.abort(); });
   std::vector<std::unique_ptr<ThreadCommunicator>> ends;
-  for (int64_t r = 0; r < mesh.size(); ++r) {
+  for (int64_t r = 0; r < stages * mesh.size(); ++r) {
     ends.push_back(std::make_unique<ThreadCommunicator>(world, r));
   }
   threads.run([&](int64_t r) { work(*ends[static_cast<size_t>(r)], r); });
@@ -389,6 +390,85 @@ TEST(ThreadCommunicator, ManyRounds) {
       ASSERT_EQ(sum, want);
     }
   });
+}
+
+// --- Messages ----------------------------------------------------------------------------------
+
+std::span<const std::byte> bytes_of(const std::vector<int64_t>& v) {
+  return std::as_bytes(std::span(v));
+}
+
+// Everyone sends all it has before it takes anything, and takes it in another order: nobody waits
+// for the other's turn. Between the messages, stages work by themselves.
+TEST(Messages, ArriveWhateverTheOrder) {
+  const Mesh mesh{{{"u", 2}}};
+  constexpr int64_t kStages = 3, kMessages = 40;
+  on_ranks(
+      mesh,
+      [&](Communicator& c, int64_t rank) {
+        const int64_t next = (rank + 2) % 6, before = (rank + 4) % 6;
+        for (int64_t m = 0; m < kMessages; ++m) {
+          const std::vector<int64_t> sent(static_cast<size_t>(m % 5), 100 * rank + m);
+          c.send({.to = next, .from = rank, .transfer = 7, .micro_batch = m}, bytes_of(sent));
+        }
+        // The sum over a stage's two ranks, and over no other's.
+        std::vector<double> x = {static_cast<double>(rank)}, sum = {0};
+        const std::vector<CollectiveTensor> tensors = {operand(x, sum, {1, 1, 1, 1, 1}, -1, -1)};
+        c.run(InstrKind::kAllReduce, 0, Reduction::kSum, tensors);
+        if (sum[0] != static_cast<double>(rank / 2 * 4 + 1)) throw Error("the wrong ranks' sum");
+        for (int64_t m = kMessages; m-- > 0;) {
+          std::vector<int64_t> got(static_cast<size_t>(m % 5), -1);
+          c.receive({.to = rank, .from = before, .transfer = 7, .micro_batch = m},
+                    std::as_writable_bytes(std::span(got)));
+          if (got != std::vector<int64_t>(got.size(), 100 * before + m)) throw Error("other data");
+        }
+        CollectiveCounter want;
+        for (int64_t m = 0; m < kMessages; ++m)
+          want.add(InstrKind::kSend, -1, static_cast<double>(m % 5 * 8));
+        const auto& counts = c.counts();
+        const auto sends = std::find_if(counts.begin(), counts.end(), [](const auto& count) {
+          return count.kind == InstrKind::kSend;
+        });
+        if (sends == counts.end() || *sends != want.counts()[0]) throw Error("other counts");
+      },
+      kStages);
+}
+
+TEST(Messages, OfAnotherSizeAreRefused) {
+  const Mesh mesh{{{"u", 1}}};
+  const std::string message = message_of([&] {
+    on_ranks(
+        mesh,
+        [](Communicator& c, int64_t rank) {
+          std::vector<int64_t> three(3), four(4);
+          if (rank == 0) c.send({.to = 1, .from = 0, .transfer = 1}, bytes_of(three));
+          if (rank == 1) {
+            c.receive({.to = 1, .from = 0, .transfer = 1}, std::as_writable_bytes(std::span(four)));
+          }
+        },
+        2);
+  });
+  EXPECT_NE(message.find("24 bytes were sent, 32 are awaited"), std::string::npos) << message;
+}
+
+TEST(Messages, ThatNobodySendsAreReported) {
+  const Mesh mesh{{{"u", 2}}};
+  const std::string message = message_of([&] {
+    on_ranks(
+        mesh,
+        [](Communicator& c, int64_t rank) {
+          std::vector<int64_t> got(1);
+          if (rank == 2) {
+            c.receive({.to = 2, .from = 0, .transfer = 9, .micro_batch = 4},
+                      std::as_writable_bytes(std::span(got)));
+          }
+          c.synchronize();
+        },
+        2);
+  });
+  EXPECT_NE(message.find("rank 2 waiting for node 9 of micro-batch 4 from rank 0"),
+            std::string::npos)
+      << message;
 }
 
 }  // namespace

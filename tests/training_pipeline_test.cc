@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <set>
 
 #include "graph/philox.h"
@@ -139,6 +140,52 @@ TEST(Pipelines, ComputeAgainWhatTheyDoNotKeep) {
     }
   }
   fmt::print("{} pipelines, the worst differs by {:.1e}\n", runs, worst);
+}
+
+// The search's own: with a limit that ever fewer plans keep.
+TEST(Pipelines, ThatTheSearchChooses) {
+  double worst = 0;
+  int pipelines = 0, remakes = 0;
+  for (const size_t m : {1, 4}) {
+    ModelConfig config = config_for(models()[m], 2);
+    config.layers = 6;
+    const Graph graph = step_graph(config, 1);
+    const Curve one = train_in_parts(lower(graph, plan_for(graph, "1", {})), graph, config);
+    PlannerOptions options;
+    options.space = {.stages = true, .recompute = true, .max_axes = 2};
+    options.trace = [&](int64_t micro_batches) {
+      return std::make_shared<const Graph>(step_graph(config, micro_batches));
+    };
+    options.live_bytes = stage_live_bytes;
+    options.peak_bytes = stage_peak_bytes;
+    options.memory_limit = std::numeric_limits<double>::infinity();
+    const bool dropout = config.dropout > 0;  // masks go by the micro-batch
+    for (int tries = 0; tries < 4; ++tries) {
+      const PlanResult found = find_plan(graph, parse_cluster("cpu:4"), options);
+      if (!found.plan) break;
+      const Plan& plan = *found.plan;
+      SCOPED_TRACE(fmt::format("{}: {} stages of mesh {}, {} micro-batches, limit {}",
+                               models()[m].label, plan.pipeline.stages, plan.mesh.to_string(),
+                               found.graph->micro_batches, options.memory_limit));
+      Program program = lower(*found.graph, plan);
+      EXPECT_EQ(program.arena_bytes, plan.predicted.peak_bytes);
+      EXPECT_LE(static_cast<double>(program.arena_bytes), options.memory_limit);
+      pipelines += plan.pipeline.stages > 1;
+      remakes += !plan.rewrite.remade.empty();
+      options.memory_limit = 0.85 * static_cast<double>(program.arena_bytes);
+      const Graph again = step_graph(config, found.graph->micro_batches);
+      const Curve& want =
+          dropout ? train_in_parts(lower(again, plan_for(again, "1", {})), again, config) : one;
+      const double d =
+          distance(train_in_parts(std::move(program), *found.graph, config, &plan), want);
+      EXPECT_LE(d, 1e-12);
+      worst = std::max(worst, d);
+    }
+  }
+  EXPECT_GT(pipelines, 0);
+  EXPECT_GT(remakes, 0);
+  fmt::print("{} pipelines, {} that compute again, the worst differs by {:.1e}\n", pipelines,
+             remakes, worst);
 }
 
 // --- Orders ------------------------------------------------------------------------------------
