@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -168,7 +169,9 @@ class Rank {
 
   // The first result of this step that was not finite, though the operands were.
   struct Nonfinite {
-    size_t instr = 0;
+    // Earlier where one can have caused the other: by part, chunk in the part's direction, and
+    // instruction. Micro-batches do not meet before the update.
+    std::array<int64_t, 3> when = {};
     std::string text;  // empty: none yet
   };
   const Nonfinite& nonfinite() const { return nonfinite_; }
@@ -233,7 +236,7 @@ class Rank {
     for (const TensorView& out : step.out) {
       const int64_t bad = count_nonfinite(out);
       if (bad == 0) continue;
-      nonfinite_.instr = static_cast<size_t>(step.instr - p_.instrs.data());
+      nonfinite_.when = when(*step.instr);
       nonfinite_.text = fmt::format("{} at {} makes {} of {} numbers NaN or infinite",
                                     step.instr->op->name, step.instr->where, bad, out.numel());
       for (size_t i = 0; i < step.in.size(); ++i) {
@@ -245,6 +248,13 @@ class Rank {
       }
       return;
     }
+  }
+
+  std::array<int64_t, 3> when(const Instr& instr) const {
+    const bool backward = instr.part == Part::kBackward || instr.part == Part::kWeightGradient;
+    const auto part = static_cast<int64_t>(backward ? Part::kBackward : instr.part);
+    if (once_a_step(instr.part)) return {part, 0, instr.node};
+    return {part, backward ? -instr.chunk : instr.chunk, &instr - p_.instrs.data()};
   }
 
   std::string place(const Step& step) const {
@@ -648,7 +658,7 @@ StepResult CpuRuntime::step() {
   const Rank* first = nullptr;
   for (const auto& rank : impl_->ranks) {
     if (rank->nonfinite().text.empty()) continue;
-    if (first == nullptr || rank->nonfinite().instr < first->nonfinite().instr) first = rank.get();
+    if (first == nullptr || rank->nonfinite().when < first->nonfinite().when) first = rank.get();
   }
   if (first != nullptr) result.first_nonfinite = first->nonfinite().text;
   for (const ProgramOutput& o : p.outputs) {

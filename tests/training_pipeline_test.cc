@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <limits>
 #include <set>
 
@@ -468,6 +470,39 @@ TEST(Pipelines, GoOnWithOtherStages) {
       EXPECT_NEAR(r.value("loss"), whole.loss[at], 1e-12 * whole.loss[at]);
       EXPECT_NEAR(r.value("grad_norm"), whole.grad_norm[at], 1e-12 * whole.grad_norm[at]);
     }
+  }
+}
+
+// A number that is not finite is found where it begins, not where it arrives; and changes nothing
+// in any stage.
+TEST(Pipelines, UnsoundStepsChangeNothing) {
+  for (const PipelineShape& shape :
+       {PipelineShape{k1F1B, 4, 1, 4, "1"}, {kZero, 2, 1, 4, "tp=2"}, {kInter, 2, 2, 4, "1"}}) {
+    SCOPED_TRACE(text_of(shape));
+    const Lowered p(shape, 0);
+    CpuRuntime runtime(p.program, {.seed = 1, .compare_ranks = true});
+    runtime.initialize();
+    EXPECT_GT(step_in_parts(runtime, p.graph, p.config, 0).value("clip"), 0);
+    const std::string name = "h.2.mlp.fc.weight";
+    std::vector<std::byte> weight = runtime.read_source(name);
+    const double infinite = INFINITY;
+    std::memcpy(weight.data(), &infinite, sizeof infinite);
+    runtime.write_source(name, weight);
+    const auto kept = [&] {
+      std::vector<std::vector<std::byte>> all;
+      for (const ProgramSource& s : p.program.sources) {
+        if (s.kind == SourceKind::kParameter || s.kind == SourceKind::kState)
+          all.push_back(runtime.read_source(s.name));
+      }
+      return all;
+    };
+    const auto before = kept();
+    runtime.watch(true);
+    const StepResult bad = step_in_parts(runtime, p.graph, p.config, 1);
+    EXPECT_EQ(bad.value("clip"), -1);
+    EXPECT_EQ(kept(), before);
+    EXPECT_NE(bad.first_nonfinite.find("matmul at h.2.mlp.fc gpt2.cc:"), std::string::npos)
+        << bad.first_nonfinite;
   }
 }
 
