@@ -43,6 +43,12 @@ struct ViewArguments {
   std::string out, level = "model";
 };
 
+struct CalibrateArguments {
+  std::string devices;  // "cpu:4"; empty: as many as cores
+  std::string out;
+  bool quick = false;
+};
+
 struct DoctorArguments {
   bool json = false;
 };

@@ -38,6 +38,7 @@ struct Commands {
   TrainArguments train;
   CheckpointArguments checkpoint;
   GenerateArguments generate;
+  CalibrateArguments calibrate;
   DoctorArguments doctor;
 };
 
@@ -286,6 +287,8 @@ int run(int argc, char** argv, const UserModel* user) {
   add("train", "Train a model as its plan says, on this machine", commands.train, train_command);
   add_checkpoint(app, commands.checkpoint);
   add("generate", "Continue a text with a trained model", commands.generate, generate_command);
+  add("calibrate", "Measure this machine, for plans that are made for it", commands.calibrate,
+      calibrate_command);
   add("doctor", "What this machine offers, and what each missing thing costs", commands.doctor,
       doctor_command);
 

@@ -18,6 +18,7 @@ class Interrupted : public std::runtime_error {
   int signal_;
 };
 
+void calibrate_command(const CalibrateArguments& arguments);
 void doctor_command(const DoctorArguments& arguments);  // Error when something needed is broken
 void trace_command(const TraceArguments& arguments);
 void regions_command(const RegionsArguments& arguments);

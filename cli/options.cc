@@ -388,6 +388,21 @@ std::vector<Option> options_of(GenerateArguments& a) {
   };
 }
 
+std::vector<Option> options_of(CalibrateArguments& a) {
+  return {
+      {.flag = "--devices",
+       .type = "cpu:N",
+       .help = "How many devices the machine's cores are shared out to",
+       .target = &a.devices,
+       .automatic = "as many as cores"},
+      {.flag = "-o,--out",
+       .type = "FILE",
+       .help = "Writes the cluster as TOML, for --cluster FILE",
+       .target = &a.out},
+      {.flag = "--quick", .help = "A second or two instead of ten: rough", .target = &a.quick},
+  };
+}
+
 std::vector<Option> options_of(DoctorArguments& a) { return {json_option(a.json)}; }
 
 std::vector<Option> ls_options(CheckpointArguments& a) {
