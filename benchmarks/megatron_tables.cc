@@ -97,7 +97,7 @@ Tensor gpt(const ModelConfig& c, const Tensor& tokens, const Tensor& targets) {
   x = LayerNorm("ln_f", c.hidden)(x);
   const Tensor head =
       c.tied ? wte.weight : parameter("head.weight", {c.vocab, c.hidden}, normal(kDeviation));
-  return cross_entropy(linear(x, head), targets);
+  return cross_entropy(linear(x, head).to(DType::kF32), targets);  // as those runs did
 }
 
 // Seconds of parts of a step, on one rank.

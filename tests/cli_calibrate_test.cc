@@ -52,7 +52,7 @@ TEST(Fit, FindsTheRateThatMadeTheTimes) {
   }
 }
 
-// Least seconds of a step of a tiny model on one device; of several, since others use the machine.
+// Least seconds of a step of a tiny model on one device; of many, since others use the machine.
 double measured_step(const TracedModel& model, const Plan& plan) {
   CpuRuntime runtime(lower(model.graph, plan));
   runtime.initialize();
@@ -60,7 +60,7 @@ double measured_step(const TracedModel& model, const Plan& plan) {
                                     3);
   const float no_limit = std::numeric_limits<float>::infinity();
   double least = 1e9;
-  for (int i = 0; i < 12; ++i) {
+  for (int i = 0; i < 200; ++i) {
     for (const char* name : {"tokens", "targets"}) {
       runtime.set_data(name, std::as_bytes(std::span(tokens)));
     }
@@ -77,6 +77,8 @@ TEST(Calibrate, APlanMadeWithItTakesAsLongAsPredicted) {
   const std::string path = file("calibrated.toml");
   ModelSpec spec;
   spec.name = "gpt2:tiny";
+  spec.set = {"layers=2", "vocab=512"};
+  spec.batch = 1;  // short steps find a moment in which nobody else works
   const TracedModel model = trace_model(spec, nullptr);
   double best = 1e9;
   for (int attempt = 0; attempt < 3 && best > 2; ++attempt) {
