@@ -17,19 +17,22 @@ inline std::vector<int8_t> factors_without(const OperandDims& dims, int factor) 
 }
 
 // An operand of which the elements along one factor, a row, are to be next to each other: its own
-// memory when they are, else room for a copy.
+// memory when they are, else room for a copy. With `apart`, rows that follow along that factor must
+// not overlap either, as those of an expanded tensor do: a matrix for BLAS.
 template <class T>
 class Rows {
  public:
   const Shape& strides() const { return strides_; }  // one a factor
 
  protected:
-  Rows(const KernelArgs& args, const OperandDims& dims, const TensorView& view, int factor)
+  Rows(const KernelArgs& args, const OperandDims& dims, const TensorView& view, int factor,
+       int apart = -1)
       : own_(view.as<T>()), data_(own_), strides_(factor_strides(args, dims, view)) {
-    const auto extent = [&](int8_t f) { return args.extents[static_cast<size_t>(f)].local; };
-    if (strides_[static_cast<size_t>(factor)] == 1 || extent(static_cast<int8_t>(factor)) == 1) {
-      return;
-    }
+    const auto extent = [&](int f) { return args.extents[static_cast<size_t>(f)].local; };
+    const bool dense = strides_[static_cast<size_t>(factor)] == 1 || extent(factor) == 1;
+    const bool overlap =
+        apart >= 0 && extent(apart) > 1 && strides_[static_cast<size_t>(apart)] < extent(factor);
+    if (dense && !overlap) return;
     std::vector<int8_t> order = factors_without(dims, factor);
     order.push_back(static_cast<int8_t>(factor));
     const Shape own_strides = strides_;
@@ -53,8 +56,8 @@ class Rows {
 template <class T>
 class RowInput : public Rows<T> {
  public:
-  RowInput(const KernelArgs& args, size_t i, int factor)
-      : Rows<T>(args, args.signature.inputs()[i], args.in[i], factor) {
+  RowInput(const KernelArgs& args, size_t i, int factor, int apart = -1)
+      : Rows<T>(args, args.signature.inputs()[i], args.in[i], factor, apart) {
     if (this->data_ != this->own_) copy_rows<T>(this->own_and_copy_, this->own_, this->data_);
   }
   RowInput(const RowInput&) = delete;

@@ -25,8 +25,9 @@ using testing::OpCase;
 
 std::vector<OpCase> all_cases() {
   std::vector<OpCase> cases = testing::basic_op_cases();
-  const std::vector<OpCase> fused = testing::fused_op_cases();
-  cases.insert(cases.end(), fused.begin(), fused.end());
+  for (const auto& more : {testing::fused_op_cases(), testing::expert_op_cases()}) {
+    cases.insert(cases.end(), more.begin(), more.end());
+  }
   return cases;
 }
 

@@ -42,7 +42,8 @@ struct OpCase {
 inline TensorType f64(Shape shape) { return {DType::kF64, std::move(shape)}; }
 inline TensorType i32(Shape shape) { return {DType::kI32, std::move(shape)}; }
 
-std::vector<OpCase> basic_op_cases();  // op_cases_basic.cc
-std::vector<OpCase> fused_op_cases();  // op_cases_fused.cc
+std::vector<OpCase> basic_op_cases();   // op_cases_basic.cc
+std::vector<OpCase> fused_op_cases();   // op_cases_fused.cc
+std::vector<OpCase> expert_op_cases();  // op_cases_experts.cc
 
 }  // namespace cleave::testing
