@@ -67,6 +67,52 @@ ModelConfig mlp(const char* size, int64_t layers, int64_t hidden, int64_t vocab,
           .sequence = sequence};
 }
 
+// Mixtral 8x7B (Jiang et al., 2024), without a limit of capacity there.
+ModelConfig mixtral_8x7b() {
+  return {.family = "mixtral",
+          .size = "8x7b",
+          .layers = 32,
+          .hidden = 4096,
+          .heads = 32,
+          .kv_heads = 8,
+          .ffn = 14336,
+          .vocab = 32000,
+          .sequence = 4096,
+          .theta = 1e6,
+          .experts = 8,
+          .top_k = 2,
+          .capacity_factor = 1.25,
+          .balance_loss = 0.02};
+}
+
+// DeepSeek-V3 (DeepSeek-AI, 2024): the main model, without the module that predicts a second token,
+// without routing bias and groups of experts, and without a limit of capacity there.
+ModelConfig deepseek_671b() {
+  return {.family = "deepseek",
+          .size = "671b",
+          .layers = 61,
+          .hidden = 7168,
+          .heads = 128,
+          .ffn = 18432,
+          .vocab = 129280,
+          .sequence = 4096,
+          .theta = 10000,
+          .eps = 1e-6,
+          .experts = 256,
+          .top_k = 8,
+          .expert_ffn = 2048,
+          .shared_experts = 1,
+          .dense_layers = 3,
+          .capacity_factor = 1.25,
+          .route_scale = 2.5,
+          .balance_loss = 1e-4,
+          .q_rank = 1536,
+          .kv_rank = 512,
+          .head_width = 128,
+          .rotary_width = 64,
+          .value_width = 128};
+}
+
 // The tiny sizes read bytes, and train in seconds on one CPU core.
 const std::vector<ModelConfig>& table() {
   static const std::vector<ModelConfig> models = {
@@ -93,6 +139,37 @@ const std::vector<ModelConfig>& table() {
       llama("8b", 32, 4096, 32, 14336, false),
       llama("70b", 80, 8192, 64, 28672, false),
       llama("405b", 126, 16384, 128, 53248, false),
+      {.family = "mixtral",
+       .size = "tiny",
+       .layers = 4,
+       .hidden = 128,
+       .heads = 4,
+       .kv_heads = 2,
+       .ffn = 256,
+       .experts = 8,
+       .top_k = 2,
+       .balance_loss = 0.02},
+      mixtral_8x7b(),
+      {.family = "deepseek",
+       .size = "tiny",
+       .layers = 4,
+       .hidden = 128,
+       .heads = 4,
+       .ffn = 384,
+       .eps = 1e-6,
+       .experts = 8,
+       .top_k = 2,
+       .expert_ffn = 128,
+       .shared_experts = 1,
+       .dense_layers = 1,
+       .capacity_factor = 1.25,
+       .balance_loss = 1e-3,
+       .q_rank = 64,
+       .kv_rank = 32,
+       .head_width = 32,
+       .rotary_width = 16,
+       .value_width = 32},
+      deepseek_671b(),
       bert("base", 12, 768, 12),
       bert("large", 24, 1024, 16),
       mlp("tiny", 4, 128, 256, 64),
@@ -100,6 +177,8 @@ const std::vector<ModelConfig>& table() {
   };
   return models;
 }
+
+constexpr int64_t kMaxWidth = 1 << 24;
 
 // --- Keys ----------------------------------------------------------------------------------------
 
@@ -109,12 +188,32 @@ struct Field {
 };
 
 constexpr Field kFields[] = {
-    {"layers", &ModelConfig::layers},     {"hidden", &ModelConfig::hidden},
-    {"heads", &ModelConfig::heads},       {"kv_heads", &ModelConfig::kv_heads},
-    {"ffn", &ModelConfig::ffn},           {"vocab", &ModelConfig::vocab},
-    {"sequence", &ModelConfig::sequence}, {"batch", &ModelConfig::batch},
-    {"dropout", &ModelConfig::dropout},   {"theta", &ModelConfig::theta},
-    {"eps", &ModelConfig::eps},           {"tied", &ModelConfig::tied},
+    {"layers", &ModelConfig::layers},
+    {"hidden", &ModelConfig::hidden},
+    {"heads", &ModelConfig::heads},
+    {"kv_heads", &ModelConfig::kv_heads},
+    {"ffn", &ModelConfig::ffn},
+    {"vocab", &ModelConfig::vocab},
+    {"sequence", &ModelConfig::sequence},
+    {"batch", &ModelConfig::batch},
+    {"dropout", &ModelConfig::dropout},
+    {"theta", &ModelConfig::theta},
+    {"eps", &ModelConfig::eps},
+    {"tied", &ModelConfig::tied},
+    {"experts", &ModelConfig::experts},
+    {"top_k", &ModelConfig::top_k},
+    {"expert_ffn", &ModelConfig::expert_ffn},
+    {"shared_experts", &ModelConfig::shared_experts},
+    {"dense_layers", &ModelConfig::dense_layers},
+    {"capacity_factor", &ModelConfig::capacity_factor},
+    {"route_scale", &ModelConfig::route_scale},
+    {"balance_loss", &ModelConfig::balance_loss},
+    {"z_loss", &ModelConfig::z_loss},
+    {"q_rank", &ModelConfig::q_rank},
+    {"kv_rank", &ModelConfig::kv_rank},
+    {"head_width", &ModelConfig::head_width},
+    {"rotary_width", &ModelConfig::rotary_width},
+    {"value_width", &ModelConfig::value_width},
 };
 
 template <class T>
@@ -187,8 +286,54 @@ std::vector<std::string> values_of(const ModelConfig& config) {
   return values;
 }
 
+namespace {
+
+// What a mixture of experts needs besides.
+void check_experts(const ModelConfig& c) {
+  constexpr int64_t kMaxExperts = 1 << 20;
+  for (const auto& [key, value, least, most] :
+       {std::tuple("experts", c.experts, int64_t{1}, kMaxExperts),
+        std::tuple("top_k", c.top_k, int64_t{1}, c.experts),
+        std::tuple("expert_ffn", c.expert_ffn, int64_t{0}, kMaxWidth),
+        std::tuple("shared_experts", c.shared_experts, int64_t{0}, kMaxExperts),
+        std::tuple("dense_layers", c.dense_layers, int64_t{0}, c.layers)}) {
+    if (value < least || value > most) {
+      fail("{}: {}={} must be at least {} and at most {}", c.name(), key, value, least, most);
+    }
+  }
+  // Slots and rows of a sequence have 32-bit numbers.
+  if (c.sequence > INT32_MAX / std::max(c.top_k, c.experts)) {
+    fail("{}: sequence={} is too long for experts={}", c.name(), c.sequence, c.experts);
+  }
+  for (const auto& [key, value] :
+       {std::pair("capacity_factor", c.capacity_factor), std::pair("balance_loss", c.balance_loss),
+        std::pair("z_loss", c.z_loss)}) {
+    if (!(value >= 0 && std::isfinite(value))) {
+      fail("{}: {}={} must be at least 0", c.name(), key, value);
+    }
+  }
+  if (!(c.route_scale > 0 && std::isfinite(c.route_scale))) {
+    fail("{}: route_scale={} must be above 0", c.name(), c.route_scale);
+  }
+}
+
+void check_latent_attention(const ModelConfig& c) {
+  for (const auto& [key, value] :
+       {std::pair("q_rank", c.q_rank), std::pair("kv_rank", c.kv_rank),
+        std::pair("head_width", c.head_width), std::pair("rotary_width", c.rotary_width),
+        std::pair("value_width", c.value_width)}) {
+    if (value < 1 || value > kMaxWidth) {
+      fail("{}: {}={} must be at least 1 and at most {}", c.name(), key, value, kMaxWidth);
+    }
+  }
+  if (c.rotary_width % 2 != 0) {
+    fail("{}: rotary_width={} must be even", c.name(), c.rotary_width);
+  }
+}
+
+}  // namespace
+
 void check(const ModelConfig& config) {
-  constexpr int64_t kMaxWidth = 1 << 24;
   const ModelConfig& c = config;
   for (const auto& [key, value] :
        {std::pair("layers", c.layers), std::pair("hidden", c.hidden), std::pair("heads", c.heads),
@@ -207,13 +352,17 @@ void check(const ModelConfig& config) {
     if (value > most) fail("{}: {}={} is above {}", c.name(), key, value, most);
   }
   if (c.kv_heads < 0 || c.ffn < 0) fail("{}: kv_heads and ffn must not be negative", c.name());
-  if (c.hidden % c.heads != 0) {
+  const bool latent = c.family == "deepseek";
+  const bool rotary = c.family == "llama" || c.family == "mixtral";
+  if (latent) check_latent_attention(c);
+  if (latent || c.family == "mixtral") check_experts(c);
+  if (!latent && c.hidden % c.heads != 0) {
     fail("{}: hidden={} is not a multiple of heads={}", c.name(), c.hidden, c.heads);
   }
-  if (c.heads % c.num_kv_heads() != 0) {
+  if (!latent && c.heads % c.num_kv_heads() != 0) {
     fail("{}: heads={} is not a multiple of kv_heads={}", c.name(), c.heads, c.num_kv_heads());
   }
-  if (c.family == "llama" && c.head_size() % 2 != 0) {
+  if (rotary && c.head_size() % 2 != 0) {
     fail("{}: rotary positions need an even head size, got {}", c.name(), c.head_size());
   }
   if (!(c.dropout >= 0 && c.dropout < 1)) {

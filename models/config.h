@@ -26,8 +26,24 @@ struct ModelConfig {
   double eps = 1e-5;     // of the norms
   bool tied = false;     // the head shares the embedding's table
 
+  // Mixtures of experts.
+  int64_t experts = 1;         // that a token is routed among
+  int64_t top_k = 1;           // of them that a token goes to
+  int64_t expert_ffn = 0;      // inner width of an expert; 0: as ffn
+  int64_t shared_experts = 0;  // that every token goes to
+  int64_t dense_layers = 0;    // the first so many layers have an MLP of width ffn instead
+  double capacity_factor = 0;  // an expert's share of a sequence's tokens, at most; 0: no limit
+  double route_scale = 1;      // of the weights of a token's experts
+  double balance_loss = 0;     // weight in the loss of the experts' balance
+  double z_loss = 0;           // and of the routers' log-sum-exps
+
+  // Latent attention.
+  int64_t q_rank = 1, kv_rank = 1;
+  int64_t head_width = 1, rotary_width = 2, value_width = 1;  // of one head
+
   int64_t num_kv_heads() const { return kv_heads > 0 ? kv_heads : heads; }
   int64_t ffn_width() const { return ffn > 0 ? ffn : 4 * hidden; }
+  int64_t expert_width() const { return expert_ffn > 0 ? expert_ffn : ffn_width(); }
   int64_t head_size() const { return hidden / heads; }
   std::string name() const { return size.empty() ? family : family + ":" + size; }
 };

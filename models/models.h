@@ -14,6 +14,12 @@ Tensor gpt2(const ModelConfig& config, const Tensor& tokens, const Tensor& targe
 // Llama 3: rotary positions, RMS norms, SwiGLU, grouped queries, no biases.
 Tensor llama(const ModelConfig& config, const Tensor& tokens, const Tensor& targets);
 
+// Mixtral: as Llama, with an MLP of each token's best experts in every layer.
+Tensor mixtral(const ModelConfig& config, const Tensor& tokens, const Tensor& targets);
+
+// DeepSeek-V3: latent attention, and many small experts after a few dense layers.
+Tensor deepseek(const ModelConfig& config, const Tensor& tokens, const Tensor& targets);
+
 // BERT trained on masked tokens only: norms after, attention both ways. Targets are -100 where a
 // token is not masked.
 Tensor bert(const ModelConfig& config, const Tensor& tokens, const Tensor& targets);

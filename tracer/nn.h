@@ -102,6 +102,34 @@ struct GroupedAttention {
   Linear q, k, v, proj;
 };
 
+// The sizes of latent attention: ranks of the queries and of what keys and values are made from;
+// a head's numbers without and with a position, and of its values.
+struct LatentSizes {
+  int64_t q_rank = 1, kv_rank = 1;
+  int64_t head = 1, rotary = 2, value = 1;
+};
+
+// Multi-head latent attention (DeepSeek-AI, 2024), x [b, s, hidden] -> the same: queries, keys and
+// values in `heads` heads are made from normalised vectors of low rank. A head's query and key have
+// `head` numbers of their own and `rotary` that turn with the position; those of the key are the
+// same for all heads. `options.theta` must be above 0.
+struct LatentAttention {
+  LatentAttention(std::string_view name, int64_t hidden, int64_t heads, LatentSizes sizes,
+                  double eps, SelfAttentionOptions options, Loc loc = Loc::current());
+  Tensor operator()(const Tensor& x, Loc loc = Loc::current()) const;
+
+  std::string name;
+  int64_t heads;
+  LatentSizes sizes;
+  SelfAttentionOptions options;
+  Linear q_down;
+  RmsNorm q_norm;
+  Linear q, q_rotary;
+  Linear kv_down;
+  RmsNorm kv_norm;
+  Linear k, v, k_rotary, proj;
+};
+
 // proj(gelu(fc(x))), x [..., hidden] -> the same.
 struct Mlp {
   Mlp(std::string_view name, int64_t hidden, int64_t ffn, double dropout = 0,
