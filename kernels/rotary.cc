@@ -1,5 +1,7 @@
 // Rotary position embedding, in the convention of Hugging Face's Llama: the pair (i, i + E/2) of a
-// head turns by position * theta^(-2i/E).
+// head turns by position * theta^(-2i/E). With attribute `start`, the numbers before it stay as
+// they are, and the rest of the head turns as if it were all of it.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/op_parts.h"
@@ -13,8 +15,10 @@ namespace {
 std::vector<TensorType> infer_rotary(const OpCall& call) {
   expect_types(call, "x");
   if (call.in[0].shape.empty()) fail("rotary: a scalar has no pairs to rotate");
-  const int64_t size = call.in[0].shape.back();
-  if (size % 2 != 0) fail("rotary: a head's size must be even, got {}", size);
+  const int64_t start = call.attrs.integer_or("start", 0), size = call.in[0].shape.back() - start;
+  if (start < 0 || size < 2 || size % 2 != 0) {
+    fail("rotary: the size of what turns must be even, got {}", size);
+  }
   return infer_from_factors(call);
 }
 
@@ -38,7 +42,8 @@ void rotary_cpu(const KernelArgs& args) {
     const OperandDims& dims = args.signature.inputs()[0];
     const size_t s = position_factor(args.signature);
     const int e = dims.back()[0];
-    const int64_t size = args.extents[static_cast<size_t>(e)].local, half = size / 2;
+    const int64_t start = args.attrs.integer_or("start", 0);
+    const int64_t size = args.extents[static_cast<size_t>(e)].local - start, half = size / 2;
     const std::vector<int64_t> positions = args.extents[s].positions();
     // Cosines, then sines, of every position.
     T* const table = static_cast<T*>(args.workspace);
@@ -65,6 +70,8 @@ void rotary_cpu(const KernelArgs& args) {
       for_each_element(rows, [&](const auto& at) {
         const T* __restrict from = x.data() + at[0] + p * x.strides()[s];
         T* __restrict to = y.data() + at[1] + p * y.strides()[s];
+        std::copy(from, from + start, to);
+        from += start, to += start;
         for (int64_t i = 0; i < half; ++i) {
           to[i] = from[i] * cosine[i] - from[half + i] * sine[i];
           to[half + i] = from[half + i] * cosine[i] + from[i] * sine[i];

@@ -181,6 +181,9 @@ inline const std::vector<Model>& models() {
       {"llama_grouped_dropout", "llama:8b", {"kv_heads=half", "tied=true", "dropout=0.1"}},
       {"bert_dropout", "bert:base", {"tied=true", "dropout=0.1"}},
       {"gpt_sgd", "gpt2:124m", {}, OptimizerOptions::Kind::kSgd},
+      {"mixtral", "mixtral:tiny", {"capacity_factor=0", "kv_heads=half", "z_loss=0.01"}},
+      {"mixtral_capacity", "mixtral:tiny", {"capacity_factor=1", "dropout=0.1"}},
+      {"deepseek", "deepseek:tiny", {}},
   };
   return table;
 }
@@ -197,6 +200,9 @@ inline ModelConfig config_for(const Model& model, int64_t devices) {
   c.vocab = thirds ? 48 : 64;
   c.sequence = thirds ? 12 : 16;
   c.batch = thirds ? 6 : 8;
+  c.experts = thirds ? 6 : 8;
+  c.expert_ffn = c.hidden;
+  c.q_rank = c.kv_rank = c.head_width = c.rotary_width = c.value_width = c.hidden / 2;
   for (const std::string& s : model.settings) {
     if (s == "kv_heads=half") {
       c.kv_heads = c.heads / 2;

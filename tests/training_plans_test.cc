@@ -14,7 +14,7 @@ using namespace testing;  // NOLINT
 
 constexpr int kDevices[] = {2, 3, 4, 8};
 constexpr size_t kPlans = 18;  // different ones for each model and number of devices
-constexpr size_t kModels = 6;
+constexpr size_t kModels = 9;
 static_assert(kPlans * kModels * std::size(kDevices) >= 300);
 
 class EveryPlan : public ::testing::TestWithParam<std::tuple<size_t, int>> {};

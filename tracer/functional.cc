@@ -61,13 +61,14 @@ Tensor rms_norm(const Tensor& x, const Tensor& gamma, double eps, Loc loc) {
       .apply(ops::rms_norm, operands, {}, {{"eps", eps}}, loc)[0];
 }
 
-Tensor rotary(const Tensor& x, double theta, Loc loc) {
+Tensor rotary(const Tensor& x, double theta, int64_t start, Loc loc) {
   Tracer& tracer = checked(one(x), "rotary", loc);
-  if (x.rank() != 4 || x.size(-1) % 2 != 0) {
+  if (x.rank() != 4 || start < 0 || x.size(-1) - start < 2 || (x.size(-1) - start) % 2 != 0) {
     tracer.state().refuse(loc, "rotary", one(x), "it needs [b, s, h, e] with an even e");
   }
-  return tracer.apply1(ops::rotary, {x}, "bshE->bshE|s:indexed",
-                       {{"theta", theta}, {"inverse", int64_t{0}}}, loc);
+  Attrs attrs = {{"theta", theta}, {"inverse", int64_t{0}}};
+  if (start > 0) attrs.set("start", start);
+  return tracer.apply1(ops::rotary, {x}, "bshE->bshE|s:indexed", std::move(attrs), loc);
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, AttentionOptions options,

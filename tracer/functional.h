@@ -15,8 +15,9 @@ Tensor layer_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta, doub
                   Loc loc = Loc::current());
 Tensor rms_norm(const Tensor& x, const Tensor& gamma, double eps = 1e-6, Loc loc = Loc::current());
 
-// x [b, s, h, e]: turns pairs (i, i + e/2) by the position along s (Llama's convention).
-Tensor rotary(const Tensor& x, double theta = 10000, Loc loc = Loc::current());
+// x [b, s, h, e]: turns pairs (i, i + e/2) by the position along s (Llama's convention). The first
+// `start` numbers of a head stay as they are, and do not count in e.
+Tensor rotary(const Tensor& x, double theta = 10000, int64_t start = 0, Loc loc = Loc::current());
 
 struct AttentionOptions {
   bool causal = true;

@@ -144,13 +144,14 @@ Tensor MoeMlp::with_capacity(const Tensor& x, const Routing& routing, Loc loc) c
       expert_capacity(x.size(1), options.router.top_k, options.experts, options.capacity_factor);
   const Tensor slots = tracer.apply1(ops::capacity_slots, {routing.experts}, "bSK->bSK",
                                      {{"experts", options.experts}, {"capacity", capacity}}, loc);
-  const Tensor rows = tracer.apply1(ops::dispatch, {x, slots}, "bsd,bsk->ebcd|e:indexed,c:indexed",
-                                    {{"e", options.experts}, {"c", capacity}}, loc);
-  const Tensor gated = contract(rows, gate, "ebcd,efd->ebcf");
-  const Tensor inner = swiglu(gated, contract(rows, up, "ebcd,efd->ebcf"));
-  const Tensor results = contract(inner, proj, "ebcf,edf->ebcd");
+  const Tensor rows = tracer.apply1(ops::dispatch, {x, slots}, "bsd,bsK->ebCd|e:indexed,C:indexed",
+                                    {{"e", options.experts}, {"C", capacity}}, loc);
+  const Tensor gated = contract(rows, gate, "ebCd,efd->ebCf");
+  const Tensor inner = tracer.apply1(ops::swiglu, {gated, contract(rows, up, "ebCd,efd->ebCf")},
+                                     "ebCf,ebCf->ebCf", {}, loc);
+  const Tensor results = contract(inner, proj, "ebCf,edf->ebCd");
   return tracer.apply1(ops::combine, {results, slots, routing.weights},
-                       "ebcd,bsk,bsk->bsd|e:indexed,c:indexed", {}, loc);
+                       "ebCd,bsK,bsK->bsd|e:indexed,C:indexed", {}, loc);
 }
 
 // A row for each choice of each token, sorted by expert.
@@ -162,7 +163,7 @@ Tensor MoeMlp::dropless(const Tensor& x, const Routing& routing, Loc loc) const 
                    {{"experts", options.experts}, {"R", choices}}, loc);
   const Tensor &slots = sorted[0], &experts = sorted[1];
   const Tensor rows =
-      tracer.apply1(ops::dispatch, {x, slots}, "bsd,bsk->brd|r:indexed", {{"r", choices}}, loc);
+      tracer.apply1(ops::dispatch, {x, slots}, "bsd,bsK->brd|r:indexed", {{"r", choices}}, loc);
   const Attrs count = {{"experts", options.experts}};
   const auto product = [&](const Tensor& in, const Tensor& weights, std::string_view factors) {
     return tracer.apply1(ops::grouped_matmul, {in, weights, experts}, factors, count, loc);
@@ -171,7 +172,7 @@ Tensor MoeMlp::dropless(const Tensor& x, const Routing& routing, Loc loc) const 
   const Tensor inner = swiglu(gated, product(rows, up, "brd,efd,br->brf|e:indexed"));
   const Tensor results = product(inner, proj, "brf,edf,br->brd|e:indexed");
   return tracer.apply1(ops::combine, {results, slots, routing.weights},
-                       "brd,bsk,bsk->bsd|r:indexed", {}, loc);
+                       "brd,bsK,bsK->bsd|r:indexed", {}, loc);
 }
 
 }  // namespace cleave

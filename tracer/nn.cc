@@ -130,32 +130,29 @@ LatentAttention::LatentAttention(std::string_view layer_name, int64_t hidden, in
       options(opts),
       q_down(within<Linear>(name, "q_down", hidden, sizes.q_rank, false, kDeviation, loc)),
       q_norm(within<RmsNorm>(name, "q_norm", sizes.q_rank, eps, loc)),
-      q(within<Linear>(name, "q", sizes.q_rank, heads * sizes.head, false, kDeviation, loc)),
-      q_rotary(within<Linear>(name, "q_rotary", sizes.q_rank, heads * sizes.rotary, false,
-                              kDeviation, loc)),
-      kv_down(within<Linear>(name, "kv_down", hidden, sizes.kv_rank, false, kDeviation, loc)),
+      q_up(within<Linear>(name, "q_up", sizes.q_rank, heads * (sizes.head + sizes.rotary), false,
+                          kDeviation, loc)),
+      kv_down(within<Linear>(name, "kv_down", hidden, sizes.kv_rank + sizes.rotary, false,
+                             kDeviation, loc)),
       kv_norm(within<RmsNorm>(name, "kv_norm", sizes.kv_rank, eps, loc)),
-      k(within<Linear>(name, "k", sizes.kv_rank, heads * sizes.head, false, kDeviation, loc)),
-      v(within<Linear>(name, "v", sizes.kv_rank, heads * sizes.value, false, kDeviation, loc)),
-      k_rotary(within<Linear>(name, "k_rotary", hidden, sizes.rotary, false, kDeviation, loc)),
+      kv_up(within<Linear>(name, "kv_up", sizes.kv_rank, heads * (sizes.head + sizes.value), false,
+                           kDeviation, loc)),
       proj(within<Linear>(name, "proj", heads * sizes.value, hidden, false, opts.deviation, loc)) {}
 
 Tensor LatentAttention::operator()(const Tensor& x, Loc loc) const {
   const LocationScope line(loc);
   const Scope scope(name);
   const int64_t b = x.size(0), s = x.size(1);
-  const Tensor q_latent = q_norm(q_down(x));  // [b, s, q_rank]
-  const Tensor q_fixed = q(q_latent).reshape({b, s, heads, sizes.head});
-  const Tensor q_turned =
-      rotary(q_rotary(q_latent).reshape({b, s, heads, sizes.rotary}), options.theta);
-  const Tensor kv_latent = kv_norm(kv_down(x));  // [b, s, kv_rank]
-  const Tensor k_fixed = k(kv_latent).reshape({b, s, heads, sizes.head});
-  const Tensor k_turned = rotary(k_rotary(x).reshape({b, s, 1, sizes.rotary}), options.theta);
-  const Tensor values = v(kv_latent).reshape({b, s, heads, sizes.value});
-  const Tensor queries = cat({q_fixed, q_turned}, 3);
-  const Tensor keys = cat({k_fixed, k_turned.expand({b, s, heads, sizes.rotary})}, 3);
+  const Tensor q = rotary(q_up(q_norm(q_down(x))).reshape({b, s, heads, sizes.head + sizes.rotary}),
+                          options.theta, sizes.head);
+  const std::vector<Tensor> down = kv_down(x).split({sizes.kv_rank, sizes.rotary}, 2);
+  const Tensor turned = rotary(down[1].reshape({b, s, 1, sizes.rotary}), options.theta);
+  const std::vector<Tensor> up = kv_up(kv_norm(down[0]))
+                                     .reshape({b, s, heads, sizes.head + sizes.value})
+                                     .split({sizes.head, sizes.value}, 3);
+  const Tensor k = cat({up[0], turned.expand({b, s, heads, sizes.rotary})}, 3);
   const Tensor mixed =
-      attention(queries, keys, values, {.causal = options.causal, .scale = {}, .dropout = 0});
+      attention(q, k, up[1], {.causal = options.causal, .scale = {}, .dropout = 0});
   return Dropout("dropout", options.dropout)(proj(mixed.flatten(2)));  // [b, s, hidden]
 }
 

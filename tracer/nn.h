@@ -122,12 +122,13 @@ struct LatentAttention {
   int64_t heads;
   LatentSizes sizes;
   SelfAttentionOptions options;
-  Linear q_down;
+  Linear q_down;  // [q_rank, hidden]
   RmsNorm q_norm;
-  Linear q, q_rotary;
-  Linear kv_down;
+  Linear q_up;     // [heads * (head + rotary), q_rank]
+  Linear kv_down;  // [kv_rank + rotary, hidden]: of keys and values, and the turning part of a key
   RmsNorm kv_norm;
-  Linear k, v, k_rotary, proj;
+  Linear kv_up;  // [heads * (head + value), kv_rank]
+  Linear proj;   // [hidden, heads * value]
 };
 
 // proj(gelu(fc(x))), x [..., hidden] -> the same.
