@@ -19,14 +19,15 @@ RouterLosses::RouterLosses(const ModelConfig& c) {
 
 void RouterLosses::add(const Routing& routing, Loc loc) {
   const LocationScope line(loc);
-  const auto add = [&](const Tensor& part) { sum_ = sum_.defined() ? sum_ + part : part; };
-  if (balance_ > 0) add(balance_loss(routing) * balance_);
-  if (z_ > 0) add(router_z_loss(routing) * z_);
+  if (balance_ > 0) parts_.push_back(balance_loss(routing) * balance_);
+  if (z_ > 0) parts_.push_back(router_z_loss(routing) * z_);
 }
 
 Tensor RouterLosses::added_to(const Tensor& loss, Loc loc) const {
-  const LocationScope line(loc);
-  return sum_.defined() ? loss + sum_ : loss;
+  if (parts_.empty()) return loss;
+  std::vector<Tensor> terms = {loss};
+  terms.insert(terms.end(), parts_.begin(), parts_.end());
+  return add_all(terms, loc);
 }
 
 }  // namespace cleave

@@ -1,6 +1,8 @@
 // What the families with mixtures of experts share.
 #pragma once
 
+#include <vector>
+
 #include "models/config.h"
 #include "tracer/moe.h"
 
@@ -19,8 +21,8 @@ class RouterLosses {
   Tensor added_to(const Tensor& loss, Loc loc = Loc::current()) const;
 
  private:
-  double balance_, z_;  // weights, a layer
-  Tensor sum_;          // undefined: nothing yet
+  double balance_, z_;         // weights, a layer
+  std::vector<Tensor> parts_;  // scalars, added up at the end: layers do not hang together by them
 };
 
 }  // namespace cleave

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "graph/error.h"
 #include "kernels/ops.h"
@@ -92,7 +93,7 @@ class Backward {
     const OpDef& op = *graph_.node(n).op;
     if (stops(graph_.node(n)) || !any_reached(inputs)) return;
     std::vector<Value> output_grads;
-    for (Value v : outputs) output_grads.push_back(gradient(v));
+    for (Value v : outputs) output_grads.push_back(own_constant(gradient(v)));
     if (std::all_of(output_grads.begin(), output_grads.end(),
                     [](Value v) { return v == kNoValue; })) {
       return;
@@ -102,8 +103,14 @@ class Backward {
            graph_.place(graph_.node(n).loc), op.name);
     }
     stand_at(n, n);
+    const NodeId first = num_nodes();
     GradContext context(graph_, n, output_grads);
     const std::vector<Value> input_grads = op.grad(context);
+    for (NodeId m = first; m < num_nodes(); ++m) {
+      for (Value v : graph_.node(m).inputs) {
+        if (is_constant(v)) read_constants_.insert(v);
+      }
+    }
     CLEAVE_ASSERT(input_grads.size() == inputs.size(), "the gradient of {} gives {} values",
                   op.name, input_grads.size());
     for (size_t i = 0; i < inputs.size(); ++i) {
@@ -115,12 +122,29 @@ class Backward {
     }
   }
 
+  bool is_constant(Value v) const {
+    const NodeId producer = v == kNoValue ? kNoNode : graph_.value(v).producer;
+    return producer != kNoNode && graph_.node(producer).op == &ops::fill;
+  }
+
+  // A constant that another node reads already is made anew: parts of a loss that are added up (one
+  // of each layer, say) have the same gradient, and should not hang together by it.
+  Value own_constant(Value v) {
+    if (!is_constant(v) || !read_constants_.contains(v)) return v;
+    const Node& made = graph_.node(graph_.value(v).producer);
+    stand_at(graph_.value(v).producer, kNoNode);
+    const std::string factors = made.signature->text();
+    const Attrs attrs = made.attrs;
+    return graph_.add1(ops::fill, {}, factors, attrs);
+  }
+
   Tracer& tracer_;
   Graph& graph_;
   NodeId first_new_;
   Cursor before_;
   std::vector<bool> reached_;                      // whether a parameter reaches the value
   std::vector<std::vector<Value>> contributions_;  // to the gradient of each forward value
+  std::set<Value> read_constants_;                 // gradients that are filled in, and read
 };
 
 void Backward::check_reads(std::span<const Value> gradients) const {

@@ -156,6 +156,21 @@ Tensor softmax(const Tensor& x, int64_t dim, Loc loc) {
 
 // --- Products ------------------------------------------------------------------------------------
 
+Tensor add_all(const std::vector<Tensor>& terms, Loc loc) {
+  if (terms.empty()) fail("add_all: there is nothing to add");
+  Tracer& tracer = common_tracer(terms, "add_all", loc);
+  for (const Tensor& t : terms) {
+    if (t.shape() != terms[0].shape() || t.dtype() != terms[0].dtype()) {
+      tracer.state().refuse(loc, "add_all", terms, "the shapes or the element types differ");
+    }
+  }
+  if (terms.size() == 1) return terms[0];
+  const std::string letters = letters_for(terms[0].shape().size());
+  std::string factors = letters;
+  for (size_t i = 1; i < terms.size(); ++i) factors += "," + letters;
+  return tracer.apply(ops::add_n, terms, factors + "->" + letters, {}, loc)[0];
+}
+
 Tensor contract(const Tensor& a, const Tensor& b, std::string_view factors, Loc loc) {
   const Tensor operands[] = {a, b};
   Tracer& tracer = checked(operands, ops::matmul, loc);

@@ -187,6 +187,9 @@ Tensor mean(const Tensor& x, Dims dims = {}, bool keepdim = false, Loc loc = Loc
 Tensor max(const Tensor& x, Dims dims = {}, bool keepdim = false, Loc loc = Loc::current());
 Tensor logsumexp(const Tensor& x, Dims dims = {}, bool keepdim = false, Loc loc = Loc::current());
 
+// The sum of tensors of one shape and element type, in one op.
+Tensor add_all(const std::vector<Tensor>& terms, Loc loc = Loc::current());
+
 // a [..., m, k] times b [..., k, n]: leading dimensions broadcast.
 Tensor matmul(const Tensor& a, const Tensor& b, Loc loc = Loc::current());
 // x [..., k] times w [n, k] transposed: a linear layer.
