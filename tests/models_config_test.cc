@@ -42,9 +42,12 @@ TEST(ModelConfig, AnUnknownNameListsWhatThereIs) {
 
 TEST(ModelConfig, SetChangesEveryKey) {
   ModelConfig c = model_named("llama:tiny");
-  for (const char* s : {"layers=7", "dropout=0.25", "tied=true", "theta=5e5", "kv_heads=1"}) {
+  for (const char* s : {"layers=7", "dropout=0.25", "tied=true", "theta=5e5", "kv_heads=1",
+                        "experts=64", "capacity_factor=1.5"}) {
     set_value(c, s);
   }
+  EXPECT_EQ(c.experts, 64);
+  EXPECT_EQ(c.capacity_factor, 1.5);
   EXPECT_EQ(c.layers, 7);
   EXPECT_EQ(c.dropout, 0.25);
   EXPECT_TRUE(c.tied);
@@ -83,6 +86,19 @@ TEST(ModelConfig, NumbersThatMakeNoModelAreRefused) {
   EXPECT_NE(broken("gpt2:tiny", "layers=0").find("layers=0"), std::string::npos);
   EXPECT_NE(broken("gpt2:tiny", "dropout=1").find("dropout=1"), std::string::npos);
   EXPECT_NE(broken("llama:tiny", "heads=128").find("even head size"), std::string::npos);
+  EXPECT_NE(broken("mixtral:8x7b", "top_k=9").find("top_k=9 must be at least 1 and at most 8"),
+            std::string::npos);
+  EXPECT_NE(broken("mixtral:8x7b", "experts=0").find("experts=0"), std::string::npos);
+  EXPECT_NE(broken("mixtral:8x7b", "heads=4096").find("even head size"), std::string::npos);
+  EXPECT_NE(broken("mixtral:8x7b", "capacity_factor=-1").find("capacity_factor=-1"),
+            std::string::npos);
+  EXPECT_NE(broken("mixtral:8x7b", "balance_loss=nan").find("balance_loss=nan"), std::string::npos);
+  EXPECT_NE(broken("deepseek:671b", "route_scale=0").find("route_scale=0"), std::string::npos);
+  EXPECT_NE(broken("deepseek:671b", "dense_layers=62").find("dense_layers=62"), std::string::npos);
+  EXPECT_NE(broken("deepseek:671b", "rotary_width=7").find("rotary_width=7 must be even"),
+            std::string::npos);
+  EXPECT_NE(broken("deepseek:671b", "kv_rank=0").find("kv_rank=0"), std::string::npos);
+  EXPECT_NE(broken("deepseek:671b", "sequence=100000000").find("too long"), std::string::npos);
 }
 
 }  // namespace

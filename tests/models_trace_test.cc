@@ -53,6 +53,9 @@ TEST(Models, ParameterCountsAreThePublishedOnes) {
   // BertForMaskedLM has two token types more.
   EXPECT_EQ(parameters_of(with("bert:base", {"vocab=30522"})), 109'514'298 - 2 * 768);
   EXPECT_EQ(parameters_of(with("bert:large", {"vocab=30522"})), 335'174'458 - 2 * 1024);
+  EXPECT_EQ(parameters_of(model_named("mixtral:8x7b")), 46'702'792'704);
+  // Without the routing biases (58 x 256) and the module for a second token.
+  EXPECT_EQ(parameters_of(model_named("deepseek:671b")), 671'026'404'352);
   // Given in billions only.
   EXPECT_NEAR(parameters_of(model_named("megatron:1.2b")) / 1e9, 1.2, 0.05);
   EXPECT_NEAR(parameters_of(model_named("megatron:2.5b")) / 1e9, 2.5, 0.05);
@@ -130,29 +133,35 @@ TEST(Models, NodesPointIntoTheModel) {
 
 // Every layer is traced alike: as many nodes again for each layer more.
 TEST(Models, GraphsGrowLinearly) {
-  for (const std::string name : {"gpt2:124m", "llama:8b", "bert:base", "mlp:tiny"}) {
+  for (const std::string name :
+       {"gpt2:124m", "llama:8b", "mixtral:8x7b", "deepseek:671b", "bert:base", "mlp:tiny"}) {
+    const bool experts = name == "mixtral:8x7b" || name == "deepseek:671b";
     std::vector<size_t> sizes;
     for (const char* layers : {"layers=2", "layers=3", "layers=5"}) {
-      sizes.push_back(trace(with(name, {layers})).nodes().size());
+      sizes.push_back(trace(with(name, {layers, "dense_layers=1"})).nodes().size());
     }
     const size_t layer = sizes[1] - sizes[0];
     EXPECT_EQ(sizes[2], sizes[1] + 2 * layer) << name;
-    EXPECT_LT(layer, 110u) << name;
+    EXPECT_LT(layer, experts ? 250u : 110u) << name;
   }
 }
 
 // Forward and backward cost 6 flops a token for each weight that a matmul reads, and attention
-// 3.5 times its forward, 4 * s * s * hidden a sequence and layer, of which causal skips a half.
-double expected_flops(const ModelConfig& c, int64_t matmul_weights, bool causal) {
+// 3.5 times its forward, 4 * s * s * width a sequence and layer, of which causal skips a half.
+// `width`: of all heads, the mean of keys' and values'.
+double expected_flops(const ModelConfig& c, int64_t matmul_weights, bool causal, int64_t width) {
   const double tokens = static_cast<double>(c.batch * c.sequence);
-  const double attention = 4.0 * static_cast<double>(c.sequence * c.hidden * c.layers) * 3.5;
+  const double attention = 4.0 * static_cast<double>(c.sequence * width * c.layers) * 3.5;
   return tokens * (6.0 * static_cast<double>(matmul_weights) + attention * (causal ? 0.5 : 1));
 }
 
 TEST(Models, FlopsFollowTheFormula) {
   const auto check = [](const ModelConfig& c, int64_t not_in_matmuls, bool causal) {
     const Graph graph = trace(c);
-    const double expected = expected_flops(c, parameters_of(graph) - not_in_matmuls, causal);
+    const bool latent = c.family == "deepseek";
+    const int64_t width =
+        latent ? c.heads * (c.head_width + c.rotary_width + c.value_width) / 2 : c.hidden;
+    const double expected = expected_flops(c, parameters_of(graph) - not_in_matmuls, causal, width);
     EXPECT_NEAR(flops_of(graph) / expected, 1, 0.03) << c.name();
   };
   const ModelConfig gpt = model_named("gpt2:124m");
@@ -161,6 +170,15 @@ TEST(Models, FlopsFollowTheFormula) {
   check(llama, llama.vocab * llama.hidden, true);
   const ModelConfig bert = model_named("bert:base");
   check(bert, bert.sequence * bert.hidden, false);
+  // Of the routed experts, top_k work for a token: with as many slots, or rows, as there are
+  // choices.
+  for (const char* name : {"mixtral:8x7b", "deepseek:671b"}) {
+    for (const char* capacity : {"capacity_factor=1", "capacity_factor=0"}) {
+      const ModelConfig c = with(name, {capacity});
+      const int64_t idle = (c.layers - c.dense_layers) * (c.experts - c.top_k);
+      check(c, c.vocab * c.hidden + idle * 3 * c.hidden * c.expert_width(), true);
+    }
+  }
 }
 
 TEST(Models, ALargeStepIsTracedAtOnce) {

@@ -75,6 +75,9 @@ class Namer {
           for (const Atom& a : classes_of(letter)) give(a.dimension_class, "head size");
         }
       }
+      if (op == "dispatch" || op == "grouped_matmul") {
+        for (const Atom& a : classes_of('e')) give(a.dimension_class, "experts");
+      }
       if (op == "cross_entropy") {
         for (const Atom& a : classes_of('V'))
           vocabulary_.insert(a.size), give(a.dimension_class, "vocabulary");
