@@ -326,7 +326,7 @@ TEST_P(ModelRepeats, AreTheLayers) {
 
 INSTANTIATE_TEST_SUITE_P(Families, ModelRepeats,
                          testing::Values("mlp:tiny", "gpt2:tiny", "gpt2:124m", "llama:tiny",
-                                         "llama:8b", "bert:base"),
+                                         "llama:8b", "mixtral:tiny", "bert:base"),
                          [](const auto& info) {
                            std::string name = info.param;
                            name[name.find(':')] = '_';

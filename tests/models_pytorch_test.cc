@@ -1,4 +1,4 @@
-// Ten training steps of a small GPT-2 and a small Llama against PyTorch's, from the same weights
+// Ten training steps of a small GPT-2, Llama, Mixtral and DeepSeek against PyTorch's, from the same weights
 // and data: tests/pytorch/make_reference.py wrote the numbers.
 #include <gtest/gtest.h>
 
@@ -117,7 +117,7 @@ TEST_P(PyTorch, LossesAgreeInF32) {
   EXPECT_LT(d.grad_norms, 1e-4);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, PyTorch, testing::Values("gpt2", "llama"),
+INSTANTIATE_TEST_SUITE_P(Models, PyTorch, testing::Values("gpt2", "llama", "mixtral", "deepseek"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

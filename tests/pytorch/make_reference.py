@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a small GPT-2 and a small Llama in PyTorch on the CPU and writes the losses down, for
+"""Trains a small GPT-2, Llama, Mixtral and DeepSeek in PyTorch on the CPU and writes the losses down, for
 tests/models_pytorch_test.cc to compare with. The modules are written here from scratch; the
 initial weights are drawn from Cleave's own counter-based generator, so both start from the same
 bits.
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+import experts
 
 SEED = 42
 STEPS = 10
@@ -64,7 +66,8 @@ def draw_weights(model, layers, seed=SEED):
         if parameter.dim() < 2:
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
             continue
-        residual = name.endswith(("attn.proj.weight", "mlp.proj.weight"))
+        residual = name.endswith(("attn.proj.weight", "mlp.proj.weight", "mlp.experts.proj",
+                                  "mlp.shared.proj.weight"))
         deviation = 0.02 / math.sqrt(2 * layers) if residual else 0.02
         numbers = normal(seed, name, parameter.numel()) * deviation
         with torch.no_grad():
@@ -211,6 +214,29 @@ class Llama(nn.Module):
         return self.head(self.norm(x))
 
 
+class Mixtral(experts.MixtureModel):
+    def __init__(self, layers, hidden, heads, kv_heads, ffn, vocab, theta, balance_loss, z_loss,
+                 **kwargs):
+        blocks = [experts.Block(RmsNorm, hidden, 1e-5,
+                                LlamaAttention(hidden, heads, kv_heads, theta),
+                                experts.Moe(LlamaMlp, hidden, ffn, **kwargs))
+                  for _ in range(layers)]
+        super().__init__(RmsNorm, blocks, hidden, vocab, 1e-5, balance_loss, z_loss)
+
+
+class DeepSeek(experts.MixtureModel):
+    def __init__(self, layers, hidden, heads, ffn, expert_ffn, vocab, theta, dense_layers, q_rank,
+                 kv_rank, head_width, rotary_width, value_width, balance_loss, z_loss, **kwargs):
+        blocks = []
+        for i in range(layers):
+            attention = experts.LatentAttention(RmsNorm, rotate, hidden, heads, q_rank, kv_rank,
+                                                head_width, rotary_width, value_width, theta)
+            mlp = (LlamaMlp(hidden, ffn) if i < dense_layers else
+                   experts.Moe(LlamaMlp, hidden, expert_ffn, sigmoid=True, **kwargs))
+            blocks.append(experts.Block(RmsNorm, hidden, 1e-6, attention, mlp))
+        super().__init__(RmsNorm, blocks, hidden, vocab, 1e-6, balance_loss, z_loss)
+
+
 # --- Training -------------------------------------------------------------------------------------
 
 def token(i, vocab):
@@ -250,7 +276,11 @@ def train(model_class, config, dtype):
     losses, norms = [], []
     for step in range(STEPS):
         tokens, targets = batch_of(step, config)
-        loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+        logits = model(tokens)
+        extra = 0
+        if isinstance(logits, tuple):
+            logits, extra = logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()) + extra
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, OPTIMIZER["max_norm"])
@@ -281,3 +311,11 @@ if __name__ == "__main__":
     shared = dict(layers=2, hidden=128, heads=4, vocab=256, sequence=64, batch=4)
     write_reference("gpt2", Gpt2, dict(shared, ffn=512))
     write_reference("llama", Llama, dict(shared, kv_heads=2, ffn=384, theta=10000.0))
+    write_reference("mixtral", Mixtral,
+                    dict(shared, kv_heads=2, ffn=256, theta=10000.0, experts=8, top_k=2,
+                         capacity_factor=0.0, route_scale=1.0, balance_loss=0.02, z_loss=0.001))
+    write_reference("deepseek", DeepSeek,
+                    dict(shared, layers=3, ffn=384, expert_ffn=128, theta=10000.0, dense_layers=1,
+                         experts=8, top_k=2, shared_experts=1, capacity_factor=1.25,
+                         route_scale=2.5, q_rank=64, kv_rank=32, head_width=32, rotary_width=16,
+                         value_width=24, balance_loss=0.001, z_loss=0.0))
