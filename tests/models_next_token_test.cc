@@ -66,6 +66,7 @@ std::vector<Case> cases() {
   for (const Model& m : models()) {
     if (std::string_view(m.name).starts_with("bert")) continue;
     all.push_back({m.label, config_for(m, 2), {}});
+    all.back().config.balance_loss = all.back().config.z_loss = 0;  // the scores' loss alone
   }
   all.push_back({"mlp", config_for({"", "mlp:tiny", {}}, 2), {}});
   ModelConfig own = config_for({"", "gpt2:124m", {"dropout=0.2"}}, 2);
