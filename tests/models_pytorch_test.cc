@@ -1,5 +1,5 @@
-// Ten training steps of a small GPT-2, Llama, Mixtral and DeepSeek against PyTorch's, from the same weights
-// and data: tests/pytorch/make_reference.py wrote the numbers.
+// Ten training steps of a small GPT-2, Llama, Mixtral and DeepSeek against PyTorch's, from the same
+// weights and data: tests/pytorch/make_reference.py wrote the numbers.
 #include <gtest/gtest.h>
 
 #include <fstream>
