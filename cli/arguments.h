@@ -43,6 +43,14 @@ struct ViewArguments {
   std::string out, level = "model";
 };
 
+struct SimulateArguments {
+  const UserModel* user = nullptr;  // null: only the built-in models
+  std::string plan;                 // its file
+  std::string out;                  // the timeline; empty: none is written
+  std::string ranks = "auto";       // "stage", "all"; auto: all of up to 8
+  bool json = false;
+};
+
 struct DoctorArguments {
   bool json = false;
 };
