@@ -403,6 +403,23 @@ std::vector<Option> options_of(CalibrateArguments& a) {
   };
 }
 
+std::vector<Option> options_of(SimulateArguments& a) {
+  return {{.flag = "PLAN",
+           .help = "A plan (.json), as cleave plan -o writes it",
+           .target = &a.plan,
+           .required = true},
+          {.flag = "-o,--out",
+           .type = "FILE",
+           .help = "Write the timeline, for chrome://tracing and ui.perfetto.dev",
+           .target = &a.out},
+          {.flag = "--ranks",
+           .type = "WHICH",
+           .help = "In the timeline: stage: one rank of each; all; auto: all of up to 8",
+           .target = &a.ranks,
+           .choices = {"auto", "stage", "all"}},
+          json_option(a.json)};
+}
+
 std::vector<Option> options_of(DoctorArguments& a) { return {json_option(a.json)}; }
 
 std::vector<Option> ls_options(CheckpointArguments& a) {
