@@ -64,6 +64,17 @@ class DataFlow {
     const Instr& instr = p_.instrs[index];
     const std::string subject = describe_instr(p_, index);
     for (TensorId t : instr.in) need_readable(subject, t);
+    const auto on_host = [&](TensorId t) {
+      return p_.buffers[static_cast<size_t>(p_.tensor(t).buffer)].host;
+    };
+    for (const auto* list : {&instr.in, &instr.out}) {
+      for (TensorId t : *list) {
+        if (on_host(t) && instr.kind != InstrKind::kCopy) {
+          refuse(subject, "{} lies in the host's memory, which only copies touch",
+                 p_.tensor(t).name);
+        }
+      }
+    }
     const bool view = is_view(p_, instr);
     if (!view) check_shared_memory(instr, subject);
     for (TensorId t : instr.out) {
@@ -163,9 +174,13 @@ void check_sources(const Program& p) {
     if (p.buffers[static_cast<size_t>(t.buffer)].persistent != kept) {
       refuse(subject, "its buffer must {}be persistent", kept ? "" : "not ");
     }
+    if (p.buffers[static_cast<size_t>(t.buffer)].host != s.on_host) {
+      refuse(subject, "its buffer must {}lie on the host", s.on_host ? "" : "not ");
+    }
     if (!kept) continue;
     if (!known(s.final)) refuse(subject, "it has no final value");
     const ProgramTensor& f = p.tensor(s.final);
+    if (f.ring.axis >= 0) refuse(subject, "it ends in the middle of a ring");
     if (f.buffer != t.buffer || f.layout != t.layout || f.geometry != t.geometry ||
         f.dtype != t.dtype) {
       refuse(subject, "it ends as {} (buffer {}, {}), not where and as it began (buffer {}, {})",
@@ -175,6 +190,9 @@ void check_sources(const Program& p) {
   for (const ProgramOutput& o : p.outputs) {
     if (!known(o.tensor)) refuse("output " + o.name, "there is no tensor {}", o.tensor);
     const Layout& layout = p.tensor(o.tensor).layout;
+    if (p.tensor(o.tensor).ring.axis >= 0) {
+      refuse("output " + o.name, "it is in the middle of a ring");
+    }
     for (const Placement& placement : layout.placements) {
       if (!placement.is_replicate()) {
         refuse("output " + o.name, "it is {}, must be replicated", to_string(layout, p.mesh));

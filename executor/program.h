@@ -14,6 +14,17 @@ namespace cleave {
 
 using TensorId = int32_t;
 
+// Where a tensor stands in a ring along a mesh axis (see Instr::Ring).
+struct RingState {
+  int8_t axis = -1;  // -1: in none, as tensors are between nodes
+  // What moves is held by the rank that lies this many places after the one whose part it is; of
+  // what stays, the step that was merged last.
+  int32_t step = 0;
+  int32_t merged = 0;  // results of so many steps; 0: no partial result
+  bool moves = false;
+  bool operator==(const RingState&) const = default;
+};
+
 // A typed local tensor: what the whole value is, and which part of it a rank holds.
 struct ProgramTensor {
   DType dtype = DType::kF32;
@@ -22,14 +33,17 @@ struct ProgramTensor {
   int32_t buffer = -1;  // several tensors share a buffer: views, and in-place versions
   Geometry geometry;    // how the local tensor lies in its buffer
   int32_t chunk = 0;    // whose instructions make and read it
+  RingState ring = {};
 };
 
 struct Buffer {
   int64_t bytes = 0;
   bool persistent = false;  // kept from step to step: parameters and states
+  bool host = false;        // in the host's memory; only copies touch it. Persistent
   int32_t chunk = 0;        // of its tensors
-  // Set by plan_memory. Where it lies in its stage's arena: of micro-batch m, at offset +
-  // m % slots * stride. There are several slots when micro-batches in flight hold it together.
+  // Set by plan_memory. Where it lies in its stage's arena, or its part of the host's: of
+  // micro-batch m, at offset + m % slots * stride. There are several slots when micro-batches in
+  // flight hold it together.
   int64_t offset = -1;
   int32_t slots = 1;
   int64_t stride = 0;
@@ -68,6 +82,7 @@ enum class InstrKind : uint8_t {
   kAllGather,      // shard -> replicate
   kReduceScatter,  // partial -> shard
   kAllToAll,       // shard -> shard of another atom
+  kShift,          // each rank's part goes to the next rank of the axis
   kSlice,          // replicate -> shard, no communication
   kMask,           // replicate -> partial sum: the first rank of the group keeps the value, the
                    // others hold zeros; no communication
@@ -89,6 +104,15 @@ struct Instr {
   std::vector<Split> splits;                       // one a mesh axis
   // The node it came from; -1: added by lowering. Of a send and its receive: the transfer.
   NodeId node = kNoNode;
+  // One of the steps in which a node sees one part of a factor after the other: at step i a rank
+  // with coordinate c has part c - i. Or, without a letter, the merging of a step's results (the
+  // second half of the operands) with those of the steps before.
+  struct Ring {
+    int8_t axis = -1;  // -1: none of it
+    char letter = 0;   // of the factor that passes round: of one atom
+    int32_t step = 0;
+  };
+  Ring ring = {};
   // Collectives, kSlice, kMask: the mesh axis. A collective moves all its pairs (in[i], out[i]) at
   // once.
   int32_t axis = -1;
@@ -114,6 +138,7 @@ struct ProgramSource {
   // Of data: kForward, filled before every micro-batch's forward of the chunk; kUpdate, filled
   // before the update with what the last micro-batch was given.
   Part part = Part::kForward;
+  bool on_host = false;  // a state kept in the host's memory
 };
 
 struct ProgramOutput {
@@ -125,6 +150,7 @@ struct ProgramOutput {
 struct StageMemory {
   int64_t arena_bytes = 0;      // the peak
   int64_t workspace_bytes = 0;  // largest kernel workspace, part of arena_bytes
+  int64_t host_bytes = 0;       // in the host's memory
 };
 
 struct Program {
@@ -140,7 +166,7 @@ struct Program {
   std::vector<ProgramOutput> outputs;
   // By stage, and the largest of them; set by plan_memory.
   std::vector<StageMemory> memory;
-  int64_t arena_bytes = 0, workspace_bytes = 0;
+  int64_t arena_bytes = 0, workspace_bytes = 0, host_bytes = 0;
 
   ProgramTensor& tensor(TensorId t) { return tensors[static_cast<size_t>(t)]; }
   const ProgramTensor& tensor(TensorId t) const { return tensors[static_cast<size_t>(t)]; }
