@@ -1,5 +1,6 @@
 #include "planner/plan_json.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -7,6 +8,7 @@
 #include "graph/error.h"
 #include "graph/philox.h"
 #include "planner/cluster_toml.h"
+#include "planner/pins.h"
 
 namespace cleave {
 namespace {
@@ -64,6 +66,31 @@ Json collectives_json(const Plan& plan) {
   return list;
 }
 
+Json pipeline_json(const Graph& graph, const Plan& plan) {
+  const Pipeline& p = plan.pipeline;
+  const bool one = p.stages == 1 && p.chunks == 1;
+  Json j = {{"stages", p.stages},
+            {"virtual", p.chunks},
+            {"schedule", one ? std::string("none") : std::string(name_of(p.schedule))},
+            {"micro_batches", graph.micro_batches}};
+  if (one) return j;
+  j["step_seconds"] = p.step_seconds;
+  j["chunks"] = Json::array();
+  for (size_t c = 0; c < p.seconds.size(); ++c) {
+    const ChunkSeconds& s = p.seconds[c];
+    const auto first = std::find(p.chunk_of.begin(), p.chunk_of.end(), static_cast<int32_t>(c));
+    const auto node = static_cast<NodeId>(first - p.chunk_of.begin());
+    j["chunks"].push_back({{"stage", static_cast<int32_t>(c) % p.stages},
+                           {"first", first == p.chunk_of.end() ? "" : pin_name(graph, node)},
+                           {"forward_seconds", s.forward},
+                           {"backward_seconds", s.backward},
+                           {"weight_gradient_seconds", s.weight_gradient},
+                           {"send_forward_seconds", s.send_forward},
+                           {"send_backward_seconds", s.send_backward}});
+  }
+  return j;
+}
+
 // The held form of a value: where it is kept between its readers.
 std::string held_text(const Placements& placements) {
   std::string text;
@@ -80,7 +107,7 @@ std::string held_text(const Placements& placements) {
 struct SavedChoices {
   Mesh mesh;
   std::vector<AxisRole> roles;
-  MemoryPrice price;
+  Costing costing;
   std::map<NodeId, std::string> choices;
   std::map<Value, std::string> held;
 };
@@ -103,7 +130,121 @@ int32_t whole(const Json& json, const char* name) {
   return json.get<int32_t>();
 }
 
+// By group: how often its phases count, what a byte costs there, micro-batches in flight.
+Json costing_json(const Costing& costing) {
+  Json list = Json::array();
+  for (size_t g = 0; g < costing.runs.size(); ++g) {
+    const MemoryPrice& p = costing.prices[g];
+    list.push_back({{"runs", costing.runs[g]},
+                    {"price", {p.low, p.high, p.split}},
+                    {"in_flight", costing.in_flight[g]}});
+  }
+  return list;
+}
+
+Costing costing_in(const Json& choices) {
+  Costing costing;
+  const Json list = field<Json>(choices, "costing");
+  if (!list.is_array() || list.empty()) fail("plan: field 'costing' is empty");
+  for (const Json& group : list) {
+    const auto runs = field<std::vector<double>>(group, "runs");
+    const Json price = field<Json>(group, "price");
+    if (runs.size() != 3 || !price.is_array() || price.size() != 3) {
+      fail("plan: field 'costing' is malformed");
+    }
+    costing.runs.push_back({runs[0], runs[1], runs[2]});
+    costing.prices.push_back({price[0].is_number() ? price[0].get<double>() : -1,
+                              price[1].is_number() ? price[1].get<double>() : -1,
+                              whole(price[2], "price")});
+    costing.in_flight.push_back(field<double>(group, "in_flight"));
+    const MemoryPrice& p = costing.prices.back();
+    const bool sound = runs[0] >= 0 && runs[1] >= 0 && runs[2] >= 0 && p.low >= 0 && p.high >= 0 &&
+                       costing.in_flight.back() >= 0;
+    if (!sound) {
+      fail("plan: the price of memory is two numbers and a count of pieces, none negative");
+    }
+  }
+  return costing;
+}
+
+// Ascending nodes of the traced graph's forward.
+std::vector<NodeId> forward_nodes(const Json& rewrite, const char* name, const Graph& traced) {
+  std::vector<NodeId> nodes;
+  const Json list = field<Json>(rewrite, name);
+  if (!list.is_array()) fail("plan: field '{}' is missing or of the wrong type", name);
+  for (const Json& item : list) {
+    const NodeId n = whole(item, name);
+    const bool known = static_cast<size_t>(n) < traced.nodes().size();
+    if (!known || traced.node(n).phase != Phase::kForward ||
+        (!nodes.empty() && n <= nodes.back())) {
+      fail("plan: field '{}' names node {}, which is none of this {}'s forward: plan again", name, n,
+           traced.name);
+    }
+    nodes.push_back(n);
+  }
+  return nodes;
+}
+
+ScheduleKind schedule_in(const std::string& name) {
+  for (ScheduleKind kind : {ScheduleKind::kOneForwardOneBackward, ScheduleKind::kInterleaved,
+                            ScheduleKind::kZeroBubble}) {
+    if (name_of(kind) == name) return kind;
+  }
+  fail("plan: there is no schedule '{}'", name);
+}
+
+// What the search compared, where its file says so.
+std::vector<Candidate> candidates_in(const Json& search) {
+  std::vector<Candidate> result;
+  for (const Json& j : field<Json>(search, "candidates")) {
+    Candidate c;
+    const auto sizes = field<std::vector<int64_t>>(j, "mesh");
+    const auto names = j.contains("axes") ? field<std::vector<std::string>>(j, "axes")
+                                          : std::vector<std::string>(sizes.size(), "axis");
+    if (names.size() != sizes.size()) fail("plan: a candidate has not as many axes as sizes");
+    for (size_t a = 0; a < sizes.size(); ++a) c.mesh.axes.push_back({names[a], sizes[a]});
+    c.stages = whole(field<Json>(j, "stages"), "stages");
+    c.chunks = whole(field<Json>(j, "virtual"), "virtual");
+    c.schedule = schedule_in(field<std::string>(j, "schedule"));
+    c.micro_batches = field<int64_t>(j, "micro_batches");
+    const Json cost = field<Json>(j, "cost");
+    c.cost = cost.is_number() ? cost.get<double>() : std::numeric_limits<double>::infinity();
+    const Json bound = field<Json>(j, "lower_bound");
+    c.lower_bound =
+        bound.is_number() ? bound.get<double>() : std::numeric_limits<double>::infinity();
+    c.peak_bytes = field<int64_t>(j, "peak_bytes");
+    c.compute_seconds = field<double>(j, "compute_seconds");
+    c.communication_seconds = field<double>(j, "communication_seconds");
+    c.why_not = field<std::string>(j, "why_not");
+    result.push_back(std::move(c));
+  }
+  return result;
+}
+
+// Without what is computed from it.
+Pipeline pipeline_in(const Json& json) {
+  Pipeline p;
+  const Json j = field<Json>(json, "pipeline");
+  p.stages = whole(field<Json>(j, "stages"), "stages");
+  p.chunks = whole(field<Json>(j, "virtual"), "virtual");
+  if (p.stages < 1 || p.chunks < 1) fail("plan: a pipeline has at least one stage and chunk");
+  const auto name = field<std::string>(j, "schedule");
+  if (p.stages > 1 || p.chunks > 1) p.schedule = schedule_in(name);
+  return p;
+}
+
 }  // namespace
+
+Rewrite rewrite_in_plan(const Json& json, const Graph& traced) {
+  if (!json.is_object() || !json.contains("rewrite")) return {};  // an earlier build's
+  const Json rewrite = field<Json>(json, "rewrite");
+  Rewrite r{forward_nodes(rewrite, "remade", traced), forward_nodes(rewrite, "cuts", traced)};
+  const Pipeline p = pipeline_in(json);
+  if (std::ssize(r.cuts) + 1 != int64_t{p.stages} * p.chunks) {
+    fail("plan: {} cuts do not make {} stages of {} chunks", r.cuts.size(), p.stages, p.chunks);
+  }
+  return r;
+}
 
 uint64_t graph_hash(const Graph& graph) {
   std::string text;
@@ -143,10 +284,11 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
   if (!plan.cluster.description.empty()) j["cluster_toml"] = plan.cluster.description;
   j["mesh"] = Json::object();
   for (const MeshAxis& a : plan.mesh.axes) j["mesh"][a.name] = a.size;
-  j["pipeline"] = {
-      {"stages", 1}, {"virtual", 1}, {"schedule", "none"}, {"micro_batches", graph.micro_batches}};
+  j["pipeline"] = pipeline_json(graph, plan);
   j["zero"] = plan.zero;
-  j["recompute"] = "none";
+  j["recompute"] = plan.rewrite.remade.empty() ? "none" : "some";
+  j["rewrite"] = {{"remade", plan.rewrite.remade}, {"cuts", plan.rewrite.cuts}};
+  j["pins"] = plan.pins;
   j["kept_for_backward"] = plan.kept;
   j["gathered_again"] = plan.regathered;
   const Prediction& p = plan.predicted;
@@ -166,11 +308,16 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
       {"gap", plan.certificate.lower_bound > 0 ? Json(plan.certificate.gap()) : Json()}};
   Json candidates = Json::array();
   for (const Candidate& c : plan.candidates) {
-    Json sizes = Json::array();
-    for (const MeshAxis& a : c.mesh.axes) sizes.push_back(a.size);
+    Json sizes = Json::array(), axes = Json::array();
+    for (const MeshAxis& a : c.mesh.axes) sizes.push_back(a.size), axes.push_back(a.name);
     // Infinity is not JSON: what does not fit has no cost.
     candidates.push_back(
         {{"mesh", sizes},
+         {"axes", axes},
+         {"stages", c.stages},
+         {"virtual", c.chunks},
+         {"schedule", name_of(c.schedule)},
+         {"micro_batches", c.micro_batches},
          {"cost", c.cost < std::numeric_limits<double>::infinity() ? Json(c.cost) : Json()},
          {"lower_bound", c.lower_bound},
          {"peak_bytes", c.peak_bytes},
@@ -197,16 +344,15 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
     choices.push_back({n, text});
   }
   for (const auto& [v, placements] : plan.held) held.push_back({v, held_text(placements)});
-  j["choices"] = {
-      {"roles", roles},
-      {"price",
-       {plan.costing.prices[0].low, plan.costing.prices[0].high, plan.costing.prices[0].split}},
-      {"nodes", choices},
-      {"held", held}};
+  j["choices"] = {{"roles", roles},
+                  {"costing", costing_json(plan.costing)},
+                  {"nodes", choices},
+                  {"held", held}};
   return j;
 }
 
-Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& options) {
+Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& options,
+                    const std::vector<int32_t>& chunk_of) {
   if (!json.is_object() || !json.contains("format") || json["format"] != "cleave-plan") {
     fail("not a plan: the file has no \"format\": \"cleave-plan\"");
   }
@@ -236,13 +382,8 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
     saved.roles.push_back(axis_role(r));
   if (saved.roles.size() != saved.mesh.axes.size())
     fail("plan: as many roles as mesh axes are needed");
-  const Json price = field<Json>(choices, "price");
+  saved.costing = costing_in(choices);
   try {
-    saved.price = {price.at(0).get<double>(), price.at(1).get<double>(),
-                   whole(price.at(2), "price")};
-    if (!(saved.price.low >= 0 && saved.price.high >= 0)) {
-      fail("plan: the price of memory is two numbers and a count of layers, none negative");
-    }
     for (const char* list : {"nodes", "held"}) {
       if (!choices.contains(list) || !choices[list].is_array())
         fail("plan: field '{}' is missing or of the wrong type", list);
@@ -273,18 +414,31 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   const Cluster cluster = json.contains("cluster_toml")
                               ? cluster_from_toml(field<std::string>(json, "cluster_toml"), spec)
                               : parse_cluster(spec);
-  if (cluster.size() != saved.mesh.size()) {
-    fail("plan: its mesh has {} devices, its cluster {} has {}", saved.mesh.size(), cluster.spec,
-         cluster.size());
+  Pipeline pipeline = pipeline_in(json);
+  if (cluster.size() != saved.mesh.size() * pipeline.stages) {
+    fail("plan: its mesh has {} devices, its cluster {} has {}",
+         saved.mesh.size() * pipeline.stages, cluster.spec, cluster.size());
   }
-  auto plan = plan_with(graph, cluster, saved.mesh, saved.roles, saved.price, fixed);
+  pipeline.chunk_of = chunk_of;
+  if (std::ssize(saved.costing.runs) != int64_t{pipeline.stages} * pipeline.chunks) {
+    fail("plan: its costing is of {} chunks, its pipeline of {}", saved.costing.runs.size(),
+         pipeline.stages * pipeline.chunks);
+  }
+  if (pipeline.stages * pipeline.chunks > 1 && chunk_of.size() != graph.nodes().size()) {
+    fail("plan: its graph is not cut into the chunks of its pipeline");
+  }
+  auto plan = plan_with(graph, cluster, saved.mesh, saved.roles, saved.costing, pipeline, fixed);
   if (!plan) fail("plan: its choices do not make a plan of this graph");
   // The bound was found by the search; it holds while the costs are the same.
   const Json certificate = field<Json>(json, "certificate");
   const double cost = field<double>(certificate, "cost");
   if (std::abs(plan->certificate.cost - cost) <= 1e-9 * cost) {
     plan->certificate.lower_bound = field<double>(certificate, "lower_bound");
+    const Json search = field<Json>(json, "search");
+    plan->search_seconds = field<double>(search, "seconds");
+    plan->candidates = candidates_in(search);
   }
+  if (json.contains("pins")) plan->pins = field<std::vector<std::string>>(json, "pins");
   return std::move(*plan);
 }
 
