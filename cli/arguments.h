@@ -49,6 +49,14 @@ struct CalibrateArguments {
   bool quick = false;
 };
 
+struct SimulateArguments {
+  const UserModel* user = nullptr;  // null: only the built-in models
+  std::string plan;                 // its file
+  std::string out;                  // the timeline; empty: none is written
+  std::string ranks = "auto";       // "stage", "all"; auto: all of up to 8
+  bool json = false;
+};
+
 struct DoctorArguments {
   bool json = false;
 };

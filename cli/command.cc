@@ -39,6 +39,7 @@ struct Commands {
   CheckpointArguments checkpoint;
   GenerateArguments generate;
   CalibrateArguments calibrate;
+  SimulateArguments simulate;
   DoctorArguments doctor;
 };
 
@@ -276,6 +277,7 @@ int run(int argc, char** argv, const UserModel* user) {
     m->user = user;
   }
   commands.generate.user = user;
+  commands.simulate.user = user;
   const auto add = [&](const char* name, const char* help, auto& arguments, auto run_it) {
     add_command(app, name, help, options_of(arguments), arguments, run_it);
   };
@@ -283,6 +285,8 @@ int run(int argc, char** argv, const UserModel* user) {
   add("regions", "What can be split, how far it runs alone, and where devices must meet",
       commands.regions, regions_command);
   add("plan", "Find the fastest split of a model that fits", commands.plan, plan_command);
+  add("simulate", "Predict a plan's step on a timeline: computing, waiting, memory",
+      commands.simulate, simulate_command);
   add("view", "Draw a graph or a plan", commands.view, view_command);
   add("train", "Train a model as its plan says, on this machine", commands.train, train_command);
   add_checkpoint(app, commands.checkpoint);

@@ -23,6 +23,7 @@ void doctor_command(const DoctorArguments& arguments);  // Error when something 
 void trace_command(const TraceArguments& arguments);
 void regions_command(const RegionsArguments& arguments);
 void plan_command(const PlanArguments& arguments);  // DoesNotFit when nothing fits
+void simulate_command(const SimulateArguments& arguments);
 void view_command(const ViewArguments& arguments);
 void train_command(const TrainArguments& arguments);  // DoesNotFit when nothing fits
 void checkpoint_ls_command(const CheckpointArguments& arguments);

@@ -47,6 +47,7 @@ std::vector<Option> options_of(TrainArguments& arguments);
 std::vector<Option> options_of(GenerateArguments& arguments);
 // Of `cleave checkpoint ls`, verify and export.
 std::vector<Option> options_of(CalibrateArguments& arguments);
+std::vector<Option> options_of(SimulateArguments& arguments);
 std::vector<Option> options_of(DoctorArguments& arguments);
 std::vector<Option> ls_options(CheckpointArguments& arguments);
 std::vector<Option> verify_options(CheckpointArguments& arguments);

@@ -256,6 +256,7 @@ class Lowering {
         if (b.step + 1 == f.steps.size()) tensor(b.value, b.form) = now;
         if (joined.out.empty()) {
           joined = std::move(instr);
+          joined.bundled = true;
           if (is_collective(joined.kind)) joined.where = "bundle";
         } else {
           joined.in.push_back(instr.in[0]);
@@ -458,6 +459,8 @@ class Lowering {
 };
 
 }  // namespace
+
+Program lower_unplaced(const Graph& graph, const Plan& plan) { return Lowering(graph, plan).run(); }
 
 Program lower(const Graph& graph, const Plan& plan) {
   Program program = Lowering(graph, plan).run();

@@ -12,6 +12,9 @@ namespace cleave {
 // (plan_memory) and checked (check) before it is returned.
 Program lower(const Graph& graph, const Plan& plan);
 
+// The same program without its memory's layout, and unchecked: what a search asks about.
+Program lower_unplaced(const Graph& graph, const Plan& plan);
+
 // The instruction that carries out a step of the plan.
 InstrKind kind_of(StepKind kind);
 

@@ -93,8 +93,9 @@ struct Instr {
   // once.
   int32_t axis = -1;
   Reduction reduction = Reduction::kSum;
-  int32_t peer = -1;  // kSend, kReceive: the other chunk
-  std::string where;  // for reports: "h.0.attn gpt2.cc:31"
+  int32_t peer = -1;     // kSend, kReceive: the other chunk
+  bool bundled = false;  // one of those that move many values at once, see planner/bundles.h
+  std::string where;     // for reports: "h.0.attn gpt2.cc:31"
   Part part = Part::kForward;
   int32_t chunk = 0;
 };

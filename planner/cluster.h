@@ -56,6 +56,7 @@ struct Device {
   FusedProducts fused = {};
   double host_bandwidth = 0;  // bytes/s between a device and its node's memory, each way
   double host_latency = 0;    // seconds to start such a copy
+  bool overlaps = true;       // it communicates while it computes
   bool operator==(const Device&) const = default;
 };
 

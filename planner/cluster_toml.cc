@@ -22,7 +22,7 @@ constexpr int64_t kMostCount = 1 << 20;  // of devices, nodes, tiles
 // One key of a table: where its value goes, and what it may be.
 struct Field {
   const char* key;
-  std::variant<double*, int64_t*, std::string*> target;
+  std::variant<double*, int64_t*, std::string*, bool*> target;
   double least = 0, most = kMost;
   bool required = false;
   const char* help = "";
@@ -41,6 +41,7 @@ Fields device_fields(Device& d, bool fresh) {
       {"host_bandwidth", &d.host_bandwidth, 1, kMost, false,
        "bytes/s to the node's memory, each way"},
       {"host_latency", &d.host_latency, 0, 1, false, "seconds to start such a copy"},
+      {"overlaps", &d.overlaps, 0, 0, false, "whether it communicates while it computes"},
   };
 }
 
@@ -171,6 +172,9 @@ class Reader {
           refuse(*node, key, fmt::format("write a whole number from {} to {}", f.least, f.most));
         }
         **count = whole->get();
+      } else if (auto* const* flag = std::get_if<bool*>(&f.target)) {
+        if (!node->is_boolean()) refuse(*node, key, "write true or false");
+        **flag = node->as_boolean()->get();
       } else {
         const double value = node->is_integer() ? static_cast<double>(node->as_integer()->get())
                              : node->is_floating_point() ? node->as_floating_point()->get()
@@ -319,6 +323,7 @@ std::string text_of(const Field& f) {
     return quoted;
   }
   if (auto* const* count = std::get_if<int64_t*>(&f.target)) return fmt::format("{}", **count);
+  if (auto* const* flag = std::get_if<bool*>(&f.target)) return fmt::format("{}", **flag);
   return fmt::format("{}", **std::get_if<double*>(&f.target));
 }
 

@@ -1,0 +1,61 @@
+// cleave simulate
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "cli/commands.h"
+#include "cli/format.h"
+#include "cli/plan_file.h"
+#include "cli/simulate_report.h"
+#include "executor/chrome_trace.h"
+#include "executor/lower.h"
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+// A trace of more events is slow to open.
+constexpr size_t kManyEvents = 1'000'000;
+
+// One rank a stage, or all of them.
+std::vector<int64_t> ranks_of(const std::string& which, const Program& program, size_t stages) {
+  const int64_t stage_ranks = program.mesh.size();
+  const int64_t all = stage_ranks * static_cast<int64_t>(stages);
+  std::vector<int64_t> ranks;
+  const bool every = which == "all" || (which == "auto" && all <= 8);
+  for (int64_t r = 0; r < all; r += every ? 1 : stage_ranks) ranks.push_back(r);
+  return ranks;
+}
+
+}  // namespace
+
+void simulate_command(const SimulateArguments& a) {
+  const std::string text = read_file(a.plan);
+  if (!is_plan_file(text)) fail("{}: no plan; cleave plan -o writes one", a.plan);
+  const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
+  const RewrittenGraph rewritten_graph = rewritten(loaded.model.graph, loaded.plan.rewrite);
+  const Program program = lower(rewritten_graph.graph, loaded.plan);
+  const Cluster& cluster = loaded.plan.cluster;
+  const TimelineOptions options = timeline_options(cluster);
+  const StepTimeline timeline = simulate_step(program, cluster, options);
+  if (!a.out.empty()) {
+    const std::vector<int64_t> ranks = ranks_of(a.ranks, program, timeline.stages.size());
+    size_t events = 0;
+    for (const int64_t r : ranks)
+      events += timeline.stages[static_cast<size_t>(r / program.mesh.size())].events.size();
+    if (events > kManyEvents) {
+      fail("-o {}: {} events of {} ranks are too many to look at; take --ranks stage", a.out,
+           events, ranks.size());
+    }
+    write_file(a.out, chrome_trace(program, cluster, timeline, ranks));
+  }
+  if (a.json) {
+    fmt::print("{}", simulate_json(timeline, options.overlap));
+    return;
+  }
+  fmt::print("{}", simulate_report(loaded.model, loaded.plan, program, timeline, options.overlap,
+                                   colours_wanted()));
+  if (!a.out.empty()) fmt::print("\nwritten to {}\n", a.out);
+}
+
+}  // namespace cleave

@@ -1,0 +1,116 @@
+#include "executor/chrome_trace.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "executor/typing.h"
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+std::string json_string(const std::string& text) { return nlohmann::json(text).dump(); }
+
+// Rounded to whole nanoseconds, which both viewers keep: what follows one another in time still
+// does.
+int64_t nanoseconds(double seconds) { return std::llround(seconds * 1e9); }
+std::string microseconds(int64_t nanoseconds) {
+  return fmt::format("{}.{:03}", nanoseconds / 1000, nanoseconds % 1000);
+}
+
+class Trace {
+ public:
+  Trace(const Program& program, const Cluster& cluster, const StepTimeline& timeline)
+      : program_(program), cluster_(cluster), timeline_(timeline) {}
+
+  std::string text(const std::vector<int64_t>& ranks) {
+    fmt::format_to(out(),
+                   "{{\"displayTimeUnit\":\"ms\",\"otherData\":{{\"predicted\":true,"
+                   "\"step_seconds\":{:.9g}}},\n\"traceEvents\":[\n",
+                   timeline_.seconds);
+    for (const int64_t rank : ranks) add_rank(rank);
+    text_ += "\n]}\n";
+    return std::move(text_);
+  }
+
+ private:
+  std::back_insert_iterator<std::string> out() { return std::back_inserter(text_); }
+
+  // Begins an event; what belongs to all of them.
+  void begin(char phase, const std::string& name, int64_t rank) {
+    if (!first_) text_ += ",\n";
+    first_ = false;
+    fmt::format_to(out(), "{{\"ph\":\"{}\",\"name\":{},\"pid\":{}", phase, json_string(name), rank);
+  }
+
+  void add_rank(int64_t rank) {
+    const int64_t stage_ranks = program_.mesh.size();
+    const StageTimeline& stage = timeline_.stages[static_cast<size_t>(rank / stage_ranks)];
+    std::string name = fmt::format("rank {}", rank);
+    if (timeline_.stages.size() > 1) name += fmt::format(", stage {}", rank / stage_ranks);
+    begin('M', "process_name", rank);
+    fmt::format_to(out(), ",\"args\":{{\"name\":{}}}}}", json_string(name));
+    begin('M', "process_sort_index", rank);
+    fmt::format_to(out(), ",\"args\":{{\"sort_index\":{}}}}}", rank);
+    for (int32_t s = 0; s < stream_count(cluster_); ++s) {
+      const auto on_it = [&](const TimelineEvent& e) { return e.stream == s; };
+      if (std::none_of(stage.events.begin(), stage.events.end(), on_it)) continue;
+      begin('M', "thread_name", rank);
+      fmt::format_to(out(), ",\"tid\":{},\"args\":{{\"name\":{}}}}}", s,
+                     json_string(stream_name(cluster_, s)));
+      begin('M', "thread_sort_index", rank);
+      fmt::format_to(out(), ",\"tid\":{},\"args\":{{\"sort_index\":{}}}}}", s, s);
+    }
+    for (const TimelineEvent& e : stage.events) add_event(e, rank);
+    int64_t before = -1;
+    for (size_t p = 0; p < stage.memory.size(); ++p) {
+      // Of several changes at one time the last.
+      const MemoryPoint& point = stage.memory[p];
+      const int64_t at = nanoseconds(point.time);
+      if (p + 1 < stage.memory.size() && nanoseconds(stage.memory[p + 1].time) == at) continue;
+      if (point.bytes == before) continue;
+      before = point.bytes;
+      begin('C', "memory", rank);
+      fmt::format_to(out(), ",\"ts\":{},\"args\":{{\"bytes\":{}}}}}", microseconds(at),
+                     point.bytes);
+    }
+  }
+
+  void add_event(const TimelineEvent& e, int64_t rank) {
+    const Instr& instr = program_.instrs[static_cast<size_t>(e.instr)];
+    const int64_t start = nanoseconds(e.start), end = nanoseconds(e.start + e.seconds);
+    const bool collective = is_collective(instr.kind);
+    std::string name(name_of(instr));
+    const bool message = instr.kind == InstrKind::kSend || instr.kind == InstrKind::kReceive;
+    if (collective) name += " " + program_.mesh.axes[static_cast<size_t>(instr.axis)].name;
+    if (message) name += fmt::format(" chunk {}", instr.peer);
+    begin('X', name, rank);
+    fmt::format_to(out(), ",\"cat\":\"{}\",\"tid\":{},\"ts\":{},\"dur\":{},\"args\":{{",
+                   collective || message ? "communication" : name_of(instr.part), e.stream,
+                   microseconds(start), microseconds(end - start));
+    fmt::format_to(out(), "\"where\":{}", json_string(instr.where));
+    if (program_.stages() > 1) fmt::format_to(out(), ",\"chunk\":{}", instr.chunk);
+    if (!once_a_step(instr.part) && program_.micro_batches() > 1)
+      fmt::format_to(out(), ",\"micro-batch\":{}", e.micro_batch);
+    if (e.bucket >= 0) fmt::format_to(out(), ",\"bucket\":{}", e.bucket);
+    text_ += "}}";
+  }
+
+  const Program& program_;
+  const Cluster& cluster_;
+  const StepTimeline& timeline_;
+  std::string text_;
+  bool first_ = true;
+};
+
+}  // namespace
+
+std::string chrome_trace(const Program& program, const Cluster& cluster,
+                         const StepTimeline& timeline, const std::vector<int64_t>& ranks) {
+  return Trace(program, cluster, timeline).text(ranks);
+}
+
+}  // namespace cleave

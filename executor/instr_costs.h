@@ -1,0 +1,37 @@
+// What each instruction of a program takes on a cluster, by the planner's cost functions.
+#pragma once
+
+#include <vector>
+
+#include "executor/program.h"
+#include "planner/cluster.h"
+#include "planner/cost.h"
+
+namespace cleave {
+
+class InstrCosts {
+ public:
+  // Both must outlive it.
+  InstrCosts(const Program& program, const Cluster& cluster);
+
+  // Seconds of a whole instruction; 0 for a view and a receive. Of a send: until it arrives.
+  double seconds(size_t instr) const { return seconds_[instr]; }
+  // Bytes that one rank sends for one pair of a collective.
+  double bytes(size_t instr, size_t pair) const;
+  // Seconds of a collective that moves pairs which send these bytes.
+  double collective_seconds(size_t instr, double bytes) const;
+
+ private:
+  double compute_seconds(const Instr& instr) const;
+  double whole(size_t i) const;
+
+  const Program& program_;
+  const Cluster& cluster_;
+  std::vector<AxisLinks> links_;  // by mesh axis
+  std::vector<double> seconds_;
+};
+
+// The planner's name of a collective or local step. The instruction is no compute and no copy.
+StepKind step_kind(InstrKind kind);
+
+}  // namespace cleave
