@@ -166,6 +166,7 @@ void check_sources(const Program& p) {
     if (!kept) continue;
     if (!known(s.final)) refuse(subject, "it has no final value");
     const ProgramTensor& f = p.tensor(s.final);
+    if (f.ring.axis >= 0) refuse(subject, "it ends in the middle of a ring");
     if (f.buffer != t.buffer || f.layout != t.layout || f.geometry != t.geometry ||
         f.dtype != t.dtype) {
       refuse(subject, "it ends as {} (buffer {}, {}), not where and as it began (buffer {}, {})",
@@ -175,6 +176,9 @@ void check_sources(const Program& p) {
   for (const ProgramOutput& o : p.outputs) {
     if (!known(o.tensor)) refuse("output " + o.name, "there is no tensor {}", o.tensor);
     const Layout& layout = p.tensor(o.tensor).layout;
+    if (p.tensor(o.tensor).ring.axis >= 0) {
+      refuse("output " + o.name, "it is in the middle of a ring");
+    }
     for (const Placement& placement : layout.placements) {
       if (!placement.is_replicate()) {
         refuse("output " + o.name, "it is {}, must be replicated", to_string(layout, p.mesh));

@@ -35,6 +35,7 @@ class InstrTyping {
     } else {
       check_movement();
     }
+    check_ring();
   }
 
  private:
@@ -120,11 +121,104 @@ class InstrTyping {
     }
   }
 
+  // --- rings -------------------------------------------------------------------------------------
+
+  bool moves(const OperandDims& dims) const {
+    const int f = instr_.ring.letter == 0 ? -1 : instr_.signature->factor(instr_.ring.letter);
+    return f >= 0 && std::any_of(dims.begin(), dims.end(), [&](const DimFactors& d) {
+             return std::find(d.begin(), d.end(), static_cast<int8_t>(f)) != d.end();
+           });
+  }
+
+  void expect_ring(const ProgramTensor& t, const RingState& want) {
+    if (t.ring == want) return;
+    refuse(subject_, "{} is at step {} of a ring with {} merged, must be at {} with {}", t.name,
+           t.ring.step, t.ring.merged, want.step, want.merged);
+  }
+
+  // In which state of a ring each operand and result is. Outside of rings, in none.
+  void check_ring() {
+    const auto [axis, letter, step] = instr_.ring;
+    if (instr_.kind == InstrKind::kShift) {
+      const auto along = static_cast<int8_t>(instr_.axis);
+      for (size_t i = 0; i < instr_.in.size(); ++i) {
+        const RingState& from = in(i).ring;
+        if (from.axis >= 0 && (from.axis != along || !from.moves)) {
+          refuse(subject_, "{} does not pass round axis {}", in(i).name, axis_name(size_t(along)));
+        }
+        expect_ring(out(i), shifted(from, along, p_.mesh));
+      }
+    } else if (instr_.kind == InstrKind::kCopy) {
+      for (size_t i = 0; i < instr_.in.size(); ++i) expect_ring(out(i), in(i).ring);
+    } else if (instr_.kind != InstrKind::kCompute || axis < 0) {
+      for (size_t i = 0; i < instr_.in.size(); ++i) expect_ring(in(i), {});
+      for (size_t i = 0; i < instr_.out.size(); ++i) expect_ring(out(i), {});
+    } else if (letter != 0) {
+      const RingState moved = step == 0 ? RingState{} : RingState{axis, step, 0, true};
+      for (size_t i = 0; i < instr_.in.size(); ++i) {
+        expect_ring(in(i), moves(instr_.signature->inputs()[i]) ? moved : RingState{});
+      }
+      for (size_t i = 0; i < instr_.out.size(); ++i) {
+        expect_ring(out(i), {axis, step, 1, moves(instr_.signature->outputs()[i])});
+      }
+    } else {
+      const size_t results = instr_.out.size();
+      if (step < 1 || instr_.in.size() != 2 * results) refuse(subject_, "nothing to merge");
+      for (size_t i = 0; i < results; ++i) {
+        const bool moved = in(results + i).ring.moves;
+        expect_ring(in(i), {axis, moved ? step : step - 1, step, moved});
+        expect_ring(in(results + i), {axis, step, 1, moved});
+        expect_ring(out(i), merged_ring(in(results + i).ring, p_.mesh));
+      }
+    }
+  }
+
+  // The ring of a step: its letter has one atom that divides, is not split otherwise, and is the
+  // one that the op merges over; the axis splits what stays.
+  void check_ring_letter() {
+    const auto [axis, letter, step] = instr_.ring;
+    if (axis < 0) return;
+    if (static_cast<size_t>(axis) >= p_.mesh.axes.size())
+      refuse(subject_, "there is no axis {}", axis);
+    const int64_t parts = p_.mesh.axes[static_cast<size_t>(axis)].size;
+    if (step < 0 || step >= parts) refuse(subject_, "a ring of {} has no step {}", parts, step);
+    if (letter == 0) return;
+    const int f = instr_.signature->factor(letter);
+    if (f < 0 || instr_.op->merge == nullptr || instr_.op->merges != letter) {
+      refuse(subject_, "{} does not merge over '{}'", instr_.op->name, letter);
+    }
+    const auto& atoms = instr_.letter_atoms[static_cast<size_t>(f)];
+    if (atoms.size() != 1 || atoms[0] % parts != 0) {
+      refuse(subject_, "'{}' of {} does not divide by axis {} of {}", letter, atoms_text(atoms),
+             axis_name(static_cast<size_t>(axis)), parts);
+    }
+    for (size_t a = 0; a < instr_.splits.size(); ++a) {
+      const Split& split = instr_.splits[a];
+      if (split.letter == letter || (static_cast<int8_t>(a) == axis && split.letter == 0)) {
+        refuse(subject_, "axis {} splits '{}' in a ring of '{}'", axis_name(a),
+               split.letter == 0 ? '-' : split.letter, letter);
+      }
+    }
+    const auto stays = static_cast<int8_t>(
+        instr_.signature->factor(instr_.splits[static_cast<size_t>(axis)].letter));
+    for (const auto* list : {&instr_.signature->inputs(), &instr_.signature->outputs()}) {
+      for (const OperandDims& dims : *list) {
+        bool stay = false;
+        for (const DimFactors& d : dims) stay |= std::find(d.begin(), d.end(), stays) != d.end();
+        if ((stay && moves(dims)) ||
+            (list == &instr_.signature->outputs() && !stay && !moves(dims))) {
+          refuse(subject_, "'{}' is no ring of '{}'", instr_.signature->text(), letter);
+        }
+      }
+    }
+  }
+
   void check_splits() {
     if (instr_.splits.size() != p_.mesh.axes.size()) {
       refuse(subject_, "it has {} splits for {} mesh axes", instr_.splits.size(),
              p_.mesh.axes.size());
     }
+    check_ring_letter();
     auto rest = instr_.letter_atoms;  // what earlier axes left of each atom
     for (size_t a = 0; a < instr_.splits.size(); ++a) {
       const Split& split = instr_.splits[a];
@@ -180,12 +274,18 @@ class InstrTyping {
              axis_name(a), p_.mesh.axes[a].size);
     }
     size /= p_.mesh.axes[a].size;
+    const bool ring = static_cast<int8_t>(a) == instr_.ring.axis;
+    const auto moving = [&](const OperandDims& dims, const ProgramTensor& t) {
+      return ring && moves(dims) ? atom_index(dims, s.factor(instr_.ring.letter), 0, t) : -1;
+    };
     for (size_t i = 0; i < instr_.in.size(); ++i) {
-      const int atom = atom_index(s.inputs()[i], f, split.atom, in(i));
+      const int atom =
+          std::max(atom_index(s.inputs()[i], f, split.atom, in(i)), moving(s.inputs()[i], in(i)));
       expect(in(i), a, atom < 0 ? Placement::replicate() : Placement::shard(atom));
     }
     for (size_t i = 0; i < instr_.out.size(); ++i) {
-      const int atom = atom_index(s.outputs()[i], f, split.atom, out(i));
+      const int atom = std::max(atom_index(s.outputs()[i], f, split.atom, out(i)),
+                                moving(s.outputs()[i], out(i)));
       expect(out(i), a,
              atom >= 0            ? Placement::shard(atom)
              : s.reduced_in(f, i) ? Placement::partial(factor.reduction)
@@ -295,6 +395,10 @@ class InstrTyping {
           refuse(subject_, "{} and {} are split alike", in(i).name, out(i).name);
         }
         break;
+      case InstrKind::kShift:
+        need_shard(in(i), axis);
+        expect(out(i), axis, from);
+        break;
       case InstrKind::kSlice:
         expect(in(i), axis, Placement::replicate());
         need_shard(out(i), axis);
@@ -305,6 +409,7 @@ class InstrTyping {
         break;
       default: break;
     }
+    if (instr_.kind == InstrKind::kShift) return;  // whole parts move, however they are cut further
     if (from.is_shard()) check_last(in(i), axis);
     if (to.is_shard()) check_last(out(i), axis);
   }

@@ -25,6 +25,12 @@ CollectiveTensor collective_tensor(const Program& program, const Instr& instr, s
   const auto axis = static_cast<size_t>(instr.axis);
   const int from = in.layout.placements[axis].atom, to = out.layout.placements[axis].atom;
   std::vector<int64_t> sizes = in.layout.local_atoms(program.mesh);
+  if (instr.kind == InstrKind::kShift) {
+    CollectiveTensor part;
+    part.dtype = in.dtype;
+    part.sizes[4] = numel(sizes);
+    return part;
+  }
   if (from >= 0) sizes[static_cast<size_t>(from)] *= program.mesh.axes[axis].size;
 
   // The first atom that is cut becomes size 1, the second size 3; what lies around them is folded.
@@ -56,6 +62,7 @@ std::string to_string(const std::vector<CollectiveCount>& counts, const Mesh& me
 }
 
 double bytes_sent(InstrKind kind, int64_t bytes, int64_t ranks) {
+  if (kind == InstrKind::kShift) return static_cast<double>(bytes);
   const double part =
       static_cast<double>(bytes) * static_cast<double>(ranks - 1) / static_cast<double>(ranks);
   return kind == InstrKind::kAllReduce ? 2 * part : part;
@@ -109,6 +116,7 @@ void Communicator::run(InstrKind kind, int32_t axis, Reduction reduction,
     case InstrKind::kAllGather: all_gather(axis, tensors); break;
     case InstrKind::kReduceScatter: reduce_scatter(axis, reduction, tensors); break;
     case InstrKind::kAllToAll: all_to_all(axis, tensors); break;
+    case InstrKind::kShift: shift(axis, tensors); break;
     default: CLEAVE_ASSERT(false, "{} is not a collective", name_of(kind));
   }
   const int64_t ranks = mesh_.axes[static_cast<size_t>(axis)].size;

@@ -43,7 +43,7 @@ struct CollectiveCount {
 std::string to_string(const std::vector<CollectiveCount>& counts, const Mesh& mesh);
 
 // Bytes that one rank of `ranks` sends. `bytes`: of the tensor that the group holds together; of
-// an all-to-all, of one rank's part.
+// an all-to-all and a shift, of one rank's part.
 double bytes_sent(InstrKind kind, int64_t bytes, int64_t ranks);
 
 // Ordered by kind, then axis.
@@ -98,6 +98,9 @@ class Communicator {
   virtual void all_to_all(int32_t axis, std::span<const CollectiveTensor> tensors) = 0;
   virtual void put(const Message& message, std::span<const std::byte> bytes) = 0;
   virtual void take(const Message& message, std::span<std::byte> bytes) = 0;
+  // `out` becomes the `in` of the rank before, the last one's for the first. Nothing is cut:
+  // `sizes` are those of one part.
+  virtual void shift(int32_t axis, std::span<const CollectiveTensor> tensors) = 0;
   const Mesh& mesh() const { return mesh_; }
 
  private:

@@ -8,9 +8,11 @@
 #include "executor/buffers.h"
 #include "executor/memory_layout.h"
 #include "executor/stages.h"
+#include "executor/typing.h"
 #include "graph/error.h"
 #include "planner/bundles.h"
 #include "planner/expansion.h"
+#include "planner/ring.h"
 
 namespace cleave {
 
@@ -20,6 +22,7 @@ InstrKind kind_of(StepKind kind) {
     case StepKind::kAllGather: return InstrKind::kAllGather;
     case StepKind::kReduceScatter: return InstrKind::kReduceScatter;
     case StepKind::kAllToAll: return InstrKind::kAllToAll;
+    case StepKind::kShift: return InstrKind::kShift;
     case StepKind::kSlice: return InstrKind::kSlice;
     case StepKind::kMask: return InstrKind::kMask;
   }
@@ -301,17 +304,13 @@ class Lowering {
       add_expanded(n, in);
       return;
     }
-    Instr instr;
-    instr.op = node.op;
-    instr.signature = node.signature;
-    instr.attrs = node.attrs;
-    instr.node = n;
-    instr.where = where(n);
-    instr.in = in;
-    for (const MemberSplit::OnAxis& on : plan.axes) {
-      instr.splits.push_back(split_of(*node.signature, on.factor, on.atom, on.partial));
+    const auto ring = std::find_if(plan.axes.begin(), plan.axes.end(),
+                                   [](const auto& on) { return on.ring >= 0; });
+    if (ring != plan.axes.end()) {
+      add_ring(n, static_cast<int8_t>(ring - plan.axes.begin()), in);
+      return;
     }
-    set_letter_atoms(instr, plan_.dimensions->factors[static_cast<size_t>(n)]);
+    Instr instr = compute_instr(n, in);
     for (size_t o = 0; o < node.outputs.size(); ++o) {
       const Value v = node.outputs[o];
       const TensorId t = add_tensor(graph_.type(v).dtype, plan_.layout(v, 0), name(v));
@@ -320,6 +319,22 @@ class Lowering {
       if (const Value target = node.overwrites(o); target != kNoValue) wish(t, target, in);
     }
     add_instr(std::move(instr));
+  }
+
+  Instr compute_instr(NodeId n, const std::vector<TensorId>& in) const {
+    const Node& node = graph_.node(n);
+    Instr instr;
+    instr.op = node.op;
+    instr.signature = node.signature;
+    instr.attrs = node.attrs;
+    instr.node = n;
+    instr.where = where(n);
+    instr.in = in;
+    for (const MemberSplit::OnAxis& on : plan_.nodes[static_cast<size_t>(n)].axes) {
+      instr.splits.push_back(split_of(*node.signature, on.factor, on.atom, on.partial));
+    }
+    set_letter_atoms(instr, plan_.dimensions->factors[static_cast<size_t>(n)]);
+    return instr;
   }
 
   static Split split_of(const Signature& signature, int factor, int8_t atom, bool partial) {
@@ -346,6 +361,108 @@ class Lowering {
       if (best < 0 || std::find(in.begin(), in.end(), candidate) != in.end()) best = candidate;
     }
     if (best >= 0) wishes_.push_back({.tensor = t, .target = best, .in_place = true});
+  }
+
+  // One part of the factor that passes round after the other. The next part is sent for before this
+  // one is worked on.
+  void add_ring(NodeId n, int8_t axis, std::vector<TensorId> in) {
+    const Node& node = graph_.node(n);
+    const MemberSplit::OnAxis& on = plan_.nodes[static_cast<size_t>(n)].axes[size_t(axis)];
+    const auto parts = static_cast<int32_t>(plan_.mesh.axes[static_cast<size_t>(axis)].size);
+    std::vector<size_t> moving_in, moving_out;
+    for (size_t i = 0; i < in.size(); ++i) {
+      if (carries(node.signature->inputs()[i], on.ring)) moving_in.push_back(i);
+    }
+    for (size_t o = 0; o < node.outputs.size(); ++o) {
+      if (carries(node.signature->outputs()[o], on.ring)) moving_out.push_back(o);
+    }
+    std::vector<TensorId> merged;
+    for (int32_t step = 0; step < parts; ++step) {
+      Instr instr = compute_instr(n, in);
+      instr.ring = {axis, node.signature->factors()[static_cast<size_t>(on.ring)].letter, step};
+      if (step + 1 < parts) shift(n, axis, moving_in, in);
+      for (size_t o = 0; o < node.outputs.size(); ++o) {
+        const Value v = node.outputs[o];
+        instr.out.push_back(add_tensor(graph_.type(v).dtype, plan_.layout(v, 0), name(v)));
+        const bool moves = carries(node.signature->outputs()[o], on.ring);
+        program_.tensors.back().ring = {axis, step, 1, moves};
+      }
+      const std::vector<TensorId> found = instr.out;
+      add_instr(std::move(instr));
+      merged = step == 0 ? found : merge(n, axis, step, merged, found);
+      shift(n, axis, moving_out, merged);
+    }
+    for (size_t o = 0; o < node.outputs.size(); ++o) tensor(node.outputs[o], 0) = merged[o];
+  }
+
+  // Sends these of the tensors one rank on.
+  void shift(NodeId n, int8_t axis, const std::vector<size_t>& which,
+             std::vector<TensorId>& tensors) {
+    if (which.empty()) return;
+    Instr instr;
+    instr.kind = InstrKind::kShift;
+    instr.axis = axis;
+    instr.where = where(n);
+    for (size_t i : which) {
+      const ProgramTensor from = program_.tensor(tensors[i]);
+      instr.in.push_back(tensors[i]);
+      tensors[i] = add_tensor(from.dtype, from.layout, from.name);
+      program_.tensors.back().ring = shifted(from.ring, axis, program_.mesh);
+      instr.out.push_back(tensors[i]);
+    }
+    add_instr(std::move(instr));
+  }
+
+  // The results of all steps so far, of those before and of the last one.
+  std::vector<TensorId> merge(NodeId n, int8_t axis, int32_t step,
+                              const std::vector<TensorId>& before,
+                              const std::vector<TensorId>& found) {
+    const Node& node = graph_.node(n);
+    std::vector<TensorId> result(before.size(), -1);
+    for (const RingMerge& m : ring_merges(node)) {
+      Instr instr;
+      instr.op = node.op->merge;
+      instr.signature = m.signature;
+      instr.attrs = node.attrs;
+      instr.node = n;
+        instr.where = where(n);
+      instr.ring = {axis, 0, step};
+      for (int8_t f : m.factors) {
+        instr.letter_atoms.emplace_back();
+        for (const Atom& a : plan_.dimensions->factors[static_cast<size_t>(n)][size_t(f)]) {
+          instr.letter_atoms.back().push_back(a.size);
+        }
+      }
+      for (const MemberSplit::OnAxis& on : plan_.nodes[static_cast<size_t>(n)].axes) {
+        const auto letter = [&](int f) {
+          return f < 0 ? 0 : node.signature->factors()[static_cast<size_t>(f)].letter;
+        };
+        Split split;
+        for (const auto& [f, atom] :
+             {std::pair(on.factor, on.atom), std::pair(on.ring, int8_t{0})}) {
+          if (f >= 0 && m.signature->factor(static_cast<char>(letter(f))) >= 0) {
+            split = {static_cast<char>(letter(f)), atom, false};
+          }
+        }
+        instr.splits.push_back(split);
+      }
+      for (const auto* list : {&before, &found}) {
+        for (size_t o : m.outputs) instr.in.push_back((*list)[o]);
+      }
+      for (size_t a = 0; a < instr.splits.size(); ++a) {
+        const ProgramTensor& t = program_.tensor(instr.in[0]);
+        if (t.layout.placements[a].is_partial()) instr.splits[a].partial = true;
+      }
+      for (size_t o : m.outputs) {
+        const ProgramTensor from = program_.tensor(before[o]);
+        result[o] = add_tensor(from.dtype, from.layout, from.name);
+        program_.tensors.back().ring = merged_ring(program_.tensor(found[o]).ring, program_.mesh);
+        instr.out.push_back(result[o]);
+        wishes_.push_back({.tensor = result[o], .target = before[o], .in_place = true});
+      }
+      add_instr(std::move(instr));
+    }
+    return result;
   }
 
   // An op written out: each part is split along the classes that its split means, and its partial

@@ -14,6 +14,7 @@ std::string_view name_of(InstrKind kind) {
     case InstrKind::kAllGather: return "all-gather";
     case InstrKind::kReduceScatter: return "reduce-scatter";
     case InstrKind::kAllToAll: return "all-to-all";
+    case InstrKind::kShift: return "shift";
     case InstrKind::kSlice: return "slice";
     case InstrKind::kMask: return "mask";
     case InstrKind::kCopy: return "copy";
@@ -91,7 +92,8 @@ int32_t slots_of(const Program& program, int32_t chunk) {
 
 bool is_collective(InstrKind kind) {
   return kind == InstrKind::kAllReduce || kind == InstrKind::kAllGather ||
-         kind == InstrKind::kReduceScatter || kind == InstrKind::kAllToAll;
+         kind == InstrKind::kReduceScatter || kind == InstrKind::kAllToAll ||
+         kind == InstrKind::kShift;
 }
 
 std::vector<Extent> local_extents(const Instr& instr, const Mesh& mesh,
@@ -119,6 +121,14 @@ std::vector<Extent> local_extents(const Instr& instr, const Mesh& mesh,
     extent.local /= ranks;
     parts[atom] /= ranks;
   }
+  if (instr.ring.letter != 0) {
+    const auto axis = static_cast<size_t>(instr.ring.axis);
+    const int64_t ranks = mesh.axes[axis].size;
+    Extent& extent = extents[static_cast<size_t>(instr.signature->factor(instr.ring.letter))];
+    extent.cuts.push_back(
+        {.parts = ranks, .index = (coordinates[axis] - instr.ring.step + ranks) % ranks});
+    extent.local /= ranks;
+  }
   return extents;
 }
 
@@ -137,6 +147,10 @@ std::string describe(const Program& program, TensorId t) {
       fmt::format("{} {}{}", tensor.name, name_of(tensor.dtype), to_string(tensor.geometry.shape));
   if (!program.mesh.axes.empty()) {
     text += fmt::format(" {}", to_string(tensor.layout, program.mesh));
+  }
+  if (const RingState& r = tensor.ring; r.axis >= 0) {
+    text += fmt::format(" {} {}", r.moves ? "after" : "step", r.step);
+    if (r.merged > 0) text += fmt::format(" of {}", r.merged);
   }
   return text;
 }
@@ -163,6 +177,12 @@ std::string describe_splits(const Program& program, const Instr& instr) {
     if (f >= 0 && instr.letter_atoms[static_cast<size_t>(f)].size() > 1) {
       text += fmt::format(".{}", s.atom);
     }
+  }
+  if (instr.ring.axis >= 0) {
+    text += fmt::format("{}ring {}: ", text.empty() ? " [" : ", ",
+                        program.mesh.axes[static_cast<size_t>(instr.ring.axis)].name);
+    text += instr.ring.letter == 0 ? std::string("merge")
+                                   : fmt::format("{} step {}", instr.ring.letter, instr.ring.step);
   }
   return text.empty() ? text : text + "]";
 }

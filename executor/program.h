@@ -14,6 +14,17 @@ namespace cleave {
 
 using TensorId = int32_t;
 
+// Where a tensor stands in a ring along a mesh axis (see Instr::Ring).
+struct RingState {
+  int8_t axis = -1;  // -1: in none, as tensors are between nodes
+  // What moves is held by the rank that lies this many places after the one whose part it is; of
+  // what stays, the step that was merged last.
+  int32_t step = 0;
+  int32_t merged = 0;  // results of so many steps; 0: no partial result
+  bool moves = false;
+  bool operator==(const RingState&) const = default;
+};
+
 // A typed local tensor: what the whole value is, and which part of it a rank holds.
 struct ProgramTensor {
   DType dtype = DType::kF32;
@@ -22,6 +33,7 @@ struct ProgramTensor {
   int32_t buffer = -1;  // several tensors share a buffer: views, and in-place versions
   Geometry geometry;    // how the local tensor lies in its buffer
   int32_t chunk = 0;    // whose instructions make and read it
+  RingState ring = {};
 };
 
 struct Buffer {
@@ -68,6 +80,7 @@ enum class InstrKind : uint8_t {
   kAllGather,      // shard -> replicate
   kReduceScatter,  // partial -> shard
   kAllToAll,       // shard -> shard of another atom
+  kShift,          // each rank's part goes to the next rank of the axis
   kSlice,          // replicate -> shard, no communication
   kMask,           // replicate -> partial sum: the first rank of the group keeps the value, the
                    // others hold zeros; no communication
@@ -89,6 +102,15 @@ struct Instr {
   std::vector<Split> splits;                       // one a mesh axis
   // The node it came from; -1: added by lowering. Of a send and its receive: the transfer.
   NodeId node = kNoNode;
+  // One of the steps in which a node sees one part of a factor after the other: at step i a rank
+  // with coordinate c has part c - i. Or, without a letter, the merging of a step's results (the
+  // second half of the operands) with those of the steps before.
+  struct Ring {
+    int8_t axis = -1;  // -1: none of it
+    char letter = 0;   // of the factor that passes round: of one atom
+    int32_t step = 0;
+  };
+  Ring ring = {};
   // Collectives, kSlice, kMask: the mesh axis. A collective moves all its pairs (in[i], out[i]) at
   // once.
   int32_t axis = -1;

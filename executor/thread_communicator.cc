@@ -328,6 +328,18 @@ void ThreadCommunicator::all_to_all(int32_t axis, std::span<const CollectiveTens
   exchange(InstrKind::kAllToAll, axis, tensors);
 }
 
+void ThreadCommunicator::shift(int32_t axis, std::span<const CollectiveTensor> tensors) {
+  Rendezvous& g = meet({InstrKind::kShift, axis, Reduction::kSum, tensors});
+  const size_t ranks = g.ranks.size();
+  const auto me = static_cast<size_t>(mesh().coordinates(rank_)[static_cast<size_t>(axis)]);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    find_inputs(g, i);
+    std::memcpy(tensors[i].out, peers_[(me + ranks - 1) % ranks],
+                static_cast<size_t>(tensors[i].bytes()));
+  }
+  g.wait();
+}
+
 void ThreadCommunicator::exchange(InstrKind kind, int32_t axis,
                                   std::span<const CollectiveTensor> tensors) {
   Rendezvous& g = meet({kind, axis, Reduction::kSum, tensors, {}});

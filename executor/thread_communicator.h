@@ -78,6 +78,7 @@ class ThreadCommunicator : public Communicator {
   void all_to_all(int32_t axis, std::span<const CollectiveTensor> tensors) override;
   void put(const Message& message, std::span<const std::byte> bytes) override;
   void take(const Message& message, std::span<std::byte> bytes) override;
+  void shift(int32_t axis, std::span<const CollectiveTensor> tensors) override;
 
  private:
   // Announces the request and waits until the whole group has made the same.

@@ -33,6 +33,20 @@ std::vector<TensorType> local_input_types(const Program& program, const Instr& i
   return types;
 }
 
+RingState shifted(RingState from, int8_t axis, const Mesh& mesh) {
+  const auto parts = static_cast<int32_t>(mesh.axes[static_cast<size_t>(axis)].size);
+  if (from.axis < 0) from = {.axis = axis, .step = 0, .merged = 0, .moves = true};
+  from.step = (from.step + 1) % parts;
+  const bool whole = from.merged == 0 || from.merged == parts;
+  return from.step == 0 && whole ? RingState{} : from;
+}
+
+RingState merged_ring(RingState found, const Mesh& mesh) {
+  const auto parts = static_cast<int32_t>(mesh.axes[static_cast<size_t>(found.axis)].size);
+  found.merged = found.step + 1;
+  return found.merged == parts && !found.moves ? RingState{} : found;
+}
+
 ByteRange byte_range(const Geometry& geometry, DType dtype) {
   int64_t low = geometry.offset, high = geometry.offset + 1;
   for (size_t d = 0; d < geometry.shape.size(); ++d) {

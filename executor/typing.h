@@ -30,6 +30,11 @@ ByteRange byte_range(const Geometry& geometry, DType dtype);
 // Whether the two tensors may share memory: same buffer, overlapping ranges.
 bool may_overlap(const ProgramTensor& a, const ProgramTensor& b);
 
+// The state of a tensor after the ranks of the axis have passed it on once, and of the results of
+// all steps up to that of `found`, the results of one. What is complete and at home is in no ring.
+RingState shifted(RingState from, int8_t axis, const Mesh& mesh);
+RingState merged_ring(RingState found, const Mesh& mesh);
+
 // The checks of one tensor by itself, and of one instruction's placements; see check(). They throw
 // InternalError.
 void check_tensor(const Program& program, TensorId t);

@@ -106,6 +106,11 @@ struct OpDef {
   BytesFn bytes = bytes_from_factors;  // memory traffic
   GradFn grad = nullptr;               // null: not differentiable
   SplitFn split = nullptr;             // how a whole factor is split after all; null: it is not
+  // The op over the factor with this letter in parts, one part after the other: `merge` makes of
+  // the results over some parts and those over others the results over both. It takes all results
+  // of the one, then of the other, or, when it has one output, each result by itself.
+  const OpDef* merge = nullptr;
+  char merges = 0;
   ViewFn view = nullptr;  // outputs share input 0's storage when their geometry allows it
   // For in-place forms that overwrite only part of their target and read none of it (writing
   // through a slice): the part, as a view of input 0. Null: the whole target is written.

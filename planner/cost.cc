@@ -130,6 +130,7 @@ std::string_view name_of(StepKind kind) {
     case StepKind::kAllGather: return "all-gather";
     case StepKind::kReduceScatter: return "reduce-scatter";
     case StepKind::kAllToAll: return "all-to-all";
+    case StepKind::kShift: return "shift";
     case StepKind::kSlice: return "local slice";
     case StepKind::kMask: return "local mask";
   }
@@ -230,6 +231,11 @@ double straight_seconds_a_byte(const AxisLinks& links) {
 double collective_seconds(StepKind kind, double bytes, const AxisLinks& links,
                           Algorithm algorithm) {
   if (links.ranks <= 1 || !is_collective(kind)) return 0;
+  if (kind == StepKind::kShift) {  // one message, of all ranks at once
+    if (algorithm != Algorithm::kRing) return kInfinity;
+    const double latency = *std::max_element(links.latency.begin(), links.latency.end());
+    return links.start + latency + bytes / links.ring_bandwidth();
+  }
   switch (algorithm) {
     case Algorithm::kRing: {
       const double times = kind == StepKind::kAllReduce ? 2 : 1;

@@ -32,7 +32,15 @@ double product_efficiency(const Cluster& cluster, DType dtype, double batch, dou
 
 // --- Collectives ---------------------------------------------------------------------------------
 
-enum class StepKind : uint8_t { kAllReduce, kAllGather, kReduceScatter, kAllToAll, kSlice, kMask };
+enum class StepKind : uint8_t {
+  kAllReduce,
+  kAllGather,
+  kReduceScatter,
+  kAllToAll,
+  kShift,  // every rank sends its part to the next one: inside ops only
+  kSlice,
+  kMask
+};
 std::string_view name_of(StepKind kind);  // "all-reduce"
 bool is_collective(StepKind kind);
 

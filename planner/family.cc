@@ -7,6 +7,7 @@
 
 #include "graph/error.h"
 #include "planner/remake.h"
+#include "planner/ring.h"
 
 namespace cleave {
 namespace {
@@ -27,8 +28,9 @@ std::optional<std::vector<int64_t>> local_extents(const std::vector<std::vector<
     for (size_t k = 0; k < factors[f].size(); ++k) {
       int64_t atom = factors[f][k].size;
       for (size_t a = 0; a < s.axes.size(); ++a) {
-        if (s.axes[a].factor != static_cast<int>(f) || s.axes[a].atom != static_cast<int>(k))
-          continue;
+        const bool split =
+            s.axes[a].factor == static_cast<int>(f) && s.axes[a].atom == static_cast<int>(k);
+        if (!split && s.axes[a].ring != static_cast<int>(f)) continue;
         if (atom % mesh.axes[a].size != 0) return std::nullopt;
         atom /= mesh.axes[a].size;
       }
@@ -242,6 +244,11 @@ std::vector<AxisOption> Families::options(const Family& family, size_t axis) con
       result.push_back({.kind = AxisOption::Kind::kFactor,
                         .letter = small(node.signature->factors()[f].letter),
                         .atom = static_cast<int8_t>(k)});
+      const bool open = restrictions_.roles[axis] == AxisRole::kAny ||
+                        restrictions_.roles[axis] == AxisRole::kContext;
+      if (node.op->merge == nullptr || !open || node.signature->factors()[f].whole) continue;
+      result.push_back(result.back());
+      result.back().kind = AxisOption::Kind::kRing;
     }
   }
   return result;
@@ -288,6 +295,7 @@ std::optional<MemberSplit> Families::split(NodeId n, bool leader,
     MemberSplit::OnAxis on;
     on.partial = option.kind ==
                  (leader ? AxisOption::Kind::kPartialLeader : AxisOption::Kind::kPartialFollowers);
+    if (option.kind == AxisOption::Kind::kRing && !set_ring(n, option, on)) return std::nullopt;
     for (size_t f = 0; f < factors.size() && option.kind == AxisOption::Kind::kFactor; ++f) {
       const Factor& factor = node.signature->factors()[f];
       if (small(factor.letter) != option.letter) continue;
@@ -300,8 +308,39 @@ std::optional<MemberSplit> Families::split(NodeId n, bool leader,
     }
     s.axes.push_back(on);
   }
+  // One ring, of a factor that no other axis splits, and nothing written out.
+  for (const MemberSplit::OnAxis& ring : s.axes) {
+    if (ring.ring < 0) continue;
+    for (const MemberSplit::OnAxis& other : s.axes) {
+      if (&other != &ring &&
+          (other.ring >= 0 || other.expanded || other.partial || other.factor == ring.ring)) {
+        return std::nullopt;
+      }
+    }
+  }
   if (!set_placements(n, s) || !set_seconds(n, s)) return std::nullopt;
   return s;
+}
+
+bool Families::set_ring(NodeId n, const AxisOption& option, MemberSplit::OnAxis& on) const {
+  const Node& node = graph_.node(n);
+  const auto& factors = dims_.factors[static_cast<size_t>(n)];
+  int stays = -1;
+  for (size_t f = 0; f < factors.size(); ++f) {
+    if (small(node.signature->factors()[f].letter) == option.letter) stays = static_cast<int>(f);
+  }
+  const int moves = node.op->merge == nullptr ? -1 : node.signature->factor(node.op->merges);
+  if (!can_pass_round(node, stays, moves)) return false;
+  const auto& contradicts = dims_.contradicts[static_cast<size_t>(n)];
+  if (static_cast<size_t>(option.atom) >= factors[static_cast<size_t>(stays)].size() ||
+      factors[static_cast<size_t>(moves)].size() != 1 || contradicts[static_cast<size_t>(stays)] ||
+      contradicts[static_cast<size_t>(moves)]) {
+    return false;
+  }
+  on.factor = static_cast<int8_t>(stays);
+  on.atom = option.atom;
+  on.ring = static_cast<int8_t>(moves);
+  return true;
 }
 
 bool Families::set_placements(NodeId n, MemberSplit& s) const {
@@ -314,9 +353,12 @@ bool Families::set_placements(NodeId n, MemberSplit& s) const {
       const int at = on.factor < 0 ? -1
                                    : atom_in_operand(dims, dims_.values[static_cast<size_t>(v)],
                                                      factors, on.factor, on.atom);
+      const int moving = on.ring < 0 ? -1
+                                     : atom_in_operand(dims, dims_.values[static_cast<size_t>(v)],
+                                                       factors, on.ring, 0);
       if (on.partial && is_float(graph_.type(v).dtype)) q = Placement::partial();
-      if (at >= 0) {
-        q = Placement::shard(at);
+      if (at >= 0 || moving >= 0) {
+        q = Placement::shard(std::max(at, moving));
       } else if (output >= 0 && on.factor >= 0 && !on.expanded &&
                  node.signature->in_inputs(on.factor)) {
         q = Placement::partial(node.signature->factors()[static_cast<size_t>(on.factor)].reduction);
@@ -364,7 +406,49 @@ bool Families::set_seconds(NodeId n, MemberSplit& s) const {
     return true;
   }
   s.seconds = op_seconds(cluster_, *node.op, {*node.signature, *extents, node.attrs, in}, out);
+  for (size_t a = 0; a < s.axes.size(); ++a) {
+    if (s.axes[a].ring >= 0) add_ring_seconds(n, a, *extents, in, out, s);
+  }
   return true;
+}
+
+// All ranks compute a part, merge its results with those so far, and pass on what moves: operands
+// before the last part, results after each, so that they end where they began.
+void Families::add_ring_seconds(NodeId n, size_t axis, const std::vector<int64_t>& extents,
+                                const std::vector<TensorType>& in,
+                                const std::vector<TensorType>& out, MemberSplit& s) const {
+  const Node& node = graph_.node(n);
+  const int64_t parts = mesh_.axes[axis].size;
+  s.seconds *= static_cast<double>(parts);
+  const auto moving_bytes = [&](const std::vector<TensorType>& types,
+                                const std::vector<OperandDims>& dims) {
+    double bytes = 0;
+    for (size_t i = 0; i < types.size(); ++i) {
+      if (!carries(dims[i], s.axes[axis].ring)) continue;
+      bytes += static_cast<double>(numel(types[i].shape) * size_of(types[i].dtype));
+    }
+    return bytes;
+  };
+  const auto shift = [&](double bytes, int64_t times) {
+    if (bytes == 0) return;
+    Step step{.kind = StepKind::kShift, .axis = static_cast<int8_t>(axis), .to = {}};
+    step.bytes = bytes;
+    step.seconds = collective_seconds(step.kind, bytes, cluster_, mesh_, axis);
+    s.inner.insert(s.inner.end(), static_cast<size_t>(times), step);
+    s.seconds += static_cast<double>(times) * step.seconds;
+  };
+  shift(moving_bytes(in, node.signature->inputs()), parts - 1);
+  shift(moving_bytes(out, node.signature->outputs()), parts);
+  for (const RingMerge& merge : ring_merges(node)) {
+    std::vector<int64_t> sizes;
+    for (int8_t f : merge.factors) sizes.push_back(extents[static_cast<size_t>(f)]);
+    std::vector<TensorType> some, both;
+    for (size_t o : merge.outputs) some.push_back(out[o]);
+    both = some;
+    both.insert(both.end(), some.begin(), some.end());
+    s.seconds += static_cast<double>(parts - 1) *
+                 op_seconds(cluster_, *node.op->merge, {*merge.signature, sizes, node.attrs, both}, some);
+  }
 }
 
 bool Families::expanded_seconds(NodeId n, MemberSplit& s) const {

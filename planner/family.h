@@ -38,6 +38,8 @@ struct AxisOption {
     kPartialLeader,     // the leader passes partial sums through; its followers are not split
     kPartialFollowers,  // the followers pass partial sums through; the leader is not split
     kFactor,            // the factor with this letter (a small one) is split at this atom
+    kRing,  // the same, and so is the factor that OpDef::merges names: what carries that one passes
+            // from rank to rank, and each rank sees one part of it after the other
   };
   Kind kind = Kind::kReplicate;
   char letter = 0;
@@ -52,6 +54,7 @@ struct MemberSplit {
     int8_t atom = 0;
     bool partial = false;
     bool expanded = false;  // the factor is whole: OpDef::split writes the op out
+    int8_t ring = -1;       // the factor whose parts pass round; -1: none
     bool operator==(const OnAxis&) const = default;
   };
   std::vector<OnAxis> axes;
@@ -105,6 +108,10 @@ class Families {
                                    const std::vector<AxisOption>& choice) const;
   bool set_placements(NodeId n, MemberSplit& s) const;
   bool set_seconds(NodeId n, MemberSplit& s) const;
+  bool set_ring(NodeId n, const AxisOption& option, MemberSplit::OnAxis& on) const;
+  void add_ring_seconds(NodeId n, size_t axis, const std::vector<int64_t>& extents,
+                        const std::vector<TensorType>& in, const std::vector<TensorType>& out,
+                        MemberSplit& s) const;
   bool expanded_seconds(NodeId n, MemberSplit& s) const;
   bool allowed(NodeId leader, size_t axis, ClassId c) const;
   // Whether the family works on parameters, gradients and states rather than on the step's data.

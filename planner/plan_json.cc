@@ -21,6 +21,7 @@ std::string text_of(const AxisOption& o) {
     case AxisOption::Kind::kPartialLeader: return "partial";
     case AxisOption::Kind::kPartialFollowers: return "partial-backward";
     case AxisOption::Kind::kFactor: return fmt::format("{}{}", o.letter, o.atom);
+    case AxisOption::Kind::kRing: return fmt::format("ring-{}{}", o.letter, o.atom);
   }
   return "?";
 }

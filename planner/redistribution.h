@@ -19,7 +19,8 @@ struct Step {
   int8_t axis = 0;
   Placement to;      // on that axis, after the step
   double bytes = 0;  // sent by one rank: ring all-reduce of N bytes over t ranks 2N(t-1)/t,
-                     // all-gather and reduce-scatter N(t-1)/t, all-to-all of n local n(t-1)/t
+                     // all-gather and reduce-scatter N(t-1)/t, all-to-all of n local n(t-1)/t,
+                     // shift n
   double seconds = 0;
 };
 

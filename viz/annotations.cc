@@ -41,6 +41,7 @@ const char* colour_of(StepKind kind) {
     case StepKind::kAllGather: return colours::kAllGather;
     case StepKind::kReduceScatter: return colours::kReduceScatter;
     case StepKind::kAllToAll: return colours::kAllToAll;
+    case StepKind::kShift: return colours::kAllToAll;
     case StepKind::kSlice:
     case StepKind::kMask: break;
   }

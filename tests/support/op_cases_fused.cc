@@ -115,6 +115,13 @@ void add_attention(std::vector<OpCase>& cases) {
                .attrs = attrs,
                .in = {o, q, k, v, o, lse}});
   }
+  const TensorType o = f64({4, 8, 12, 8}), lse = f64({4, 8, 12});
+  cases.push_back(
+      {.op = &ops::attention_merge, .in = {o, lse, o, lse}, .in_place = {{0, 0}, {1, 1}}});
+  cases.push_back({.op = &ops::attention_merge,
+                   .factors = "bs(gr)V,bs(gr),bs(gr)V,bs(gr)->bs(gr)V,bs(gr)",
+                   .attrs = {{"r", int64_t{4}}},
+                   .in = {o, lse, o, lse}});
 }
 
 void add_dropout(std::vector<OpCase>& cases) {
