@@ -24,8 +24,10 @@ class Assigner {
       known = w;
       known.in_place = in_place;
     }
-    for (const ProgramSource& s : program_.sources)
+    for (const ProgramSource& s : program_.sources) {
       new_buffer(s.tensor, s.kind != SourceKind::kData);
+      program_.buffers.back().host = s.on_host;
+    }
     std::vector<Instr> instrs = std::move(program_.instrs);
     program_.instrs.clear();
     for (size_t i = 0; i < instrs.size(); ++i) {

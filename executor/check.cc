@@ -64,6 +64,17 @@ class DataFlow {
     const Instr& instr = p_.instrs[index];
     const std::string subject = describe_instr(p_, index);
     for (TensorId t : instr.in) need_readable(subject, t);
+    const auto on_host = [&](TensorId t) {
+      return p_.buffers[static_cast<size_t>(p_.tensor(t).buffer)].host;
+    };
+    for (const auto* list : {&instr.in, &instr.out}) {
+      for (TensorId t : *list) {
+        if (on_host(t) && instr.kind != InstrKind::kCopy) {
+          refuse(subject, "{} lies in the host's memory, which only copies touch",
+                 p_.tensor(t).name);
+        }
+      }
+    }
     const bool view = is_view(p_, instr);
     if (!view) check_shared_memory(instr, subject);
     for (TensorId t : instr.out) {
@@ -162,6 +173,9 @@ void check_sources(const Program& p) {
     const bool kept = s.kind != SourceKind::kData;
     if (p.buffers[static_cast<size_t>(t.buffer)].persistent != kept) {
       refuse(subject, "its buffer must {}be persistent", kept ? "" : "not ");
+    }
+    if (p.buffers[static_cast<size_t>(t.buffer)].host != s.on_host) {
+      refuse(subject, "its buffer must {}lie on the host", s.on_host ? "" : "not ");
     }
     if (!kept) continue;
     if (!known(s.final)) refuse(subject, "it has no final value");

@@ -237,6 +237,7 @@ class ArenaCheck {
       const auto b = static_cast<int32_t>(i);
       const Lifetime& life = lives_[i];
       if (p_.stage_of(buffer(b).chunk) != stage_ || life.last < 0 || buffer(b).bytes == 0) continue;
+      if (buffer(b).host) continue;
       if (buffer(b).persistent) {
         persistent_.push_back(b);
         continue;
@@ -343,7 +344,24 @@ void check_pipeline(const Program& p) {
   check_no_deadlock(p);
 }
 
+// Buffers on the host lie one after the other.
+static void check_host(const Program& p) {
+  std::vector<int64_t> end(static_cast<size_t>(p.stages()), 0);
+  for (size_t b = 0; b < p.buffers.size(); ++b) {
+    const Buffer& buffer = p.buffers[b];
+    if (!buffer.host) continue;
+    const auto stage = static_cast<size_t>(p.stage_of(buffer.chunk));
+    if (!buffer.persistent || buffer.offset < end[stage] || buffer.offset % kArenaAlignment != 0 ||
+        buffer.offset + buffer.bytes > p.memory[stage].host_bytes) {
+      refuse("host", "buffer {} at {} of {} bytes does not lie in the {} bytes there", b,
+             buffer.offset, buffer.bytes, p.memory[stage].host_bytes);
+    }
+    end[stage] = buffer.offset + buffer.bytes;
+  }
+}
+
 void check_arena(const Program& p) {
+  check_host(p);
   const auto lives = buffer_lifetimes(p);
   for (int32_t s = 0; s < p.stages(); ++s) ArenaCheck(p, lives, s).check();
 }

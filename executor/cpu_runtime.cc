@@ -116,6 +116,7 @@ class Rank {
         memory_(program.memory[static_cast<size_t>(stage_)]),
         options_(options),
         arena_(memory_.arena_bytes),
+        host_(memory_.host_bytes),
         communicator_(world, rank),
         team_(threads_of(program, options)),
         order_(step_order(program, stage_)),
@@ -192,7 +193,8 @@ class Rank {
 
  private:
   std::byte* buffer(const ProgramTensor& t, int64_t micro_batch) const {
-    return arena_.data() + p_.buffers[static_cast<size_t>(t.buffer)].offset_of(micro_batch);
+    const Buffer& b = p_.buffers[static_cast<size_t>(t.buffer)];
+    return (b.host ? host_ : arena_).data() + b.offset_of(micro_batch);
   }
 
   void run_part(const PartRun& run, const StepData& data) {
@@ -386,7 +388,7 @@ class Rank {
   const std::vector<int64_t> coordinates_;  // on the stage's mesh
   const StageMemory memory_;
   const RunOptions options_;
-  Arena arena_;
+  Arena arena_, host_;  // the device's memory, and the host's part
   ThreadCommunicator communicator_;
   ThreadTeam team_;
   const std::vector<PartRun> order_;

@@ -132,7 +132,8 @@ class Lowering {
                                 .tensor = t,
                                 .final = -1,
                                 .chunk = chunk_,
-                                .part = place().first});
+                                .part = place().first,
+                                .on_host = lies_on_host(s.value)});
     return t;
   }
 
@@ -153,9 +154,53 @@ class Lowering {
     }
   }
 
+  bool lies_on_host(Value v) const {
+    const int32_t s = graph_.value(v).source;
+    return s >= 0 && !plan_.on_host.empty() && plan_.on_host[static_cast<size_t>(s)];
+  }
+
+  // A copy between the host's memory and the device's, on either side.
+  TensorId host_copy(TensorId from, NodeId n) {
+    const ProgramTensor t = program_.tensor(from);
+    Instr copy;
+    copy.kind = InstrKind::kCopy;
+    copy.where = n == kNoNode ? t.name : where(n);
+    copy.in = {from};
+    copy.out = {add_tensor(t.dtype, t.layout, t.name)};
+    const TensorId out = copy.out[0];
+    add_instr(std::move(copy));
+    return out;
+  }
+
+  // What the node makes of states that lie on the host goes back there at once, when it lies as
+  // they do.
+  void store(NodeId n) {
+    for (Value v : graph_.node(n).outputs) {
+      for (size_t s = 0; s < graph_.sources().size() && !plan_.on_host.empty(); ++s) {
+        if (graph_.sources()[s].final != v || !plan_.on_host[s] || plan_.final_form[s] != 0)
+          continue;
+        const auto same = [&](const ProgramSource& p) {
+          return p.name == graph_.sources()[s].name;
+        };
+        store(*std::find_if(program_.sources.begin(), program_.sources.end(), same), tensor(v, 0),
+              n);
+      }
+    }
+  }
+
+  void store(ProgramSource& s, TensorId from, NodeId n) {
+    s.final = host_copy(from, n);
+    wishes_.push_back({.tensor = s.final, .target = s.tensor, .must = true});
+  }
+
   // A state that ends in another tensor wishes to end in its own memory.
   void finish_source(const Source& s, ProgramSource& p) {
     const auto index = static_cast<size_t>(graph_.value(s.value).source);
+    if (p.final >= 0) return;  // stored as soon as it was made
+    if (p.on_host) {
+      store(p, ensure(s.final, plan_.final_form[index]), graph_.value(s.final).producer);
+      return;
+    }
     p.final = s.final == s.value ? p.tensor : ensure(s.final, plan_.final_form[index]);
     if (p.final != p.tensor)
       wishes_.push_back({.tensor = p.final, .target = p.tensor, .must = true});
@@ -203,6 +248,7 @@ class Lowering {
       return tensor(v, f) = add_source(*s);
     CLEAVE_ASSERT(target.from >= 0, "%{} is read before it is made", v);
     TensorId t = ensure(v, target.from);
+    if (lies_on_host(v) && target.from == 0) t = host_copy(t, kNoNode);
     for (const Step& step : target.steps) t = add_step(v, t, step);
     return tensor(v, f) = t;
   }
@@ -297,8 +343,11 @@ class Lowering {
     const Node& node = graph_.node(n);
     const NodePlan& plan = plan_.nodes[static_cast<size_t>(n)];
     std::vector<TensorId> in;
-    for (size_t i = 0; i < node.inputs.size(); ++i)
+    for (size_t i = 0; i < node.inputs.size(); ++i) {
       in.push_back(ensure(node.inputs[i], plan.input_forms[i]));
+      if (lies_on_host(node.inputs[i]) && plan.input_forms[i] == 0)
+        in.back() = host_copy(in.back(), n);
+    }
     if (std::any_of(plan.axes.begin(), plan.axes.end(),
                     [](const auto& on) { return on.expanded; })) {
       add_expanded(n, in);
@@ -316,9 +365,20 @@ class Lowering {
       const TensorId t = add_tensor(graph_.type(v).dtype, plan_.layout(v, 0), name(v));
       instr.out.push_back(t);
       tensor(v, 0) = t;
-      if (const Value target = node.overwrites(o); target != kNoValue) wish(t, target, in);
+      const Value target = node.overwrites(o);
+      if (target == kNoValue) continue;
+      if (!lies_on_host(target)) {
+        wish(t, target, in);
+        continue;
+      }
+      // Over what was brought from the host.
+      const auto at = std::find(node.inputs.begin(), node.inputs.end(), target);
+      if (at == node.inputs.end()) continue;
+      const TensorId here = in[static_cast<size_t>(at - node.inputs.begin())];
+      wishes_.push_back({.tensor = t, .target = here, .in_place = true});
     }
     add_instr(std::move(instr));
+    store(n);
   }
 
   Instr compute_instr(NodeId n, const std::vector<TensorId>& in) const {
@@ -425,7 +485,7 @@ class Lowering {
       instr.signature = m.signature;
       instr.attrs = node.attrs;
       instr.node = n;
-        instr.where = where(n);
+      instr.where = where(n);
       instr.ring = {axis, 0, step};
       for (int8_t f : m.factors) {
         instr.letter_atoms.emplace_back();

@@ -185,6 +185,7 @@ StageItems stage_items(const Program& program, const std::vector<Lifetime>& life
     if (program.stage_of(buffer.chunk) != stage) continue;
     const auto id = static_cast<int32_t>(b);
     Lifetime life = lifetimes[b];
+    if (buffer.host) continue;
     if (buffer.persistent) {
       items.persistent.push_back(id);
       continue;
@@ -226,7 +227,7 @@ void plan_memory(Program& program) {
   const std::vector<Lifetime> lifetimes = buffer_lifetimes(program);
   const auto buffer = [&](int32_t b) -> Buffer& { return program.buffers[static_cast<size_t>(b)]; };
   program.memory.assign(static_cast<size_t>(program.stages()), {});
-  program.arena_bytes = program.workspace_bytes = 0;
+  program.arena_bytes = program.workspace_bytes = program.host_bytes = 0;
   for (size_t b = 0; b < lifetimes.size(); ++b) {
     program.buffers[b].first = lifetimes[b].first;
     program.buffers[b].last = lifetimes[b].last;
@@ -264,10 +265,16 @@ void plan_memory(Program& program) {
       }
     }
     StageMemory& memory = program.memory[static_cast<size_t>(s)];
+    for (Buffer& b : program.buffers) {
+      if (!b.host || program.stage_of(b.chunk) != s) continue;
+      b.offset = memory.host_bytes;
+      memory.host_bytes += aligned(b.bytes);
+    }
     memory.workspace_bytes = largest_workspace(program, s);
     memory.arena_bytes = bottom + placing.peak + aligned(memory.workspace_bytes);
     program.arena_bytes = std::max(program.arena_bytes, memory.arena_bytes);
     program.workspace_bytes = std::max(program.workspace_bytes, memory.workspace_bytes);
+    program.host_bytes = std::max(program.host_bytes, memory.host_bytes);
   }
 }
 

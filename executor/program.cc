@@ -205,7 +205,8 @@ std::string to_text(const Program& program) {
   for (size_t s = 0; pipeline && s < program.memory.size(); ++s)
     text += fmt::format("stage {}: arena {} bytes\n", s, program.memory[s].arena_bytes);
   for (const ProgramSource& s : program.sources) {
-    text += fmt::format("{} {}: {}\n", name_of(s.kind), s.name, describe(program, s.tensor));
+    text += fmt::format("{} {}: {}{}\n", name_of(s.kind), s.name, describe(program, s.tensor),
+                        s.on_host ? " on the host" : "");
   }
   for (size_t i = 0; i < program.instrs.size(); ++i) {
     const Instr& instr = program.instrs[i];

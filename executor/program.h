@@ -39,9 +39,11 @@ struct ProgramTensor {
 struct Buffer {
   int64_t bytes = 0;
   bool persistent = false;  // kept from step to step: parameters and states
+  bool host = false;        // in the host's memory; only copies touch it. Persistent
   int32_t chunk = 0;        // of its tensors
-  // Set by plan_memory. Where it lies in its stage's arena: of micro-batch m, at offset +
-  // m % slots * stride. There are several slots when micro-batches in flight hold it together.
+  // Set by plan_memory. Where it lies in its stage's arena, or its part of the host's: of
+  // micro-batch m, at offset + m % slots * stride. There are several slots when micro-batches in
+  // flight hold it together.
   int64_t offset = -1;
   int32_t slots = 1;
   int64_t stride = 0;
@@ -135,6 +137,7 @@ struct ProgramSource {
   // Of data: kForward, filled before every micro-batch's forward of the chunk; kUpdate, filled
   // before the update with what the last micro-batch was given.
   Part part = Part::kForward;
+  bool on_host = false;  // a state kept in the host's memory
 };
 
 struct ProgramOutput {
@@ -146,6 +149,7 @@ struct ProgramOutput {
 struct StageMemory {
   int64_t arena_bytes = 0;      // the peak
   int64_t workspace_bytes = 0;  // largest kernel workspace, part of arena_bytes
+  int64_t host_bytes = 0;       // in the host's memory
 };
 
 struct Program {
@@ -161,7 +165,7 @@ struct Program {
   std::vector<ProgramOutput> outputs;
   // By stage, and the largest of them; set by plan_memory.
   std::vector<StageMemory> memory;
-  int64_t arena_bytes = 0, workspace_bytes = 0;
+  int64_t arena_bytes = 0, workspace_bytes = 0, host_bytes = 0;
 
   ProgramTensor& tensor(TensorId t) { return tensors[static_cast<size_t>(t)]; }
   const ProgramTensor& tensor(TensorId t) const { return tensors[static_cast<size_t>(t)]; }

@@ -233,7 +233,10 @@ double collective_seconds(StepKind kind, double bytes, const AxisLinks& links,
   if (links.ranks <= 1 || !is_collective(kind)) return 0;
   if (kind == StepKind::kShift) {  // one message, of all ranks at once
     if (algorithm != Algorithm::kRing) return kInfinity;
-    const double latency = *std::max_element(links.latency.begin(), links.latency.end());
+    double latency = 0;
+    for (size_t t = 0; t < links.tiers; ++t) {
+      if (links.members[t] > 1) latency = std::max(latency, links.latency[t]);
+    }
     return links.start + latency + bytes / links.ring_bandwidth();
   }
   switch (algorithm) {

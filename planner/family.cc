@@ -159,6 +159,7 @@ std::string Families::key(const Family& family) const {
       k += dims_.contradicts[static_cast<size_t>(n)][f] ? '!' : ',';
       for (const Atom& a : factors[f]) {
         append(k, a.size);
+        k += a.dimension_class == restrictions_.sequence ? 's' : '-';
         for (size_t axis = 0; axis < mesh_.axes.size(); ++axis) {
           k += allowed(family.members[0], axis, a.dimension_class) ? '+' : '-';
         }
@@ -406,10 +407,33 @@ bool Families::set_seconds(NodeId n, MemberSplit& s) const {
     return true;
   }
   s.seconds = op_seconds(cluster_, *node.op, {*node.signature, *extents, node.attrs, in}, out);
+  if (node.attrs.integer_or("causal", 0) != 0) {
+    Attrs unmasked = node.attrs;
+    unmasked.set("causal", int64_t{0});
+    s.seconds += unbalanced(n, s) *
+                 (op_seconds(cluster_, *node.op, {*node.signature, *extents, unmasked, in}, out) -
+                  s.seconds);
+  }
   for (size_t a = 0; a < s.axes.size(); ++a) {
     if (s.axes[a].ring >= 0) add_ring_seconds(n, a, *extents, in, out, s);
   }
   return true;
+}
+
+// Of what a causal mask leaves out on average, the share that the slowest rank has to do: with the
+// sequence in n parts the last queries see, and the first keys are seen by, (2 - 1/n) times their
+// share. In a ring that holds for every part but the rank's own.
+double Families::unbalanced(NodeId n, const MemberSplit& s) const {
+  double parts = 1;
+  for (size_t a = 0; a < s.axes.size(); ++a) {
+    const MemberSplit::OnAxis& on = s.axes[a];
+    if (on.factor < 0) continue;
+    const Atom& atom =
+        dims_.factors[static_cast<size_t>(n)][static_cast<size_t>(on.factor)][size_t(on.atom)];
+    if (atom.dimension_class != restrictions_.sequence) continue;
+    parts *= static_cast<double>(mesh_.axes[a].size);
+  }
+  return 1 - 1 / parts;
 }
 
 // All ranks compute a part, merge its results with those so far, and pass on what moves: operands
@@ -446,8 +470,9 @@ void Families::add_ring_seconds(NodeId n, size_t axis, const std::vector<int64_t
     for (size_t o : merge.outputs) some.push_back(out[o]);
     both = some;
     both.insert(both.end(), some.begin(), some.end());
-    s.seconds += static_cast<double>(parts - 1) *
-                 op_seconds(cluster_, *node.op->merge, {*merge.signature, sizes, node.attrs, both}, some);
+    s.seconds +=
+        static_cast<double>(parts - 1) *
+        op_seconds(cluster_, *node.op->merge, {*merge.signature, sizes, node.attrs, both}, some);
   }
 }
 

@@ -109,6 +109,7 @@ class Families {
   bool set_placements(NodeId n, MemberSplit& s) const;
   bool set_seconds(NodeId n, MemberSplit& s) const;
   bool set_ring(NodeId n, const AxisOption& option, MemberSplit::OnAxis& on) const;
+  double unbalanced(NodeId n, const MemberSplit& s) const;
   void add_ring_seconds(NodeId n, size_t axis, const std::vector<int64_t>& extents,
                         const std::vector<TensorType>& in, const std::vector<TensorType>& out,
                         MemberSplit& s) const;

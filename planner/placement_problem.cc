@@ -5,6 +5,7 @@
 #include <set>
 
 #include "graph/error.h"
+#include "planner/offload.h"
 
 namespace cleave {
 namespace {
@@ -32,6 +33,9 @@ PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensi
       ways_(graph.values().size()),
       uses_(graph.values().size()),
       unpriced_(static_cast<size_t>(graph.num_storages()), -1) {
+  for (const Source& s : graph.sources()) {
+    on_host_.push_back(preferences.on_host && preferences.on_host(s) && can_be_offloaded(graph, s));
+  }
   collect_uses();
   find_groups();
   join_finals();
@@ -531,17 +535,26 @@ void PlacementProblem::add_ways(Value v) {
   }
 }
 
-// The bytes of a parameter or state.
+bool PlacementProblem::lies_on_host(Value v) const {
+  const int32_t source = graph_.value(v).source;
+  return source >= 0 && on_host_[static_cast<size_t>(source)];
+}
+
+// The bytes of a parameter or state; on the host, the seconds to move them.
 void PlacementProblem::add_state_price(Value v, const ValueWays& w) {
-  const double price = price_of(v, false);
+  const bool on_host = lies_on_host(v);
+  const double price =
+      on_host ? costing_.runs[static_cast<size_t>(group_of_value_[static_cast<size_t>(v)])][2]
+              : price_of(v, false);
   if (price <= 0) return;
   const End held = held_end(w);
   add_term({held.variable},
-           memoised(key_of("state bytes", w.space, held.needs[0], price),
+           memoised(key_of("state bytes", w.space, held.needs[0], price, on_host),
                     {static_cast<int32_t>(held.needs[0]->size())}, [&](const int32_t* c) {
-                      return price * space(w.space, false)
-                                         .local_bytes(static_cast<size_t>(
-                                             (*held.needs[0])[static_cast<size_t>(c[0])]));
+                      const double bytes = space(w.space, false)
+                                               .local_bytes(static_cast<size_t>(
+                                                   (*held.needs[0])[static_cast<size_t>(c[0])]));
+                      return price * (on_host ? offload_seconds(cluster_, bytes) : bytes);
                     }));
 }
 

@@ -22,6 +22,8 @@ namespace cleave {
 struct Preferences {
   std::function<double(NodeId leader, const std::vector<AxisOption>&)> choice;
   std::function<double(Value, const Placements&)> held;
+  // The states that lie in the host's memory (can_be_offloaded holds for them); null: none.
+  std::function<bool(const Source&)> on_host;
   bool empty() const { return !choice && !held; }
 };
 
@@ -104,6 +106,7 @@ class PlacementProblem {
   void add_ways(Value v);
   void add_state_price(Value v, const ValueWays& w);
   void add_backward_term(Value v, ValueWays& w);
+  bool lies_on_host(Value v) const;
   int32_t space_for(Value v);
   // For each axis, a bit for each atom of the value that some choice of its families splits there.
   std::vector<uint32_t> splits_of(Value v);
@@ -181,6 +184,7 @@ class PlacementProblem {
   std::map<std::tuple<int32_t, int32_t, int32_t, bool>, std::vector<uint32_t>> operand_splits_;
   std::map<std::vector<int64_t>, std::unique_ptr<Indices>> indices_;
   std::map<std::string, std::shared_ptr<const CostTable>> tables_;
+  std::vector<bool> on_host_;  // by source
 };
 
 }  // namespace cleave

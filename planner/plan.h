@@ -56,8 +56,10 @@ struct Prediction {
   double mfu_full = 0;      // attention counted as if nothing were masked
   double mfu_causal = 0;    // masked work not counted
   int64_t peak_bytes = 0;   // of one rank
-  int64_t state_bytes = 0;  // parameters and optimizer states, of one rank
+  int64_t state_bytes = 0;  // parameters and optimizer states, of one rank; not those on the host
   int64_t held_bytes = 0;   // those, and what is kept for the backward: never above the peak
+  int64_t host_bytes = 0;   // states in the host's memory, of one rank of each stage together
+  double host_seconds = 0;  // moving them there and back: part of the communication
 };
 
 // What a byte costs that must be held at the end of the forward: parameters, states, and values
@@ -148,6 +150,7 @@ struct Plan {
   std::vector<NodePlan> nodes;            // by node
   std::vector<std::vector<Form>> values;  // by value: its forms; none when it is never needed
   std::vector<int32_t> final_form;        // by source: the form of `final` that is kept
+  std::vector<bool> on_host;              // by source: a state that lies in the host's memory
   std::vector<int32_t> output_form;       // by graph output
   std::vector<std::vector<AxisOption>> choices;  // by node: of its family; empty for followers
   std::map<Value, Placements> held;              // the held form of every value that several read

@@ -4,10 +4,12 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "graph/error.h"
 #include "planner/exhaustive_search.h"
 #include "planner/mesh_search.h"
+#include "planner/offload.h"
 #include "planner/outline.h"
 #include "planner/roles.h"
 #include "planner/wide_search.h"
@@ -89,11 +91,77 @@ void predict(const Graph& graph, Plan& plan) {
   p.mfu_full = model_flops(graph, true) / p.step_seconds / peak;
   p.mfu_causal = model_flops(graph, false) / p.step_seconds / peak;
   p.state_bytes = 0;
-  for (const Source& s : graph.sources()) {
-    if (s.kind == SourceKind::kData) continue;
+  for (size_t i = 0; i < graph.sources().size(); ++i) {
+    const Source& s = graph.sources()[i];
+    if (s.kind == SourceKind::kData || plan.on_host[i]) continue;
     const Shape local = plan.layout(s.value, 0).local_shape(plan.mesh);
     p.state_bytes += numel(local) * size_of(graph.type(s.value).dtype);
   }
+}
+
+// Takes the seconds and bytes of states that no longer lie on the host out of a plan's sums.
+void bring_back(const Graph& graph, std::vector<bool> on_host, Plan& plan) {
+  Prediction& p = plan.predicted;
+  for (size_t i = 0; i < on_host.size(); ++i) {
+    if (on_host[i] == plan.on_host[i]) continue;
+    const Value v = graph.sources()[i].value;
+    const int64_t bytes =
+        numel(plan.layout(v, 0).local_shape(plan.mesh)) * size_of(graph.type(v).dtype);
+    const double seconds = offload_seconds(plan.cluster, static_cast<double>(bytes));
+    GroupLoad& l = plan.loads[0];
+    l.seconds[2] -= seconds, l.communication[2] -= seconds;
+    l.state_bytes += bytes;
+    p.host_bytes -= bytes, p.host_seconds -= seconds;
+    p.held_bytes += bytes;
+    p.step_seconds -= seconds, p.communication_seconds -= seconds;
+    plan.certificate.cost -= seconds;
+  }
+  plan.on_host = std::move(on_host);
+}
+
+// The last resort: with all states that only the update needs on the host. Where that fits, only as
+// many are left there as have to be: the first ones come back, as their number goes up and down.
+PlanResult search_offloaded(const Graph& graph, const PlannerOptions& options,
+                            const std::function<PlanResult(const PlannerOptions&)>& search) {
+  std::set<std::string> all;
+  for (const Source& s : graph.sources()) {
+    if (can_be_offloaded(graph, s)) all.insert(s.name);
+  }
+  if (all.empty()) return {};
+  PlannerOptions offloaded = options;
+  offloaded.preferences.on_host = [&](const Source& s) { return all.contains(s.name); };
+  PlanResult found = search(offloaded);
+  if (!found.plan) return found;
+  Plan& plan = *found.plan;
+  plan.certificate.lower_bound = 0;  // what lies where was not searched
+  const double limit = options.memory_limit > 0 ? options.memory_limit : plan.cluster.device.memory;
+  const auto with = [&](size_t back) {
+    Plan some = plan;
+    for (size_t s = 0; s < some.on_host.size() && back > 0; ++s) {
+      if (!some.on_host[s]) continue;
+      some.on_host[s] = false;
+      --back;
+    }
+    return some;
+  };
+  const auto fits = [&](const Plan& p) {
+    const auto& ask = options.peak_bytes ? options.peak_bytes : options.live_bytes;
+    const std::vector<int64_t> bytes = ask(*found.graph, p);
+    return static_cast<double>(*std::max_element(bytes.begin(), bytes.end())) <= limit;
+  };
+  size_t back = 0;
+  size_t most = static_cast<size_t>(std::count(plan.on_host.begin(), plan.on_host.end(), true));
+  if ((!options.peak_bytes && !options.live_bytes) || plan.pipeline.stages > 1) most = 0;
+  for (++most; back + 1 < most;) {
+    const size_t middle = (back + most) / 2;
+    (fits(with(middle)) ? back : most) = middle;
+  }
+  if (back > 0) bring_back(*found.graph, with(back).on_host, plan);
+  if (options.peak_bytes) {
+    const std::vector<int64_t> bytes = options.peak_bytes(*found.graph, plan);
+    plan.predicted.peak_bytes = *std::max_element(bytes.begin(), bytes.end());
+  }
+  return found;
 }
 
 }  // namespace
@@ -175,9 +243,17 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
                         std::any_of(pins.nodes.begin(), pins.nodes.end(), pins_stage);
   asked.space.recompute |= pins.recompute.has_value() || !pins.nodes.empty();
   const bool wide = asked.space.stages || asked.space.recompute || asked.trace;
-  PlanResult result = asked.space.exhaustive ? search_exhaustively(graph, cluster, asked)
-                      : wide                 ? WideSearch(graph, cluster, asked).run()
-                                             : search_meshes(graph, cluster, asked);
+  const auto search = [&](const PlannerOptions& with) {
+    return with.space.exhaustive ? search_exhaustively(graph, cluster, with)
+           : wide                ? WideSearch(graph, cluster, with).run()
+                                 : search_meshes(graph, cluster, with);
+  };
+  PlanResult result = search(asked);
+  if (!result.plan && asked.space.offload && !asked.preferences.on_host) {
+    if (PlanResult found = search_offloaded(graph, asked, search); found.plan) {
+      result = std::move(found);
+    }
+  }
   if (result.plan) {
     Plan& plan = *result.plan;
     name_axes(*result.graph, plan);

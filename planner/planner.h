@@ -21,6 +21,7 @@ namespace cleave {
 struct SearchSpace {
   bool stages = false;     // pipelines
   bool recompute = false;  // what the backward computes again
+  bool offload = false;    // when nothing else fits: states in the host's memory
   size_t max_axes = 2;     // of a mesh
   // Everything there is, exactly: every cut between pieces, every way to recompute of every piece
   // (exhaustive_menu), the optimum of each under the memory limit. For small graphs; zero-bubble

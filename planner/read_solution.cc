@@ -7,6 +7,7 @@
 
 #include "graph/error.h"
 #include "planner/bundles.h"
+#include "planner/offload.h"
 #include "planner/placement_problem.h"
 
 namespace cleave {
@@ -132,8 +133,18 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
     made.placements.assign(mesh_.axes.size(), Placement::replicate());
   }
   if (w.source) {
-    load(v, plan).state_bytes +=
-        static_cast<int64_t>(s.local_bytes(static_cast<size_t>(s.index_of(made.placements))));
+    const double bytes = s.local_bytes(static_cast<size_t>(s.index_of(made.placements)));
+    GroupLoad& l = load(v, plan);
+    if (lies_on_host(v)) {
+      const double seconds = offload_seconds(cluster_, bytes);
+      const auto group = static_cast<size_t>(group_of_value_[static_cast<size_t>(v)]);
+      l.seconds[2] += seconds, l.communication[2] += seconds;
+      plan.certificate.cost += costing_.runs[group][2] * seconds;
+      plan.predicted.host_bytes += static_cast<int64_t>(bytes);
+      plan.predicted.host_seconds += seconds;
+    } else {
+      l.state_bytes += static_cast<int64_t>(bytes);
+    }
   }
   forms.push_back(std::move(made));
   int32_t held = 0;
@@ -168,6 +179,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   plan.predicted = {};
   plan.certificate = {};
   plan.costing = costing_;
+  plan.on_host = on_host_;
   plan.loads.assign(costing_.runs.size(), {});
   // Collectives by (stage, kind, axis, phase, of parameters).
   std::map<std::tuple<int32_t, StepKind, int32_t, Phase, bool>, PlannedCollectives> sums;
