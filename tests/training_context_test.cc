@@ -25,7 +25,7 @@ Plan plan_for(const Graph& graph, const std::string& mesh, Form form,
               std::optional<uint64_t> seed = {}) {
   PlannerOptions options;
   options.mesh = parse_mesh(mesh);
-  options.max_axes = options.mesh.sizes.size();
+  options.space.max_axes = options.mesh.sizes.size();
   const Preferences random = seed ? testing::random_preferences(graph, *seed) : Preferences{};
   options.preferences.choice = [&, random](NodeId leader, const std::vector<AxisOption>& choice) {
     double cost = random.choice ? random.choice(leader, choice) : 0;
