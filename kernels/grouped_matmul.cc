@@ -206,6 +206,7 @@ constinit const OpDef ops::grouped_matmul = {
     .infer = infer_grouped,
     .flops = grouped_flops,
     .grad = grouped_grad,
+    .fused_products = 1,  // one for each expert, in one kernel
     .cpu = grouped_cpu,
 };
 
@@ -214,6 +215,7 @@ constinit const OpDef ops::grouped_matmul_backward = {
     .factors = "brf,brd,br->efd|e:indexed",
     .infer = infer_grouped,
     .flops = grouped_backward_flops,
+    .fused_products = 1,  // one for each expert, in one kernel
     .cpu = grouped_backward_cpu,
 };
 
