@@ -35,7 +35,39 @@ struct RegionsArguments {
 struct PlanArguments {
   ModelArguments model;
   std::string cluster, mesh, memory, out;
+  std::vector<std::string> pins;  // planner/pins.h
+  std::string objective = "time";
   bool json = false;
+};
+
+struct ExplainArguments {
+  const UserModel* user = nullptr;  // null: only the built-in models
+  std::string plan;                 // a plan's file
+  std::string op;                   // a pattern; empty: the whole plan
+  std::string why_not;              // pins with commas between them
+  std::string memory;
+  bool json = false;
+};
+
+struct DiffArguments {
+  const UserModel* user = nullptr;
+  std::string a, b;  // plans' files
+  bool json = false;
+};
+
+struct FitArguments {
+  ModelArguments model;
+  std::string cluster, mesh, memory;
+  std::vector<std::string> pins;
+  double seconds = 20;  // after which no further change is tried
+  bool json = false;
+};
+
+struct ExportArguments {
+  const UserModel* user = nullptr;
+  std::string plan;  // a plan's file
+  std::string to;    // "megatron", ...
+  std::string out;   // empty: stdout
 };
 
 struct ViewArguments {

@@ -34,6 +34,10 @@ struct Commands {
   TraceArguments trace;
   RegionsArguments regions;
   PlanArguments plan;
+  ExplainArguments explain;
+  DiffArguments diff;
+  FitArguments fit;
+  ExportArguments export_to;
   ViewArguments view;
   TrainArguments train;
   CheckpointArguments checkpoint;
@@ -272,10 +276,11 @@ int run(int argc, char** argv, const UserModel* user) {
       "user's, 2 a bug in cleave, 3 the model does not fit, 128 + N stopped by signal N.");
   Commands commands;
   for (ModelArguments* m : {&commands.trace.model, &commands.regions.model, &commands.plan.model,
-                            &commands.view.model, &commands.train.model}) {
+                            &commands.fit.model, &commands.view.model, &commands.train.model}) {
     m->user = user;
   }
   commands.generate.user = user;
+  commands.explain.user = commands.diff.user = commands.export_to.user = user;
   const auto add = [&](const char* name, const char* help, auto& arguments, auto run_it) {
     add_command(app, name, help, options_of(arguments), arguments, run_it);
   };
@@ -283,6 +288,12 @@ int run(int argc, char** argv, const UserModel* user) {
   add("regions", "What can be split, how far it runs alone, and where devices must meet",
       commands.regions, regions_command);
   add("plan", "Find the fastest split of a model that fits", commands.plan, plan_command);
+  add("explain", "Why a plan is as it is, what else there was, and what that would cost",
+      commands.explain, explain_command);
+  add("diff", "What two plans of one model differ in", commands.diff, diff_command);
+  add("fit", "Whether a model fits, by how much, and what would make it fit", commands.fit,
+      fit_command);
+  add("export", "A plan in the words of another program", commands.export_to, export_command);
   add("view", "Draw a graph or a plan", commands.view, view_command);
   add("train", "Train a model as its plan says, on this machine", commands.train, train_command);
   add_checkpoint(app, commands.checkpoint);

@@ -1,4 +1,5 @@
-// The command: cleave trace, regions, plan, view, train, generate, checkpoint, doctor.
+// The command: cleave trace, regions, plan, explain, diff, fit, export, view, train, generate,
+// checkpoint, doctor.
 #pragma once
 
 #include <functional>

@@ -23,6 +23,10 @@ void doctor_command(const DoctorArguments& arguments);  // Error when something 
 void trace_command(const TraceArguments& arguments);
 void regions_command(const RegionsArguments& arguments);
 void plan_command(const PlanArguments& arguments);  // DoesNotFit when nothing fits
+void explain_command(const ExplainArguments& arguments);
+void diff_command(const DiffArguments& arguments);
+void fit_command(const FitArguments& arguments);  // DoesNotFit when it does not
+void export_command(const ExportArguments& arguments);
 void view_command(const ViewArguments& arguments);
 void train_command(const TrainArguments& arguments);  // DoesNotFit when nothing fits
 void checkpoint_ls_command(const CheckpointArguments& arguments);

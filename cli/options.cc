@@ -1,73 +1,9 @@
 #include "cli/options.h"
 
+#include "cli/shared_options.h"
+
 namespace cleave {
 namespace {
-
-constexpr const char* kModelHelp =
-    "A built-in model (gpt2:tiny, gpt2:124m, llama:8b, ...; a wrong name lists them all)";
-
-// What every command that traces a model takes.
-std::vector<Option> model_options(ModelArguments& m, const std::string& help = kModelHelp) {
-  return {
-      {.flag = "MODEL",
-       .key = "model.name",
-       .help = help,
-       .target = &m.model,
-       .automatic = m.user != nullptr ? "the program's own" : "",
-       .required = m.user == nullptr},
-      {.flag = "--set",
-       .key = "model.set",
-       .type = "KEY=VALUE ...",
-       .help = "Change numbers of the model: layers=4 hidden=256",
-       .target = &m.set},
-      {.flag = "--batch",
-       .key = "train.batch",
-       .type = "N",
-       .help = "Sequences in a micro-batch, over all devices",
-       .target = &m.batch,
-       .automatic = "the model's own",
-       .at_least = 1},
-      {.flag = "--accumulate",
-       .key = "train.accumulate",
-       .type = "K",
-       .help = "Micro-batches in a step, whose gradients are averaged",
-       .target = &m.accumulate,
-       .automatic = "1",
-       .at_least = 1},
-      {.flag = "--precision",
-       .key = "train.precision",
-       .type = "TYPE",
-       .help = "Of the computation: fp32, fp64 or bf16",
-       .target = &m.precision,
-       .automatic = "fp32",
-       .choices = {"fp32", "fp64", "bf16"}},
-      {.flag = "--optimizer",
-       .key = "optimizer.name",
-       .type = "NAME",
-       .help = "adamw or sgd",
-       .target = &m.optimizer,
-       .automatic = "adamw",
-       .choices = {"adamw", "sgd"}},
-  };
-}
-
-Option forward_option(ModelArguments& m) {
-  return {
-      .flag = "--forward", .help = "The loss alone: no backward, no update", .target = &m.forward};
-}
-
-Option json_option(bool& json) {
-  return {.flag = "--json", .help = "JSON on stdout", .target = &json};
-}
-
-Option mesh_option(std::string& mesh) {
-  return {.flag = "--mesh",
-          .key = "devices.mesh",
-          .type = "MESH",
-          .help = "Fix the mesh: 2x4, or with roles dp=2,tp=4",
-          .target = &mesh,
-          .automatic = "searched"};
-}
 
 std::vector<Option> data_options(TrainArguments& a) {
   return {
@@ -235,10 +171,6 @@ Option path_option(CheckpointArguments& a, const std::string& help) {
 
 constexpr const char* kCheckpointFolders = "A run's folder of checkpoints, or one step's folder";
 
-void append(std::vector<Option>& to, std::vector<Option> more) {
-  for (Option& o : more) to.push_back(std::move(o));
-}
-
 }  // namespace
 
 std::string Option::name() const {
@@ -263,30 +195,6 @@ std::vector<Option> options_of(TraceArguments& a) {
 std::vector<Option> options_of(RegionsArguments& a) {
   std::vector<Option> options = model_options(a.model);
   append(options, {forward_option(a.model), json_option(a.json)});
-  return options;
-}
-
-std::vector<Option> options_of(PlanArguments& a) {
-  std::vector<Option> options = model_options(a.model);
-  append(
-      options,
-      {forward_option(a.model),
-       {.flag = "--cluster",
-        .type = "SPEC",
-        .help = "cpu:4, 8xh100, 64x8xh100 (64 nodes of 8), ...",
-        .target = &a.cluster,
-        .required = true},
-       mesh_option(a.mesh),
-       {.flag = "--memory",
-        .type = "SIZE",
-        .help = "A device's limit: 60GB, or none",
-        .target = &a.memory,
-        .automatic = "the cluster's own"},
-       json_option(a.json),
-       {.flag = "-o,--out", .type = "FILE", .help = "Write the plan as JSON", .target = &a.out}});
-  for (Option& o : options) {
-    if (o.flag == "--precision") o.automatic = "bf16 where the devices are faster in it, or fp32";
-  }
   return options;
 }
 

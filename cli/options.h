@@ -42,6 +42,10 @@ struct Option {
 std::vector<Option> options_of(TraceArguments& arguments);
 std::vector<Option> options_of(RegionsArguments& arguments);
 std::vector<Option> options_of(PlanArguments& arguments);
+std::vector<Option> options_of(ExplainArguments& arguments);
+std::vector<Option> options_of(DiffArguments& arguments);
+std::vector<Option> options_of(FitArguments& arguments);
+std::vector<Option> options_of(ExportArguments& arguments);
 std::vector<Option> options_of(ViewArguments& arguments);
 std::vector<Option> options_of(TrainArguments& arguments);
 std::vector<Option> options_of(GenerateArguments& arguments);

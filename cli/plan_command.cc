@@ -5,32 +5,50 @@
 #include "cli/format.h"
 #include "cli/plan_file.h"
 #include "cli/plan_report.h"
+#include "cli/planned.h"
 #include "cli/planning.h"
 #include "graph/error.h"
 
 namespace cleave {
+namespace {
+
+// `notes`: lines about how the objective was met.
+Planned as_wanted(const PlanRequest& request, const std::string& objective,
+                  std::vector<std::string>& notes) {
+  if (objective == "memory") return with_least_memory(request);
+  if (objective == "gpus") return on_fewest_devices(request, notes);
+  return planned(request);
+}
+
+}  // namespace
 
 void plan_command(const PlanArguments& a) {
-  const Cluster cluster = parse_cluster(a.cluster);
-  // Devices that multiply bf16 faster are used so.
-  const bool fast_bf16 = cluster.peak_flops(DType::kBF16) > cluster.peak_flops(DType::kF32);
-  const ModelSpec spec = spec_of(a.model, fast_bf16 ? DType::kBF16 : DType::kF32);
-  const TracedModel model = trace_model(spec, a.model.user);
-  const PlannerOptions options = planner_options(model.graph, a.mesh, a.memory);
-  const PlanResult result = find_plan(model.graph, cluster, options);
-  const double limit = memory_limit(options, cluster);
-  if (!result.plan) {
-    if (a.json) fmt::print("{}", no_plan_text(model, cluster, limit, result));
-    throw_no_plan(model.spec.name, model.graph, cluster, options, result);
+  PlanRequest request;
+  request.cluster = parse_cluster(a.cluster);
+  request.spec = spec_of(a.model, planned_precision(request.cluster));
+  request.user = a.model.user;
+  request.mesh = a.mesh;
+  request.memory = a.memory;
+  request.pins = parse_pins(a.pins, "--pin");
+  std::vector<std::string> smaller;
+  const Planned p = as_wanted(request, a.objective, smaller);
+  if (!p.result.plan) {
+    if (a.json) fmt::print("{}", no_plan_text(*p.model, request.cluster, p.limit, p.result));
+    throw_no_plan(p.model->spec.name, p.model->graph, request.cluster, p.options, p.result);
   }
+  const Plan& plan = *p.result.plan;
   const bool text_needed = a.json || !a.out.empty();
-  const std::string text = text_needed ? plan_file_text(model, *result.plan) : "";
+  const std::string text = text_needed ? plan_file_text(*p.model, plan) : "";
   if (!a.out.empty()) write_file(a.out, text);
   if (a.json) {
     fmt::print("{}", text);
     return;
   }
-  fmt::print("{}", plan_report(model, *result.plan, limit, colours_wanted()));
+  fmt::print("{}", plan_report(*p.model, plan, p.limit, colours_wanted()));
+  if (a.objective == "gpus") {
+    fmt::print("\nfewest    {} devices of {}\n", plan.cluster.size(), request.cluster.size());
+    for (const std::string& line : smaller) fmt::print("          {}\n", line);
+  }
   if (!a.out.empty()) fmt::print("\nwritten to {}\n", a.out);
 }
 

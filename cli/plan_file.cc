@@ -175,8 +175,15 @@ LoadedPlan load_plan(const std::string& path, std::string_view text, ModelSpec s
   const Json json = parsed(path, text);
   try {
     loaded.model = trace_model(std::move(spec), user);
+    const Rewrite rewrite = rewrite_in_plan(json, loaded.model.graph);
+    RewrittenGraph placed;
+    if (!rewrite.empty()) {
+      placed = rewritten(loaded.model.graph, rewrite);
+      loaded.model.graph = placed.graph;
+    }
     const PlannerOptions options = planner_options(loaded.model.graph, "", "none");
     loaded.plan = plan_from_json(json, loaded.model.graph, options);
+    loaded.plan.rewrite = rewrite;
   } catch (const Error& e) {
     fail("{}: {}", path, e.what());
   } catch (const nlohmann::json::exception& e) {

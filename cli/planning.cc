@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cli/format.h"
+#include "cli/planned.h"
 #include "executor/lower.h"
 #include "graph/error.h"
 
@@ -26,16 +27,11 @@ void check_batch(const Graph& graph, const MeshRequest& mesh) {
 }
 
 // The same kind of devices, so many times as many: within a node up to eight, then more nodes.
-std::string larger(const Cluster& c, int64_t times) {
-  if (!c.description.empty()) {  // a file: one node, larger
-    return fmt::format("{}:{}", c.spec.substr(0, c.spec.rfind(".toml") + 5), c.size() * times);
-  }
-  if (c.spec.starts_with("cpu")) return fmt::format("cpu:{}", c.devices_per_node * times);
-  const std::string kind = c.spec.substr(c.spec.rfind('x') + 1);
+std::optional<Cluster> larger(const Cluster& c, int64_t times) {
+  if (c.spec.starts_with("cpu")) return resized(c, 1, c.devices_per_node * times);
   int64_t devices = c.devices_per_node, nodes = c.nodes;
   for (; times > 1; times /= 2) (nodes == 1 && devices < 8 ? devices : nodes) *= 2;
-  return nodes == 1 ? fmt::format("{}x{}", devices, kind)
-                    : fmt::format("{}x{}x{}", nodes, devices, kind);
+  return resized(c, nodes, devices);
 }
 
 // The smallest cluster on which the model was found to fit, of a few seconds' search; empty: none.
@@ -52,8 +48,9 @@ std::string what_fits(const Graph& graph, const Cluster& cluster, PlannerOptions
   while (!same_devices && static_cast<double>(times) < times_too_much && times <= kMost) times *= 2;
   for (; times <= kMost; times *= 2) {
     if (std::chrono::duration<double>(Clock::now() - start).count() > kSeconds) break;
-    const Cluster more = parse_cluster(larger(cluster, times));
-    if (find_plan(graph, more, options).plan) return more.spec;
+    const auto more = larger(cluster, times);
+    if (!more) return "";
+    if (find_plan(graph, *more, options).plan) return more->spec;
   }
   return "";
 }
@@ -75,12 +72,21 @@ PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
   return options;
 }
 
+DType planned_precision(const Cluster& cluster) {
+  return cluster.peak_flops(DType::kBF16) > cluster.peak_flops(DType::kF32) ? DType::kBF16
+                                                                            : DType::kF32;
+}
+
 double memory_limit(const PlannerOptions& options, const Cluster& cluster) {
   return options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
 }
 
 void throw_no_plan(const std::string& model, const Graph& graph, const Cluster& cluster,
                    const PlannerOptions& options, const PlanResult& result) {
+  if (result.smallest_peak <= 0 && !options.pins.empty()) {
+    const std::string why = result.candidates.empty() ? "" : ": " + result.candidates[0].why_not;
+    fail("{} cannot be split over {} as pinned{}; leave out a --pin", model, cluster.spec, why);
+  }
   if (result.smallest_peak <= 0) {
     fail("{} cannot be split over {} as asked; leave out --mesh, or change the batch", model,
          cluster.spec);

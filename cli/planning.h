@@ -20,6 +20,9 @@ class DoesNotFit : public std::runtime_error {
 PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
                                const std::string& memory);
 
+// What is planned when no precision is asked for: devices that multiply bf16 faster are used so.
+DType planned_precision(const Cluster& cluster);
+
 // Bytes a device.
 double memory_limit(const PlannerOptions& options, const Cluster& cluster);
 

@@ -1,5 +1,6 @@
 #include "planner/plan_json.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -7,6 +8,7 @@
 #include "graph/error.h"
 #include "graph/philox.h"
 #include "planner/cluster_toml.h"
+#include "planner/pins.h"
 
 namespace cleave {
 namespace {
@@ -63,6 +65,31 @@ Json collectives_json(const Plan& plan) {
   return list;
 }
 
+Json pipeline_json(const Graph& graph, const Plan& plan) {
+  const Pipeline& p = plan.pipeline;
+  const bool one = p.stages == 1 && p.chunks == 1;
+  Json j = {{"stages", p.stages},
+            {"virtual", p.chunks},
+            {"schedule", one ? std::string("none") : std::string(name_of(p.schedule))},
+            {"micro_batches", graph.micro_batches}};
+  if (one) return j;
+  j["step_seconds"] = p.step_seconds;
+  j["chunks"] = Json::array();
+  for (size_t c = 0; c < p.seconds.size(); ++c) {
+    const ChunkSeconds& s = p.seconds[c];
+    const auto first = std::find(p.chunk_of.begin(), p.chunk_of.end(), static_cast<int32_t>(c));
+    const auto node = static_cast<NodeId>(first - p.chunk_of.begin());
+    j["chunks"].push_back({{"stage", static_cast<int32_t>(c) % p.stages},
+                           {"first", first == p.chunk_of.end() ? "" : pin_name(graph, node)},
+                           {"forward_seconds", s.forward},
+                           {"backward_seconds", s.backward},
+                           {"weight_gradient_seconds", s.weight_gradient},
+                           {"send_forward_seconds", s.send_forward},
+                           {"send_backward_seconds", s.send_backward}});
+  }
+  return j;
+}
+
 // The held form of a value: where it is kept between its readers.
 std::string held_text(const Placements& placements) {
   std::string text;
@@ -102,7 +129,80 @@ int32_t whole(const Json& json, const char* name) {
   return json.get<int32_t>();
 }
 
+// Ascending nodes of the traced graph's forward.
+std::vector<NodeId> forward_nodes(const Json& rewrite, const char* name, const Graph& traced) {
+  std::vector<NodeId> nodes;
+  const Json list = field<Json>(rewrite, name);
+  if (!list.is_array()) fail("plan: field '{}' is missing or of the wrong type", name);
+  for (const Json& item : list) {
+    const NodeId n = whole(item, name);
+    const bool known = static_cast<size_t>(n) < traced.nodes().size();
+    if (!known || traced.node(n).phase != Phase::kForward ||
+        (!nodes.empty() && n <= nodes.back())) {
+      fail("plan: field '{}' names node {}, which is none of this {}'s forward: plan again", name, n,
+           traced.name);
+    }
+    nodes.push_back(n);
+  }
+  return nodes;
+}
+
+ScheduleKind schedule_in(const std::string& name) {
+  for (ScheduleKind kind : {ScheduleKind::kOneForwardOneBackward, ScheduleKind::kInterleaved,
+                            ScheduleKind::kZeroBubble}) {
+    if (name_of(kind) == name) return kind;
+  }
+  fail("plan: there is no schedule '{}'", name);
+}
+
+// What the search compared, where its file says so.
+std::vector<Candidate> candidates_in(const Json& search) {
+  std::vector<Candidate> result;
+  for (const Json& j : field<Json>(search, "candidates")) {
+    Candidate c;
+    const auto sizes = field<std::vector<int64_t>>(j, "mesh");
+    const auto names = j.contains("axes") ? field<std::vector<std::string>>(j, "axes")
+                                          : std::vector<std::string>(sizes.size(), "axis");
+    if (names.size() != sizes.size()) fail("plan: a candidate has not as many axes as sizes");
+    for (size_t a = 0; a < sizes.size(); ++a) c.mesh.axes.push_back({names[a], sizes[a]});
+    const Json cost = field<Json>(j, "cost");
+    c.cost = cost.is_number() ? cost.get<double>() : std::numeric_limits<double>::infinity();
+    const Json bound = field<Json>(j, "lower_bound");
+    c.lower_bound =
+        bound.is_number() ? bound.get<double>() : std::numeric_limits<double>::infinity();
+    c.peak_bytes = field<int64_t>(j, "peak_bytes");
+    c.compute_seconds = field<double>(j, "compute_seconds");
+    c.communication_seconds = field<double>(j, "communication_seconds");
+    c.why_not = field<std::string>(j, "why_not");
+    result.push_back(std::move(c));
+  }
+  return result;
+}
+
+// Without what is computed from it.
+Pipeline pipeline_in(const Json& json) {
+  Pipeline p;
+  const Json j = field<Json>(json, "pipeline");
+  p.stages = whole(field<Json>(j, "stages"), "stages");
+  p.chunks = whole(field<Json>(j, "virtual"), "virtual");
+  if (p.stages < 1 || p.chunks < 1) fail("plan: a pipeline has at least one stage and chunk");
+  const auto name = field<std::string>(j, "schedule");
+  if (p.stages > 1 || p.chunks > 1) p.schedule = schedule_in(name);
+  return p;
+}
+
 }  // namespace
+
+Rewrite rewrite_in_plan(const Json& json, const Graph& traced) {
+  if (!json.is_object() || !json.contains("rewrite")) return {};  // an earlier build's
+  const Json rewrite = field<Json>(json, "rewrite");
+  Rewrite r{forward_nodes(rewrite, "remade", traced), forward_nodes(rewrite, "cuts", traced)};
+  const Pipeline p = pipeline_in(json);
+  if (std::ssize(r.cuts) + 1 != int64_t{p.stages} * p.chunks) {
+    fail("plan: {} cuts do not make {} stages of {} chunks", r.cuts.size(), p.stages, p.chunks);
+  }
+  return r;
+}
 
 uint64_t graph_hash(const Graph& graph) {
   std::string text;
@@ -142,10 +242,11 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
   if (!plan.cluster.description.empty()) j["cluster_toml"] = plan.cluster.description;
   j["mesh"] = Json::object();
   for (const MeshAxis& a : plan.mesh.axes) j["mesh"][a.name] = a.size;
-  j["pipeline"] = {
-      {"stages", 1}, {"virtual", 1}, {"schedule", "none"}, {"micro_batches", graph.micro_batches}};
+  j["pipeline"] = pipeline_json(graph, plan);
   j["zero"] = plan.zero;
-  j["recompute"] = "none";
+  j["recompute"] = plan.rewrite.remade.empty() ? "none" : "some";
+  j["rewrite"] = {{"remade", plan.rewrite.remade}, {"cuts", plan.rewrite.cuts}};
+  j["pins"] = plan.pins;
   j["kept_for_backward"] = plan.kept;
   j["gathered_again"] = plan.regathered;
   const Prediction& p = plan.predicted;
@@ -165,11 +266,12 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
       {"gap", plan.certificate.lower_bound > 0 ? Json(plan.certificate.gap()) : Json()}};
   Json candidates = Json::array();
   for (const Candidate& c : plan.candidates) {
-    Json sizes = Json::array();
-    for (const MeshAxis& a : c.mesh.axes) sizes.push_back(a.size);
+    Json sizes = Json::array(), axes = Json::array();
+    for (const MeshAxis& a : c.mesh.axes) sizes.push_back(a.size), axes.push_back(a.name);
     // Infinity is not JSON: what does not fit has no cost.
     candidates.push_back(
         {{"mesh", sizes},
+         {"axes", axes},
          {"cost", c.cost < std::numeric_limits<double>::infinity() ? Json(c.cost) : Json()},
          {"lower_bound", c.lower_bound},
          {"peak_bytes", c.peak_bytes},
@@ -272,9 +374,10 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   const Cluster cluster = json.contains("cluster_toml")
                               ? cluster_from_toml(field<std::string>(json, "cluster_toml"), spec)
                               : parse_cluster(spec);
-  if (cluster.size() != saved.mesh.size()) {
-    fail("plan: its mesh has {} devices, its cluster {} has {}", saved.mesh.size(), cluster.spec,
-         cluster.size());
+  Pipeline pipeline = pipeline_in(json);
+  if (cluster.size() != saved.mesh.size() * pipeline.stages) {
+    fail("plan: its mesh has {} devices, its cluster {} has {}",
+         saved.mesh.size() * pipeline.stages, cluster.spec, cluster.size());
   }
   auto plan = plan_with(graph, cluster, saved.mesh, saved.roles, saved.price, fixed);
   if (!plan) fail("plan: its choices do not make a plan of this graph");
@@ -283,7 +386,11 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   const double cost = field<double>(certificate, "cost");
   if (std::abs(plan->certificate.cost - cost) <= 1e-9 * cost) {
     plan->certificate.lower_bound = field<double>(certificate, "lower_bound");
+    const Json search = field<Json>(json, "search");
+    plan->search_seconds = field<double>(search, "seconds");
+    plan->candidates = candidates_in(search);
   }
+  if (json.contains("pins")) plan->pins = field<std::vector<std::string>>(json, "pins");
   return std::move(*plan);
 }
 

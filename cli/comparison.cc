@@ -1,0 +1,172 @@
+#include "cli/comparison.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "cli/format.h"
+#include "cli/memory_parts.h"
+#include "cli/syncs.h"
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+constexpr double kSmallestShare = 5e-3;  // of the step, or the peak: worth a line
+
+// Seconds that collectives take, by the name of their axis.
+std::map<std::string, double> sent(const Plan& plan, bool bytes) {
+  std::map<std::string, double> by_axis;
+  for (const PlannedCollectives& c : plan.collectives) {
+    by_axis[plan.mesh.axes[static_cast<size_t>(c.axis)].name] += bytes ? c.bytes : c.seconds;
+  }
+  return by_axis;
+}
+
+std::string signed_text(double x, bool bytes) {
+  const std::string text = bytes ? bytes_text(std::abs(x)) : seconds_text(std::abs(x));
+  return (x < 0 ? "- " : "+ ") + text;
+}
+
+std::string value_text(const Measure& m, double x) {
+  if (x == 0) return "-";
+  return m.bytes ? bytes_text(x) : seconds_text(x);
+}
+
+// The synchronization that one plan spends most on along an axis.
+std::string most_of(const TracedModel& model, const Plan& plan, const std::string& axis) {
+  for (const Sync& s : syncs_of(model.graph, plan)) {
+    if (plan.mesh.axes[static_cast<size_t>(s.axis)].name != axis) continue;
+    return fmt::format("{}{}{}, {}", text_of(s, plan),
+                       s.places > 1 ? fmt::format(" ×{}", s.places) : "",
+                       s.place.empty() ? "" : " (" + s.place + ")", seconds_text(s.seconds));
+  }
+  return "";
+}
+
+}  // namespace
+
+double bubble_seconds(const Graph& graph, const Plan& plan) {
+  const Pipeline& p = plan.pipeline;
+  if (p.stages == 1 || p.seconds.empty()) return 0;
+  std::vector<double> busy(static_cast<size_t>(p.stages), 0);
+  for (size_t c = 0; c < p.seconds.size(); ++c) {
+    const ChunkSeconds& s = p.seconds[c];
+    busy[c % busy.size()] +=
+        static_cast<double>(graph.micro_batches) * (s.forward + s.backward + s.weight_gradient);
+  }
+  return std::max(0.0, p.step_seconds - *std::max_element(busy.begin(), busy.end()));
+}
+
+std::string mesh_words(const Plan& plan) {
+  std::vector<std::string> axes;
+  if (plan.pipeline.stages > 1) axes.push_back(fmt::format("pp {}", plan.pipeline.stages));
+  for (const MeshAxis& a : plan.mesh.axes) {
+    if (a.size > 1) axes.push_back(fmt::format("{} {}", a.name, a.size));
+  }
+  return axes.empty() ? "1 device" : fmt::format("{}", fmt::join(axes, " × "));
+}
+
+std::string plan_words(const Graph& graph, const Plan& plan) {
+  std::string text = mesh_words(plan);
+  if (plan.zero > 0) text += fmt::format(", ZeRO {}", plan.zero);
+  if (plan.pipeline.stages > 1) text += fmt::format(", {}", name_of(plan.pipeline.schedule));
+  if (plan.pipeline.chunks > 1) text += fmt::format(" of {} chunks", plan.pipeline.chunks);
+  if (graph.micro_batches > 1) text += fmt::format(", {} micro-batches", graph.micro_batches);
+  if (!plan.rewrite.remade.empty()) {
+    text += fmt::format(", {} ops recomputed", plan.rewrite.remade.size());
+  }
+  return text;
+}
+
+std::vector<Measure> measures(const TracedModel& model_a, const Plan& a, const TracedModel& model_b,
+                              const Plan& b) {
+  std::vector<Measure> result = {
+      {"step", false, a.predicted.step_seconds, b.predicted.step_seconds},
+      {"  computing", false, a.predicted.compute_seconds, b.predicted.compute_seconds}};
+  const auto sent_a = sent(a, false), sent_b = sent(b, false);
+  std::map<std::string, std::pair<double, double>> axes;
+  for (const auto& [axis, seconds] : sent_a) axes[axis].first = seconds;
+  for (const auto& [axis, seconds] : sent_b) axes[axis].second = seconds;
+  for (const auto& [axis, s] : axes) {
+    result.push_back({fmt::format("  sending over {}", axis), false, s.first, s.second});
+  }
+  result.push_back(
+      {"  bubble", false, bubble_seconds(model_a.graph, a), bubble_seconds(model_b.graph, b)});
+  const MemoryParts m = memory_parts(model_a.graph, a), n = memory_parts(model_b.graph, b);
+  const auto number = [](int64_t x) { return static_cast<double>(x); };
+  result.push_back({"memory of a device", true, number(m.peak), number(n.peak)});
+  for (const auto& [name, x, y] : {std::tuple("  weights", m.weights, n.weights),
+                                   std::tuple("  optimizer", m.optimizer, n.optimizer),
+                                   std::tuple("  gradients", m.gradients, n.gradients),
+                                   std::tuple("  activations", m.activations, n.activations),
+                                   std::tuple("  weight copies", m.copies, n.copies),
+                                   std::tuple("  working", m.working, n.working)}) {
+    result.push_back({name, true, number(x), number(y)});
+  }
+  std::erase_if(result, [](const Measure& x) { return x.a == 0 && x.b == 0; });
+  return result;
+}
+
+std::vector<std::string> reasons(const TracedModel& model_a, const Plan& a,
+                                 const TracedModel& model_b, const Plan& b) {
+  std::vector<std::pair<double, std::string>> lines;  // by what they weigh
+  const double least = kSmallestShare * a.predicted.step_seconds;
+  const double compute = b.predicted.compute_seconds - a.predicted.compute_seconds;
+  if (std::abs(compute) >= least) {
+    lines.emplace_back(std::abs(compute),
+                       fmt::format("it computes {} {}", seconds_text(std::abs(compute)),
+                                   compute > 0 ? "longer" : "less"));
+  }
+  const auto seconds_a = sent(a, false), seconds_b = sent(b, false), bytes_a = sent(a, true),
+             bytes_b = sent(b, true);
+  std::map<std::string, double> change;
+  for (const auto& [axis, s] : seconds_a) change[axis] -= s;
+  for (const auto& [axis, s] : seconds_b) change[axis] += s;
+  const auto at = [](const std::map<std::string, double>& m, const std::string& key) {
+    const auto found = m.find(key);
+    return found == m.end() ? 0.0 : found->second;
+  };
+  for (const auto& [axis, s] : change) {
+    if (std::abs(s) < least) continue;
+    const double bytes = at(bytes_b, axis) - at(bytes_a, axis);
+    const std::string most = s > 0 ? most_of(model_b, b, axis) : most_of(model_a, a, axis);
+    std::string line = fmt::format("over {} it sends for {} {} ({} {})", axis,
+                                   seconds_text(std::abs(s)), s > 0 ? "longer" : "less",
+                                   bytes_text(std::abs(bytes)), bytes >= 0 ? "more" : "less");
+    if (!most.empty()) line += fmt::format("; most {}: {}", s > 0 ? "there" : "saved", most);
+    lines.emplace_back(std::abs(s), line);
+  }
+  const double bubble = bubble_seconds(model_b.graph, b) - bubble_seconds(model_a.graph, a);
+  if (std::abs(bubble) >= least) {
+    lines.emplace_back(std::abs(bubble),
+                       fmt::format("its stages wait for each other {} {}",
+                                   seconds_text(std::abs(bubble)), bubble > 0 ? "longer" : "less"));
+  }
+  std::stable_sort(lines.begin(), lines.end(),
+                   [](const auto& x, const auto& y) { return x.first > y.first; });
+  std::vector<std::string> result;
+  for (auto& [weight, line] : lines) result.push_back(std::move(line));
+  const double memory = static_cast<double>(b.predicted.peak_bytes - a.predicted.peak_bytes);
+  if (std::abs(memory) >= kSmallestShare * static_cast<double>(a.predicted.peak_bytes)) {
+    result.push_back(fmt::format("it needs {} {} memory a device", bytes_text(std::abs(memory)),
+                                 memory > 0 ? "more" : "less"));
+  }
+  return result;
+}
+
+std::string measures_table(const std::vector<Measure>& all, std::string_view name_a,
+                           std::string_view name_b, bool colour) {
+  Table table({"", ">" + std::string(name_a), ">" + std::string(name_b), ">difference"});
+  for (const Measure& m : all) {
+    const double d = m.b - m.a;
+    const bool same = std::abs(d) <= 1e-6 * std::max(std::abs(m.a), std::abs(m.b));
+    table.add(
+        {m.name, value_text(m, m.a), value_text(m, m.b), same ? "same" : signed_text(d, m.bytes)});
+  }
+  return table.to_string(colour);
+}
+
+}  // namespace cleave

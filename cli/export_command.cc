@@ -1,0 +1,27 @@
+// cleave export
+#include <cstdio>
+
+#include "cli/commands.h"
+#include "cli/export_plan.h"
+#include "cli/format.h"
+#include "graph/error.h"
+
+namespace cleave {
+
+void export_command(const ExportArguments& a) {
+  const std::string text = read_file(a.plan);
+  const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
+  const Exported e = exported(loaded, a.to);
+  const std::string written = a.to == "megatron"  ? megatron_flags(loaded, e)
+                              : a.to == "dtensor" ? dtensor_script(loaded, e)
+                              : a.to == "hf-tp"   ? hf_tp_plan(loaded, e)
+                                                  : deepspeed_config(loaded, e);
+  if (a.out.empty()) {
+    fmt::print("{}", written);
+    return;
+  }
+  write_file(a.out, written);
+  fmt::print("written to {}\n", a.out);
+}
+
+}  // namespace cleave

@@ -1,0 +1,276 @@
+// cleave fit
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "cli/commands.h"
+#include "cli/comparison.h"
+#include "cli/format.h"
+#include "cli/memory_parts.h"
+#include "cli/planned.h"
+#include "cli/planning.h"
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+// A change that makes it fit.
+struct Change {
+  std::string what;     // "16 micro-batches of 1 sequence instead of 1 of 16"
+  std::string options;  // "--batch 1 --accumulate 16"
+  int64_t peak = 0;
+  double limit = 0, step_seconds = 0;
+  std::string plan;  // in words
+};
+
+// What was tried, in the order of how little it changes.
+class Changes {
+ public:
+  Changes(const PlanRequest& request, const Planned& asked, double seconds)
+      : request_(request), asked_(asked), seconds_(seconds), start_(Clock::now()) {}
+
+  std::vector<Change> find() {
+    pins();
+    micro_batches();
+    devices();
+    batch();
+    return std::move(found_);
+  }
+
+  bool stopped_early() const { return stopped_; }
+
+ private:
+  bool time_left() {
+    stopped_ |= std::chrono::duration<double>(Clock::now() - start_).count() > seconds_;
+    return !stopped_;
+  }
+
+  // Whether the plan fits so; requests that make no sense do not.
+  bool fits(const PlanRequest& request, std::string what, std::string options) {
+    if (!time_left()) return false;
+    try {
+      const Planned p = planned(request);
+      if (!p.result.plan) return false;
+      found_.push_back({std::move(what), std::move(options), p.result.plan->predicted.peak_bytes,
+                        p.limit, p.result.plan->predicted.step_seconds,
+                        plan_words(p.model->graph, *p.result.plan)});
+      return true;
+    } catch (const Error&) {
+      return false;
+    }
+  }
+
+  // What the user fixed, taken back: one at a time, then all.
+  void pins() {
+    const std::vector<std::string>& texts = request_.pins.texts;
+    if (!request_.mesh.empty()) {
+      PlanRequest r = request_;
+      r.mesh.clear();
+      if (fits(r, fmt::format("another mesh than {}", request_.mesh), "without --mesh")) return;
+    }
+    for (size_t i = 0; i < texts.size(); ++i) {
+      std::vector<std::string> others = texts;
+      others.erase(others.begin() + static_cast<std::ptrdiff_t>(i));
+      PlanRequest r = request_;
+      r.pins = parse_pins(others, "--pin");
+      const std::string without = fmt::format("without --pin {}", texts[i]);
+      if (fits(r, without, without)) return;
+    }
+    if (texts.size() < 2 && (texts.empty() || request_.mesh.empty())) return;
+    PlanRequest r = request_;
+    r.mesh.clear();
+    r.pins = {};
+    fits(r, "without anything pinned", "without --mesh and --pin");
+  }
+
+  // The same sequences in a step, fewer at a time.
+  void micro_batches() {
+    const ModelSpec& spec = asked_.model->spec;
+    if (!spec.training || request_.pins.micro_batches) return;
+    for (int64_t batch = spec.batch / 2; batch >= 1; batch /= 2) {
+      if (spec.batch % batch != 0) continue;
+      PlanRequest r = request_;
+      r.spec.batch = batch;
+      r.spec.optimizer.micro_batches = spec.optimizer.micro_batches * (spec.batch / batch);
+      const int64_t count = r.spec.optimizer.micro_batches;
+      if (fits(r,
+               fmt::format("the same step in {} micro-batches of {} sequence{}", count, batch,
+                           batch == 1 ? "" : "s"),
+               fmt::format("--batch {} --accumulate {}", batch, count))) {
+        return;
+      }
+    }
+  }
+
+  void devices() {
+    const Cluster& c = request_.cluster;
+    if (!request_.mesh.empty() || !request_.pins.axes.empty()) return;  // they fix the number
+    // So many share no better than evenly.
+    const double times = static_cast<double>(asked_.result.smallest_peak) / asked_.limit;
+    int64_t nodes = c.nodes, devices = c.devices_per_node;
+    constexpr int64_t kMost = 1024;  // times as many
+    for (int64_t more = 2; more <= kMost; more *= 2) {
+      const bool one_node = nodes == 1 && (devices < 8 || c.spec.starts_with("cpu"));
+      (one_node ? devices : nodes) *= 2;
+      if (static_cast<double>(more) < times) continue;
+      const auto larger = resized(c, nodes, devices);
+      if (!larger) return;
+      PlanRequest r = request_;
+      r.cluster = *larger;
+      if (fits(r, fmt::format("{} devices instead of {}", larger->size(), c.size()),
+               fmt::format("--cluster {}", larger->spec))) {
+        return;
+      }
+    }
+  }
+
+  // Fewer sequences in a step: that is another training.
+  void batch() {
+    const ModelSpec& spec = asked_.model->spec;
+    for (int64_t batch = spec.batch / 2; batch >= 1; batch /= 2) {
+      PlanRequest r = request_;
+      r.spec.batch = batch;
+      if (fits(r, fmt::format("{} sequences in a batch instead of {}", batch, spec.batch),
+               fmt::format("--batch {}", batch))) {
+        return;
+      }
+    }
+  }
+
+  const PlanRequest& request_;
+  const Planned& asked_;
+  const double seconds_;
+  const Clock::time_point start_;
+  bool stopped_ = false;
+  std::vector<Change> found_;
+};
+
+void print_memory(const MemoryParts& m) {
+  const auto peak = static_cast<double>(m.peak);
+  Table table({"memory of a device", ">", ">"});
+  for (const auto& [name, bytes] :
+       {std::pair("weights", m.weights), std::pair("optimizer states", m.optimizer),
+        std::pair("gradients", m.gradients), std::pair("activations", m.activations),
+        std::pair("weight copies", m.copies), std::pair("working", m.working)}) {
+    if (bytes == 0) continue;
+    const auto b = static_cast<double>(bytes);
+    table.add({name, bytes_text(b), fmt::format("{:.0f} %", 100 * b / peak)});
+  }
+  table.add({"together", bytes_text(peak), ""});
+  fmt::print("{}", table.to_string(colours_wanted()));
+}
+
+Json memory_json(const MemoryParts& m) {
+  return {{"weights", m.weights},
+          {"optimizer", m.optimizer},
+          {"gradients", m.gradients},
+          {"activations", m.activations},
+          {"weight_copies", m.copies},
+          {"working", m.working},
+          {"peak", m.peak}};
+}
+
+Json change_json(const Change& c) {
+  return {{"change", c.what},
+          {"options", c.options},
+          {"plan", c.plan},
+          {"peak_bytes", c.peak},
+          {"step_seconds", c.step_seconds}};
+}
+
+// The plan that comes nearest to the limit.
+std::optional<Planned> nearest_plan(const PlanRequest& request, int64_t smallest_peak) {
+  PlanRequest r = request;
+  for (double more : {1.0, 1.05, 1.5}) {
+    r.memory = fmt::format("{:.0f}B", std::ceil(more * static_cast<double>(smallest_peak)));
+    Planned p = planned(r);
+    if (p.result.plan) return p;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+void fit_command(const FitArguments& a) {
+  PlanRequest request;
+  request.cluster = parse_cluster(a.cluster);
+  request.spec = spec_of(a.model, planned_precision(request.cluster));
+  request.user = a.model.user;
+  request.mesh = a.mesh;
+  request.memory = a.memory;
+  request.pins = parse_pins(a.pins, "--pin");
+  const Planned p = planned(request);
+  const std::string name = describe(*p.model);
+  Json json = {{"model", p.model->spec.name},
+               {"cluster", request.cluster.spec},
+               {"fits", p.result.plan.has_value()},
+               {"limit_bytes", std::isfinite(p.limit) ? Json(p.limit) : Json()}};
+  if (p.result.plan) {
+    const Plan& plan = *p.result.plan;
+    const auto peak = static_cast<double>(plan.predicted.peak_bytes);
+    const MemoryParts parts = memory_parts(p.model->graph, plan);
+    if (a.json) {
+      json["peak_bytes"] = plan.predicted.peak_bytes;
+      json["plan"] = plan_words(p.model->graph, plan);
+      json["step_seconds"] = plan.predicted.step_seconds;
+      json["memory"] = memory_json(parts);
+      fmt::print("{}\n", json.dump(2));
+      return;
+    }
+    fmt::print("{}\nfits on {}: {} of {} a device, {} free\n", name, request.cluster.spec,
+               bytes_text(peak), std::isinf(p.limit) ? "no limit" : bytes_text(p.limit),
+               std::isinf(p.limit) ? "all" : bytes_text(p.limit - peak));
+    fmt::print("as {}, {} a step\n\n", plan_words(p.model->graph, plan),
+               seconds_text(plan.predicted.step_seconds));
+    print_memory(parts);
+    return;
+  }
+  if (p.result.smallest_peak <= static_cast<int64_t>(p.limit)) {
+    throw_no_plan(p.model->spec.name, p.model->graph, request.cluster, p.options, p.result);
+  }
+  const auto peak = static_cast<double>(p.result.smallest_peak);
+  Changes changes(request, p, a.seconds);
+  const std::vector<Change> all = changes.find();
+  const std::optional<Planned> nearest = nearest_plan(request, p.result.smallest_peak);
+  if (a.json) {
+    json["peak_bytes"] = p.result.smallest_peak;
+    json["over_bytes"] = peak - p.limit;
+    if (nearest) {
+      json["plan"] = plan_words(nearest->model->graph, *nearest->result.plan);
+      json["memory"] = memory_json(memory_parts(nearest->model->graph, *nearest->result.plan));
+    }
+    json["changes"] = Json::array();
+    for (const Change& c : all) json["changes"].push_back(change_json(c));
+    fmt::print("{}\n", json.dump(2));
+  } else {
+    fmt::print("{}\ndoes not fit on {}: {} a device at least, of {}: {} too much\n", name,
+               request.cluster.spec, bytes_text(peak), bytes_text(p.limit),
+               bytes_text(peak - p.limit));
+    if (nearest) {
+      fmt::print("nearest: {}\n\n", plan_words(nearest->model->graph, *nearest->result.plan));
+      print_memory(memory_parts(nearest->model->graph, *nearest->result.plan));
+    }
+    if (!all.empty()) fmt::print("\nIt fits with one of these, the smallest change first:\n");
+    for (const Change& c : all) {
+      fmt::print("  {}: {}\n    {} a device, {} a step, as {}\n", c.options, c.what,
+                 bytes_text(static_cast<double>(c.peak)), seconds_text(c.step_seconds), c.plan);
+    }
+    if (all.empty()) fmt::print("\nNo change that was tried makes it fit.\n");
+    if (changes.stopped_early())
+      fmt::print("Not all was tried in the {} s of --seconds.\n", a.seconds);
+  }
+  throw DoesNotFit(fmt::format(
+      "{} needs {} a device on {}, {} more than there are{}", p.model->spec.name, bytes_text(peak),
+      request.cluster.spec, bytes_text(peak - p.limit),
+      all.empty()
+          ? ""
+          : fmt::format("; it fits {}{}", all[0].options.starts_with("without") ? "" : "with ",
+                        all[0].options)));
+}
+
+}  // namespace cleave

@@ -1,0 +1,111 @@
+#include "cli/planned.h"
+
+#include <limits>
+#include <utility>
+
+#include "cli/format.h"
+#include "cli/planning.h"
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+// The same sequences in a step, in so many micro-batches.
+void divide_batch(ModelSpec& spec, const UserModel* user, int64_t micro_batches) {
+  ModelSpec whole = spec;
+  config_of(whole, user);  // gives it the batch
+  const int64_t sequences = whole.batch * spec.optimizer.micro_batches;
+  if (sequences % micro_batches != 0) {
+    fail("--pin micro={}: the {} sequences of a step do not divide by it", micro_batches,
+         sequences);
+  }
+  spec.batch = sequences / micro_batches;
+  spec.optimizer.micro_batches = micro_batches;
+}
+
+}  // namespace
+
+Planned planned(PlanRequest request) {
+  if (request.pins.micro_batches) {
+    divide_batch(request.spec, request.user, *request.pins.micro_batches);
+  }
+  Planned p;
+  p.model = std::make_shared<TracedModel>(trace_model(std::move(request.spec), request.user));
+  p.options = planner_options(p.model->graph, request.mesh, request.memory);
+  p.options.pins = std::move(request.pins);
+  p.limit = memory_limit(p.options, request.cluster);
+  p.result = find_plan(p.model->graph, request.cluster, p.options);
+  if (p.result.plan && !p.result.plan->rewrite.empty()) p.model->graph = *p.result.graph;
+  return p;
+}
+
+std::optional<Cluster> resized(const Cluster& c, int64_t nodes, int64_t devices_per_node) {
+  if (c.spec.starts_with("cpu")) return parse_cluster(fmt::format("cpu:{}", devices_per_node));
+  const std::string kind = c.spec.substr(c.spec.rfind('x') + 1);
+  for (const std::string& known : cluster_kinds()) {
+    if (kind != known) continue;
+    return parse_cluster(nodes == 1 ? fmt::format("{}x{}", devices_per_node, kind)
+                                    : fmt::format("{}x{}x{}", nodes, devices_per_node, kind));
+  }
+  return std::nullopt;
+}
+
+Planned with_least_memory(const PlanRequest& request) {
+  PlanRequest r = request;
+  Planned best = planned(r);
+  if (!best.result.plan) return best;
+  // What nothing fits into says how small a plan was found on the way there.
+  r.memory = "1B";
+  const int64_t smallest = planned(r).result.smallest_peak;
+  constexpr int kTries = 12;
+  int64_t limit = smallest;
+  for (int i = 0; i < kTries && limit > 0; ++i) {
+    if (limit >= best.result.plan->predicted.peak_bytes) break;
+    r.memory = fmt::format("{}B", limit);
+    Planned p = planned(r);
+    if (p.result.plan) {
+      p.limit = best.limit;
+      best = std::move(p);
+      limit = best.result.plan->predicted.peak_bytes - 1;
+    } else {
+      // Between what was found and what is known to be too little.
+      limit += (best.result.plan->predicted.peak_bytes - limit) / 2 + 1;
+    }
+  }
+  return best;
+}
+
+Planned on_fewest_devices(PlanRequest request, std::vector<std::string>& smaller) {
+  const Cluster whole = request.cluster;
+  std::vector<std::pair<int64_t, int64_t>> shapes;  // nodes, devices a node
+  for (int64_t d = 1; d <= whole.devices_per_node; ++d) {
+    if (whole.devices_per_node % d == 0) shapes.emplace_back(1, d);
+  }
+  for (int64_t n = 2; n <= whole.nodes; ++n) {
+    if (whole.nodes % n == 0) shapes.emplace_back(n, whole.devices_per_node);
+  }
+  Planned last;
+  for (const auto& [nodes, devices] : shapes) {
+    const auto cluster = resized(whole, nodes, devices);
+    if (!cluster) fail("--objective gpus: {} is no preset, whose size can be changed", whole.spec);
+    request.cluster = *cluster;
+    try {
+      last = planned(request);
+    } catch (const Error& e) {
+      // Pinned axes may need more devices; on all of them it is the user's to hear.
+      if (nodes * devices == whole.size()) throw;
+      smaller.push_back(fmt::format("{}: {}", request.cluster.spec, e.what()));
+      continue;
+    }
+    if (last.result.plan) return last;
+    const auto peak = static_cast<double>(last.result.smallest_peak);
+    smaller.push_back(peak <= last.limit
+                          ? fmt::format("{}: cannot be split so", request.cluster.spec)
+                          : fmt::format("{}: {} a device at least, {} too much",
+                                        request.cluster.spec, bytes_text(peak),
+                                        bytes_text(peak - last.limit)));
+  }
+  return last;
+}
+
+}  // namespace cleave

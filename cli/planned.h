@@ -1,0 +1,46 @@
+// A model planned as asked for: what plan, fit and explain --why-not share.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/model_spec.h"
+#include "planner/pins.h"
+#include "planner/planner.h"
+
+namespace cleave {
+
+struct PlanRequest {
+  ModelSpec spec;
+  const UserModel* user = nullptr;
+  Cluster cluster;
+  std::string mesh, memory;  // as for `cleave plan`
+  Pins pins;
+};
+
+struct Planned {
+  std::shared_ptr<TracedModel> model;  // with the plan's graph, where there is a plan
+  PlannerOptions options;              // refers to the model
+  PlanResult result;
+  double limit = 0;  // bytes a device
+};
+
+// Traces the model, in the pinned number of micro-batches, and plans it. Throws Error when the
+// request makes no sense.
+Planned planned(PlanRequest request);
+
+// The same devices, fewer or more of them; nothing when the cluster is not a preset.
+std::optional<Cluster> resized(const Cluster& cluster, int64_t nodes, int64_t devices_per_node);
+
+// The plan that needs the least memory, of those the fastest: find_plan under smaller and smaller
+// limits.
+Planned with_least_memory(const PlanRequest& request);
+
+// The plan on the fewest of the cluster's devices on which one was found, counts that divide the
+// cluster's tried in ascending order. `smaller`: what was tried before, in a line each. Throws
+// Error when the cluster is not a preset.
+Planned on_fewest_devices(PlanRequest request, std::vector<std::string>& smaller);
+
+}  // namespace cleave

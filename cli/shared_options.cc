@@ -1,0 +1,73 @@
+#include "cli/shared_options.h"
+
+#include <utility>
+
+namespace cleave {
+
+std::vector<Option> model_options(ModelArguments& m, const std::string& help) {
+  return {
+      {.flag = "MODEL",
+       .key = "model.name",
+       .help = help,
+       .target = &m.model,
+       .automatic = m.user != nullptr ? "the program's own" : "",
+       .required = m.user == nullptr},
+      {.flag = "--set",
+       .key = "model.set",
+       .type = "KEY=VALUE ...",
+       .help = "Change numbers of the model: layers=4 hidden=256",
+       .target = &m.set},
+      {.flag = "--batch",
+       .key = "train.batch",
+       .type = "N",
+       .help = "Sequences in a micro-batch, over all devices",
+       .target = &m.batch,
+       .automatic = "the model's own",
+       .at_least = 1},
+      {.flag = "--accumulate",
+       .key = "train.accumulate",
+       .type = "K",
+       .help = "Micro-batches in a step, whose gradients are averaged",
+       .target = &m.accumulate,
+       .automatic = "1",
+       .at_least = 1},
+      {.flag = "--precision",
+       .key = "train.precision",
+       .type = "TYPE",
+       .help = "Of the computation: fp32, fp64 or bf16",
+       .target = &m.precision,
+       .automatic = "fp32",
+       .choices = {"fp32", "fp64", "bf16"}},
+      {.flag = "--optimizer",
+       .key = "optimizer.name",
+       .type = "NAME",
+       .help = "adamw or sgd",
+       .target = &m.optimizer,
+       .automatic = "adamw",
+       .choices = {"adamw", "sgd"}},
+  };
+}
+
+Option forward_option(ModelArguments& m) {
+  return {
+      .flag = "--forward", .help = "The loss alone: no backward, no update", .target = &m.forward};
+}
+
+Option json_option(bool& json) {
+  return {.flag = "--json", .help = "JSON on stdout", .target = &json};
+}
+
+Option mesh_option(std::string& mesh) {
+  return {.flag = "--mesh",
+          .key = "devices.mesh",
+          .type = "MESH",
+          .help = "Fix the mesh: 2x4, or with roles dp=2,tp=4",
+          .target = &mesh,
+          .automatic = "searched"};
+}
+
+void append(std::vector<Option>& to, std::vector<Option> more) {
+  for (Option& o : more) to.push_back(std::move(o));
+}
+
+}  // namespace cleave

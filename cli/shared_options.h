@@ -1,0 +1,21 @@
+// Rows of options that several commands have.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cli/options.h"
+
+namespace cleave {
+
+inline constexpr const char* kModelHelp =
+    "A built-in model (gpt2:tiny, gpt2:124m, llama:8b, ...; a wrong name lists them all)";
+
+// What every command that traces a model takes.
+std::vector<Option> model_options(ModelArguments& model, const std::string& help = kModelHelp);
+Option forward_option(ModelArguments& model);
+Option json_option(bool& json);
+Option mesh_option(std::string& mesh);
+void append(std::vector<Option>& to, std::vector<Option> more);
+
+}  // namespace cleave
