@@ -8,6 +8,7 @@
 
 #include "cli/format.h"
 #include "cli/memory_parts.h"
+#include "cli/plan_parts.h"
 #include "cli/syncs.h"
 #include "graph/error.h"
 
@@ -16,10 +17,12 @@ namespace {
 
 constexpr double kSmallestShare = 5e-3;  // of the step, or the peak: worth a line
 
-// Seconds that collectives take, by the name of their axis.
-std::map<std::string, double> sent(const Plan& plan, bool bytes) {
+// What collectives of the busiest stage take, by the name of their axis.
+std::map<std::string, double> sent(const Graph& graph, const Plan& plan, bool bytes) {
+  const int32_t stage = busiest_stage(graph, plan).stage;
   std::map<std::string, double> by_axis;
   for (const PlannedCollectives& c : plan.collectives) {
+    if (c.stage != stage) continue;
     by_axis[plan.mesh.axes[static_cast<size_t>(c.axis)].name] += bytes ? c.bytes : c.seconds;
   }
   return by_axis;
@@ -48,29 +51,8 @@ std::string most_of(const TracedModel& model, const Plan& plan, const std::strin
 
 }  // namespace
 
-double bubble_seconds(const Graph& graph, const Plan& plan) {
-  const Pipeline& p = plan.pipeline;
-  if (p.stages == 1 || p.seconds.empty()) return 0;
-  std::vector<double> busy(static_cast<size_t>(p.stages), 0);
-  for (size_t c = 0; c < p.seconds.size(); ++c) {
-    const ChunkSeconds& s = p.seconds[c];
-    busy[c % busy.size()] +=
-        static_cast<double>(graph.micro_batches) * (s.forward + s.backward + s.weight_gradient);
-  }
-  return std::max(0.0, p.step_seconds - *std::max_element(busy.begin(), busy.end()));
-}
-
-std::string mesh_words(const Plan& plan) {
-  std::vector<std::string> axes;
-  if (plan.pipeline.stages > 1) axes.push_back(fmt::format("pp {}", plan.pipeline.stages));
-  for (const MeshAxis& a : plan.mesh.axes) {
-    if (a.size > 1) axes.push_back(fmt::format("{} {}", a.name, a.size));
-  }
-  return axes.empty() ? "1 device" : fmt::format("{}", fmt::join(axes, " × "));
-}
-
 std::string plan_words(const Graph& graph, const Plan& plan) {
-  std::string text = mesh_words(plan);
+  std::string text = mesh_words(plan.mesh, plan.pipeline.stages);
   if (plan.zero > 0) text += fmt::format(", ZeRO {}", plan.zero);
   if (plan.pipeline.stages > 1) text += fmt::format(", {}", name_of(plan.pipeline.schedule));
   if (plan.pipeline.chunks > 1) text += fmt::format(" of {} chunks", plan.pipeline.chunks);
@@ -83,18 +65,19 @@ std::string plan_words(const Graph& graph, const Plan& plan) {
 
 std::vector<Measure> measures(const TracedModel& model_a, const Plan& a, const TracedModel& model_b,
                               const Plan& b) {
+  const StageTime time_a = busiest_stage(model_a.graph, a);
+  const StageTime time_b = busiest_stage(model_b.graph, b);
   std::vector<Measure> result = {
       {"step", false, a.predicted.step_seconds, b.predicted.step_seconds},
-      {"  computing", false, a.predicted.compute_seconds, b.predicted.compute_seconds}};
-  const auto sent_a = sent(a, false), sent_b = sent(b, false);
+      {"  computing", false, time_a.compute, time_b.compute}};
+  const auto sent_a = sent(model_a.graph, a, false), sent_b = sent(model_b.graph, b, false);
   std::map<std::string, std::pair<double, double>> axes;
   for (const auto& [axis, seconds] : sent_a) axes[axis].first = seconds;
   for (const auto& [axis, seconds] : sent_b) axes[axis].second = seconds;
   for (const auto& [axis, s] : axes) {
     result.push_back({fmt::format("  sending over {}", axis), false, s.first, s.second});
   }
-  result.push_back(
-      {"  bubble", false, bubble_seconds(model_a.graph, a), bubble_seconds(model_b.graph, b)});
+  result.push_back({"  waiting for stages", false, time_a.waiting, time_b.waiting});
   const MemoryParts m = memory_parts(model_a.graph, a), n = memory_parts(model_b.graph, b);
   const auto number = [](int64_t x) { return static_cast<double>(x); };
   result.push_back({"memory of a device", true, number(m.peak), number(n.peak)});
@@ -114,14 +97,17 @@ std::vector<std::string> reasons(const TracedModel& model_a, const Plan& a,
                                  const TracedModel& model_b, const Plan& b) {
   std::vector<std::pair<double, std::string>> lines;  // by what they weigh
   const double least = kSmallestShare * a.predicted.step_seconds;
-  const double compute = b.predicted.compute_seconds - a.predicted.compute_seconds;
+  const StageTime time_a = busiest_stage(model_a.graph, a);
+  const StageTime time_b = busiest_stage(model_b.graph, b);
+  const double compute = time_b.compute - time_a.compute;
   if (std::abs(compute) >= least) {
     lines.emplace_back(std::abs(compute),
                        fmt::format("it computes {} {}", seconds_text(std::abs(compute)),
                                    compute > 0 ? "longer" : "less"));
   }
-  const auto seconds_a = sent(a, false), seconds_b = sent(b, false), bytes_a = sent(a, true),
-             bytes_b = sent(b, true);
+  const Graph &ga = model_a.graph, &gb = model_b.graph;
+  const auto seconds_a = sent(ga, a, false), seconds_b = sent(gb, b, false);
+  const auto bytes_a = sent(ga, a, true), bytes_b = sent(gb, b, true);
   std::map<std::string, double> change;
   for (const auto& [axis, s] : seconds_a) change[axis] -= s;
   for (const auto& [axis, s] : seconds_b) change[axis] += s;
@@ -139,7 +125,7 @@ std::vector<std::string> reasons(const TracedModel& model_a, const Plan& a,
     if (!most.empty()) line += fmt::format("; most {}: {}", s > 0 ? "there" : "saved", most);
     lines.emplace_back(std::abs(s), line);
   }
-  const double bubble = bubble_seconds(model_b.graph, b) - bubble_seconds(model_a.graph, a);
+  const double bubble = time_b.waiting - time_a.waiting;
   if (std::abs(bubble) >= least) {
     lines.emplace_back(std::abs(bubble),
                        fmt::format("its stages wait for each other {} {}",

@@ -13,20 +13,16 @@ namespace cleave {
 
 // One number of both plans.
 struct Measure {
-  std::string name;  // "computing", "sent over tp", "bubble", "memory a device", "  weights"
+  std::string name;  // "computing", "sending over tp", "memory of a device", "  weights"
   bool bytes = false;
   double a = 0, b = 0;
 };
 
-// Seconds of a step in which stages wait for each other: how much longer the schedule takes than
-// the busiest stage works.
-double bubble_seconds(const Graph& graph, const Plan& plan);
-// "dp 2 × tp 4", with "pp 4" before it.
-std::string mesh_words(const Plan& plan);
 // "dp 2 × tp 4, ZeRO 1, 1f1b, 8 micro-batches, 12 ops of 40 recomputed": what tells plans apart.
 std::string plan_words(const Graph& graph, const Plan& plan);
 
-// The step and its parts, then the peak and its parts; what both lack is left out.
+// The step and its parts, of the busiest stage, then the peak and its parts; what both lack is left
+// out.
 std::vector<Measure> measures(const TracedModel& model_a, const Plan& a, const TracedModel& model_b,
                               const Plan& b);
 

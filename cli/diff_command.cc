@@ -61,7 +61,8 @@ void expect_one_model(const LoadedPlan& a, const LoadedPlan& b, const DiffArgume
   }
 }
 
-// By op with its layer's number, how it is split; by parameter, how it is kept.
+// By product, look-up or sum, with its layer's number, how it is split; by parameter, how it is
+// kept. What lies between follows.
 using Splits = std::map<std::string, std::string>;
 
 Splits op_splits(const LoadedPlan& p) {
@@ -71,7 +72,7 @@ Splits op_splits(const LoadedPlan& p) {
   std::map<std::string, int> seen;  // several ops of one name
   for (size_t i = 0; i < graph.nodes().size(); ++i) {
     const auto n = static_cast<NodeId>(i);
-    if (graph.node(n).phase != Phase::kForward || leader_of(graph, n) != n) continue;
+    if (graph.node(n).phase != Phase::kForward || !contracts(graph.node(n))) continue;
     std::string name = pin_name(graph, n);
     if (const int again = seen[name]++; again > 0) name += fmt::format("#{}", again + 1);
     result[name] = split_text(graph, p.plan, words, n, p.plan.choices[i]);
@@ -82,7 +83,7 @@ Splits op_splits(const LoadedPlan& p) {
 Splits kept(const LoadedPlan& p) {
   Splits result;
   for (const Source& s : p.model.graph.sources()) {
-    if (s.kind != SourceKind::kParameter && s.kind != SourceKind::kState) continue;
+    if (s.kind != SourceKind::kParameter) continue;
     result[s.name] = to_string(p.plan.layout(s.value, 0), p.plan.mesh);
   }
   return result;
@@ -94,14 +95,18 @@ struct SplitDifference {
   std::string a, b;
 };
 
-// Those that differ, equal layers together, in the order of their names.
-std::vector<SplitDifference> differences(const Splits& a, const Splits& b) {
+// Those that differ, equal layers together; with `together`, all that differ alike, named by the
+// first.
+std::vector<SplitDifference> differences(const Splits& a, const Splits& b, bool together) {
   std::map<std::tuple<std::string, std::string, std::string>, int64_t> found;
+  std::map<std::pair<std::string, std::string>, std::string> first;
   for (const auto& [name, split] : a) {
     const auto other = b.find(name);
     const std::string there = other == b.end() ? "not there" : other->second;
     if (split == there) continue;
-    ++found[{folded_name(name), split, there}];
+    std::string group = folded_name(name);
+    if (together) group = first.emplace(std::pair(split, there), group).first->second;
+    ++found[{group, split, there}];
   }
   std::vector<SplitDifference> result;
   for (const auto& [key, count] : found) {
@@ -180,8 +185,8 @@ void diff_command(const DiffArguments& a) {
   const LoadedPlan x = loaded(a.a, a.user), y = loaded(a.b, a.user);
   expect_one_model(x, y, a);
   const auto all = measures(x.model, x.plan, y.model, y.plan);
-  const auto splits = differences(op_splits(x), op_splits(y));
-  const auto weights = differences(kept(x), kept(y));
+  const auto splits = differences(op_splits(x), op_splits(y), false);
+  const auto weights = differences(kept(x), kept(y), true);
   if (a.json) {
     Json numbers = Json::array();
     for (const Measure& m : all) {
@@ -220,7 +225,7 @@ void diff_command(const DiffArguments& a) {
   fmt::print("{}", measures_table(all, name_a, name_b, colour));
   fmt::print("{}", collectives_table(x.plan, y.plan, name_a, name_b, colour));
   fmt::print("{}", differences_table("op is split", splits, name_a, name_b, colour));
-  fmt::print("{}", differences_table("is kept", weights, name_a, name_b, colour));
+  fmt::print("{}", differences_table("weights are kept", weights, name_a, name_b, colour));
   if (splits.empty() && weights.empty())
     fmt::print("\nall ops are split, and all weights kept, alike\n");
 }

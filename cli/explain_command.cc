@@ -42,7 +42,17 @@ void explain_command(const ExplainArguments& a) {
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
   const bool colour = colours_wanted();
   if (!a.why_not.empty()) {
-    const Planned other = with_pins(loaded, a, pins);
+    Planned other;
+    try {
+      other = with_pins(loaded, a, pins);
+    } catch (const Error& e) {
+      // An answer too: there is no such plan. What the pins name has to be there.
+      node_pins(pins, loaded.model.graph);
+      value_pins(pins, loaded.model.graph);
+      Candidate impossible;
+      impossible.why_not = e.what();
+      other.result.candidates.push_back(impossible);
+    }
     fmt::print("{}", a.json ? why_not_json(loaded, other, a.why_not)
                             : why_not_text(loaded, other, a.why_not, colour));
   } else if (!a.op.empty()) {

@@ -9,6 +9,7 @@
 #include "cli/comparison.h"
 #include "cli/format.h"
 #include "cli/op_splits.h"
+#include "cli/plan_parts.h"
 #include "cli/planning.h"
 #include "cli/syncs.h"
 #include "graph/error.h"
@@ -36,7 +37,7 @@ std::string syncs_table(const std::vector<Sync>& syncs, const Plan& plan, bool c
   for (size_t i = 0; i < syncs.size(); ++i) {
     const Sync& s = syncs[i];
     if (i >= kMostSyncs) {
-      bytes += s.bytes, seconds += s.seconds, left_out += s.places;
+      bytes += s.bytes, seconds += s.seconds, left_out += s.bundled ? 1 : s.places;
       continue;
     }
     const std::string times = s.bundled      ? ", all at once"
@@ -53,14 +54,6 @@ std::string syncs_table(const std::vector<Sync>& syncs, const Plan& plan, bool c
   return text;
 }
 
-std::string candidate_words(const Candidate& c) {
-  std::vector<std::string> axes;
-  for (const MeshAxis& a : c.mesh.axes) {
-    if (a.size > 1) axes.push_back(fmt::format("{} {}", a.name, a.size));
-  }
-  return axes.empty() ? "1 device" : fmt::format("{}", fmt::join(axes, " × "));
-}
-
 std::string others_text(const Plan& plan) {
   std::vector<const Candidate*> order;
   for (const Candidate& c : plan.candidates) {
@@ -72,13 +65,7 @@ std::string others_text(const Plan& plan) {
   std::string text;
   for (size_t i = 0; i < std::min(order.size(), kMostOthers); ++i) {
     const Candidate& c = *order[i];
-    const bool priced = std::isfinite(c.cost) && c.compute_seconds > 0;
-    text += fmt::format(
-        "  {:<18}{}\n", candidate_words(c),
-        priced ? fmt::format("{}, {:.1f} % slower: {} computing, {} communicating",
-                             seconds_text(c.cost), 100 * (c.cost / plan.certificate.cost - 1),
-                             seconds_text(c.compute_seconds), seconds_text(c.communication_seconds))
-               : c.why_not);
+    text += fmt::format("  {:<32}{}\n", words_of(c), why_not(c, plan));
   }
   if (order.size() > kMostOthers) {
     text +=
@@ -164,13 +151,24 @@ std::vector<Explained> explained(const LoadedPlan& loaded, const std::string& pa
          loaded.model.spec.name);
   }
   std::vector<Explained> result;
-  const bool detailed = groups.size() <= 2;
-  for (OpGroup& g : groups) {
+  // In full: the op that does most of the work; the rest are casts and the like.
+  std::vector<double> flops;
+  for (const OpGroup& g : groups) {
+    const Node& node = graph.node(g.nodes[0]);
+    flops.push_back(node.op->flops(Graph::call(node, graph.input_types(node))));
+  }
+  const double most = *std::max_element(flops.begin(), flops.end());
+  const auto large =
+      std::count_if(flops.begin(), flops.end(), [&](double f) { return f >= 0.5 * most; });
+  for (size_t i = 0; i < groups.size(); ++i) {
+    OpGroup& g = groups[i];
+    const bool detailed = groups.size() <= 2 || (large == 1 && flops[i] == most);
     Explained e;
     e.syncs = syncs_of(graph, plan, families_of(graph, g.nodes));
     if (detailed) {
       const NodeId middle = g.nodes[g.nodes.size() / 2];
-      const double seconds = kSearchSeconds / static_cast<double>(groups.size());
+      const double seconds =
+          kSearchSeconds / static_cast<double>(std::min<size_t>(groups.size(), 2));
       e.one = alternatives_of(graph, plan, middle, {}, seconds);
       if (g.nodes.size() > 1) e.all = alternatives_of(graph, plan, middle, g.nodes, seconds);
     }
@@ -275,7 +273,7 @@ std::string explain_json(const LoadedPlan& loaded) {
   Json others = Json::array();
   for (const Candidate& c : plan.candidates) {
     if (c.why_not.empty()) continue;
-    others.push_back({{"mesh", candidate_words(c)},
+    others.push_back({{"mesh", words_of(c)},
                       {"step_seconds", std::isfinite(c.cost) ? Json(c.cost) : Json()},
                       {"why_not", c.why_not}});
   }
@@ -311,7 +309,9 @@ std::string explain_op_text(const LoadedPlan& loaded, const std::string& pattern
     text += "\n" + alternatives_table(loaded, e, words, colour);
   }
   if (all.size() > kMostGroups) text += fmt::format("\nand {} more\n", all.size() - kMostGroups);
-  if (all.size() > 2) text += "\nName one of them to see its alternatives and their price.\n";
+  const bool shown =
+      std::any_of(all.begin(), all.end(), [](const Explained& e) { return !e.one.empty(); });
+  if (!shown) text += "\nName one of them to see its alternatives and their price.\n";
   return text;
 }
 
@@ -356,7 +356,7 @@ std::string why_not_text(const LoadedPlan& loaded, const Planned& other, const s
     }
     text += fmt::format("{}  {}: cannot be made\n", bold("why not", colour), asked);
     for (const Candidate& c : other.result.candidates) {
-      text += fmt::format("  {:<18}{}\n", candidate_words(c), c.why_not);
+      text += fmt::format("  {:<18}{}\n", words_of(c), c.why_not);
     }
     return text;
   }
@@ -392,7 +392,7 @@ std::string why_not_json(const LoadedPlan& loaded, const Planned& other, const s
     json["possible"] = peak > other.limit;  // with more memory
     Json why = Json::array();
     for (const Candidate& c : other.result.candidates) {
-      why.push_back({{"mesh", candidate_words(c)}, {"why_not", c.why_not}});
+      why.push_back({{"mesh", words_of(c)}, {"why_not", c.why_not}});
     }
     json["why_not"] = why;
     return json.dump(2) + "\n";

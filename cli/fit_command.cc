@@ -202,6 +202,7 @@ void fit_command(const FitArguments& a) {
   request.spec = spec_of(a.model, planned_precision(request.cluster));
   request.user = a.model.user;
   request.mesh = a.mesh;
+  request.fixed_micro_batches = a.model.accumulate > 0;
   request.memory = a.memory;
   request.pins = parse_pins(a.pins, "--pin");
   const Planned p = planned(request);

@@ -37,9 +37,48 @@ int32_t fullest(const Program& program, const std::vector<Lifetime>& lives) {
   return at;
 }
 
+// Of a pipeline's fullest stage, from what its chunks hold at the end of their forwards.
+MemoryParts stage_parts(const Graph& graph, const Plan& plan) {
+  const auto stages = static_cast<size_t>(plan.pipeline.stages);
+  std::vector<double> held(stages, 0), kept(stages, 0);
+  for (size_t g = 0; g < plan.loads.size(); ++g) {
+    const double flying = g < plan.costing.in_flight.size() ? plan.costing.in_flight[g] : 1;
+    kept[g % stages] += flying * static_cast<double>(plan.loads[g].kept_bytes);
+    held[g % stages] += static_cast<double>(plan.loads[g].state_bytes);
+  }
+  size_t fullest = 0;
+  for (size_t s = 1; s < stages; ++s) {
+    if (held[s] + kept[s] > held[fullest] + kept[fullest]) fullest = s;
+  }
+  // A source lies where it is first read.
+  std::vector<int32_t> stage_of(graph.values().size(), -1);
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    for (Value v : graph.nodes()[n].inputs) {
+      int32_t& stage = stage_of[static_cast<size_t>(v)];
+      if (stage < 0) stage = plan.pipeline.stage_of(static_cast<NodeId>(n));
+    }
+  }
+  MemoryParts parts;
+  parts.peak = plan.predicted.peak_bytes;
+  for (const Source& s : graph.sources()) {
+    const auto v = static_cast<size_t>(s.value);
+    if (s.kind == SourceKind::kData || stage_of[v] != static_cast<int32_t>(fullest)) continue;
+    const int64_t bytes =
+        numel(plan.layout(s.value, 0).local_shape(plan.mesh)) * size_of(graph.type(s.value).dtype);
+    (s.kind == SourceKind::kParameter ? parts.weights
+     : s.kind == SourceKind::kState   ? parts.optimizer
+                                      : parts.gradients) += bytes;
+  }
+  parts.activations = static_cast<int64_t>(kept[fullest]);
+  parts.working = std::max<int64_t>(
+      0, parts.peak - parts.weights - parts.optimizer - parts.gradients - parts.activations);
+  return parts;
+}
+
 }  // namespace
 
 MemoryParts memory_parts(const Graph& graph, const Plan& plan) {
+  if (plan.pipeline.stages > 1) return stage_parts(graph, plan);
   const Program program = lower(graph, plan);
   // Of the stage that needs most; what its micro-batches in flight hold, as often as it is held.
   int32_t stage = 0;

@@ -28,6 +28,7 @@ void plan_command(const PlanArguments& a) {
   request.spec = spec_of(a.model, planned_precision(request.cluster));
   request.user = a.model.user;
   request.mesh = a.mesh;
+  request.fixed_micro_batches = a.model.accumulate > 0;
   request.memory = a.memory;
   request.pins = parse_pins(a.pins, "--pin");
   std::vector<std::string> smaller;

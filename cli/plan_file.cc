@@ -182,7 +182,7 @@ LoadedPlan load_plan(const std::string& path, std::string_view text, ModelSpec s
       loaded.model.graph = placed.graph;
     }
     const PlannerOptions options = planner_options(loaded.model.graph, "", "none");
-    loaded.plan = plan_from_json(json, loaded.model.graph, options);
+    loaded.plan = plan_from_json(json, loaded.model.graph, options, placed.chunk_of);
     loaded.plan.rewrite = rewrite;
   } catch (const Error& e) {
     fail("{}: {}", path, e.what());

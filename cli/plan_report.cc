@@ -7,46 +7,50 @@
 
 #include "cli/format.h"
 #include "cli/memory_parts.h"
+#include "cli/plan_parts.h"
 #include "cli/split_rows.h"
 #include "graph/error.h"
 
 namespace cleave {
 namespace {
 
-constexpr size_t kNameWidth = 34, kWhereWidth = 17;
-constexpr size_t kAfterWidth = 40;   // of a line of collectives, and of
-constexpr size_t kPartsWidth = 100;  // a line of memory's parts
+constexpr size_t kNameWidth = 29, kWhereWidth = 17;
+constexpr size_t kAfterWidth = 34;  // of a line of collectives, and of
+constexpr size_t kPartsWidth = 90;  // a line of parts
 constexpr size_t kCandidates = 3;
+constexpr size_t kMostStages = 8, kHoldsWidth = 38;
 constexpr double kSmallestBytes = 1024;  // that are worth a place in the table
 
 std::string_view words(const std::string& axis) {
   if (axis.starts_with("dp")) return "data parallel";
   if (axis.starts_with("tp")) return "tensor parallel";
   if (axis.starts_with("cp")) return "context parallel";
+  if (axis.starts_with("ep")) return "expert parallel";
   return "replicated";
 }
 
-std::string short_mesh(const Mesh& mesh) {
-  std::vector<std::string> axes;
-  for (const MeshAxis& a : mesh.axes) {
-    if (a.size > 1) axes.push_back(fmt::format("{} {}", a.name, a.size));
-  }
-  return axes.empty() ? "1 device" : fmt::format("{}", fmt::join(axes, " × "));
-}
-
 std::string zero_words(int stage) {
-  return stage == 3   ? ", ZeRO 3 (weights in parts too)"
-         : stage == 1 ? ", ZeRO 1 (optimizer states in parts)"
+  return stage == 3   ? "ZeRO 3 (weights in parts too)"
+         : stage == 2 ? "ZeRO 2 (optimizer states and gradients in parts)"
+         : stage == 1 ? "ZeRO 1 (optimizer states in parts)"
                       : "";
 }
 
-std::string mesh_text(const Plan& plan) {
+std::string schedule_words(const Pipeline& p) {
+  std::string text = fmt::format("pp {} (pipeline: {}", p.stages, name_of(p.schedule));
+  if (p.chunks > 1) text += fmt::format(", {} chunks a stage", p.chunks);
+  return text + ")";
+}
+
+// Axes and what else was chosen, as parts of a line.
+std::vector<std::string> mesh_parts(const Plan& plan) {
   std::vector<std::string> axes;
+  if (plan.pipeline.stages > 1) axes.push_back(schedule_words(plan.pipeline));
   for (const MeshAxis& a : plan.mesh.axes) {
     if (a.size > 1) axes.push_back(fmt::format("{} {} ({})", a.name, a.size, words(a.name)));
   }
-  if (axes.empty()) return "1 device: nothing to split";
-  return fmt::format("{}{}", fmt::join(axes, " × "), zero_words(plan.zero));
+  if (axes.empty()) axes.push_back("1 device: nothing to split");
+  return axes;
 }
 
 std::string cluster_text(const Cluster& c) {
@@ -89,6 +93,7 @@ class Report {
   std::string text() {
     head();
     memory();
+    stages();
     splits();
     sent();
     others();
@@ -108,16 +113,57 @@ class Report {
   void head() {
     const Prediction& p = plan_.predicted;
     text_ += bold(describe(model_)) + "   on " + bold(cluster_text(plan_.cluster)) + "\n\n";
-    line("plan", mesh_text(plan_));
+    const auto lines = wrapped(mesh_parts(plan_), " × ", kPartsWidth);
+    for (size_t i = 0; i < lines.size(); ++i) line(i == 0 ? "plan" : "", lines[i]);
+    if (plan_.zero > 0) line("", zero_words(plan_.zero));
+    const Graph& graph = model_.graph;
+    if (graph.micro_batches > 1) {
+      line("", fmt::format("{} micro-batches of {} sequence{} a step", graph.micro_batches,
+                           model_.config.batch, model_.config.batch == 1 ? "" : "s"));
+    }
+    if (!plan_.pins.empty()) {
+      const auto pins = wrapped(plan_.pins, ", ", kPartsWidth);
+      for (size_t i = 0; i < pins.size(); ++i) line(i == 0 ? "pinned" : "", pins[i]);
+    }
+    const StageTime t = busiest_stage(graph, plan_);
     std::string step =
         fmt::format("{} predicted: {} computing, {} communicating", seconds_text(p.step_seconds),
-                    seconds_text(p.compute_seconds), seconds_text(p.communication_seconds));
+                    seconds_text(t.compute), seconds_text(t.communication));
+    if (plan_.pipeline.stages > 1) {
+      step += fmt::format(", {} waiting ({:.0f} % bubble)", seconds_text(t.waiting),
+                          100 * t.waiting / p.step_seconds);
+    }
     line("step", step);
     line("", fmt::format("{} tokens/s, MFU {} ({} counting masked attention too)",
                          with_commas(p.tokens_per_second), percent_text(p.mfu_causal),
                          percent_text(p.mfu_full)));
     line("bound", proof(plan_));
     if (const std::string note = plan_.cluster.note(); !note.empty()) line("cluster", note);
+    const Recomputed again = recomputed(graph, plan_);
+    if (!again.words.empty()) {
+      line("again",
+           fmt::format("the backward computes again: {}", cut(again.words, kPartsWidth - 29)));
+      line("", fmt::format("{} a step on all stages", seconds_text(again.seconds)));
+    }
+  }
+
+  // A row a stage; those in the middle that are alike together.
+  void stages() {
+    if (plan_.pipeline.stages == 1) return;
+    Table table({"stage", "holds", ">forward", ">backward", ">weights, states", ">kept", ">for"});
+    const std::vector<StageRow> rows = stage_rows(model_.graph, plan_);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (rows.size() > kMostStages && i >= kMostStages / 2 && i + kMostStages / 2 < rows.size()) {
+        if (i == kMostStages / 2) table.add({"...", "", "", "", "", "", ""});
+        continue;
+      }
+      const StageRow& r = rows[i];
+      table.add({std::to_string(r.first), cut(r.holds, kHoldsWidth), seconds_text(r.forward),
+                 seconds_text(r.backward), bytes_text(static_cast<double>(r.state_bytes)),
+                 bytes_text(static_cast<double>(r.kept_bytes)),
+                 fmt::format("{:.0f} micro", r.in_flight)});
+    }
+    text_ += "\n" + table.to_string(colour_);
   }
 
   void memory() {
@@ -210,7 +256,7 @@ class Report {
   void splits() {
     const std::vector<SplitRow> rows = split_rows(model_.graph, plan_);
     if (rows.empty()) return;
-    Table table({"axis", "split", "in", ">work", "then devices meet (bytes that one sends)"});
+    Table table({"axis", "split", "in", ">work", "then devices meet (bytes one sends)"});
     int32_t axis = -1;
     for (const SplitRow& r : rows) {
       const std::vector<std::string> lines = after(r);
@@ -228,16 +274,17 @@ class Report {
   void sent() {
     if (plan_.collectives.empty()) return;
     Table table({"sent each step", ">activations", ">", ">weights, gradients", ">", "over"});
+    const int32_t stage = busiest_stage(model_.graph, plan_).stage;
     for (size_t axis = 0; axis < plan_.mesh.axes.size(); ++axis) {
       double bytes[2] = {}, seconds[2] = {};
       for (const PlannedCollectives& c : plan_.collectives) {
-        if (static_cast<size_t>(c.axis) != axis) continue;
+        if (static_cast<size_t>(c.axis) != axis || c.stage != stage) continue;
         bytes[c.parameters] += c.bytes;
         seconds[c.parameters] += c.seconds;
       }
       if (seconds[0] + seconds[1] <= 0) continue;
       const size_t tier = plan_.cluster.tier_of(plan_.mesh, axis);
-      table.add({short_mesh({{plan_.mesh.axes[axis]}}), bytes_text(bytes[0]),
+      table.add({mesh_words({{plan_.mesh.axes[axis]}}, 1), bytes_text(bytes[0]),
                  seconds_text(seconds[0]), bytes_text(bytes[1]), seconds_text(seconds[1]),
                  tier == 0 ? "links within a node" : "links between nodes"});
     }
@@ -255,27 +302,20 @@ class Report {
     text_ += "\n";
     if (order.empty()) {
       line("others",
-           fmt::format("no other mesh was searched ({})", seconds_text(plan_.search_seconds)));
+           fmt::format("nothing else was searched ({})", seconds_text(plan_.search_seconds)));
       return;
     }
     std::string name = "others";
-    const double best = plan_.certificate.cost;
     for (size_t i = 0; i < std::min(order.size(), kCandidates); ++i) {
       const Candidate& c = *order[i];
-      const std::string why =
-          std::isinf(c.cost)
-              ? c.why_not
-              : fmt::format("{:.1f} % slower: {} computing, {} communicating",
-                            100 * (c.cost / best - 1), seconds_text(c.compute_seconds),
-                            seconds_text(c.communication_seconds));
-      line(name, fmt::format("{:<16}{}", short_mesh(c.mesh), why));
+      line(name, fmt::format("{:<30}{}", words_of(c), why_not(c, plan_)));
       name.clear();
     }
     const size_t more = order.size() - std::min(order.size(), kCandidates);
     line("",
-         fmt::format("{}{} mesh{} searched in {}",
+         fmt::format("{}{} arrangement{} searched in {}",
                      more > 0 ? fmt::format("and {} more; ", more) : "", plan_.candidates.size(),
-                     plan_.candidates.size() == 1 ? "" : "es", seconds_text(plan_.search_seconds)));
+                     plan_.candidates.size() == 1 ? "" : "s", seconds_text(plan_.search_seconds)));
     if (plan_.regathered > 0) {
       line("", fmt::format("{} of {} values that both passes gather are gathered twice",
                            plan_.regathered, plan_.kept + plan_.regathered));

@@ -10,32 +10,65 @@
 namespace cleave {
 namespace {
 
-// The same sequences in a step, in so many micro-batches.
-void divide_batch(ModelSpec& spec, const UserModel* user, int64_t micro_batches) {
+// Sequences in a step, all micro-batches together.
+int64_t sequences_of(const ModelSpec& spec, const UserModel* user) {
   ModelSpec whole = spec;
   config_of(whole, user);  // gives it the batch
-  const int64_t sequences = whole.batch * spec.optimizer.micro_batches;
+  return whole.batch * whole.optimizer.micro_batches;
+}
+
+ModelSpec divided(ModelSpec spec, int64_t sequences, int64_t micro_batches) {
   if (sequences % micro_batches != 0) {
     fail("--pin micro={}: the {} sequences of a step do not divide by it", micro_batches,
          sequences);
   }
   spec.batch = sequences / micro_batches;
   spec.optimizer.micro_batches = micro_batches;
+  return spec;
+}
+
+// What the search cannot keep yet.
+void refuse(const Pins& pins) {
+  if (!pins.nodes.empty()) {
+    fail("--pin '{}': stages and recomputation of single ops are not searched yet",
+         pins.nodes[0].text);
+  }
+  if (pins.recompute.value_or(Recompute::kNone) != Recompute::kNone) {
+    fail("--pin recompute={}: only recompute=none can be pinned yet", name_of(*pins.recompute));
+  }
+  if (pins.offload.value_or(false)) fail("--pin offload=on: offload is not searched yet");
 }
 
 }  // namespace
 
 Planned planned(PlanRequest request) {
-  if (request.pins.micro_batches) {
-    divide_batch(request.spec, request.user, *request.pins.micro_batches);
-  }
+  refuse(request.pins);
+  const int64_t sequences = sequences_of(request.spec, request.user);
+  ModelSpec spec = request.spec;
+  if (request.pins.micro_batches) spec = divided(spec, sequences, *request.pins.micro_batches);
   Planned p;
-  p.model = std::make_shared<TracedModel>(trace_model(std::move(request.spec), request.user));
+  p.model = std::make_shared<TracedModel>(trace_model(spec, request.user));
   p.options = planner_options(p.model->graph, request.mesh, request.memory);
+  SearchSpace& space = p.options.space;
+  space.max_axes = 3;
+  space.stages = spec.training && request.mesh.empty();
+  space.recompute = spec.training && request.pins.recompute != Recompute::kNone;
+  const bool divides = spec.training && !request.fixed_micro_batches && !request.pins.micro_batches;
+  if (divides && sequences > 1) {
+    p.options.trace = [spec, sequences, user = request.user](int64_t micro_batches) {
+      return std::make_shared<const Graph>(
+          trace_model(divided(spec, sequences, micro_batches), user).graph);
+    };
+  }
   p.options.pins = std::move(request.pins);
   p.limit = memory_limit(p.options, request.cluster);
   p.result = find_plan(p.model->graph, request.cluster, p.options);
-  if (p.result.plan && !p.result.plan->rewrite.empty()) p.model->graph = *p.result.graph;
+  if (!p.result.plan) return p;
+  // The plan may be for another number of micro-batches, and for a graph that is rewritten.
+  if (p.result.graph->micro_batches != p.model->graph.micro_batches) {
+    *p.model = trace_model(divided(spec, sequences, p.result.graph->micro_batches), request.user);
+  }
+  p.model->graph = *p.result.graph;
   return p;
 }
 

@@ -16,7 +16,8 @@ struct PlanRequest {
   ModelSpec spec;
   const UserModel* user = nullptr;
   Cluster cluster;
-  std::string mesh, memory;  // as for `cleave plan`
+  std::string mesh, memory;          // as for `cleave plan`
+  bool fixed_micro_batches = false;  // as many as the spec says; else the search divides the step
   Pins pins;
 };
 

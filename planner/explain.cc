@@ -11,10 +11,6 @@ namespace {
 
 constexpr double kForbidden = std::numeric_limits<double>::infinity();
 
-MemoryPrice price_of(const Plan& plan) {
-  return plan.costing.prices.empty() ? MemoryPrice{} : plan.costing.prices[0];
-}
-
 }  // namespace
 
 NodeId leader_of(const Graph& graph, NodeId node) {
@@ -30,9 +26,9 @@ std::vector<Alternative> alternatives_of(const Graph& graph, const Plan& plan, N
   std::set<NodeId> leaders = {leader};
   for (NodeId n : alike) leaders.insert(leader_of(graph, n));
   PlannerOptions options;
-  options.max_axes = std::max(options.max_axes, plan.mesh.axes.size());
   const auto solved = [&] {
-    return plan_with(graph, plan.cluster, plan.mesh, plan.roles, price_of(plan), options);
+    return plan_with(graph, plan.cluster, plan.mesh, plan.roles, plan.costing, plan.pipeline,
+                     options);
   };
   std::vector<std::vector<AxisOption>> choices;
   options.preferences.choice = [&](NodeId n, const std::vector<AxisOption>& choice) {

@@ -106,7 +106,7 @@ std::string held_text(const Placements& placements) {
 struct SavedChoices {
   Mesh mesh;
   std::vector<AxisRole> roles;
-  MemoryPrice price;
+  Costing costing;
   std::map<NodeId, std::string> choices;
   std::map<Value, std::string> held;
 };
@@ -127,6 +127,43 @@ int32_t whole(const Json& json, const char* name) {
     fail("plan: field '{}' holds something else than a whole number", name);
   }
   return json.get<int32_t>();
+}
+
+// By group: how often its phases count, what a byte costs there, micro-batches in flight.
+Json costing_json(const Costing& costing) {
+  Json list = Json::array();
+  for (size_t g = 0; g < costing.runs.size(); ++g) {
+    const MemoryPrice& p = costing.prices[g];
+    list.push_back({{"runs", costing.runs[g]},
+                    {"price", {p.low, p.high, p.split}},
+                    {"in_flight", costing.in_flight[g]}});
+  }
+  return list;
+}
+
+Costing costing_in(const Json& choices) {
+  Costing costing;
+  const Json list = field<Json>(choices, "costing");
+  if (!list.is_array() || list.empty()) fail("plan: field 'costing' is empty");
+  for (const Json& group : list) {
+    const auto runs = field<std::vector<double>>(group, "runs");
+    const Json price = field<Json>(group, "price");
+    if (runs.size() != 3 || !price.is_array() || price.size() != 3) {
+      fail("plan: field 'costing' is malformed");
+    }
+    costing.runs.push_back({runs[0], runs[1], runs[2]});
+    costing.prices.push_back({price[0].is_number() ? price[0].get<double>() : -1,
+                              price[1].is_number() ? price[1].get<double>() : -1,
+                              whole(price[2], "price")});
+    costing.in_flight.push_back(field<double>(group, "in_flight"));
+    const MemoryPrice& p = costing.prices.back();
+    const bool sound = runs[0] >= 0 && runs[1] >= 0 && runs[2] >= 0 && p.low >= 0 && p.high >= 0 &&
+                       costing.in_flight.back() >= 0;
+    if (!sound) {
+      fail("plan: the price of memory is two numbers and a count of pieces, none negative");
+    }
+  }
+  return costing;
 }
 
 // Ascending nodes of the traced graph's forward.
@@ -165,6 +202,10 @@ std::vector<Candidate> candidates_in(const Json& search) {
                                           : std::vector<std::string>(sizes.size(), "axis");
     if (names.size() != sizes.size()) fail("plan: a candidate has not as many axes as sizes");
     for (size_t a = 0; a < sizes.size(); ++a) c.mesh.axes.push_back({names[a], sizes[a]});
+    c.stages = whole(field<Json>(j, "stages"), "stages");
+    c.chunks = whole(field<Json>(j, "virtual"), "virtual");
+    c.schedule = schedule_in(field<std::string>(j, "schedule"));
+    c.micro_batches = field<int64_t>(j, "micro_batches");
     const Json cost = field<Json>(j, "cost");
     c.cost = cost.is_number() ? cost.get<double>() : std::numeric_limits<double>::infinity();
     const Json bound = field<Json>(j, "lower_bound");
@@ -272,6 +313,10 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
     candidates.push_back(
         {{"mesh", sizes},
          {"axes", axes},
+         {"stages", c.stages},
+         {"virtual", c.chunks},
+         {"schedule", name_of(c.schedule)},
+         {"micro_batches", c.micro_batches},
          {"cost", c.cost < std::numeric_limits<double>::infinity() ? Json(c.cost) : Json()},
          {"lower_bound", c.lower_bound},
          {"peak_bytes", c.peak_bytes},
@@ -298,16 +343,15 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
     choices.push_back({n, text});
   }
   for (const auto& [v, placements] : plan.held) held.push_back({v, held_text(placements)});
-  j["choices"] = {
-      {"roles", roles},
-      {"price",
-       {plan.costing.prices[0].low, plan.costing.prices[0].high, plan.costing.prices[0].split}},
-      {"nodes", choices},
-      {"held", held}};
+  j["choices"] = {{"roles", roles},
+                  {"costing", costing_json(plan.costing)},
+                  {"nodes", choices},
+                  {"held", held}};
   return j;
 }
 
-Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& options) {
+Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& options,
+                    const std::vector<int32_t>& chunk_of) {
   if (!json.is_object() || !json.contains("format") || json["format"] != "cleave-plan") {
     fail("not a plan: the file has no \"format\": \"cleave-plan\"");
   }
@@ -337,13 +381,8 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
     saved.roles.push_back(axis_role(r));
   if (saved.roles.size() != saved.mesh.axes.size())
     fail("plan: as many roles as mesh axes are needed");
-  const Json price = field<Json>(choices, "price");
+  saved.costing = costing_in(choices);
   try {
-    saved.price = {price.at(0).get<double>(), price.at(1).get<double>(),
-                   whole(price.at(2), "price")};
-    if (!(saved.price.low >= 0 && saved.price.high >= 0)) {
-      fail("plan: the price of memory is two numbers and a count of layers, none negative");
-    }
     for (const char* list : {"nodes", "held"}) {
       if (!choices.contains(list) || !choices[list].is_array())
         fail("plan: field '{}' is missing or of the wrong type", list);
@@ -379,7 +418,15 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
     fail("plan: its mesh has {} devices, its cluster {} has {}",
          saved.mesh.size() * pipeline.stages, cluster.spec, cluster.size());
   }
-  auto plan = plan_with(graph, cluster, saved.mesh, saved.roles, saved.price, fixed);
+  pipeline.chunk_of = chunk_of;
+  if (std::ssize(saved.costing.runs) != int64_t{pipeline.stages} * pipeline.chunks) {
+    fail("plan: its costing is of {} chunks, its pipeline of {}", saved.costing.runs.size(),
+         pipeline.stages * pipeline.chunks);
+  }
+  if (pipeline.stages * pipeline.chunks > 1 && chunk_of.size() != graph.nodes().size()) {
+    fail("plan: its graph is not cut into the chunks of its pipeline");
+  }
+  auto plan = plan_with(graph, cluster, saved.mesh, saved.roles, saved.costing, pipeline, fixed);
   if (!plan) fail("plan: its choices do not make a plan of this graph");
   // The bound was found by the search; it holds while the costs are the same.
   const Json certificate = field<Json>(json, "certificate");
