@@ -65,7 +65,7 @@ std::string others_text(const Plan& plan) {
   std::string text;
   for (size_t i = 0; i < std::min(order.size(), kMostOthers); ++i) {
     const Candidate& c = *order[i];
-    text += fmt::format("  {:<32}{}\n", words_of(c), why_not(c, plan));
+    text += fmt::format("  {:<40}  {}\n", words_of(c), why_not(c, plan));
   }
   if (order.size() > kMostOthers) {
     text +=
@@ -341,9 +341,9 @@ std::string why_not_text(const LoadedPlan& loaded, const Planned& other, const s
                          bool colour) {
   const Plan& chosen = loaded.plan;
   std::string text = head_text(loaded, colour);
-  text += fmt::format("\n{}  {}, {} a step\n", bold("chosen ", colour),
-                      plan_words(loaded.model.graph, chosen),
-                      seconds_text(chosen.predicted.step_seconds));
+  text += fmt::format("\n{}  {} a step: {}\n", bold("chosen ", colour),
+                      seconds_text(chosen.predicted.step_seconds),
+                      plan_words(loaded.model.graph, chosen));
   if (!other.result.plan) {
     const auto peak = static_cast<double>(other.result.smallest_peak);
     if (peak > other.limit) {
@@ -363,11 +363,12 @@ std::string why_not_text(const LoadedPlan& loaded, const Planned& other, const s
   const Plan& plan = *other.result.plan;
   const double a = chosen.predicted.step_seconds, b = plan.predicted.step_seconds;
   const double share = 100 * std::abs(b / a - 1);
-  text += fmt::format("{}  {}, {} a step: {}\n", bold("why not", colour),
-                      plan_words(other.model->graph, plan), seconds_text(b),
-                      share < 0.05 ? std::string("as fast")
+  const std::string compared = share < 0.05
+                                   ? std::string("as fast")
                                    : fmt::format("{} ({:.1f} %) {}", seconds_text(std::abs(b - a)),
-                                                 share, b > a ? "slower" : "faster"));
+                                                 share, b > a ? "slower" : "faster");
+  text += fmt::format("{}  {} a step, {}: {}\n", bold("why not", colour), seconds_text(b), compared,
+                      plan_words(other.model->graph, plan));
   const auto why = reasons(loaded.model, chosen, *other.model, plan);
   for (const std::string& line : why) {
     const size_t detail = line.find("; ");

@@ -184,8 +184,8 @@ std::string dtensor_script(const LoadedPlan& loaded, const Exported& e) {
     if (!layouts.empty()) {
       text += fmt::format("from torch.distributed.tensor import {}\n", fmt::join(layouts, ", "));
     }
-    text +=
-        fmt::format("from torch.distributed.tensor.parallel import {}\n", fmt::join(names, ", "));
+    text += fmt::format("from torch.distributed.tensor.parallel import (\n    {},\n)\n",
+                        fmt::join(names, ",\n    "));
     text += fmt::format("\nSTYLES = {{\n{}}}\n", styles);
   }
   text += "\n\ndef parallelize(model, device_type=\"cuda\"):\n";
@@ -286,8 +286,9 @@ std::string deepspeed_config(const LoadedPlan& loaded, const Exported& e) {
       case Kind::kTableWidth:
       case Kind::kOther:
         cannot(target, m,
-               "AutoTP splits products by columns or rows only; pin it: --pin "
-               "NAME:tp=replicate");
+               fmt::format("AutoTP splits products by columns or rows only; plan again with --pin "
+                           "'{}:tp=replicate'",
+                           name));
         break;
       case Kind::kWhole: continue;
     }

@@ -88,23 +88,12 @@ class Changes {
     fits(r, "without anything pinned", "without --mesh and --pin");
   }
 
-  // The same sequences in a step, fewer at a time.
+  // The same sequences in a step, in as many micro-batches as fit best.
   void micro_batches() {
-    const ModelSpec& spec = asked_.model->spec;
-    if (!spec.training || request_.pins.micro_batches) return;
-    for (int64_t batch = spec.batch / 2; batch >= 1; batch /= 2) {
-      if (spec.batch % batch != 0) continue;
-      PlanRequest r = request_;
-      r.spec.batch = batch;
-      r.spec.optimizer.micro_batches = spec.optimizer.micro_batches * (spec.batch / batch);
-      const int64_t count = r.spec.optimizer.micro_batches;
-      if (fits(r,
-               fmt::format("the same step in {} micro-batches of {} sequence{}", count, batch,
-                           batch == 1 ? "" : "s"),
-               fmt::format("--batch {} --accumulate {}", batch, count))) {
-        return;
-      }
-    }
+    if (!request_.fixed_micro_batches) return;
+    PlanRequest r = request_;
+    r.fixed_micro_batches = false;
+    fits(r, "the same step in more micro-batches", "without --accumulate");
   }
 
   void devices() {
@@ -135,10 +124,9 @@ class Changes {
     for (int64_t batch = spec.batch / 2; batch >= 1; batch /= 2) {
       PlanRequest r = request_;
       r.spec.batch = batch;
-      if (fits(r, fmt::format("{} sequences in a batch instead of {}", batch, spec.batch),
-               fmt::format("--batch {}", batch))) {
-        return;
-      }
+      const std::string what = fmt::format("{} sequence{} a step instead of {}", batch,
+                                           batch == 1 ? "" : "s", spec.batch);
+      if (fits(r, what, fmt::format("--batch {}", batch))) return;
     }
   }
 

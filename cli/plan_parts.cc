@@ -10,7 +10,6 @@
 
 #include "cli/format.h"
 #include "graph/error.h"
-#include "graph/repeats.h"
 #include "planner/explain.h"
 #include "viz/names.h"
 
@@ -26,6 +25,32 @@ double times(const Graph& graph, size_t phase) {
 
 double flops_of(const Graph& graph, const Node& node) {
   return node.op->flops(Graph::call(node, graph.input_types(node)));
+}
+
+// "h.3.attn.qkv": layers "h", number 3, inside "attn"; without a number: the scope's first part.
+struct LayerName {
+  std::string layers, inside;
+  int32_t number = -1;
+};
+LayerName layer_name(const std::string& scope) {
+  LayerName name;
+  for (size_t begin = 0; begin < scope.size();) {
+    const size_t dot = std::min(scope.find('.', begin), scope.size());
+    const std::string part = scope.substr(begin, dot - begin);
+    const bool digits = !part.empty() && part.size() < 9 &&
+                        part.find_first_not_of("0123456789") == std::string::npos;
+    if (digits && name.number < 0) {
+      name.number = std::stoi(part);
+    } else if (name.number < 0) {
+      name.layers += (name.layers.empty() ? "" : ".") + part;
+    } else {
+      name.inside = part;
+      break;
+    }
+    begin = dot + 1;
+  }
+  if (name.number < 0) name.inside = name.layers.substr(0, name.layers.find('.'));
+  return name;
 }
 
 // "0-7, 12"
@@ -69,14 +94,17 @@ StageTime busiest_stage(const Graph& graph, const Plan& plan) {
 }
 
 std::string mesh_words(const Mesh& mesh, int32_t stages) {
-  std::vector<std::string> axes;
+  std::vector<std::string> axes, unnamed;
   if (stages > 1) axes.push_back(fmt::format("pp {}", stages));
   for (const MeshAxis& a : mesh.axes) {
+    if (a.size == 1) continue;
     // Axes without a plan have no role: "a0".
-    const bool named = !(a.name.size() > 1 && a.name[0] == 'a' && std::isdigit(a.name[1]) != 0);
-    if (a.size > 1)
-      axes.push_back(named ? fmt::format("{} {}", a.name, a.size) : fmt::format("{}", a.size));
+    const bool named =
+        !(a.name.size() > 1 && a.name[0] == 'a' && a.name[1] >= '0' && a.name[1] <= '9');
+    if (named) axes.push_back(fmt::format("{} {}", a.name, a.size));
+    if (!named) unnamed.push_back(std::to_string(a.size));
   }
+  if (!unnamed.empty()) axes.push_back(fmt::format("{} devices", fmt::join(unnamed, "x")));
   return axes.empty() ? "1 device" : fmt::format("{}", fmt::join(axes, " × "));
 }
 
@@ -128,98 +156,95 @@ std::vector<NodeId> repeated_nodes(const Graph& graph, const Plan& plan) {
 Recomputed recomputed(const Graph& graph, const Plan& plan) {
   Recomputed result;
   const std::vector<NodeId> repeats_of = repeated_nodes(graph, plan);
-  const Layers layers = layers_of(graph, repeats(graph));
-  struct OfLayer {
-    double flops = 0, again = 0;
-    std::set<std::string> ops;
-  };
-  std::map<std::pair<int32_t, int32_t>, OfLayer> by_layer;
   std::vector<bool> remade(graph.nodes().size(), false);
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     if (repeats_of[n] == kNoNode) continue;
     remade[at(repeats_of[n])] = true;
     result.seconds += plan.nodes[n].seconds * static_cast<double>(graph.micro_batches);
   }
+  // The work of every part of every layer, and how much of it is done again.
+  struct Work {
+    double all = 0, again = 0;
+    void add(double flops, bool twice) { all += flops, again += twice ? flops : 0; }
+    bool whole() const { return again >= 0.9 * all; }
+  };
+  std::map<std::string, std::map<std::string, Work>> by_layer;  // by layer, part
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const Node& node = graph.nodes()[n];
     if (node.phase != Phase::kForward) continue;
-    const Layer& l = layers.nodes[n];
-    OfLayer& of = by_layer[{l.copy < 0 ? -1 : l.repeat, l.copy}];
-    const double flops = flops_of(graph, node);
-    of.flops += flops;
-    if (!remade[n]) continue;
-    of.again += flops;
-    // Casts and views are on the way.
-    if (flops > 0 && node.inputs.size() > 0) of.ops.insert(std::string(node.op->name));
+    const LayerName name = layer_name(graph.scopes()[at(node.scope)]);
+    const std::string layer = name.number < 0 ? "" : fmt::format("{}.{}", name.layers, name.number);
+    const std::string part = name.inside.empty() ? std::string(node.op->name) : name.inside;
+    by_layer[layer][part].add(flops_of(graph, node), remade[n]);
   }
-  // Layers with the same said of them together.
-  std::map<std::string, int64_t> said;
-  int64_t copies = 0;
-  for (const auto& [layer, of] : by_layer) {
-    copies += layer.second >= 0;
-    if (of.again == 0) continue;
-    std::string what;
-    if (of.again >= 0.9 * of.flops) {
-      what = "whole";
-    } else {
-      std::vector<std::string> ops(of.ops.begin(), of.ops.end());
-      if (ops.size() > 4) ops.resize(4), ops.push_back("...");
-      what = fmt::format("{}", fmt::join(ops, ", "));
+  std::map<std::string, int64_t> said;  // layers with the same said of them
+  int64_t layers = 0;
+  for (const auto& [layer, parts] : by_layer) {
+    Work all;
+    std::vector<std::string> whole, some;
+    for (const auto& [part, work] : parts) {
+      all.all += work.all, all.again += work.again;
+      if (work.again > 0) (work.whole() ? whole : some).push_back(part);
     }
-    ++said[layer.second >= 0 ? what : " " + what];
+    layers += !layer.empty();
+    if (all.again == 0) continue;
+    std::string what = "whole";
+    if (!all.whole() || layer.empty()) {
+      for (const std::string& part : some) whole.push_back("a part of " + part);
+      what = fmt::format("{}", fmt::join(whole, ", "));
+    }
+    ++said[layer.empty() ? " " + what : what];
   }
-  std::vector<std::string> parts;
+  std::vector<std::string> words;
   for (const auto& [what, count] : said) {
+    const bool every = count == layers;
     if (what[0] == ' ') {
-      parts.push_back(what.substr(1) + " outside of the layers");
+      words.push_back(fmt::format("{} outside of the layers", what.substr(1)));
     } else if (what == "whole") {
-      parts.insert(parts.begin(), count == copies
-                                      ? "every layer whole"
-                                      : fmt::format("{} of {} layers whole", count, copies));
+      words.insert(words.begin(), every ? std::string("every layer whole")
+                                        : fmt::format("{} of {} layers whole", count, layers));
     } else {
-      parts.push_back(count == copies ? what + " of every layer"
-                                      : fmt::format("{} of {} layers", what, count));
+      words.push_back(every ? fmt::format("{} of every layer", what)
+                            : fmt::format("{} of {} layers", what, count));
     }
   }
-  result.words = fmt::format("{}", fmt::join(parts, "; "));
+  result.words = fmt::format("{}", fmt::join(words, "; "));
   return result;
 }
 
 std::vector<StageRow> stage_rows(const Graph& graph, const Plan& plan) {
   const Pipeline& p = plan.pipeline;
   std::vector<StageRow> rows(at(p.stages));
-  const Layers layers = layers_of(graph, repeats(graph));
+  double total = 0;
+  for (const Node& node : graph.nodes()) {
+    if (node.phase == Phase::kForward) total += flops_of(graph, node);
+  }
   for (int32_t s = 0; s < p.stages; ++s) {
     StageRow& row = rows[at(s)];
     row.first = row.last = s;
-    std::set<int32_t> copies;
+    std::map<std::string, std::set<int32_t>> numbers;  // by what the layers are called
     std::vector<std::string> others;
     for (size_t n = 0; n < graph.nodes().size(); ++n) {
       const Node& node = graph.nodes()[n];
       if (node.phase != Phase::kForward || p.stage_of(static_cast<NodeId>(n)) != s) continue;
       if (node.op->transfer) continue;
-      if (layers.nodes[n].copy >= 0) {
-        copies.insert(layers.nodes[n].copy);
+      const LayerName name = layer_name(graph.scopes()[at(node.scope)]);
+      if (name.number >= 0) {
+        numbers[name.layers].insert(name.number);
         continue;
       }
-      // Where it is in the model, or, outside of any module, what it does.
-      const std::string& scope = graph.scopes()[at(node.scope)];
+      // Where it is in the model, or, outside of any module, what does much of the work.
       const double flops = flops_of(graph, node);
-      if (flops <= 0) continue;
-      const std::string name =
-          scope.empty() ? std::string(node.op->name) : scope.substr(0, scope.find('.'));
-      const bool cast = node.inputs.size() == 1 && scope.empty();
-      if (!cast && std::find(others.begin(), others.end(), name) == others.end())
-        others.push_back(name);
+      if (name.inside.empty() && flops < 0.005 * total) continue;
+      const std::string what = name.inside.empty() ? std::string(node.op->name) : name.inside;
+      if (std::find(others.begin(), others.end(), what) == others.end()) others.push_back(what);
     }
-    if (!copies.empty()) {
-      row.holds =
-          fmt::format("{} layers ({})", copies.size(), ranges({copies.begin(), copies.end()}));
+    std::vector<std::string> parts;
+    for (const auto& [layers, of] : numbers) {
+      parts.push_back(fmt::format("{} {}", layers, ranges({of.begin(), of.end()})));
     }
-    if (!others.empty()) {
-      if (others.size() > 4) others.resize(4), others.push_back("...");
-      row.holds += fmt::format("{}{}", row.holds.empty() ? "" : ", ", fmt::join(others, ", "));
-    }
+    parts.insert(parts.end(), others.begin(), others.end());
+    row.holds = fmt::format("{}", fmt::join(parts, ", "));
     for (size_t g = at(s); g < plan.loads.size(); g += at(p.stages)) {
       const GroupLoad& l = plan.loads[g];
       row.forward += l.seconds[0];

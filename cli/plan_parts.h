@@ -30,7 +30,7 @@ std::string why_not(const Candidate& candidate, const Plan& chosen);
 // repeat; kNoNode: they do not.
 std::vector<NodeId> repeated_nodes(const Graph& graph, const Plan& plan);
 
-// What is computed again, as "20 of 32 layers whole; attention in the other 12", and the seconds
+// What is computed again, as "20 of 32 layers whole; attn of 12 layers", and the seconds
 // that takes in a step. Empty: nothing.
 struct Recomputed {
   std::string words;

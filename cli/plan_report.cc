@@ -308,7 +308,7 @@ class Report {
     std::string name = "others";
     for (size_t i = 0; i < std::min(order.size(), kCandidates); ++i) {
       const Candidate& c = *order[i];
-      line(name, fmt::format("{:<30}{}", words_of(c), why_not(c, plan_)));
+      line(name, fmt::format("{:<40}  {}", words_of(c), why_not(c, plan_)));
       name.clear();
     }
     const size_t more = order.size() - std::min(order.size(), kCandidates);

@@ -27,22 +27,20 @@ ModelSpec divided(ModelSpec spec, int64_t sequences, int64_t micro_batches) {
   return spec;
 }
 
-// What the search cannot keep yet.
-void refuse(const Pins& pins) {
-  if (!pins.nodes.empty()) {
-    fail("--pin '{}': stages and recomputation of single ops are not searched yet",
-         pins.nodes[0].text);
-  }
-  if (pins.recompute.value_or(Recompute::kNone) != Recompute::kNone) {
-    fail("--pin recompute={}: only recompute=none can be pinned yet", name_of(*pins.recompute));
-  }
+// What the search cannot keep.
+void refuse(const PlanRequest& request) {
+  const Pins& pins = request.pins;
   if (pins.offload.value_or(false)) fail("--pin offload=on: offload is not searched yet");
+  const bool training = pins.stages.value_or(1) > 1 || pins.recompute || !pins.nodes.empty();
+  if (training && !request.spec.training) {
+    fail("--pin '{}': a forward alone has no stages, and computes nothing again", pins.texts[0]);
+  }
 }
 
 }  // namespace
 
 Planned planned(PlanRequest request) {
-  refuse(request.pins);
+  refuse(request);
   const int64_t sequences = sequences_of(request.spec, request.user);
   ModelSpec spec = request.spec;
   if (request.pins.micro_batches) spec = divided(spec, sequences, *request.pins.micro_batches);
@@ -52,7 +50,7 @@ Planned planned(PlanRequest request) {
   SearchSpace& space = p.options.space;
   space.max_axes = 3;
   space.stages = spec.training && request.mesh.empty();
-  space.recompute = spec.training && request.pins.recompute != Recompute::kNone;
+  space.recompute = spec.training;
   const bool divides = spec.training && !request.fixed_micro_batches && !request.pins.micro_batches;
   if (divides && sequences > 1) {
     p.options.trace = [spec, sequences, user = request.user](int64_t micro_batches) {

@@ -121,6 +121,49 @@ const std::vector<Row>& planning() {
   return rows;
 }
 
+const std::vector<Row>& answers() {
+  static const std::vector<Row> rows = {
+      {"plan gpt2:tiny --cluster cpu:4 --pin tp", {"--pin 'tp': write KEY=VALUE, PATTERN=VALUE"}},
+      {"plan gpt2:tiny --cluster cpu:4 --pin qp=2", {"'qp' is nothing to pin; there are dp, tp"}},
+      {"plan gpt2:tiny --cluster cpu:4 --pin tp=3", {"3", "4"}},
+      {"plan gpt2:tiny --cluster cpu:4 --pin micro=3", {"--pin micro=3", "do not divide by it"}},
+      {"plan gpt2:tiny --cluster cpu:4 --pin h.9=recompute",
+       {"no op of the forward is called h.9"}},
+      {"plan gpt2:tiny --cluster cpu:4 --pin wte:tp=shard(7)",
+       {"no parameter of wte has a dimension 7"}},
+      {"plan gpt2:tiny --cluster cpu:4 --pin h.*.mlp=again", {"'again' is no value"}},
+      {"plan gpt2:tiny --cluster cpu:4 --pin schedule=gpipe", {"write 1f1b, interleaved or"}},
+      {"plan gpt2:tiny --cluster cpu:4 --pin offload=on", {"offload is not searched yet"}},
+      {"plan mlp:tiny --forward --cluster cpu:4 --pin pp=2", {"a forward alone has no stages"}},
+      {"plan gpt2:tiny --cluster cpu:4 --objective money",
+       {"--objective 'money': write time, memory or gpus"}},
+      {"explain", {"PLAN is required", "see cleave explain --help"}},
+      {"explain @missing.json", {"cannot read", "missing.json"}},
+      {"explain @graph.json", {"graph.json: not a plan; cleave plan -o writes one"}},
+      {"explain @plan.json nobody", {"no op or parameter", "is called nobody"}},
+      {"explain @plan.json wte --why-not tp=2", {"--why-not asks about the whole plan"}},
+      {"explain @plan.json --why-not two", {"--why-not 'two': write KEY=VALUE"}},
+      {"explain @plan.json --why-not h.7=cut", {"no op of the forward is called h.7"}},
+      {"explain @plan.json --memory 3GB", {"--memory is for --why-not"}},
+      {"explain @plan.json a b", {"'b' was not expected"}},
+      {"diff @plan.json", {"OTHER is required", "see cleave diff --help"}},
+      {"diff @plan.json @forward.json", {"are plans of different models: the models gpt2:tiny"}},
+      {"diff @plan.json @graph.txt", {"graph.txt: not JSON"}},
+      {"fit gpt2:tiny", {"--cluster is required", "see cleave fit --help"}},
+      {"fit gpt2:tiny --cluster cpu:2 --seconds -1", {"--seconds -1: write at least 0"}},
+      {"fit gpt2:tiny --cluster cpu:2 --memory 100KB --seconds 0",
+       {"does not fit: gpt2:tiny needs", "more than there are"},
+       3,
+       "does not fit on cpu:2"},
+      {"export @plan.json", {"--to is required", "see cleave export --help"}},
+      {"export @plan.json --to jax", {"--to 'jax': write megatron, dtensor, hf-tp or deepspeed"}},
+      {"export @forward.json --to megatron", {"a plan of the forward alone"}},
+      {"export @plan.json --to megatron -o @no/such/flags", {"cannot write", "no/such/flags"}},
+      {"export @plans/hash.json --to hf-tp", {"hash.json", "another graph", "plan again"}},
+  };
+  return rows;
+}
+
 const std::vector<Row>& drawing() {
   static const std::vector<Row> rows = {
       {"view gpt2:tiny", {"--out is required", "see cleave view --help"}},
@@ -423,8 +466,8 @@ class Mistakes : public ::testing::Test {
 };
 
 TEST_F(Mistakes, AreOneLineAndLoseNothing) {
-  for (const auto* table : {&words(), &models(), &planning(), &drawing(), &training(), &configs(),
-                            &resuming(), &checkpoints(), &generating()}) {
+  for (const auto* table : {&words(), &models(), &planning(), &answers(), &drawing(), &training(),
+                            &configs(), &resuming(), &checkpoints(), &generating()}) {
     for (const Row& row : *table) expect(row.line, row);
   }
   for (const Row& row : data()) {

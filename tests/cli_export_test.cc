@@ -1,0 +1,166 @@
+// Plans in the words of other programs: what is written parses, says what the plan says, and what
+// cannot be said is refused with its reason.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+#include "cli/format.h"
+#include "tests/cli_run.h"
+
+namespace cleave {
+namespace {
+
+using testing::cleave_run;
+using testing::one_line;
+using testing::Outcome;
+using Json = nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+class Export : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = fs::temp_directory_path() / fmt::format("cleave_export_{}", ::getpid());
+    fs::create_directories(folder_);
+    made("llama:tiny --cluster 8xh100 --mesh dp=2,tp=4 --batch 16 --accumulate 2", "both");
+    made("llama:tiny --cluster 4xh100 --mesh tp=4 --accumulate 1 --pin zero=0", "tp");
+    made(
+        "llama:tiny --cluster 4xh100 --mesh tp=4 --accumulate 1 --pin zero=0 "
+        "embed:tp=replicate",
+        "products");
+    made("llama:tiny --cluster 8xh100 --mesh dp=8 --pin zero=3 --accumulate 1", "zero3");
+    made("llama:tiny --cluster 8xh100 --mesh dp=8 --pin zero=1 --accumulate 1", "zero1");
+    made("gpt2:tiny --cluster 4xh100 --mesh tp=4 --accumulate 1", "fused");
+    made("gpt2:tiny --cluster 4xh100 --pin pp=2 dp=2 micro=4 schedule=1f1b recompute=none",
+         "stages");
+    made("llama:tiny --forward --cluster 4xh100", "forward");
+  }
+  static void TearDownTestSuite() { fs::remove_all(folder_); }
+
+  static void made(const std::string& line, const std::string& name) {
+    const Outcome o = cleave_run("plan " + line + " -o " + file(name));
+    EXPECT_EQ(o.status, 0) << line << ": " << o.err;
+  }
+  static std::string file(const std::string& name) { return (folder_ / (name + ".json")).string(); }
+
+  static Outcome exported(const std::string& name, const std::string& to) {
+    return cleave_run("export " + file(name) + " --to " + to);
+  }
+  static std::string text(const std::string& name, const std::string& to) {
+    const Outcome o = exported(name, to);
+    EXPECT_EQ(o.status, 0) << name << " to " << to << ": " << o.err;
+    return o.out;
+  }
+  static void refused(const std::string& name, const std::string& to, const std::string& says) {
+    const Outcome o = exported(name, to);
+    EXPECT_EQ(o.status, 1) << name << " to " << to;
+    EXPECT_TRUE(one_line(o.err)) << o.err;
+    EXPECT_TRUE(o.out.empty()) << o.out;
+    EXPECT_NE(o.err.find(says), std::string::npos) << o.err;
+  }
+
+  static inline fs::path folder_;
+};
+
+// "--name value" a line.
+std::set<std::string> flags(const std::string& text) {
+  std::set<std::string> all;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    EXPECT_TRUE(line.starts_with("--")) << line;
+    all.insert(line);
+  }
+  return all;
+}
+
+TEST_F(Export, Megatron) {
+  const auto f = flags(text("both", "megatron"));
+  EXPECT_TRUE(f.contains("--tensor-model-parallel-size 4"));
+  EXPECT_TRUE(f.contains("--pipeline-model-parallel-size 1"));
+  EXPECT_TRUE(f.contains("--micro-batch-size 8"));
+  EXPECT_TRUE(f.contains("--global-batch-size 32"));
+  EXPECT_TRUE(f.contains("--bf16"));
+  const auto z = flags(text("zero3", "megatron"));
+  EXPECT_TRUE(z.contains("--data-parallel-sharding-strategy optim_grads_params"));
+  EXPECT_TRUE(z.contains("--use-megatron-fsdp"));
+  EXPECT_TRUE(flags(text("zero1", "megatron")).contains("--use-distributed-optimizer"));
+  const auto s = flags(text("stages", "megatron"));
+  EXPECT_TRUE(s.contains("--pipeline-model-parallel-size 2"));
+  EXPECT_TRUE(s.contains("--micro-batch-size 1"));
+  EXPECT_TRUE(s.contains("--global-batch-size 8"));
+}
+
+TEST_F(Export, DTensorScriptsParse) {
+  if (std::system("python3 -c 'import ast' >/dev/null 2>&1") != 0) GTEST_SKIP() << "no python3";
+  for (const char* name : {"both", "tp", "zero3", "zero1"}) {
+    const std::string path = file(name) + ".py";
+    const Outcome o = cleave_run("export " + file(name) + " --to dtensor -o " + path);
+    ASSERT_EQ(o.status, 0) << o.err;
+    // It parses, defines parallelize, and imports every name that it calls.
+    const std::string check =
+        "import ast,sys,builtins\n"
+        "t=ast.parse(open(sys.argv[1]).read())\n"
+        "known={a.name for n in ast.walk(t) if isinstance(n,ast.ImportFrom) for a in n.names}\n"
+        "known|={n.name for n in ast.walk(t) if isinstance(n,ast.FunctionDef)}\n"
+        "called={n.func.id for n in ast.walk(t) if isinstance(n,ast.Call) and "
+        "isinstance(n.func,ast.Name)}\n"
+        "lost=called-known-set(dir(builtins))\n"
+        "unused=known-called-{'parallelize'}\n"
+        "assert 'parallelize' in known\n"
+        "assert not lost, lost\n"
+        "assert not unused, unused\n";
+    write_file(folder_ / "check.py", check);
+    const std::string command =
+        fmt::format("python3 {} {} 2>&1", (folder_ / "check.py").string(), path);
+    EXPECT_EQ(std::system(command.c_str()), 0) << read_file(path);
+  }
+  const std::string script = text("tp", "dtensor");
+  EXPECT_NE(script.find("\"layers.*.mlp.gate\": ColwiseParallel("), std::string::npos) << script;
+  EXPECT_NE(script.find("\"layers.*.mlp.proj\": RowwiseParallel("), std::string::npos) << script;
+  EXPECT_NE(text("zero3", "dtensor").find("fully_shard(model"), std::string::npos);
+}
+
+TEST_F(Export, HuggingFace) {
+  const Json plan = Json::parse(text("tp", "hf-tp"));
+  EXPECT_EQ(plan["layers.*.attn.q"], "colwise");
+  EXPECT_EQ(plan["layers.*.attn.proj"], "rowwise");
+  EXPECT_EQ(plan["layers.*.mlp.up"], "colwise");
+  EXPECT_EQ(plan["layers.*.mlp.proj"], "rowwise");
+  EXPECT_FALSE(plan.contains("layers.*.attn_norm"));
+}
+
+TEST_F(Export, DeepSpeed) {
+  const Json zero = Json::parse(text("zero3", "deepspeed"));
+  EXPECT_EQ(zero["zero_optimization"]["stage"], 3);
+  EXPECT_EQ(zero["train_batch_size"], zero["train_micro_batch_size_per_gpu"].get<int>() * 8 *
+                                          zero["gradient_accumulation_steps"].get<int>());
+  EXPECT_EQ(zero["bf16"]["enabled"], true);
+  EXPECT_FALSE(zero.contains("tensor_parallel"));
+  const Json tp = Json::parse(text("products", "deepspeed"));
+  EXPECT_EQ(tp["tensor_parallel"]["autotp_size"], 4);
+  std::set<std::string> rows, columns;
+  for (const Json& spec : tp["tensor_parallel"]["partition_config"]["layer_specs"]) {
+    (spec["partition_type"] == "row" ? rows : columns).insert(spec["patterns"][0]);
+  }
+  EXPECT_TRUE(rows.contains("^layers\\.\\d+\\.mlp\\.proj\\.weight$"));
+  EXPECT_TRUE(columns.contains("^layers\\.\\d+\\.mlp\\.gate\\.weight$"));
+}
+
+TEST_F(Export, WhatCannotBeSaidIsRefused) {
+  refused("stages", "hf-tp", "a tp_plan has no stages");
+  refused("stages", "dtensor", "parallelize_module has no stages");
+  refused("stages", "deepspeed", "PipelineModule");
+  refused("both", "hf-tp", "says nothing of the dp 2");
+  refused("zero1", "hf-tp", "a tp_plan");
+  refused("fused", "hf-tp", "3 pieces are cut one by one");
+  refused("fused", "dtensor", "3 pieces are cut one by one");
+  refused("tp", "deepspeed", "--pin 'embed:tp=replicate'");
+  refused("forward", "megatron", "a plan of the forward alone");
+}
+
+}  // namespace
+}  // namespace cleave
