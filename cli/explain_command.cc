@@ -18,15 +18,15 @@ std::vector<std::string> pins_in(const std::string& text) {
   return pins;
 }
 
-// The model of the plan planned again, with other pins.
-Planned with_pins(const LoadedPlan& loaded, const ExplainArguments& a, Pins pins) {
+// The model of the plan, to be planned again with other pins.
+PlanRequest request_of(const LoadedPlan& loaded, const ExplainArguments& a, Pins pins) {
   PlanRequest request;
   request.spec = loaded.model.spec;
   request.user = a.user;
   request.cluster = loaded.plan.cluster;
   request.memory = a.memory;
   request.pins = std::move(pins);
-  return planned(std::move(request));
+  return request;
 }
 
 }  // namespace
@@ -44,7 +44,11 @@ void explain_command(const ExplainArguments& a) {
   if (!a.why_not.empty()) {
     Planned other;
     try {
-      other = with_pins(loaded, a, pins);
+      other = planned(request_of(loaded, a, pins));
+      if (!other.result.plan && static_cast<double>(other.result.smallest_peak) <= other.limit) {
+        const auto nearest = nearest_to_fitting(request_of(loaded, a, pins));
+        if (nearest) other.result.smallest_peak = nearest->result.plan->predicted.peak_bytes;
+      }
     } catch (const Error& e) {
       // An answer too: there is no such plan. What the pins name has to be there.
       node_pins(pins, loaded.model.graph);

@@ -356,7 +356,11 @@ std::string why_not_text(const LoadedPlan& loaded, const Planned& other, const s
     }
     text += fmt::format("{}  {}: cannot be made\n", bold("why not", colour), asked);
     for (const Candidate& c : other.result.candidates) {
-      text += fmt::format("  {:<18}{}\n", words_of(c), c.why_not);
+      // One that failed before there was a mesh has none.
+      std::string why = c.why_not;
+      if (why.starts_with("--pin: ")) why.erase(0, 7);
+      text += c.mesh.axes.empty() ? fmt::format("  {}\n", why)
+                                  : fmt::format("  {:<40}  {}\n", words_of(c), why);
     }
     return text;
   }

@@ -31,8 +31,9 @@ struct Change {
 // What was tried, in the order of how little it changes.
 class Changes {
  public:
-  Changes(const PlanRequest& request, const Planned& asked, double seconds)
-      : request_(request), asked_(asked), seconds_(seconds), start_(Clock::now()) {}
+  // `peak`: of the plan that came nearest, in bytes.
+  Changes(const PlanRequest& request, const Planned& asked, double peak, double seconds)
+      : request_(request), asked_(asked), peak_(peak), seconds_(seconds), start_(Clock::now()) {}
 
   std::vector<Change> find() {
     pins();
@@ -100,7 +101,7 @@ class Changes {
     const Cluster& c = request_.cluster;
     if (!request_.mesh.empty() || !request_.pins.axes.empty()) return;  // they fix the number
     // So many share no better than evenly.
-    const double times = static_cast<double>(asked_.result.smallest_peak) / asked_.limit;
+    const double times = peak_ / asked_.limit;
     int64_t nodes = c.nodes, devices = c.devices_per_node;
     constexpr int64_t kMost = 1024;  // times as many
     for (int64_t more = 2; more <= kMost; more *= 2) {
@@ -132,7 +133,7 @@ class Changes {
 
   const PlanRequest& request_;
   const Planned& asked_;
-  const double seconds_;
+  const double peak_, seconds_;
   const Clock::time_point start_;
   bool stopped_ = false;
   std::vector<Change> found_;
@@ -169,17 +170,6 @@ Json change_json(const Change& c) {
           {"plan", c.plan},
           {"peak_bytes", c.peak},
           {"step_seconds", c.step_seconds}};
-}
-
-// The plan that comes nearest to the limit.
-std::optional<Planned> nearest_plan(const PlanRequest& request, int64_t smallest_peak) {
-  PlanRequest r = request;
-  for (double more : {1.0, 1.05, 1.5}) {
-    r.memory = fmt::format("{:.0f}B", std::ceil(more * static_cast<double>(smallest_peak)));
-    Planned p = planned(r);
-    if (p.result.plan) return p;
-  }
-  return std::nullopt;
 }
 
 }  // namespace
@@ -219,20 +209,18 @@ void fit_command(const FitArguments& a) {
     print_memory(parts);
     return;
   }
-  if (p.result.smallest_peak <= static_cast<int64_t>(p.limit)) {
+  const std::optional<Planned> nearest = nearest_to_fitting(request);
+  if (!nearest) {
     throw_no_plan(p.model->spec.name, p.model->graph, request.cluster, p.options, p.result);
   }
-  const auto peak = static_cast<double>(p.result.smallest_peak);
-  Changes changes(request, p, a.seconds);
+  const auto peak = static_cast<double>(nearest->result.plan->predicted.peak_bytes);
+  Changes changes(request, p, peak, a.seconds);
   const std::vector<Change> all = changes.find();
-  const std::optional<Planned> nearest = nearest_plan(request, p.result.smallest_peak);
   if (a.json) {
-    json["peak_bytes"] = p.result.smallest_peak;
+    json["peak_bytes"] = nearest->result.plan->predicted.peak_bytes;
     json["over_bytes"] = peak - p.limit;
-    if (nearest) {
-      json["plan"] = plan_words(nearest->model->graph, *nearest->result.plan);
-      json["memory"] = memory_json(memory_parts(nearest->model->graph, *nearest->result.plan));
-    }
+    json["plan"] = plan_words(nearest->model->graph, *nearest->result.plan);
+    json["memory"] = memory_json(memory_parts(nearest->model->graph, *nearest->result.plan));
     json["changes"] = Json::array();
     for (const Change& c : all) json["changes"].push_back(change_json(c));
     fmt::print("{}\n", json.dump(2));
@@ -240,10 +228,8 @@ void fit_command(const FitArguments& a) {
     fmt::print("{}\ndoes not fit on {}: {} a device at least, of {}: {} too much\n", name,
                request.cluster.spec, bytes_text(peak), bytes_text(p.limit),
                bytes_text(peak - p.limit));
-    if (nearest) {
-      fmt::print("nearest: {}\n\n", plan_words(nearest->model->graph, *nearest->result.plan));
-      print_memory(memory_parts(nearest->model->graph, *nearest->result.plan));
-    }
+    fmt::print("nearest: {}\n\n", plan_words(nearest->model->graph, *nearest->result.plan));
+    print_memory(memory_parts(nearest->model->graph, *nearest->result.plan));
     if (!all.empty()) fmt::print("\nIt fits with one of these, the smallest change first:\n");
     for (const Change& c : all) {
       fmt::print("  {}: {}\n    {} a device, {} a step, as {}\n", c.options, c.what,

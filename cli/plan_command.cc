@@ -32,7 +32,12 @@ void plan_command(const PlanArguments& a) {
   request.memory = a.memory;
   request.pins = parse_pins(a.pins, "--pin");
   std::vector<std::string> smaller;
-  const Planned p = as_wanted(request, a.objective, smaller);
+  Planned p = as_wanted(request, a.objective, smaller);
+  if (!p.result.plan && static_cast<double>(p.result.smallest_peak) <= p.limit) {
+    // What never came near enough to be planned in full.
+    const auto nearest = nearest_to_fitting(request);
+    if (nearest) p.result.smallest_peak = nearest->result.plan->predicted.peak_bytes;
+  }
   if (!p.result.plan) {
     if (a.json) fmt::print("{}", no_plan_text(*p.model, request.cluster, p.limit, p.result));
     throw_no_plan(p.model->spec.name, p.model->graph, request.cluster, p.options, p.result);

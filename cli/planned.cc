@@ -1,6 +1,6 @@
 #include "cli/planned.h"
 
-#include <limits>
+#include <cmath>
 #include <utility>
 
 #include "cli/format.h"
@@ -81,28 +81,47 @@ std::optional<Cluster> resized(const Cluster& c, int64_t nodes, int64_t devices_
   return std::nullopt;
 }
 
+std::optional<Planned> nearest_to_fitting(const PlanRequest& request) {
+  PlanRequest r = request;
+  r.memory = "none";
+  Planned best = planned(r);
+  if (!best.result.plan) return std::nullopt;
+  const PlannerOptions asked = planner_options(best.model->graph, "", request.memory);
+  const double limit = memory_limit(asked, request.cluster);
+  double least = limit;  // which is too little
+  constexpr int kTries = 6;
+  for (int i = 0; i < kTries; ++i) {
+    const auto peak = static_cast<double>(best.result.plan->predicted.peak_bytes);
+    if (peak < 1.02 * least) break;
+    const double middle = std::sqrt(least * peak);
+    r.memory = fmt::format("{:.0f}B", middle);
+    Planned p = planned(r);
+    if (p.result.plan) {
+      best = std::move(p);
+    } else {
+      least = middle;
+    }
+  }
+  best.limit = limit;
+  return best;
+}
+
 Planned with_least_memory(const PlanRequest& request) {
   PlanRequest r = request;
   Planned best = planned(r);
   if (!best.result.plan) return best;
-  // What nothing fits into says how small a plan was found on the way there.
-  r.memory = "1B";
-  const int64_t smallest = planned(r).result.smallest_peak;
-  constexpr int kTries = 12;
-  int64_t limit = smallest;
-  for (int i = 0; i < kTries && limit > 0; ++i) {
-    if (limit >= best.result.plan->predicted.peak_bytes) break;
-    r.memory = fmt::format("{}B", limit);
+  const double limit = best.limit;
+  r.memory = "1B";  // into which nothing fits
+  if (auto nearest = nearest_to_fitting(r)) best = std::move(*nearest);
+  // Of those no larger, the fastest was searched for. Then a little less, as long as that goes.
+  constexpr int kTries = 6;
+  for (int i = 0; i < kTries; ++i) {
+    r.memory = fmt::format("{}B", best.result.plan->predicted.peak_bytes - 1);
     Planned p = planned(r);
-    if (p.result.plan) {
-      p.limit = best.limit;
-      best = std::move(p);
-      limit = best.result.plan->predicted.peak_bytes - 1;
-    } else {
-      // Between what was found and what is known to be too little.
-      limit += (best.result.plan->predicted.peak_bytes - limit) / 2 + 1;
-    }
+    if (!p.result.plan) break;
+    best = std::move(p);
   }
+  best.limit = limit;
   return best;
 }
 

@@ -290,7 +290,13 @@ std::vector<PinnedMesh> pinned_meshes(const Pins& pins, int64_t devices, size_t 
     if (m.sizes.empty()) m = {{1}, {AxisRole::kAny}};
   }
   if (result.empty()) {
-    fail("--pin: {} devices cannot be divided among the axes that are pinned", devices);
+    std::string axes;
+    for (size_t r = 0; r < order.size(); ++r) {
+      if (size[r] == 0 && !named[r]) continue;
+      axes += fmt::format("{}{}{}", axes.empty() ? "" : " and ", name_of(order[r]),
+                          size[r] > 0 ? fmt::format("={}", size[r]) : " above 1");
+    }
+    fail("--pin: {} devices cannot be divided into {}", devices, axes);
   }
   return result;
 }

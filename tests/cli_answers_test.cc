@@ -38,10 +38,9 @@ class Plans {
       const Outcome o = cleave_run("plan " + line + " -o " + path(name));
       EXPECT_EQ(o.status, 0) << line << ": " << o.err;
     };
-    made("gpt2:tiny --cluster 8xh100 --mesh dp=2,tp=4", "gpt.json");
-    made("gpt2:tiny --cluster 8xh100 --mesh dp=8", "dp.json");
-    made("llama:tiny --cluster 4xh100 --pin tp=4 zero=0 pp=1", "llama.json");
-    made("gpt2:tiny --cluster 4xh100 --pin pp=2 dp=2 micro=4", "stages.json");
+    made("gpt2:124m --set layers=4 --cluster 8xh100 --mesh dp=2,tp=4 --accumulate 1", "gpt.json");
+    made("gpt2:124m --set layers=4 --cluster 8xh100 --mesh dp=8 --accumulate 1", "dp.json");
+    made("gpt2:124m --set layers=4 --cluster 4xh100 --pin pp=2 dp=2 micro=4", "stages.json");
   }
   ~Plans() { fs::remove_all(folder_); }
   fs::path folder_;
@@ -86,7 +85,8 @@ TEST(Answers, TenPins) {
   for (const std::string pin :
        {"tp=4", "dp=2", "pp=2", "schedule=zero-bubble", "zero=3", "micro=4", "recompute=full",
         "h.*.mlp=recompute", "h.1=stage 1", "h.*.attn.qkv:tp=shard(0)"}) {
-    std::vector<std::string> args = {"plan", "gpt2:tiny", "--cluster", "8xh100", "--pin", pin};
+    std::vector<std::string> args = {"plan",      "gpt2:124m", "--set", "layers=4",
+                                     "--cluster", "8xh100",    "--pin", pin};
     if (pin == "schedule=zero-bubble" || pin.find("stage") != std::string::npos) {
       args.push_back("pp=2");
     }
@@ -100,10 +100,10 @@ TEST(Answers, TenPins) {
 TEST(Answers, TenWhyNots) {
   std::vector<std::vector<std::string>> commands;
   for (const char* pins : {"tp=8", "dp=8", "tp=2,dp=4", "pp=2", "pp=2,micro=4,schedule=1f1b",
-                           "zero=3", "recompute=full", "micro=8", "cp=2", "tp=3"}) {
+                           "zero=3", "recompute=full", "micro=8", "cp=2", "tp=8,zero=3"}) {
     commands.push_back({"explain", plan("gpt.json"), "--why-not", pins});
   }
-  commands.push_back({"explain", plan("gpt.json"), "--why-not", "dp=8", "--memory", "1MB"});
+  commands.push_back({"explain", plan("gpt.json"), "--why-not", "dp=8", "--memory", "100MB"});
   expect_golden("answers-why-not.txt", transcript(commands, 0));
 }
 
@@ -235,7 +235,8 @@ TEST(Answers, StagesAreSavedAndMadeAgain) {
 
 TEST(Answers, Objectives) {
   const auto predicted = [](const std::string& objective) {
-    const Outcome o = cleave_run("plan gpt2:tiny --cluster 8xh100 --json --objective " + objective);
+    const Outcome o = cleave_run(
+        "plan gpt2:124m --set layers=2 --cluster 8xh100 --json --objective " + objective);
     EXPECT_EQ(o.status, 0) << o.err;
     return Json::parse(o.out);
   };

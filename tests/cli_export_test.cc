@@ -26,18 +26,33 @@ class Export : public ::testing::Test {
   static void SetUpTestSuite() {
     folder_ = fs::temp_directory_path() / fmt::format("cleave_export_{}", ::getpid());
     fs::create_directories(folder_);
-    made("llama:tiny --cluster 8xh100 --mesh dp=2,tp=4 --batch 16 --accumulate 2", "both");
-    made("llama:tiny --cluster 4xh100 --mesh tp=4 --accumulate 1 --pin zero=0", "tp");
     made(
-        "llama:tiny --cluster 4xh100 --mesh tp=4 --accumulate 1 --pin zero=0 "
+        "llama:8b --set layers=2 sequence=2048 --cluster 8xh100 --mesh dp=2,tp=4 --batch 16 "
+        "--accumulate 2",
+        "both");
+    made(
+        "llama:8b --set layers=2 sequence=2048 --cluster 4xh100 --mesh tp=4 --accumulate 1 --pin "
+        "zero=0",
+        "tp");
+    made(
+        "llama:8b --set layers=2 sequence=2048 --cluster 4xh100 --mesh tp=4 --accumulate 1 --pin "
+        "zero=0 "
         "embed:tp=replicate",
         "products");
-    made("llama:tiny --cluster 8xh100 --mesh dp=8 --pin zero=3 --accumulate 1", "zero3");
-    made("llama:tiny --cluster 8xh100 --mesh dp=8 --pin zero=1 --accumulate 1", "zero1");
-    made("gpt2:tiny --cluster 4xh100 --mesh tp=4 --accumulate 1", "fused");
-    made("gpt2:tiny --cluster 4xh100 --pin pp=2 dp=2 micro=4 schedule=1f1b recompute=none",
-         "stages");
-    made("llama:tiny --forward --cluster 4xh100", "forward");
+    made(
+        "llama:8b --set layers=2 sequence=2048 --cluster 8xh100 --mesh dp=8 --pin zero=3 "
+        "--accumulate 1",
+        "zero3");
+    made(
+        "llama:8b --set layers=2 sequence=2048 --cluster 8xh100 --mesh dp=8 --pin zero=1 "
+        "--accumulate 1",
+        "zero1");
+    made("gpt2:124m --set layers=2 --cluster 4xh100 --mesh tp=4 --accumulate 1", "fused");
+    made(
+        "gpt2:124m --set layers=4 --cluster 4xh100 --pin pp=2 dp=2 micro=4 schedule=1f1b "
+        "recompute=none zero=1",
+        "stages");
+    made("llama:8b --set layers=2 sequence=2048 --forward --cluster 4xh100", "forward");
   }
   static void TearDownTestSuite() { fs::remove_all(folder_); }
 

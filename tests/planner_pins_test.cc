@@ -193,7 +193,7 @@ TEST(Pins, LeaveMeshes) {
   EXPECT_EQ(meshes({"tp=1"}, 1), "any1");
   EXPECT_NE(mistake([] { meshes({"tp=3"}); }).find("3 devices do not divide the 8"),
             std::string::npos);
-  EXPECT_NE(mistake([] { meshes({"dp=2", "tp=2"}); }).find("cannot be divided"), std::string::npos);
+  EXPECT_NE(mistake([] { meshes({"dp=2", "tp=2"}); }).find("cannot be divided into dp=2 and tp=2"), std::string::npos);
 }
 
 Plan planned(const Graph& g, const std::vector<std::string>& texts,
