@@ -2,6 +2,7 @@
 // objectives. Ten pins, ten questions why not, five models that fit and five that do not are kept
 // whole in tests/golden, as a stranger reads them. After a change that is meant:
 //   CLEAVE_UPDATE_GOLDEN=1 build/bin/cli_answers_test && git diff tests/golden
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 

@@ -1,5 +1,6 @@
 // Plans in the words of other programs: what is written parses, says what the plan says, and what
 // cannot be said is refused with its reason.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
