@@ -101,14 +101,12 @@ int64_t sequences_each(const ArrangementLimits& limits, int64_t micro_batches,
 std::vector<MeshChoice> choices(int64_t devices, const Cluster& cluster, const MeshRequest& request,
                                 const Pins& pins, const ArrangementLimits& limits) {
   if (!request.empty()) return {make_mesh(request.sizes, request.roles)};
-  int64_t pinned = 1;
-  for (const AxisPin& axis : pins.axes) pinned *= axis.size;
-  if (devices % pinned != 0) return {};
+  if (!pins_axes(pins)) return meshes(devices, cluster, limits);
   std::vector<MeshChoice> result;
   for (const PinnedMesh& m : pinned_meshes(pins, devices, limits.max_axes)) {
     result.push_back(make_mesh(m.sizes, m.roles));
   }
-  return result.empty() ? meshes(devices, cluster, limits) : result;
+  return result;
 }
 
 // The schedules of a arrangement with these stages and micro-batches, as far as pins leave them.
@@ -223,6 +221,10 @@ std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshReque
     }
   }
   if (result.empty()) {
+    if (!pins.empty()) {
+      fail("no pipeline stages and mesh of {} devices are as pinned: {}", devices,
+           fmt::join(pins.texts, ", "));
+    }
     fail("no split of {} devices in pipeline stages and a mesh is as asked for", devices);
   }
   return result;

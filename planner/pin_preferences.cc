@@ -242,13 +242,18 @@ PinnedPreferences pinned_preferences(const Pins& pins, const Graph& graph,
   return std::move(narrowing).result(base);
 }
 
+bool pins_axes(const Pins& pins) {
+  return !pins.axes.empty() || pins.zero.value_or(0) > 0 ||
+         std::any_of(pins.placements.begin(), pins.placements.end(),
+                     [](const PlacementPin& p) { return role_named(p.axis).has_value(); });
+}
+
 std::vector<PinnedMesh> pinned_meshes(const Pins& pins, int64_t devices, size_t max_axes) {
   // Tensor parallelism talks most and stands last, where devices are side by side.
   const std::vector<AxisRole> order = {AxisRole::kData, AxisRole::kExpert, AxisRole::kContext,
                                        AxisRole::kInner};
   std::vector<int64_t> size(order.size(), 0);  // 0: free
   std::vector<bool> named(order.size(), false);
-  bool any = false;
   int64_t pinned = 1;
   for (size_t r = 0; r < order.size(); ++r) {
     for (const AxisPin& a : pins.axes) {
@@ -257,12 +262,8 @@ std::vector<PinnedMesh> pinned_meshes(const Pins& pins, int64_t devices, size_t 
     for (const PlacementPin& p : pins.placements)
       named[r] = named[r] || p.axis == name_of(order[r]);
     if (order[r] == AxisRole::kData && pins.zero.value_or(0) > 0) named[r] = true;
-    any = any || named[r] || size[r] > 0;
   }
-  if (!any) return {};
-  if (devices % pinned != 0) {
-    fail("--pin: axes of {} devices do not divide the {} there are", pinned, devices);
-  }
+  if (devices % pinned != 0) return {};
   std::vector<PinnedMesh> result;
   PinnedMesh mesh;
   const auto rest_of = [&](auto&& self, size_t r, int64_t left) -> void {
@@ -288,15 +289,6 @@ std::vector<PinnedMesh> pinned_meshes(const Pins& pins, int64_t devices, size_t 
   // One device in all, on axes that were named.
   for (PinnedMesh& m : result) {
     if (m.sizes.empty()) m = {{1}, {AxisRole::kAny}};
-  }
-  if (result.empty()) {
-    std::string axes;
-    for (size_t r = 0; r < order.size(); ++r) {
-      if (size[r] == 0 && !named[r]) continue;
-      axes += fmt::format("{}{}{}", axes.empty() ? "" : " and ", name_of(order[r]),
-                          size[r] > 0 ? fmt::format("={}", size[r]) : " above 1");
-    }
-    fail("--pin: {} devices cannot be divided into {}", devices, axes);
   }
   return result;
 }

@@ -26,12 +26,13 @@ PinnedPreferences pinned_preferences(const Pins& pins, const Graph& graph,
 
 // Sizes and roles, as in MeshRequest: every mesh of so many devices, of at most `max_axes` axes,
 // that the pins leave: pinned axes as they are; dp and tp, and roles that a placement pin names,
-// with every size that divides what is left, the latter above 1. Throws Error when there is none.
+// with every size that divides what is left, the latter above 1. Maybe none.
 struct PinnedMesh {
   std::vector<int64_t> sizes;
   std::vector<AxisRole> roles;
 };
-// Empty: the pins say nothing of axes.
 std::vector<PinnedMesh> pinned_meshes(const Pins& pins, int64_t devices, size_t max_axes);
+// Whether the pins say anything of axes.
+bool pins_axes(const Pins& pins);
 
 }  // namespace cleave

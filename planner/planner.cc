@@ -130,6 +130,30 @@ double model_flops(const Graph& graph, bool masked_too) {
   return 3 * flops * static_cast<double>(graph.micro_batches);
 }
 
+namespace {
+
+// The step of a pipeline: its schedule, with the updates after it.
+void set_schedule(const Graph& graph, Plan& plan) {
+  Pipeline& p = plan.pipeline;
+  Arrangement arrangement;
+  arrangement.stages = p.stages, arrangement.chunks = p.chunks;
+  arrangement.schedule = p.schedule;
+  arrangement.micro_batches = graph.micro_batches;
+  arrangement.mesh = plan.mesh, arrangement.roles = plan.roles;
+  p.seconds = chunk_seconds(graph, plan);
+  const auto stages = static_cast<size_t>(p.stages);
+  std::vector<double> updates(stages, 0);
+  for (size_t c = 0; c < plan.loads.size(); ++c) {
+    updates[c % stages] += plan.loads[c].seconds[2] + plan.loads[c].received[2];
+  }
+  Schedules schedules;
+  p.step_seconds = step_seconds(arrangement, p.seconds, std::vector<double>(stages, 0), schedules);
+  plan.certificate.cost = step_seconds(arrangement, p.seconds, updates, schedules);
+  plan.predicted.step_seconds = plan.certificate.cost;
+}
+
+}  // namespace
+
 std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const Mesh& mesh,
                               const std::vector<AxisRole>& roles, const Costing& costing,
                               const Pipeline& pipeline, const PlannerOptions& options) {
@@ -143,6 +167,7 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
   Solved solved = solver.solve(costing, pipeline);
   if (!solved.plan) return std::nullopt;
   Plan& plan = *solved.plan;
+  if (pipeline.stages * pipeline.chunks > 1) set_schedule(graph, plan);
   plan.predicted.peak_bytes = plan.predicted.held_bytes;
   if (const auto& measure = options.peak_bytes ? options.peak_bytes : options.live_bytes) {
     const auto peaks = measure(graph, plan);
@@ -183,6 +208,7 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
     name_axes(*result.graph, plan);
     predict(*result.graph, plan);
     plan.candidates = result.candidates;
+    plan.pins = options.pins.texts;
     plan.search_seconds = seconds_since(start);
   }
   return result;

@@ -241,7 +241,7 @@ TEST_F(PlanJsonRefuses, MissingAndMistypedFields) {
       EXPECT_NE(refusal(j, graph), "accepted") << name << " = " << wrong.dump();
     }
   }
-  for (const char* name : {"roles", "price", "nodes", "held"}) {
+  for (const char* name : {"roles", "costing", "nodes", "held"}) {
     Json j = json;
     j["choices"].erase(name);
     EXPECT_NE(refusal(j, graph), "accepted") << name;
@@ -286,9 +286,22 @@ TEST_F(PlanJsonRefuses, ChoicesThatTheGraphDoesNotHave) {
   for (const Json& price : {Json::array({1, 2}), Json::array({-1.0, -1.0, 0}),
                             Json::array({0.0, 0.0, 0.5}), Json::array({0.0, 0.0, -3})}) {
     j = json;
-    j["choices"]["price"] = price;
+    j["choices"]["costing"][0]["price"] = price;
     EXPECT_NE(refusal(j, graph), "accepted") << price.dump();
   }
+  j = json;
+  j["choices"]["costing"].push_back(j["choices"]["costing"][0]);
+  expect(j, "chunks");
+  for (const Json& nodes : {Json::array({1'000'000}), Json::array({-1}), Json("all")}) {
+    for (const char* list : {"remade", "cuts"}) {
+      j = json;
+      j["rewrite"][list] = nodes;
+      EXPECT_THROW(rewrite_in_plan(j, graph), Error) << list << " = " << nodes.dump();
+    }
+  }
+  j = json;
+  j["pipeline"]["stages"] = 2;
+  EXPECT_THROW(rewrite_in_plan(j, graph), Error);
   j = json;
   j["choices"]["roles"] = {"any", "pp"};
   expect(j, "pp");
