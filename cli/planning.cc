@@ -1,5 +1,7 @@
 #include "cli/planning.h"
 
+#include <fmt/ranges.h>
+
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -84,8 +86,9 @@ double memory_limit(const PlannerOptions& options, const Cluster& cluster) {
 void throw_no_plan(const std::string& model, const Graph& graph, const Cluster& cluster,
                    const PlannerOptions& options, const PlanResult& result) {
   if (result.smallest_peak <= 0 && !options.pins.empty()) {
-    const std::string why = result.candidates.empty() ? "" : ": " + result.candidates[0].why_not;
-    fail("{} cannot be split over {} as pinned{}; leave out a --pin", model, cluster.spec, why);
+    const std::string why = result.candidates.empty() ? "" : result.candidates[0].why_not;
+    fail("{} cannot be split over {} with {}{}{}; leave out a --pin", model, cluster.spec,
+         fmt::join(options.pins.texts, ", "), why.empty() ? "" : ": ", why);
   }
   if (result.smallest_peak <= 0) {
     fail("{} cannot be split over {} as asked; leave out --mesh, or change the batch", model,

@@ -177,8 +177,8 @@ std::vector<NodeId> forward_nodes(const Json& rewrite, const char* name, const G
     const bool known = static_cast<size_t>(n) < traced.nodes().size();
     if (!known || traced.node(n).phase != Phase::kForward ||
         (!nodes.empty() && n <= nodes.back())) {
-      fail("plan: field '{}' names node {}, which is none of this {}'s forward: plan again", name,
-           n, traced.name);
+      fail("plan: field '{}' names node {}, which is none of this {}'s forward: plan again", name, n,
+           traced.name);
     }
     nodes.push_back(n);
   }

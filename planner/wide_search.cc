@@ -11,6 +11,7 @@
 #include "graph/error.h"
 #include "planner/bounds.h"
 #include "planner/mesh_search.h"
+#include "planner/pin_preferences.h"
 #include "planner/remake.h"
 #include "planner/remake_menu.h"
 #include "planner/roles.h"
@@ -561,7 +562,7 @@ PlanResult WideSearch::run() {
   prepare_grounds(0);
   estimate(0);
   work_through(0);
-  if (options_.space.max_axes > 2 && options_.mesh.empty() && options_.pins.axes.empty()) {
+  if (options_.space.max_axes > 2 && options_.mesh.empty() && !pins_axes(options_.pins)) {
     const size_t first = entries_.size();
     add_axes();
     prepare_grounds(first);

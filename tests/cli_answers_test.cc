@@ -1,18 +1,9 @@
-// The commands that answer questions about plans: explain, its --why-not, diff, fit, pins and
-// objectives. Ten pins, ten questions why not, five models that fit and five that do not are kept
-// whole in tests/golden, as a stranger reads them. After a change that is meant:
-//   CLEAVE_UPDATE_GOLDEN=1 build/bin/cli_answers_test && git diff tests/golden
-#include <fmt/format.h>
-#include <gtest/gtest.h>
-#include <unistd.h>
-
-#include <cstdlib>
-#include <filesystem>
+// The commands that answer questions about plans: explain, its --why-not, diff, fit and objectives,
+// by what their JSON says. What they print stands in cli_answers_slow_test.cc.
 #include <nlohmann/json.hpp>
-#include <regex>
 
 #include "cli/format.h"
-#include "tests/cli_run.h"
+#include "tests/cli_answers.h"
 
 namespace cleave {
 namespace {
@@ -20,120 +11,8 @@ namespace {
 using testing::capture;
 using testing::cleave_run;
 using testing::Outcome;
+using testing::plan;
 using Json = nlohmann::ordered_json;
-namespace fs = std::filesystem;
-
-// A folder with plans of small models, made once.
-class Plans {
- public:
-  static const Plans& get() {
-    static const Plans plans;
-    return plans;
-  }
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-
- private:
-  Plans() : folder_(fs::temp_directory_path() / fmt::format("cleave_answers_{}", ::getpid())) {
-    fs::create_directories(folder_);
-    const auto made = [&](const std::string& line, const std::string& name) {
-      const Outcome o = cleave_run("plan " + line + " -o " + path(name));
-      EXPECT_EQ(o.status, 0) << line << ": " << o.err;
-    };
-    made("gpt2:124m --set layers=2 --cluster 8xh100 --mesh dp=2,tp=4 --accumulate 1", "gpt.json");
-    made("gpt2:124m --set layers=2 --cluster 8xh100 --mesh dp=8 --accumulate 1", "dp.json");
-    made("gpt2:124m --set layers=2 --cluster 4xh100 --pin pp=2 dp=2 micro=4", "stages.json");
-  }
-  ~Plans() { fs::remove_all(folder_); }
-  fs::path folder_;
-};
-
-std::string plan(const std::string& name) { return Plans::get().path(name); }
-
-// What was printed, without what no two runs share: how long a search took, and where files are.
-std::string steady(std::string text) {
-  text = std::regex_replace(text, std::regex("searched in [0-9.]+ [mu]?s"), "searched in T");
-  text = std::regex_replace(text, std::regex("searched \\([0-9.]+ [mu]?s\\)"), "searched (T)");
-  for (size_t at; (at = text.find(plan(""))) != std::string::npos;) text.erase(at, plan("").size());
-  return text;
-}
-
-// The command lines and what they said.
-std::string transcript(const std::vector<std::vector<std::string>>& commands, int status) {
-  std::string text;
-  for (const auto& args : commands) {
-    const Outcome o = capture(args);
-    EXPECT_EQ(o.status, status) << args[1] << ": " << o.err;
-    std::string line = "$ cleave";
-    for (const std::string& a : args) {
-      line += a.find_first_of(" *(") == std::string::npos ? " " + a : " '" + a + "'";
-    }
-    text += line + "\n" + o.out + o.err + "\n";
-  }
-  return steady(text);
-}
-
-void expect_golden(const std::string& file, const std::string& text) {
-  const std::string path = std::string(CLEAVE_SOURCE_DIR) + "/tests/golden/" + file;
-  if (std::getenv("CLEAVE_UPDATE_GOLDEN") != nullptr) write_file(path, text);
-  EXPECT_EQ(text, read_file(path)) << "see the head of tests/cli_answers_test.cc";
-}
-
-// The lines that a pin can change: from the head to the memory.
-std::string head_of(const std::string& report) { return report.substr(0, report.find("\nmemory")); }
-
-TEST(Answers, TenPins) {
-  std::string text;
-  for (const std::string pin :
-       {"tp=4", "dp=2", "pp=2", "schedule=zero-bubble", "zero=3", "micro=4", "recompute=full",
-        "h.*.mlp=recompute", "h.1=stage 1", "h.*.attn.qkv:tp=shard(0)"}) {
-    std::vector<std::string> args = {"plan",      "gpt2:124m", "--set", "layers=2",
-                                     "--cluster", "8xh100",    "--pin", pin};
-    if (pin == "schedule=zero-bubble" || pin.find("stage") != std::string::npos) {
-      args.push_back("pp=2");
-    }
-    const Outcome o = capture(args);
-    EXPECT_EQ(o.status, 0) << pin << ": " << o.err;
-    text += "$ --pin '" + pin + "'\n" + head_of(o.out) + o.err + "\n\n";
-  }
-  expect_golden("answers-pins.txt", steady(text));
-}
-
-TEST(Answers, TenWhyNots) {
-  std::vector<std::vector<std::string>> commands;
-  for (const char* pins : {"tp=8", "dp=8", "tp=2,dp=4", "pp=2", "pp=2,micro=4,schedule=1f1b",
-                           "zero=3", "recompute=full", "micro=8", "cp=2", "tp=8,zero=3"}) {
-    commands.push_back({"explain", plan("gpt.json"), "--why-not", pins});
-  }
-  commands.push_back({"explain", plan("gpt.json"), "--why-not", "dp=8", "--memory", "100MB"});
-  expect_golden("answers-why-not.txt", transcript(commands, 0));
-}
-
-TEST(Answers, FiveThatFit) {
-  std::vector<std::vector<std::string>> commands;
-  for (const std::vector<std::string>& model : std::vector<std::vector<std::string>>{
-           {"gpt2:tiny", "--cluster", "cpu:2"},
-           {"gpt2:124m", "--set", "layers=2", "--cluster", "h100"},
-           {"bert:base", "--set", "layers=2", "--cluster", "2xv100"},
-           {"mlp:tiny", "--cluster", "cpu:4"},
-           {"llama:tiny", "--cluster", "cpu:1"}}) {
-    commands.push_back({"fit"});
-    commands.back().insert(commands.back().end(), model.begin(), model.end());
-  }
-  expect_golden("answers-fit.txt", transcript(commands, 0));
-}
-
-TEST(Answers, FiveThatDoNotFit) {
-  std::vector<std::vector<std::string>> commands = {
-      {"fit", "gpt2:tiny", "--cluster", "cpu:2", "--memory", "4MB"},
-      {"fit", "llama:tiny", "--cluster", "cpu:2", "--memory", "2MB"},
-      {"fit", "gpt2:tiny", "--cluster", "cpu:2", "--memory", "6MB", "--mesh", "dp=2"},
-      {"fit", "gpt2:tiny", "--cluster", "cpu:2", "--memory", "8MB", "--pin", "micro=1",
-       "recompute=none"},
-      {"fit", "mlp:tiny", "--cluster", "cpu:1", "--memory", "10KB"}};
-  // However slow the machine is.
-  for (auto& c : commands) c.insert(c.end(), {"--seconds", "10000"});
-  expect_golden("answers-does-not-fit.txt", transcript(commands, 3));
-}
 
 TEST(Answers, FitAsJson) {
   Outcome o = cleave_run("fit gpt2:tiny --cluster cpu:2 --json");
