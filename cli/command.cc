@@ -281,6 +281,7 @@ int run(int argc, char** argv, const UserModel* user) {
     m->user = user;
   }
   commands.generate.user = user;
+  commands.simulate.user = user;
   commands.explain.user = commands.diff.user = commands.export_to.user = user;
   const auto add = [&](const char* name, const char* help, auto& arguments, auto run_it) {
     add_command(app, name, help, options_of(arguments), arguments, run_it);
@@ -289,6 +290,8 @@ int run(int argc, char** argv, const UserModel* user) {
   add("regions", "What can be split, how far it runs alone, and where devices must meet",
       commands.regions, regions_command);
   add("plan", "Find the fastest split of a model that fits", commands.plan, plan_command);
+  add("simulate", "Predict a plan's step on a timeline: computing, waiting, memory",
+      commands.simulate, simulate_command);
   add("explain", "Why a plan is as it is, what else there was, and what that would cost",
       commands.explain, explain_command);
   add("diff", "What two plans of one model differ in", commands.diff, diff_command);

@@ -27,6 +27,7 @@ void explain_command(const ExplainArguments& arguments);
 void diff_command(const DiffArguments& arguments);
 void fit_command(const FitArguments& arguments);  // DoesNotFit when it does not
 void export_command(const ExportArguments& arguments);
+void simulate_command(const SimulateArguments& arguments);
 void view_command(const ViewArguments& arguments);
 void train_command(const TrainArguments& arguments);  // DoesNotFit when nothing fits
 void checkpoint_ls_command(const CheckpointArguments& arguments);

@@ -309,22 +309,7 @@ std::vector<Option> options_of(CalibrateArguments& a) {
        .target = &a.out},
       {.flag = "--quick", .help = "A second or two instead of ten: rough", .target = &a.quick},
   };
-  std::vector<Option> options_of(SimulateArguments & a) {
-    return {{.flag = "PLAN",
-             .help = "A plan (.json), as cleave plan -o writes it",
-             .target = &a.plan,
-             .required = true},
-            {.flag = "-o,--out",
-             .type = "FILE",
-             .help = "Write the timeline, for chrome://tracing and ui.perfetto.dev",
-             .target = &a.out},
-            {.flag = "--ranks",
-             .type = "WHICH",
-             .help = "In the timeline: stage: one rank of each; all; auto: all of up to 8",
-             .target = &a.ranks,
-             .choices = {"auto", "stage", "all"}},
-            json_option(a.json)};
-  }
+}
 
 std::vector<Option> options_of(SimulateArguments& a) {
   return {{.flag = "PLAN",
@@ -345,23 +330,22 @@ std::vector<Option> options_of(SimulateArguments& a) {
 
 std::vector<Option> options_of(DoctorArguments& a) { return {json_option(a.json)}; }
 
-  std::vector<Option> ls_options(CheckpointArguments & a) {
-    return {
-        path_option(a, "A run's folder of checkpoints, one step's folder, or a safetensors file"),
-        json_option(a.json)};
-  }
+std::vector<Option> ls_options(CheckpointArguments& a) {
+  return {path_option(a, "A run's folder of checkpoints, one step's folder, or a safetensors file"),
+          json_option(a.json)};
+}
 
-  std::vector<Option> verify_options(CheckpointArguments & a) {
-    return {path_option(a, kCheckpointFolders), json_option(a.json)};
-  }
+std::vector<Option> verify_options(CheckpointArguments& a) {
+  return {path_option(a, kCheckpointFolders), json_option(a.json)};
+}
 
-  std::vector<Option> export_options(CheckpointArguments & a) {
-    return {path_option(a, kCheckpointFolders),
-            {.flag = "-o,--out",
-             .type = "FILE",
-             .help = "FILE.safetensors",
-             .target = &a.out,
-             .required = true}};
-  }
+std::vector<Option> export_options(CheckpointArguments& a) {
+  return {path_option(a, kCheckpointFolders),
+          {.flag = "-o,--out",
+           .type = "FILE",
+           .help = "FILE.safetensors",
+           .target = &a.out,
+           .required = true}};
+}
 
 }  // namespace cleave
