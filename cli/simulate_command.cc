@@ -33,8 +33,7 @@ void simulate_command(const SimulateArguments& a) {
   const std::string text = read_file(a.plan);
   if (!is_plan_file(text)) fail("{}: no plan; cleave plan -o writes one", a.plan);
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
-  const RewrittenGraph rewritten_graph = rewritten(loaded.model.graph, loaded.plan.rewrite);
-  const Program program = lower(rewritten_graph.graph, loaded.plan);
+  const Program program = lower(loaded.model.graph, loaded.plan);
   const Cluster& cluster = loaded.plan.cluster;
   const TimelineOptions options = timeline_options(cluster);
   const StepTimeline timeline = simulate_step(program, cluster, options);
