@@ -85,12 +85,13 @@ class Trace {
     const bool collective = is_collective(instr.kind);
     std::string name(name_of(instr));
     const bool message = instr.kind == InstrKind::kSend || instr.kind == InstrKind::kReceive;
+    const bool with_host = copies_with_host(program_, instr);
     if (collective) name += " " + program_.mesh.axes[static_cast<size_t>(instr.axis)].name;
     if (message) name += fmt::format(" chunk {}", instr.peer);
     begin('X', name, rank);
     fmt::format_to(out(), ",\"cat\":\"{}\",\"tid\":{},\"ts\":{},\"dur\":{},\"args\":{{",
-                   collective || message ? "communication" : name_of(instr.part), e.stream,
-                   microseconds(start), microseconds(end - start));
+                   collective || message || with_host ? "communication" : name_of(instr.part),
+                   e.stream, microseconds(start), microseconds(end - start));
     fmt::format_to(out(), "\"where\":{}", json_string(instr.where));
     if (program_.stages() > 1) fmt::format_to(out(), ",\"chunk\":{}", instr.chunk);
     if (!once_a_step(instr.part) && program_.micro_batches() > 1)

@@ -37,6 +37,7 @@ StepKind step_kind(InstrKind kind) {
     case InstrKind::kAllGather: return StepKind::kAllGather;
     case InstrKind::kReduceScatter: return StepKind::kReduceScatter;
     case InstrKind::kAllToAll: return StepKind::kAllToAll;
+    case InstrKind::kShift: return StepKind::kShift;
     case InstrKind::kSlice: return StepKind::kSlice;
     case InstrKind::kMask: return StepKind::kMask;
     default: break;
@@ -91,6 +92,7 @@ double InstrCosts::whole(size_t i) const {
     return collective_seconds(i, sum);
   }
   for (const TensorId t : instr.out) sum += local_bytes(program_, t);
+  if (copies_with_host(program_, instr)) return host_copy_seconds(cluster_, sum);
   return local_copy_seconds(cluster_, sum) + cluster_.device.op_latency;
 }
 
@@ -102,6 +104,7 @@ double InstrCosts::bytes(size_t i, size_t pair) const {
   switch (instr.kind) {
     case InstrKind::kAllReduce: return 2 * in * (n - 1) / n;
     case InstrKind::kAllGather: return in * (n - 1);
+    case InstrKind::kShift: return in;
     default: return in * (n - 1) / n;
   }
 }

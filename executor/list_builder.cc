@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "executor/typing.h"
 #include "graph/error.h"
 
 namespace cleave {
@@ -304,12 +305,13 @@ void ListBuilder::place(int32_t i, bool previous, bool anchored) {
   for (const TensorId t : in.in) require(needs, t, i, previous);
   if (flow_.overwrites[at(i)] && !previous)
     for (const TensorId t : in.out) require_memory(needs, i, t);
-  Task task{.stream = stream_of(cluster_, p_.mesh, in),
+  Task task{.stream = stream_of(p_, cluster_, in),
             .seconds = costs_.seconds(at(i)),
             .instr = i,
             .previous = previous};
-  if (!options_.overlap && is_collective(in.kind)) task.stream = kComputeStream;
-  if (anchored)
+  const bool with_host = copies_with_host(p_, in);
+  if (!options_.overlap && (is_collective(in.kind) || with_host)) task.stream = kComputeStream;
+  if (anchored || with_host)  // the host's copies are not ahead of the program
     needs.on_stream[kComputeStream] = std::max(needs.on_stream[kComputeStream], last_compute_);
   const bool sends = in.kind == InstrKind::kSend;
   if (sends || in.kind == InstrKind::kReceive) {
@@ -391,7 +393,7 @@ void ListBuilder::close(int32_t i) {
   }
   const bool whole = b.left == 0 && b.closed == 0;
   if (!whole) stage_.buckets[{i, b.closed}] = pairs;
-  const int32_t index = emit({.stream = stream_of(cluster_, p_.mesh, instr(i)),
+  const int32_t index = emit({.stream = stream_of(p_, cluster_, instr(i)),
                               .seconds = costs_.collective_seconds(at(i), b.sent),
                               .instr = i,
                               .bucket = whole ? -1 : b.closed},

@@ -1,6 +1,7 @@
 #include "executor/task_lists.h"
 
 #include "executor/list_builder.h"
+#include "executor/typing.h"
 
 namespace cleave {
 namespace {
@@ -9,26 +10,27 @@ int32_t tiers(const Cluster& cluster) { return static_cast<int32_t>(cluster.tier
 
 }  // namespace
 
-int32_t stream_count(const Cluster& cluster) { return 1 + tiers(cluster) + 4; }
+int32_t stream_count(const Cluster& cluster) { return 1 + tiers(cluster) + 6; }
 
-int32_t stream_of(const Cluster& cluster, const Mesh& mesh, const Instr& instr) {
+int32_t stream_of(const Program& program, const Cluster& cluster, const Instr& instr) {
   if (is_collective(instr.kind))
-    return 1 + static_cast<int32_t>(cluster.tier_of(mesh, static_cast<size_t>(instr.axis)));
+    return 1 + static_cast<int32_t>(cluster.tier_of(program.mesh, static_cast<size_t>(instr.axis)));
   const int32_t up = instr.peer > instr.chunk ? 0 : 1;
-  if (instr.kind == InstrKind::kSend) return 1 + tiers(cluster) + up;
-  if (instr.kind == InstrKind::kReceive) return 1 + tiers(cluster) + 2 + up;
-  return kComputeStream;
+  const int32_t others = 1 + tiers(cluster);
+  if (instr.kind == InstrKind::kSend) return others + up;
+  if (instr.kind == InstrKind::kReceive) return others + 2 + up;
+  if (!copies_with_host(program, instr)) return kComputeStream;
+  const int32_t to = program.tensor(instr.out[0]).buffer;
+  return others + 4 + (program.buffers[static_cast<size_t>(to)].host ? 0 : 1);
 }
-
-bool is_message_stream(const Cluster& cluster, int32_t stream) { return stream > tiers(cluster); }
 
 std::string stream_name(const Cluster& cluster, int32_t stream) {
   if (stream == kComputeStream) return "computation";
-  if (!is_message_stream(cluster, stream))
+  if (stream <= tiers(cluster))
     return "collectives over " + cluster.tiers[static_cast<size_t>(stream - 1)].name;
-  static constexpr const char* kNames[] = {"sends to later chunks", "sends to earlier chunks",
-                                           "receives from later chunks",
-                                           "receives from earlier chunks"};
+  static constexpr const char* kNames[] = {
+      "sends to later chunks",        "sends to earlier chunks", "receives from later chunks",
+      "receives from earlier chunks", "copies to the host",      "copies from the host"};
   return kNames[stream - 1 - tiers(cluster)];
 }
 

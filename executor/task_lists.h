@@ -26,11 +26,11 @@ struct TimelineOptions {
 };
 
 // Streams of a rank: computation; one for the collectives of each tier of the network; messages to
-// later and to earlier chunks; and what waits for those that come from there.
+// later and to earlier chunks; what waits for those that come from there; copies to the host's
+// memory and from it.
 inline constexpr int32_t kComputeStream = 0;
 int32_t stream_count(const Cluster& cluster);
-int32_t stream_of(const Cluster& cluster, const Mesh& mesh, const Instr& instr);
-bool is_message_stream(const Cluster& cluster, int32_t stream);
+int32_t stream_of(const Program& program, const Cluster& cluster, const Instr& instr);
 std::string stream_name(const Cluster& cluster, int32_t stream);  // "collectives over NVLink"
 
 // The tasks of one step of a program.

@@ -4,6 +4,7 @@
 
 #include "executor/lower.h"
 #include "executor/timeline_memory.h"
+#include "executor/typing.h"
 #include "graph/error.h"
 
 namespace cleave {
@@ -81,7 +82,7 @@ StageSeconds Accounts::of_stage(int32_t s) {
       now = t.end;
       if (task.instr < 0) continue;
       const Instr& instr = program_.instrs[at(task.instr)];
-      if (is_collective(instr.kind)) {  // nothing overlaps
+      if (is_collective(instr.kind) || copies_with_host(program_, instr)) {  // nothing overlaps
         result.communication += task.seconds;
         result.communicating += task.seconds;
         exposed_[at(own)] = task.seconds;

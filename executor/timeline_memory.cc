@@ -87,7 +87,7 @@ std::vector<MemoryPoint> memory_of(const Program& program, const StepTasks::Stag
   int64_t bytes = 0;
   if (!program.memory.empty()) bytes = aligned(program.memory[at(stage)].workspace_bytes);
   for (const Buffer& b : program.buffers) {
-    if (b.persistent && program.stage_of(b.chunk) == stage) bytes += aligned(b.bytes);
+    if (b.persistent && !b.host && program.stage_of(b.chunk) == stage) bytes += aligned(b.bytes);
   }
   std::vector<MemoryPoint> points = {{0, bytes}};
   for (const Change& c : changes) {

@@ -25,6 +25,13 @@ bool is_view(const Program& program, const Instr& instr) {
          program.tensor(instr.out[0]).buffer == program.tensor(instr.in[0]).buffer;
 }
 
+bool copies_with_host(const Program& program, const Instr& instr) {
+  const auto on_host = [&](TensorId t) {
+    return program.buffers[static_cast<size_t>(program.tensor(t).buffer)].host;
+  };
+  return instr.kind == InstrKind::kCopy && (on_host(instr.in[0]) || on_host(instr.out[0]));
+}
+
 std::vector<TensorType> local_input_types(const Program& program, const Instr& instr) {
   std::vector<TensorType> types;
   for (TensorId t : instr.in) {

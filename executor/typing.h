@@ -17,6 +17,9 @@ std::string describe_instr(const Program& program, size_t index);
 // the buffer of input 0.
 bool is_view(const Program& program, const Instr& instr);
 
+// Whether the instruction is a copy between the device's memory and the host's.
+bool copies_with_host(const Program& program, const Instr& instr);
+
 // The local types of a compute instruction's operands.
 std::vector<TensorType> local_input_types(const Program& program, const Instr& instr);
 

@@ -175,7 +175,7 @@ TEST_F(Simulate, TraceKeepsToTheFormat) {
 
 TEST_F(Simulate, MistakesAreOneLine) {
   write_file(path("graph.json"), "{}");
-  for (const std::string line :
+  for (const std::string& line :
        {std::string("simulate"), std::string("simulate nowhere.json"),
         "simulate " + path("graph.json"), "simulate " + path("graph.json") + " --ranks some"}) {
     const auto o = cleave_run(line);
