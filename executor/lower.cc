@@ -1,6 +1,7 @@
 #include "executor/lower.h"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 #include <tuple>
@@ -39,6 +40,8 @@ class Lowering {
     program_.schedule = stages_.schedule();
     program_.outputs.resize(graph.outputs().size());
     for (const auto& forms : plan.values) tensors_.emplace_back(forms.size(), -1);
+    for (const bool made_by_update : {false, true})
+      bundles_[made_by_update] = bundles(graph, plan, made_by_update);
   }
 
   Program run() {
@@ -278,10 +281,11 @@ class Lowering {
   // Runs the steps of all bundled forms of this stage; a bundle's collectives are one instruction.
   void add_bundles(bool made_by_update) {
     const int32_t stage = program_.stage_of(chunk_);
-    std::vector<Bundle> all = bundles(graph_, plan_, made_by_update);
-    std::erase_if(all, [&](const Bundle& bundle) {
-      return program_.stage_of(std::max(stages_.chunk_of_value(bundle[0].value), 0)) != stage;
-    });
+    std::vector<Bundle> all;
+    for (const Bundle& bundle : bundles_[made_by_update]) {
+      if (program_.stage_of(std::max(stages_.chunk_of_value(bundle[0].value), 0)) == stage)
+        all.push_back(bundle);
+    }
     const auto stand_at = [&](const BundledStep& b) {
       chunk_ = std::max(stages_.chunk_of_value(b.value), 0);
     };
@@ -631,8 +635,9 @@ class Lowering {
   // Of data of a pipeline, by the chunk, and whether in its update, too.
   std::map<std::tuple<std::pair<Part, int32_t>, Value, int32_t>, TensorId> fed_;
   std::vector<SharingWish> wishes_;
-  Part part_ = Part::kForward;  // of the section that is being lowered
-  int32_t chunk_ = 0;           // whose instructions and tensors are added now
+  std::array<std::vector<Bundle>, 2> bundles_;  // of what the update does not make, and makes
+  Part part_ = Part::kForward;                  // of the section that is being lowered
+  int32_t chunk_ = 0;                           // whose instructions and tensors are added now
 };
 
 }  // namespace

@@ -126,11 +126,19 @@ std::vector<Lifetime> buffer_lifetimes(const Program& program) {
     l.last = std::max(l.last, time);
   };
   const auto end = static_cast<int32_t>(program.instrs.size());
+  // What is fed is there before the first instruction of its chunk, or of its stage's update.
+  std::map<std::pair<bool, int32_t>, int32_t> begins;
+  for (int32_t i = end; i-- > 0;) {
+    const Instr& instr = program.instrs[static_cast<size_t>(i)];
+    if (instr.part == Part::kBegin) continue;
+    const bool update = instr.part == Part::kUpdate;
+    begins[{update, update ? program.stage_of(instr.chunk) : instr.chunk}] = i;
+    if (update) begins.try_emplace({false, instr.chunk}, i);
+  }
   for (const ProgramSource& s : program.sources) {
-    const auto first = std::find_if(program.instrs.begin(), program.instrs.end(),
-                                    [&](const Instr& i) { return feeds(program, s, i); });
-    touch(s.tensor,
-          first == program.instrs.end() ? 0 : static_cast<int32_t>(first - program.instrs.begin()));
+    const bool update = s.part == Part::kUpdate;
+    const auto first = begins.find({update, update ? program.stage_of(s.chunk) : s.chunk});
+    touch(s.tensor, first == begins.end() ? 0 : first->second);
   }
   for (int32_t i = 0; i < end; ++i) {
     const Instr& instr = program.instrs[static_cast<size_t>(i)];

@@ -61,14 +61,6 @@ bool runs(const Program& program, const PartRun& run, const Instr& instr) {
                                : instr.chunk == run.chunk;
 }
 
-bool feeds(const Program& program, const ProgramSource& source, const Instr& instr) {
-  if (source.part == Part::kUpdate) {
-    return instr.part == Part::kUpdate &&
-           program.stage_of(instr.chunk) == program.stage_of(source.chunk);
-  }
-  return instr.chunk == source.chunk && instr.part != Part::kBegin;
-}
-
 int32_t slots_of(const Program& program, int32_t chunk) {
   std::vector<int32_t> left(static_cast<size_t>(program.schedule.micro_batches), 0);
   const std::vector<PartRun> order = step_order(program, program.stage_of(chunk));

@@ -187,8 +187,6 @@ struct PartRun {
 std::vector<PartRun> step_order(const Program& program, int32_t stage);
 // The instructions that a run executes belong to its part, and to its chunk or, once a step, stage.
 bool runs(const Program& program, const PartRun& run, const Instr& instr);
-// Whether the instruction runs when the source, of data, has just been filled, or later.
-bool feeds(const Program& program, const ProgramSource& source, const Instr& instr);
 // So many micro-batches of a chunk can be in flight at once: the oldest unfinished one and those
 // up to the newest that has begun.
 int32_t slots_of(const Program& program, int32_t chunk);

@@ -329,7 +329,7 @@ void ThreadCommunicator::all_to_all(int32_t axis, std::span<const CollectiveTens
 }
 
 void ThreadCommunicator::shift(int32_t axis, std::span<const CollectiveTensor> tensors) {
-  Rendezvous& g = meet({InstrKind::kShift, axis, Reduction::kSum, tensors});
+  Rendezvous& g = meet({InstrKind::kShift, axis, Reduction::kSum, tensors, {}});
   const size_t ranks = g.ranks.size();
   const auto me = static_cast<size_t>(mesh().coordinates(rank_)[static_cast<size_t>(axis)]);
   for (size_t i = 0; i < tensors.size(); ++i) {

@@ -245,9 +245,8 @@ std::vector<AxisOption> Families::options(const Family& family, size_t axis) con
       result.push_back({.kind = AxisOption::Kind::kFactor,
                         .letter = small(node.signature->factors()[f].letter),
                         .atom = static_cast<int8_t>(k)});
-      const bool open = restrictions_.roles[axis] == AxisRole::kAny ||
-                        restrictions_.roles[axis] == AxisRole::kContext;
-      if (node.op->merge == nullptr || !open || node.signature->factors()[f].whole) continue;
+      const bool context = restrictions_.roles[axis] == AxisRole::kContext;
+      if (node.op->merge == nullptr || !context || node.signature->factors()[f].whole) continue;
       result.push_back(result.back());
       result.back().kind = AxisOption::Kind::kRing;
     }

@@ -36,8 +36,12 @@ void expect_parted(const RewrittenGraph& r) {
       EXPECT_EQ(r.origin[n], kNoNode);
       // What makes a micro-batch's forward goes to later chunks, its backward to earlier ones.
       const int32_t from = home(node.inputs[0]);
-      if (node.phase == Phase::kBackward) EXPECT_LT(chunk, from) << n;
-      if (node.phase == Phase::kForward && !sent_once(g, node)) EXPECT_GE(chunk, from) << n;
+      if (node.phase == Phase::kBackward) {
+        EXPECT_LT(chunk, from) << n;
+      }
+      if (node.phase == Phase::kForward && !sent_once(g, node)) {
+        EXPECT_GE(chunk, from) << n;
+      }
       continue;
     }
     for (Value v : node.inputs) {

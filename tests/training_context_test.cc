@@ -63,6 +63,7 @@ TEST_P(Context, TrainsLikeOneDevice) {
     if (devices == 4) meshes.insert(meshes.end(), {"dp=2,cp=2", "cp=2,tp=2", "2x2"});
     for (const std::string& mesh : meshes) {
       for (Form form : {Form::kGathered, Form::kRing}) {
+        if (form == Form::kRing && mesh == "2x2") continue;  // rings are for axes of that role
         for (int s = 0; s < 2; ++s) {
           SCOPED_TRACE(fmt::format("{} {} {}", mesh, form == Form::kRing ? "ring" : "gathered", s));
           std::optional<uint64_t> seed;

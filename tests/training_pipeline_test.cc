@@ -454,8 +454,9 @@ TEST(Pipelines, GoOnWithOtherStages) {
       b.write_source(s.name, a.read_source(s.name));
     }
     for (const ProgramSource& s : b.program().sources) {
-      if (s.kind == SourceKind::kParameter || s.kind == SourceKind::kState)
+      if (s.kind == SourceKind::kParameter || s.kind == SourceKind::kState) {
         EXPECT_TRUE(names.contains(s.name)) << s.name;
+      }
     }
     for (const ProgramSource& s : b.program().sources) {
       if (s.kind == SourceKind::kAccumulator) {
