@@ -48,10 +48,14 @@ std::vector<double> limits_of(const JointSpace& space, std::mt19937& random) {
   return limits;
 }
 
-TEST(Joint, BruteForce) {
+// A hundred problems each.
+class Joint : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Part, Joint, ::testing::Range(0, 5));
+
+TEST_P(Joint, BruteForce) {
   int problems = 0, graphs = 0, pipelines = 0, recomputing = 0, tight = 0, dropped = 0;
   double plans = 0, variants = 0, brute_seconds = 0, search_seconds = 0;
-  for (int seed = 0; problems < 500; ++seed) {
+  for (int seed = GetParam(); problems < 100; seed += 5) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     std::mt19937 random(static_cast<unsigned>(seed));
     JointCase c = random_case(random);
