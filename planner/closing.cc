@@ -17,15 +17,6 @@ constexpr int kAscents = 40;     // of the multipliers, at the root of the tree
 constexpr int kMoreAscents = 4;  // at every other node, from its parent's
 constexpr double kEqual = 1e-9;
 
-std::vector<double> updates_of(const Plan& plan, int32_t stages) {
-  std::vector<double> updates(static_cast<size_t>(stages), 0);
-  for (size_t c = 0; c < plan.loads.size(); ++c) {
-    updates[c % static_cast<size_t>(stages)] +=
-        plan.loads[c].seconds[2] + plan.loads[c].received[2];
-  }
-  return updates;
-}
-
 Schedule schedule_of(const Arrangement& a, const std::vector<ChunkSeconds>& chunks = {}) {
   return make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches),
                        chunks);
@@ -49,13 +40,13 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
     return costing;
   }
   costing.sends.assign(groups, {0, 0, 0});
-  const std::vector<ChunkSeconds> chunks = chunk_seconds(graph, plan);
+  const std::vector<ChunkSeconds> chunks = chunk_seconds(graph, plan, true);
   const Schedule schedule = schedule_of(arrangement, chunks);
   const SimulatedSchedule run = simulate(schedule, chunks);
   for (size_t c = 0; c < groups; ++c) {
     costing.in_flight[c] = schedule.in_flight(static_cast<int32_t>(c));
   }
-  const std::vector<double> updates = updates_of(plan, arrangement.stages);
+  const std::vector<double> updates = update_seconds(plan, arrangement.stages, true);
   // Back from the stage that ends last: what each unit waited for.
   size_t stage = 0;
   for (size_t s = 1; s < updates.size(); ++s) {
@@ -132,8 +123,9 @@ Closing::Closing(const PreparedGraph& prepared, const Cluster& cluster,
 Measured Closing::measure(const Plan& plan) const {
   Measured m;
   const auto stages = static_cast<size_t>(arrangement_.stages);
-  const std::vector<ChunkSeconds> chunks = chunk_seconds(*prepared_.graph, plan);
-  m.seconds = step_seconds(arrangement_, chunks, updates_of(plan, arrangement_.stages), schedules_);
+  const std::vector<ChunkSeconds> chunks = chunk_seconds(*prepared_.graph, plan, true);
+  m.seconds = step_seconds(arrangement_, chunks, update_seconds(plan, arrangement_.stages, true),
+                           schedules_);
   m.bytes.assign(stages, 0);
   const Schedule schedule = schedule_of(arrangement_, chunks);
   for (size_t c = 0; c < plan.loads.size(); ++c) {
@@ -150,6 +142,29 @@ Measured Closing::measure(const Plan& plan) const {
     m.over[s] = std::max(0.0, static_cast<double>(live[s]) - limit_);
   }
   return m;
+}
+
+// Whether each stage by itself has a choice that holds no more than the limit.
+bool Closing::can_fit(const std::vector<Fixed>& fixed, size_t groups) const {
+  if (std::isinf(limit_)) return true;
+  const auto stages = static_cast<size_t>(arrangement_.stages);
+  Costing costing;
+  costing.runs.assign(groups, {0, 0, 0});
+  costing.in_flight.assign(groups, 1);
+  if (stages > 1) {
+    const Schedule schedule = schedule_of(arrangement_);
+    for (size_t g = 0; g < groups; ++g) {
+      costing.in_flight[g] = schedule.in_flight(static_cast<int32_t>(g));
+    }
+  }
+  for (size_t s = 0; s < stages; ++s) {
+    costing.prices.assign(groups, {});
+    for (size_t g = s; g < groups; g += stages)
+      costing.prices[g] = {.low = 1, .high = 1, .split = 0};
+    const Solved least = solver_.solve(costing, pipeline_, fixed);
+    if (least.too_large.empty() && (!least.plan || least.minimum > limit_)) return false;
+  }
+  return true;
 }
 
 Closing::Result Closing::run(double best, int64_t most_nodes) const {
@@ -185,20 +200,24 @@ Closing::Result Closing::run(double best, int64_t most_nodes) const {
     Costing& costing = node.costing;
     std::vector<double>& prices = node.prices;
     bool& bounds = node.bounds;
+    if (!can_fit(node.fixed, groups)) continue;
     std::vector<int32_t> first;  // one solution
     int32_t branch = -1;
-    bool solved = false;
+    bool solved = false, unknown = false;
     std::vector<int32_t> sizes;
     for (int step = 0; step < (root ? kAscents : kMoreAscents); ++step) {
       for (size_t g = 0; g < groups; ++g) {
         costing.prices[g] = {.low = prices[g % stages], .high = prices[g % stages]};
       }
       Solved s = solver_.solve(costing, pipeline_, node.fixed);
+      unknown |= !s.too_large.empty();
       if (!s.plan) break;
       solved = true;
       sizes = s.domain_sizes;
       double bound = s.minimum;
-      for (double p : prices) bound -= p * limit_;
+      for (double p : prices) {
+        if (p > 0) bound -= p * limit_;  // the limit may be infinite
+      }
       if (bounds) node.bound = std::max(node.bound, bound);
       const Measured found = measure(*s.plan);
       if (found.fits() && found.seconds < best * (1 - kEqual)) {
@@ -244,6 +263,10 @@ Closing::Result Closing::run(double best, int64_t most_nodes) const {
         prices[t] = std::max(0.0, prices[t] + length * slope[t]);
       }
     }
+    if (unknown) {
+      result.complete = false;
+      result.bound = std::min(result.bound, node.bound);
+    }
     if (!solved) continue;  // nothing is left here
     if (node.bound >= best * (1 - kEqual)) {
       result.bound = std::min(result.bound, best);
@@ -260,7 +283,11 @@ Closing::Result Closing::run(double best, int64_t most_nodes) const {
       if (sizes[v] > 1 && !is_fixed(static_cast<int32_t>(v))) branch = static_cast<int32_t>(v);
     }
     if (branch < 0) continue;  // a leaf: it was measured
-    for (int32_t c = sizes[static_cast<size_t>(branch)]; c-- > 0;) {
+    // What solved the relaxed problem is looked at first.
+    const int32_t size = sizes[static_cast<size_t>(branch)];
+    const int32_t likely = first[static_cast<size_t>(branch)];
+    for (int32_t i = size; i-- > 0;) {
+      const int32_t c = (likely + i) % size;
       Node child = node;
       std::vector<bool> allowed(static_cast<size_t>(sizes[static_cast<size_t>(branch)]), false);
       allowed[static_cast<size_t>(c)] = true;

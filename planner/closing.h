@@ -53,6 +53,7 @@ class Closing {
     int paths = 1;        // that it is the mean of
   };
   Measured measure(const Plan& plan) const;
+  bool can_fit(const std::vector<Fixed>& fixed, size_t groups) const;
 
   const PreparedGraph& prepared_;
   const Arrangement& arrangement_;

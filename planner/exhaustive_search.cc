@@ -18,7 +18,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kMostVariants = 1e5;
-constexpr int64_t kMostNodes = 20000;  // of one search tree
+constexpr int64_t kMostNodes = 200000;  // of one search tree
 
 // Calls `visit` with every ascending choice of `count` of the pieces after the first.
 void for_each_cut(int32_t pieces, int32_t count, std::vector<int32_t>& head,
@@ -69,8 +69,20 @@ class Exhaustive {
       if (a.schedule == ScheduleKind::kZeroBubble && !options_.pins.schedule) continue;
       search(a);
     }
+    // The roots of all trees are solved; those go on that may still hide something better, the
+    // lowest bound first.
+    std::vector<size_t> order;
+    for (size_t i = 0; i < variants_.size(); ++i) order.push_back(i);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return variants_[a].bound < variants_[b].bound; });
+    double bound = kInfinity;
+    for (size_t i : order) {
+      if (!variants_[i].closed) close(variants_[i], kMostNodes);
+      bound = std::min(bound, variants_[i].bound);
+    }
+    for (const Variant& v : variants_) result_.candidates.push_back(v.report);
     if (result_.plan) {
-      result_.plan->certificate.lower_bound = std::min(bound_, result_.plan->certificate.cost);
+      result_.plan->certificate.lower_bound = std::min(bound, result_.plan->certificate.cost);
     }
     return std::move(result_);
   }
@@ -119,7 +131,7 @@ class Exhaustive {
     for_each_cut(pieces, chunks - 1, head, [&](const std::vector<int32_t>& cuts) {
       std::vector<size_t> mode(choosers.size(), 0);
       while (true) {
-        close(a, o, menu, choosers, mode, cuts);
+        add_variant(a, o, menu, choosers, mode, cuts);
         size_t i = 0;
         while (i < mode.size() && ++mode[i] == menu.size()) mode[i++] = 0;
         if (i == mode.size()) break;
@@ -127,21 +139,47 @@ class Exhaustive {
     });
   }
 
-  void close(const Arrangement& a, const Outline& o, const std::vector<RemakeMode>& menu,
-             const std::vector<int32_t>& choosers, const std::vector<size_t>& mode,
-             const std::vector<int32_t>& cuts) {
+  // One rewritten graph on one arrangement.
+  struct Variant {
+    Arrangement arrangement;
+    const Outline* outline = nullptr;
     Rewrite rewrite;
+    double bound = 0;  // no plan is faster, or none below the best found
+    bool closed = false;
+    Candidate report;
+  };
+
+  void add_variant(const Arrangement& a, const Outline& o, const std::vector<RemakeMode>& menu,
+                   const std::vector<int32_t>& choosers, const std::vector<size_t>& mode,
+                   const std::vector<int32_t>& cuts) {
+    Variant v{a, &o, {}, 0, false, {}};
     for (size_t k = 0; k < menu.size(); ++k) {
       std::vector<bool> chosen(o.pieces.size(), false);
       for (size_t i = 0; i < choosers.size(); ++i) chosen[size_t(choosers[i])] = mode[i] == k;
       const auto nodes = o.nodes_of(menu[k], chosen);
-      rewrite.remade.insert(rewrite.remade.end(), nodes.begin(), nodes.end());
+      v.rewrite.remade.insert(v.rewrite.remade.end(), nodes.begin(), nodes.end());
     }
-    std::sort(rewrite.remade.begin(), rewrite.remade.end());
-    for (int32_t p : cuts) rewrite.cuts.push_back(o.pieces[size_t(p)].first);
-    RewrittenGraph made = rewritten(*o.graph, rewrite);
+    std::sort(v.rewrite.remade.begin(), v.rewrite.remade.end());
+    for (int32_t p : cuts) v.rewrite.cuts.push_back(o.pieces[size_t(p)].first);
+    v.report.mesh = a.mesh;
+    v.report.stages = a.stages;
+    v.report.chunks = a.chunks;
+    v.report.schedule = a.schedule;
+    v.report.micro_batches = a.micro_batches;
+    v.report.cost = kInfinity;
+    v.report.why_not = kNotChosen;
+    close(v, 1);
+    variants_.push_back(std::move(v));
+  }
+
+  // `most_nodes`: of its search tree.
+  void close(Variant& v, int64_t most_nodes) {
+    const double best = result_.plan ? result_.plan->certificate.cost : kInfinity;
+    if (v.bound >= best) return;
+    const Arrangement& a = v.arrangement;
+    RewrittenGraph made = rewritten(*v.outline->graph, v.rewrite);
     auto run = std::make_shared<const Graph>(std::move(made.graph));
-    PreparedGraph prepared = prepare(o, run, made.origin);
+    PreparedGraph prepared = prepare(*v.outline, run, made.origin);
     prepared.explicit_keeping = true;
     Pipeline pipeline;
     if (a.stages > 1) {
@@ -152,40 +190,37 @@ class Exhaustive {
       pipeline.chunk_of = std::move(made.chunk_of);
     }
     const Closing closing(prepared, cluster_, a, pipeline, options_, limit_);
-    const double best = result_.plan ? result_.plan->certificate.cost : kInfinity;
-    Closing::Result found = closing.run(best, kMostNodes);
-    bound_ = std::min(bound_, found.bound);
-    Candidate report;
-    report.mesh = a.mesh;
-    report.stages = a.stages;
-    report.chunks = a.chunks;
-    report.schedule = a.schedule;
-    report.micro_batches = a.micro_batches;
-    report.lower_bound = found.bound;
-    report.cost = found.plan ? found.plan->certificate.cost : kInfinity;
-    report.why_not = "slower, or does not fit";
-    if (found.plan) {
-      for (Candidate& c : result_.candidates) c.why_not = "slower, or does not fit";
-      report.why_not.clear();
-      found.plan->rewrite = std::move(rewrite);
-      if (a.stages > 1) {
-        found.plan->pipeline.seconds = chunk_seconds(*run, *found.plan);
-        found.plan->pipeline.step_seconds = found.plan->certificate.cost;
-      }
-      found.plan->predicted.step_seconds = found.plan->certificate.cost;
-      found.plan->predicted.peak_bytes = found.plan->predicted.held_bytes;
-      name_axes(*run, *found.plan);
-      result_.plan = std::move(found.plan);
-      result_.graph = std::move(run);
+    Closing::Result found = closing.run(best, most_nodes);
+    v.closed = found.complete;
+    v.bound = v.report.lower_bound = found.bound;
+    if (!found.plan) return;
+    for (Variant& other : variants_) other.report.why_not = kNotChosen;
+    Plan& plan = *found.plan;
+    v.report.cost = plan.certificate.cost;
+    v.report.why_not.clear();
+    plan.rewrite = v.rewrite;
+    if (a.stages > 1) {
+      plan.pipeline.seconds = chunk_seconds(*run, plan);
+      const auto seconds = [&](const std::vector<double>& updates) {
+        return step_seconds(a, plan.pipeline.seconds, updates, schedules_);
+      };
+      plan.pipeline.step_seconds = seconds(std::vector<double>(static_cast<size_t>(a.stages), 0));
+      plan.predicted.step_seconds = seconds(update_seconds(plan, a.stages));
     }
-    result_.candidates.push_back(std::move(report));
+    plan.predicted.peak_bytes = plan.predicted.held_bytes;
+    name_axes(*run, plan);
+    result_.plan = std::move(found.plan);
+    result_.graph = std::move(run);
   }
+
+  static constexpr const char* kNotChosen = "slower, or does not fit";
 
   const Cluster& cluster_;
   const PlannerOptions& options_;
   const double limit_;
   std::map<int64_t, Outline> outlines_;  // by micro-batches
-  double bound_ = kInfinity;
+  std::vector<Variant> variants_;
+  Schedules schedules_;
   PlanResult result_;
 };
 

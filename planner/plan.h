@@ -95,6 +95,9 @@ struct GroupLoad {
   std::array<double, 3> communication = {};  // the part of it
   // By phase: seconds of transfers into the group, not among its own seconds.
   std::array<double, 3> received = {};
+  // By phase: seconds that the search counts besides, where families go one way from a hand-out and
+  // each pays for it, and the plan goes it once.
+  std::array<double, 3> again = {};
   double bundled = 0;       // seconds of the update's bundles: part of seconds[kUpdate]
   double starts = 0;        // seconds to start those bundles, once a step: not among `seconds`
   int64_t state_bytes = 0;  // parameters, states, accumulators

@@ -25,13 +25,12 @@ int32_t PlacementProblem::form_for(std::span<const int32_t> choice, Value v, con
   std::vector<Form>& forms = plan.values[static_cast<size_t>(v)];
   const Placements& have = forms[static_cast<size_t>(from)].placements;
   if (have == s.at(target)) return from;
-  if (paid) {
-    plan.certificate.cost +=
-        runs(v, phase) * s.seconds(static_cast<size_t>(s.index_of(have)), target);
-  }
+  const double seconds = s.seconds(static_cast<size_t>(s.index_of(have)), target);
+  if (paid) plan.certificate.cost += runs(v, phase) * seconds;
   for (size_t f = 0; f < forms.size(); ++f) {
     if (forms[f].from == from && forms[f].placements == s.at(target) && forms[f].phase == phase &&
         forms[f].bundled == bundled) {
+      if (paid) load(v, plan).again[static_cast<size_t>(phase)] += seconds;
       return static_cast<int32_t>(f);
     }
   }

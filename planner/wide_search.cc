@@ -449,17 +449,19 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
     Plan& plan = *solved.plan;
     plan.rewrite = std::move(rewrite);
     plan.pipeline.seconds = chunk_seconds(*run, plan);
-    std::vector<double> updates(stages, 0);
     std::vector<int64_t> held(stages, 0);
     for (int32_t c = 0; c < chunks; ++c) {
       const GroupLoad& l = plan.loads[size_t(c)];
-      updates[size_t(c % arrangement.stages)] += l.seconds[2] + l.received[2];
       held[size_t(c % arrangement.stages)] += l.state_bytes + schedule.in_flight(c) * l.kept_bytes;
     }
+    const auto seconds = [&](bool counted) {
+      return step_seconds(arrangement, chunk_seconds(*run, plan, counted),
+                          update_seconds(plan, arrangement.stages, counted), schedules_);
+    };
     plan.pipeline.step_seconds = step_seconds(arrangement, plan.pipeline.seconds,
                                               std::vector<double>(stages, 0), schedules_);
-    plan.certificate.cost = step_seconds(arrangement, plan.pipeline.seconds, updates, schedules_);
-    plan.predicted.step_seconds = plan.certificate.cost;
+    plan.certificate.cost = seconds(true);
+    plan.predicted.step_seconds = seconds(false);
     entry.report.cost = plan.certificate.cost;
     if (result_.plan && plan.certificate.cost >= result_.plan->certificate.cost) {
       entry.report.why_not = slower(plan.certificate.cost, result_.plan->certificate.cost);
@@ -584,11 +586,21 @@ PlanResult WideSearch::run() {
   return std::move(result_);
 }
 
-std::vector<ChunkSeconds> chunk_seconds(const Graph& graph, const Plan& plan) {
+std::vector<double> update_seconds(const Plan& plan, int32_t stages, bool counted) {
+  std::vector<double> updates(static_cast<size_t>(stages), 0);
+  for (size_t c = 0; c < plan.loads.size(); ++c) {
+    const GroupLoad& l = plan.loads[c];
+    updates[c % updates.size()] += l.seconds[2] + l.received[2] + (counted ? l.again[2] : 0);
+  }
+  return updates;
+}
+
+std::vector<ChunkSeconds> chunk_seconds(const Graph& graph, const Plan& plan, bool counted) {
   std::vector<ChunkSeconds> chunks(plan.loads.size());
   for (size_t c = 0; c < chunks.size(); ++c) {
-    chunks[c].forward = plan.loads[c].seconds[0];
-    chunks[c].backward = plan.loads[c].seconds[1];
+    const GroupLoad& l = plan.loads[c];
+    chunks[c].forward = l.seconds[0] + (counted ? l.again[0] : 0);
+    chunks[c].backward = l.seconds[1] + (counted ? l.again[1] : 0);
     if (c > 0) chunks[c - 1].send_forward = plan.loads[c].received[0];
     if (c + 1 < chunks.size()) chunks[c + 1].send_backward = plan.loads[c].received[1];
   }

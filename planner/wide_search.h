@@ -95,7 +95,10 @@ class WideSearch {
   PlanResult result_;
 };
 
-// The plan's chunks in seconds, by its loads.
-std::vector<ChunkSeconds> chunk_seconds(const Graph& graph, const Plan& plan);
+// The plan's chunks in seconds, by its loads. `counted`: as the search counts them, with ways that
+// several families share paid by each (GroupLoad::again).
+std::vector<ChunkSeconds> chunk_seconds(const Graph& graph, const Plan& plan, bool counted = false);
+// By stage, the seconds of its update, counted likewise.
+std::vector<double> update_seconds(const Plan& plan, int32_t stages, bool counted = false);
 
 }  // namespace cleave
