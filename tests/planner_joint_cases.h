@@ -90,13 +90,13 @@ inline Cluster random_cluster(std::mt19937& random, const char* spec) {
   const auto between = [&](double low, double high) {
     return std::exp2(std::uniform_real_distribution<double>(low, high)(random));
   };
-  for (Link* link : {&c.within, &c.between}) {
-    link->latency = 1e-6 * between(-4, 2), link->start = 1e-6 * between(-4, 2);
-    link->bandwidth = 1e7 * between(-3, 4);
+  for (Tier& tier : c.tiers) {
+    tier.link.latency = 1e-6 * between(-4, 2), tier.link.start = 1e-6 * between(-4, 2);
+    tier.link.bandwidth = 1e7 * between(-3, 4);
   }
   c.device.op_latency = 1e-6 * between(-3, 3);
   c.device.bandwidth = 1e8 * between(-3, 3);
-  c.device.flops_f32 = 1e8 * between(-3, 3);
+  c.device.f32.peak = 1e8 * between(-3, 3);
   return c;
 }
 
