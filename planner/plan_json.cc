@@ -291,6 +291,10 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
   j["recompute"] = plan.rewrite.remade.empty() ? "none" : "some";
   j["rewrite"] = {{"remade", plan.rewrite.remade}, {"cuts", plan.rewrite.cuts}};
   j["pins"] = plan.pins;
+  j["offloaded"] = Json::array();
+  for (size_t i = 0; i < plan.on_host.size(); ++i) {
+    if (plan.on_host[i]) j["offloaded"].push_back(graph.sources()[i].name);
+  }
   j["kept_for_backward"] = plan.kept;
   j["gathered_again"] = plan.regathered;
   const Prediction& p = plan.predicted;
@@ -429,6 +433,12 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
   }
   // The file that it was planned for may be gone: the plan has it whole.
   const auto spec = field<std::string>(json, "cluster");
+  std::set<std::string> offloaded;
+  if (json.contains("offloaded")) {
+    const auto names = field<std::vector<std::string>>(json, "offloaded");
+    offloaded.insert(names.begin(), names.end());
+  }
+  fixed.preferences.on_host = [&offloaded](const Source& s) { return offloaded.contains(s.name); };
   const Cluster cluster = json.contains("cluster_toml")
                               ? cluster_from_toml(field<std::string>(json, "cluster_toml"), spec)
                               : parse_cluster(spec);
