@@ -139,6 +139,13 @@ class Report {
                          percent_text(p.mfu_full)));
     line("bound", proof(plan_));
     if (const std::string note = plan_.cluster.note(); !note.empty()) line("cluster", note);
+    const auto offloaded = std::count(plan_.on_host.begin(), plan_.on_host.end(), true);
+    if (offloaded > 0) {
+      line("host",
+           fmt::format("{} optimizer states lie in the host's memory between updates: {}, {}",
+                       offloaded, bytes_text(static_cast<double>(p.host_bytes)),
+                       seconds_text(p.host_seconds)));
+    }
     const Recomputed again = recomputed(graph, plan_);
     if (!again.words.empty()) {
       line("again",

@@ -30,7 +30,9 @@ ModelSpec divided(ModelSpec spec, int64_t sequences, int64_t micro_batches) {
 // What the search cannot keep.
 void refuse(const PlanRequest& request) {
   const Pins& pins = request.pins;
-  if (pins.offload.value_or(false)) fail("--pin offload=on: offload is not searched yet");
+  if (pins.offload.value_or(false)) {
+    fail("--pin offload=on: states go to the host when nothing else fits, and only then");
+  }
   const bool training = pins.stages.value_or(1) > 1 || pins.recompute || !pins.nodes.empty();
   if (training && !request.spec.training) {
     fail("--pin '{}': a forward alone has no stages, and computes nothing again", pins.texts[0]);
@@ -51,6 +53,7 @@ Planned planned(PlanRequest request) {
   space.max_axes = 3;
   space.stages = spec.training && request.mesh.empty();
   space.recompute = spec.training;
+  space.offload = spec.training && request.pins.offload.value_or(true);
   const bool divides = spec.training && !request.fixed_micro_batches && !request.pins.micro_batches;
   if (divides && sequences > 1) {
     p.options.trace = [spec, sequences, user = request.user](int64_t micro_batches) {

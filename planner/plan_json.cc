@@ -4,10 +4,12 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
 
 #include "graph/error.h"
 #include "graph/philox.h"
 #include "planner/cluster_toml.h"
+#include "planner/offload.h"
 #include "planner/pins.h"
 
 namespace cleave {
@@ -177,8 +179,8 @@ std::vector<NodeId> forward_nodes(const Json& rewrite, const char* name, const G
     const bool known = static_cast<size_t>(n) < traced.nodes().size();
     if (!known || traced.node(n).phase != Phase::kForward ||
         (!nodes.empty() && n <= nodes.back())) {
-      fail("plan: field '{}' names node {}, which is none of this {}'s forward: plan again", name, n,
-           traced.name);
+      fail("plan: field '{}' names node {}, which is none of this {}'s forward: plan again", name,
+           n, traced.name);
     }
     nodes.push_back(n);
   }
@@ -289,6 +291,10 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
   j["recompute"] = plan.rewrite.remade.empty() ? "none" : "some";
   j["rewrite"] = {{"remade", plan.rewrite.remade}, {"cuts", plan.rewrite.cuts}};
   j["pins"] = plan.pins;
+  j["offloaded"] = Json::array();
+  for (size_t i = 0; i < plan.on_host.size(); ++i) {
+    if (plan.on_host[i]) j["offloaded"].push_back(graph.sources()[i].name);
+  }
   j["kept_for_backward"] = plan.kept;
   j["gathered_again"] = plan.regathered;
   const Prediction& p = plan.predicted;
@@ -348,6 +354,9 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
                   {"costing", costing_json(plan.costing)},
                   {"nodes", choices},
                   {"held", held}};
+  for (size_t s = 0; s < plan.on_host.size(); ++s) {
+    if (plan.on_host[s]) j["on_host"].push_back(graph.sources()[s].name);
+  }
   return j;
 }
 
@@ -409,8 +418,27 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
     const auto at = saved.held.find(v);
     return at == saved.held.end() || at->second == held_text(placements) ? 0.0 : kForbidden;
   };
+  std::set<std::string> on_host;
+  if (json.contains("on_host")) {
+    for (const auto& name : field<std::vector<std::string>>(json, "on_host")) on_host.insert(name);
+  }
+  for (const std::string& name : on_host) {
+    const Source* s = graph.source_named(name);
+    if (s == nullptr || !can_be_offloaded(graph, *s)) {
+      fail("plan: there is no state '{}' that the host could keep", name);
+    }
+  }
+  if (!on_host.empty()) {
+    fixed.preferences.on_host = [&on_host](const Source& s) { return on_host.contains(s.name); };
+  }
   // The file that it was planned for may be gone: the plan has it whole.
   const auto spec = field<std::string>(json, "cluster");
+  std::set<std::string> offloaded;
+  if (json.contains("offloaded")) {
+    const auto names = field<std::vector<std::string>>(json, "offloaded");
+    offloaded.insert(names.begin(), names.end());
+  }
+  fixed.preferences.on_host = [&offloaded](const Source& s) { return offloaded.contains(s.name); };
   const Cluster cluster = json.contains("cluster_toml")
                               ? cluster_from_toml(field<std::string>(json, "cluster_toml"), spec)
                               : parse_cluster(spec);

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "planner/plan_json.h"
 #include "tests/training_plans.h"
 
 namespace cleave {
@@ -112,6 +113,12 @@ TEST(Offload, IsTheLastResortAndNoMoreThanNeeded) {
     EXPECT_NEAR(plan.predicted.host_seconds, seconds, 1e-9 * seconds);
     EXPECT_NEAR(plan.predicted.compute_seconds + plan.predicted.communication_seconds,
                 plan.predicted.step_seconds, 1e-9 * plan.predicted.step_seconds);
+    // A saved plan keeps them there.
+    const auto json = nlohmann::ordered_json::parse(plan_to_json(*with.graph, plan).dump());
+    const Plan again = plan_from_json(json, *with.graph, {});
+    EXPECT_EQ(again.on_host, plan.on_host);
+    EXPECT_NEAR(again.certificate.cost, plan.certificate.cost, 1e-9 * plan.certificate.cost);
+    EXPECT_EQ(peak_bytes(*with.graph, again), program.arena_bytes);
     // One more state on the device would be too many.
     Plan more = plan;
     const auto next = std::find(more.on_host.begin(), more.on_host.end(), true);
