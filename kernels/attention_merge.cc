@@ -53,7 +53,7 @@ void attention_merge_cpu(const KernelArgs& args) {
 
 constinit const OpDef ops::attention_merge = {
     .name = "attention_merge",
-    .factors = "bshv,bsh,bshv,bsh->bshv,bsh",
+    .factors = "bshV,bsh,bshV,bsh->bshV,bsh",
     .infer = infer_attention_merge,
     .flops = flops_each<3>,
     .cpu = attention_merge_cpu,

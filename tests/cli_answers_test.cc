@@ -131,7 +131,7 @@ TEST(Answers, Objectives) {
   EXPECT_EQ(gpus["cluster"], "1xh100");
   // Where one device is too small, the fewest that are not.
   const Outcome o =
-      cleave_run("plan gpt2:tiny --cluster cpu:8 --memory 12MB --objective gpus --json");
+      cleave_run("plan gpt2:tiny --cluster cpu:8 --memory 8MB --objective gpus --json");
   ASSERT_EQ(o.status, 0) << o.err;
   const std::string fewest = Json::parse(o.out)["cluster"];
   EXPECT_NE(fewest, "cpu:1");

@@ -159,12 +159,12 @@ void read_plan(const std::string& field, const std::string& value) {
 TEST(HostilePlan, NumbersAreChecked) {
   EXPECT_EQ(mistake([] { read_plan("/zero", "0"); }), "nothing is thrown");
   expect_mistake("whole number", [] { read_plan("/version", "1e300"); });
-  expect_mistake("whole number", [] { read_plan("/choices/price/2", "1e300"); });
+  expect_mistake("whole number", [] { read_plan("/choices/costing/0/price/2", "1e300"); });
   expect_mistake("whole number", [] { read_plan("/choices/nodes/0/0", "1e300"); });
   expect_mistake("whole number", [] { read_plan("/choices/nodes/0/0", "4294967296"); });
   expect_mistake("whole number", [] { read_plan("/model/batch", "1e300"); });
-  expect_mistake("at most 2", [] {
-    read_plan("/mesh", R"({"a": 1000000, "b": 1000000, "c": 1000000, "d": 1000000})");
+  expect_mistake("at most 4", [] {
+    read_plan("/mesh", R"({"a": 1000000, "b": 1000000, "c": 1000000, "d": 1000000, "e": 1000000})");
   });
 }
 

@@ -91,7 +91,7 @@ const std::vector<Row>& planning() {
       {"plan gpt2:tiny --cluster 2x2x2xh100", {"write nodes x devices x kind, as in 64x8xh100"}},
       {"plan gpt2:tiny --cluster 1000000x1000000xh100", {"at most 1000000 are planned for"}},
       {"plan gpt2:tiny --cluster cpu:4 --mesh 3x2", {"6 devices", "cpu:4"}},
-      {"plan gpt2:tiny --cluster cpu:4 --mesh 2x2x1", {"mesh '2x2x1' has 3 axes; at most 2"}},
+      {"plan gpt2:tiny --cluster cpu:4 --mesh 2x2x1x1x1", {"mesh '2x2x1x1x1' has 5 axes; at most 4"}},
       {"plan gpt2:tiny --cluster cpu:4 --mesh pp=4", {"'pp=4' is not an axis", "dp"}},
       {"plan gpt2:tiny --cluster cpu:4 --mesh dp=0,tp=4",
        {"mesh 'dp=0,tp=4': '0' is not a size; write 2x4"}},
