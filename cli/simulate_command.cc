@@ -36,7 +36,7 @@ void simulate_command(const SimulateArguments& a) {
   const Program program = lower(loaded.model.graph, loaded.plan);
   const Cluster& cluster = loaded.plan.cluster;
   const TimelineOptions options = timeline_options(cluster);
-  const StepTimeline timeline = simulate_step(program, cluster, options);
+  const StepTimeline timeline = simulate_step(program, cluster, options, &loaded.plan);
   if (!a.out.empty()) {
     const std::vector<int64_t> ranks = ranks_of(a.ranks, program, timeline.stages.size());
     size_t events = 0;

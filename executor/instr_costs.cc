@@ -29,6 +29,13 @@ std::string key_of(const Program& program, const Instr& instr, const std::vector
   return key;
 }
 
+bool is_one_instr(const Plan& plan, NodeId n) {
+  if (n == kNoNode) return false;
+  const std::vector<MemberSplit::OnAxis>& axes = plan.nodes[static_cast<size_t>(n)].axes;
+  return std::none_of(axes.begin(), axes.end(),
+                      [](const MemberSplit::OnAxis& on) { return on.expanded || on.ring >= 0; });
+}
+
 }  // namespace
 
 StepKind step_kind(InstrKind kind) {
@@ -45,7 +52,7 @@ StepKind step_kind(InstrKind kind) {
   CLEAVE_ASSERT(false, "{} is no step of a plan", name_of(kind));
 }
 
-InstrCosts::InstrCosts(const Program& program, const Cluster& cluster)
+InstrCosts::InstrCosts(const Program& program, const Cluster& cluster, const Plan* plan)
     : program_(program), cluster_(cluster) {
   for (size_t a = 0; a < program.mesh.axes.size(); ++a)
     links_.push_back(axis_links(cluster, program.mesh, a));
@@ -58,6 +65,10 @@ InstrCosts::InstrCosts(const Program& program, const Cluster& cluster)
     const Instr& instr = program.instrs[i];
     if (instr.kind != InstrKind::kCompute || is_view(program, instr)) {
       seconds_.push_back(whole(i));
+      continue;
+    }
+    if (plan != nullptr && is_one_instr(*plan, instr.node)) {
+      seconds_.push_back(plan->nodes[static_cast<size_t>(instr.node)].seconds);
       continue;
     }
     std::vector<Known>& like = known[key_of(program, instr, local_sizes(instr, program.mesh))];

@@ -6,13 +6,16 @@
 #include "executor/program.h"
 #include "planner/cluster.h"
 #include "planner/cost.h"
+#include "planner/plan.h"
 
 namespace cleave {
 
 class InstrCosts {
  public:
-  // Both must outlive it.
-  InstrCosts(const Program& program, const Cluster& cluster);
+  // Program and cluster must outlive it. `plan`: the program's, on this cluster: its seconds of ops
+  // that became one instruction are taken, as they know what a rank does not see by itself (that
+  // a causal mask leaves more work to the ranks with the later queries). Null: none.
+  InstrCosts(const Program& program, const Cluster& cluster, const Plan* plan = nullptr);
 
   // Seconds of a whole instruction; 0 for a view and a receive. Of a send: until it arrives.
   double seconds(size_t instr) const { return seconds_[instr]; }

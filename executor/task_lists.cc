@@ -34,12 +34,12 @@ std::string stream_name(const Cluster& cluster, int32_t stream) {
   return kNames[stream - 1 - tiers(cluster)];
 }
 
-StepTasks step_tasks(const Program& program, const Cluster& cluster,
-                     const TimelineOptions& options) {
+StepTasks step_tasks(const Program& program, const Cluster& cluster, const TimelineOptions& options,
+                     const Plan* plan) {
   StepTasks step;
   step.micro_batches = static_cast<int32_t>(program.micro_batches());
   const ProgramFlow flow = program_flow(program);
-  const InstrCosts costs(program, cluster);
+  const InstrCosts costs(program, cluster, plan);
   std::map<NodeId, SlotId> messages;
   step.stages.resize(static_cast<size_t>(program.stages()));
   for (int32_t s = 0; s < program.stages(); ++s) {

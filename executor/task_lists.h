@@ -8,6 +8,7 @@
 #include "executor/program.h"
 #include "executor/tasks.h"
 #include "planner/cluster.h"
+#include "planner/plan.h"
 
 namespace cleave {
 
@@ -33,8 +34,8 @@ int32_t stream_count(const Cluster& cluster);
 int32_t stream_of(const Program& program, const Cluster& cluster, const Instr& instr);
 std::string stream_name(const Cluster& cluster, int32_t stream);  // "collectives over NVLink"
 
-// The tasks of one step of a program.
-StepTasks step_tasks(const Program& program, const Cluster& cluster,
-                     const TimelineOptions& options);
+// The tasks of one step of a program. `plan`: see InstrCosts.
+StepTasks step_tasks(const Program& program, const Cluster& cluster, const TimelineOptions& options,
+                     const Plan* plan = nullptr);
 
 }  // namespace cleave

@@ -10,6 +10,8 @@
 namespace cleave {
 namespace {
 
+constexpr size_t kManyRuns = 1'000'000;  // from which on matrices are worth making
+
 size_t at(int32_t index) { return static_cast<size_t>(index); }
 
 // What each stage does with its time.
@@ -119,8 +121,8 @@ std::vector<TimelineEvent> events_of(const StepTasks::Stage& stage, const StepRu
 }  // namespace
 
 StepTimeline simulate_step(const Program& program, const Cluster& cluster,
-                           const TimelineOptions& options) {
-  const StepTasks tasks = step_tasks(program, cluster, options);
+                           const TimelineOptions& options, const Plan* plan) {
+  const StepTasks tasks = step_tasks(program, cluster, options, plan);
   const StepRun run = run_tasks(tasks);
   Accounts accounts(program, tasks, run);
   StepTimeline result;
@@ -144,8 +146,13 @@ StepTimeline simulate_step(const Program& program, const Cluster& cluster,
 }
 
 double predicted_step_seconds(const Program& program, const Cluster& cluster,
-                              const TimelineOptions& options) {
-  return run_seconds(step_tasks(program, cluster, options));
+                              const TimelineOptions& options, const Plan* plan) {
+  const StepTasks tasks = step_tasks(program, cluster, options, plan);
+  size_t runs = 0;
+  for (const StepTasks::Stage& stage : tasks.stages) {
+    for (const StepTasks::Segment& s : stage.order) runs += stage.lists[at(s.list)].tasks.size();
+  }
+  return runs < kManyRuns ? run_tasks(tasks).seconds : run_seconds(tasks);
 }
 
 TimelineOptions timeline_options(const Cluster& cluster) {
@@ -154,7 +161,7 @@ TimelineOptions timeline_options(const Cluster& cluster) {
 
 double predicted_step_seconds(const Graph& graph, const Plan& plan) {
   return predicted_step_seconds(lower_unplaced(graph, plan), plan.cluster,
-                                timeline_options(plan.cluster));
+                                timeline_options(plan.cluster), &plan);
 }
 
 }  // namespace cleave

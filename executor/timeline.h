@@ -53,13 +53,13 @@ struct StepTimeline {
   std::vector<StageTimeline> stages;
 };
 
-// The whole prediction. The program must be laid out (lower() does that).
+// The whole prediction. The program must be laid out (lower() does that). `plan`: see InstrCosts.
 StepTimeline simulate_step(const Program& program, const Cluster& cluster,
-                           const TimelineOptions& options);
+                           const TimelineOptions& options, const Plan* plan = nullptr);
 
 // Its seconds alone.
 double predicted_step_seconds(const Program& program, const Cluster& cluster,
-                              const TimelineOptions& options);
+                              const TimelineOptions& options, const Plan* plan = nullptr);
 // The same of a plan for this graph, on its own cluster: for the planner's options.
 double predicted_step_seconds(const Graph& graph, const Plan& plan);
 

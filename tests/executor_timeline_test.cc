@@ -251,7 +251,7 @@ TEST(Timeline, WithoutOverlapItIsThePlansSum) {
   for (size_t number = 0; number < kSubjects; ++number) {
     SCOPED_TRACE(fmt::format("subject {}", number));
     const Subject s = subject(number);
-    const StepTimeline t = simulate_step(s.program, s.plan.cluster, {.overlap = false});
+    const StepTimeline t = simulate_step(s.program, s.plan.cluster, {.overlap = false}, &s.plan);
     // Only the program knows which results lie in their operand's memory, and what is copied at the
     // end of a step to be where it began; and local cuts of bundled values have starts, too.
     double more = 0;
