@@ -21,10 +21,12 @@ namespace cleave {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr size_t kModes = 4;    // of recomputation that are compared, with none
-constexpr double kEasy = 0.96;  // of the limit: what pieces may take, so that the rest fits too
-constexpr size_t kSeeds = 4;    // meshes that are tried with a third axis
-constexpr int kTries = 6;       // to make a plan fit whose pieces alone would
+constexpr size_t kModes = 4;       // of recomputation that are compared, with none
+constexpr double kEasy = 0.96;     // of the limit: what pieces may take, so that the rest fits too
+constexpr size_t kSeeds = 4;       // meshes that are tried with a third axis
+constexpr int kTries = 6;          // to make a plan fit whose pieces alone would
+constexpr int kTriesOfOne = 2;     // the same without a pipeline, where placements are squeezed too
+constexpr size_t kMostFailed = 5;  // arrangements that do not fit in the end, before giving up
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
 
 // The counts of micro-batches worth a graph of their own: powers of two, and the whole batch.
@@ -352,7 +354,7 @@ std::optional<Plan> WideSearch::realise_one_stage(Entry& entry,
   std::optional<Plan> best;
   double margin = 0;
   Candidate report = entry.report;
-  for (int i = 0; i < kTries; ++i) {
+  for (int i = 0; i < kTriesOfOne; ++i) {
     const StageEstimate e = estimate_stages(entry.arrangement, o.pieces, options, {limit_ - margin},
                                             0, schedules_, rules_);
     if (std::isinf(e.step_seconds)) {
@@ -514,6 +516,7 @@ void WideSearch::work_through(size_t first) {
   using Next = std::pair<double, size_t>;
   std::priority_queue<Next, std::vector<Next>, std::greater<>> queue;
   for (size_t i = first; i < entries_.size(); ++i) queue.emplace(entries_[i].estimate, i);
+  size_t failed = 0;
   for (size_t realised = 0; !queue.empty() && realised < kMostRealised;) {
     const auto [seconds, i] = queue.top();
     queue.pop();
@@ -526,7 +529,10 @@ void WideSearch::work_through(size_t first) {
       continue;
     }
     ++realised;
+    const bool had = result_.plan.has_value();
     realise(e);
+    // When the most promising do not fit after all, those behind them will not either.
+    if (!had && !result_.plan && ++failed == kMostFailed) break;
   }
 }
 

@@ -115,7 +115,7 @@ void add_attention(std::vector<OpCase>& cases) {
                .attrs = attrs,
                .in = {o, q, k, v, o, lse}});
   }
-  const TensorType o = f64({4, 8, 12, 8}), lse = f64({4, 8, 12});
+  const TensorType o = f64({4, 8, 16, 8}), lse = f64({4, 8, 16});
   cases.push_back(
       {.op = &ops::attention_merge, .in = {o, lse, o, lse}, .in_place = {{0, 0}, {1, 1}}});
   cases.push_back({.op = &ops::attention_merge,
