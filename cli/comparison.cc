@@ -60,6 +60,8 @@ std::string plan_words(const Graph& graph, const Plan& plan) {
   if (!plan.rewrite.remade.empty()) {
     text += fmt::format(", {} ops recomputed", plan.rewrite.remade.size());
   }
+  const auto offloaded = std::count(plan.on_host.begin(), plan.on_host.end(), true);
+  if (offloaded > 0) text += fmt::format(", {} optimizer states on the host", offloaded);
   return text;
 }
 

@@ -23,8 +23,9 @@ Value value_of(const Graph& graph, const ProgramTensor& tensor) {
 // The instruction during which the most bytes are live.
 int32_t fullest(const Program& program, const std::vector<Lifetime>& lives) {
   std::vector<int64_t> change(program.instrs.size() + 2);
-  for (const Lifetime& l : lives) {
-    if (l.last < 0) continue;
+  for (size_t b = 0; b < lives.size(); ++b) {
+    const Lifetime& l = lives[b];
+    if (l.last < 0 || program.buffers[b].host) continue;
     change[static_cast<size_t>(std::max(l.first, 0))] += l.bytes;
     change[static_cast<size_t>(l.last) + 1] -= l.bytes;
   }
@@ -104,7 +105,7 @@ MemoryParts memory_parts(const Graph& graph, const Plan& plan) {
   int64_t known = 0;
   for (size_t b = 0; b < lives.size(); ++b) {
     const Lifetime& l = lives[b];
-    if (l.last < 0 || l.first > moment || l.last < moment) continue;
+    if (l.last < 0 || l.first > moment || l.last < moment || program.buffers[b].host) continue;
     const Value v = holds[b];
     if (v == kNoValue) continue;
     const ValueInfo& info = graph.value(v);

@@ -88,11 +88,11 @@ TEST(Answers, FiveThatFit) {
 TEST(Answers, FiveThatDoNotFit) {
   std::vector<std::vector<std::string>> commands = {
       {"fit", "gpt2:tiny", "--cluster", "cpu:2", "--memory", "4MB"},
-      {"fit", "llama:tiny", "--cluster", "cpu:2", "--memory", "2MB"},
-      {"fit", "gpt2:tiny", "--cluster", "cpu:2", "--memory", "6MB", "--mesh", "dp=2"},
+      {"fit", "gpt2:tiny", "--cluster", "cpu:1", "--memory", "7MB"},
+      {"fit", "gpt2:tiny", "--cluster", "cpu:2", "--memory", "3MB", "--mesh", "dp=2"},
       {"fit", "gpt2:tiny", "--cluster", "cpu:2", "--memory", "8MB", "--pin", "micro=1",
        "recompute=none"},
-      {"fit", "mlp:tiny", "--cluster", "cpu:1", "--memory", "10KB"}};
+      {"fit", "mlp:tiny", "--cluster", "cpu:1", "--memory", "5MB"}};
   // However slow the machine is.
   for (auto& c : commands) c.insert(c.end(), {"--seconds", "10000"});
   expect_golden("answers-does-not-fit.txt", transcript(commands, 3));
