@@ -45,6 +45,8 @@ std::string what_fits(const Graph& graph, const Cluster& cluster, PlannerOptions
   const auto start = Clock::now();
   const bool same_devices = !options.mesh.sizes.empty();  // on another mesh than was asked for
   options.mesh = {};
+  options.space.stages = false;  // for an answer within seconds
+  options.trace = nullptr;
   int64_t times = same_devices ? 1 : 2;
   // So many devices share no better than evenly.
   while (!same_devices && static_cast<double>(times) < times_too_much && times <= kMost) times *= 2;

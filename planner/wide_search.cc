@@ -26,6 +26,7 @@ constexpr double kEasy = 0.96;     // of the limit: what pieces may take, so tha
 constexpr size_t kSeeds = 4;       // meshes that are tried with a third axis
 constexpr int kTries = 6;          // to make a plan fit whose pieces alone would
 constexpr int kTriesOfOne = 2;     // the same without a pipeline, where placements are squeezed too
+constexpr size_t kMostUnfit = 60;  // arrangements whose pieces alone do not fit, before giving up
 constexpr size_t kMostFailed = 5;  // arrangements that do not fit in the end, before giving up
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
 
@@ -291,7 +292,21 @@ void WideSearch::fit(Entry& entry) {
     seconds = estimated();
   }
   entry.estimate = entry.report.cost = seconds;
-  if (std::isinf(seconds)) entry.report.why_not = "does not fit in memory";
+  if (std::isfinite(seconds)) return;
+  entry.report.why_not = "does not fit in memory";
+  // What the thriftiest way would hold, as far as pieces tell.
+  double least = kInfinity;
+  const std::vector<double> none(limits.size(), kInfinity);
+  for (const PieceOption& option : ground.options) {
+    const StageEstimate e = estimate_stages(entry.arrangement, outline(entry).pieces, {option},
+                                            none, ground.sent, schedules_, rules_);
+    if (e.bytes.empty()) continue;
+    least = std::min(least, *std::max_element(e.bytes.begin(), e.bytes.end()));
+  }
+  if (std::isfinite(least)) {
+    entry.report.peak_bytes = static_cast<int64_t>(least);
+    note_peak(entry.report.peak_bytes);
+  }
 }
 
 void WideSearch::read_pins(const Graph& graph) {
@@ -516,7 +531,7 @@ void WideSearch::work_through(size_t first) {
   using Next = std::pair<double, size_t>;
   std::priority_queue<Next, std::vector<Next>, std::greater<>> queue;
   for (size_t i = first; i < entries_.size(); ++i) queue.emplace(entries_[i].estimate, i);
-  size_t failed = 0;
+  size_t failed = 0, unfit = 0;
   for (size_t realised = 0; !queue.empty() && realised < kMostRealised;) {
     const auto [seconds, i] = queue.top();
     queue.pop();
@@ -526,14 +541,29 @@ void WideSearch::work_through(size_t first) {
     if (!e.fitted) {  // its estimate grows when it has to fit
       fit(e);
       queue.emplace(e.estimate, i);
+      if (std::isinf(e.estimate) && !result_.plan && ++unfit == (hopeless() ? 2 : kMostUnfit))
+        break;
       continue;
     }
     ++realised;
     const bool had = result_.plan.has_value();
     realise(e);
     // When the most promising do not fit after all, those behind them will not either.
-    if (!had && !result_.plan && ++failed == kMostFailed) break;
+    if (!had && !result_.plan && ++failed == (hopeless() ? 1 : kMostFailed)) break;
   }
+}
+
+// Whether parameters and states alone, cut into as many parts as there are devices, are too much.
+bool WideSearch::hopeless() const {
+  const Graph& graph = *traced_.begin()->second.outline.graph;
+  double bytes = 0;
+  for (const Source& s : graph.sources()) {
+    if (s.kind != SourceKind::kParameter && s.kind != SourceKind::kState) continue;
+    if (options_.preferences.on_host && options_.preferences.on_host(s)) continue;
+    bytes +=
+        static_cast<double>(numel(graph.type(s.value).shape) * size_of(graph.type(s.value).dtype));
+  }
+  return bytes / static_cast<double>(cluster_.size()) > limit_;
 }
 
 void WideSearch::add_axes() {
@@ -570,7 +600,8 @@ PlanResult WideSearch::run() {
   prepare_grounds(0);
   estimate(0);
   work_through(0);
-  if (options_.space.max_axes > 2 && options_.mesh.empty() && !pins_axes(options_.pins)) {
+  if (options_.space.max_axes > 2 && result_.plan && options_.mesh.empty() &&
+      !pins_axes(options_.pins)) {
     const size_t first = entries_.size();
     add_axes();
     prepare_grounds(first);

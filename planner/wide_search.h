@@ -74,6 +74,7 @@ class WideSearch {
   std::optional<Plan> realise_stages(Entry& entry, std::shared_ptr<const Graph>& graph);
   void note_peak(int64_t bytes);
   void raise_bounds(double best);
+  bool hopeless() const;
   void read_pins(const Graph& graph);
   // What each piece computes again, by its mode, as nodes of the outline's graph; pins have the
   // last word. `chosen`: by mode, by piece.
