@@ -108,7 +108,7 @@ const std::vector<Row>& planning() {
       {"plan mlp:tiny --cluster cpu:2 --memory 1 --json", {"does not fit"}, 3, "\"fits\": false"},
       {"plan mlp:tiny --cluster cpu:2 --mesh dp=2 --memory 10KB", {"does not fit"}, 3},
       {"plan gpt2:tiny --cluster cpu:2 --memory 2MiB", {"the limit is 2.00 MiB", "too much"}, 3},
-      {"plan gpt2:124m --cluster 8xh100 --memory 50MB", {"the limit is 47.7 MiB"}, 3},
+      {"plan gpt2:124m --set layers=2 --cluster 8xh100 --memory 50MB", {"the limit is 47.7 MiB"}, 3},
       {"plan mlp:tiny --cluster cpu:2 -o @no/such/plan.json", {"cannot write", "no/such/plan"}},
       {"plan mlp:tiny --cluster cpu:2 -o @nothing",
        {"cannot write", "nothing': it is a folder; name a file"}},
