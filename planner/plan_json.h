@@ -19,8 +19,8 @@ Rewrite rewrite_in_plan(const nlohmann::ordered_json& json, const Graph& traced)
 
 // Makes a saved plan again: the graph must be the one it was made for (its hash is compared), the
 // choices are taken from the file, and every cost is computed anew. What the search compared is
-// there when the plan costs what it did. `graph`, `chunk_of`: as rewrite_in_plan says. Throws Error, one line, when
-// the text is not a plan, or a plan for another graph.
+// there when the plan costs what it did. `graph`, `chunk_of`: as rewrite_in_plan says. Throws
+// Error, one line, when the text is not a plan, or a plan for another graph.
 Plan plan_from_json(const nlohmann::ordered_json& json, const Graph& graph,
                     const PlannerOptions& options, const std::vector<int32_t>& chunk_of = {});
 
