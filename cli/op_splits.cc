@@ -73,6 +73,7 @@ std::string split_text(const Graph& graph, const Plan& plan, const std::vector<s
       case AxisOption::Kind::kReplicate: how = "whole"; break;
       case AxisOption::Kind::kPartialLeader: how = "partial sums pass through"; break;
       case AxisOption::Kind::kPartialFollowers: how = "partial sums pass in the backward"; break;
+      case AxisOption::Kind::kRing:
       case AxisOption::Kind::kFactor: {
         for (size_t f = 0; f < n.extents.size(); ++f) {
           const char letter = n.signature->factors()[f].letter;

@@ -44,8 +44,8 @@ struct StageItems {
   struct Frame {
     int32_t chunk = 0, slots = 1;
     Lifetime life;  // of all its slots; without their bytes
-    std::vector<int32_t> buffers;
-    std::vector<Lifetime> lives;  // by place in `buffers`
+    std::vector<int32_t> buffers = {};
+    std::vector<Lifetime> lives = {};  // by place in `buffers`
   };
   std::vector<int32_t> persistent;  // buffers
   std::vector<int32_t> buffers;     // items

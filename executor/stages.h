@@ -21,7 +21,7 @@ struct Section {
   int32_t chunk = 0;
   bool ends_pass = false;      // the last of a chunk that each of several micro-batches runs
   bool begins_update = false;  // what was made before is brought together first
-  std::vector<SectionItem> items;
+  std::vector<SectionItem> items = {};
 };
 
 class Stages {

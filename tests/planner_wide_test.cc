@@ -117,10 +117,18 @@ TEST(Wide, PlansCanBeRunAndPinsAreKept) {
     ASSERT_TRUE(r.plan.has_value());
     const Plan& plan = *r.plan;
     const Pins& p = options.pins;
-    if (p.stages) EXPECT_EQ(plan.pipeline.stages, *p.stages);
-    if (p.chunks) EXPECT_EQ(plan.pipeline.chunks, *p.chunks);
-    if (p.schedule) EXPECT_EQ(plan.pipeline.schedule, *p.schedule);
-    if (p.recompute) EXPECT_FALSE(plan.rewrite.remade.empty());
+    if (p.stages) {
+      EXPECT_EQ(plan.pipeline.stages, *p.stages);
+    }
+    if (p.chunks) {
+      EXPECT_EQ(plan.pipeline.chunks, *p.chunks);
+    }
+    if (p.schedule) {
+      EXPECT_EQ(plan.pipeline.schedule, *p.schedule);
+    }
+    if (p.recompute) {
+      EXPECT_FALSE(plan.rewrite.remade.empty());
+    }
     lower(*r.graph, plan);  // which checks the program's types
     const auto peaks = stage_peak_bytes(*r.graph, plan);
     EXPECT_EQ(peaks.size(), static_cast<size_t>(plan.pipeline.stages));
