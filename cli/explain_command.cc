@@ -46,7 +46,7 @@ void explain_command(const ExplainArguments& a) {
     try {
       other = planned(request_of(loaded, a, pins));
       if (!other.result.plan && static_cast<double>(other.result.smallest_peak) <= other.limit) {
-        const auto nearest = nearest_to_fitting(request_of(loaded, a, pins));
+        const auto nearest = nearest_to_fitting(request_of(loaded, a, pins), 1);
         if (nearest) other.result.smallest_peak = nearest->result.plan->predicted.peak_bytes;
       }
     } catch (const Error& e) {

@@ -84,7 +84,7 @@ std::optional<Cluster> resized(const Cluster& c, int64_t nodes, int64_t devices_
   return std::nullopt;
 }
 
-std::optional<Planned> nearest_to_fitting(const PlanRequest& request) {
+std::optional<Planned> nearest_to_fitting(const PlanRequest& request, int tries) {
   PlanRequest r = request;
   r.memory = "none";
   Planned best = planned(r);
@@ -92,8 +92,7 @@ std::optional<Planned> nearest_to_fitting(const PlanRequest& request) {
   const PlannerOptions asked = planner_options(best.model->graph, "", request.memory);
   const double limit = memory_limit(asked, request.cluster);
   double least = limit;  // which is too little
-  constexpr int kTries = 6;
-  for (int i = 0; i < kTries; ++i) {
+  for (int i = 0; i < tries; ++i) {
     const auto peak = static_cast<double>(best.result.plan->predicted.peak_bytes);
     if (peak < 1.02 * least) break;
     const double middle = std::sqrt(least * peak);

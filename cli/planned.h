@@ -35,9 +35,10 @@ Planned planned(PlanRequest request);
 // The same devices, fewer or more of them; nothing when the cluster is not a preset.
 std::optional<Cluster> resized(const Cluster& cluster, int64_t nodes, int64_t devices_per_node);
 
-// For a request that nothing fits: the plan that comes nearest to the limit, of a few searches
-// under larger ones; nothing when not even that is a plan. Its `limit` is the request's own.
-std::optional<Planned> nearest_to_fitting(const PlanRequest& request);
+// For a request that nothing fits: the plan that comes nearest to the limit, of at most `tries`
+// searches under larger ones; nothing when not even without a limit there is a plan. Its `limit` is
+// the request's own.
+std::optional<Planned> nearest_to_fitting(const PlanRequest& request, int tries = 6);
 
 // The plan that needs the least memory, of those the fastest: find_plan under smaller and smaller
 // limits.
