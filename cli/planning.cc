@@ -81,10 +81,6 @@ DType planned_precision(const Cluster& cluster) {
                                                                             : DType::kF32;
 }
 
-double memory_limit(const PlannerOptions& options, const Cluster& cluster) {
-  return options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
-}
-
 void throw_no_plan(const std::string& model, const Graph& graph, const Cluster& cluster,
                    const PlannerOptions& options, const PlanResult& result) {
   if (result.smallest_peak <= 0 && !options.pins.empty()) {

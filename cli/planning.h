@@ -23,9 +23,6 @@ PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
 // What is planned when no precision is asked for: devices that multiply bf16 faster are used so.
 DType planned_precision(const Cluster& cluster);
 
-// Bytes a device.
-double memory_limit(const PlannerOptions& options, const Cluster& cluster);
-
 // What PlanResult says when it has no plan, as DoesNotFit, with a cluster on which the graph fits
 // if one is found within seconds; Error when no mesh splits the model.
 [[noreturn]] void throw_no_plan(const std::string& model, const Graph& graph,

@@ -17,14 +17,6 @@ constexpr int64_t kFreeRoles = 16, kFreeCluster = 128;
 
 constexpr int64_t kMostSequences = 8;  // of one micro-batch of a pipeline, for each part
 
-std::vector<int64_t> divisors(int64_t n) {
-  std::vector<int64_t> result;
-  for (int64_t d = 1; d <= n; ++d) {
-    if (n % d == 0) result.push_back(d);
-  }
-  return result;
-}
-
 struct MeshChoice {
   Mesh mesh;
   std::vector<AxisRole> roles;
@@ -140,6 +132,32 @@ Mesh named(const std::vector<int64_t>& sizes) {
 }
 
 }  // namespace
+
+Pipeline pipeline_of(const Arrangement& a) {
+  Pipeline pipeline;
+  pipeline.schedule = a.schedule;
+  pipeline.stages = a.stages;
+  pipeline.chunks = a.chunks;
+  return pipeline;
+}
+
+Candidate candidate_of(const Arrangement& a) {
+  Candidate candidate;
+  candidate.mesh = a.mesh;
+  candidate.stages = a.stages;
+  candidate.chunks = a.chunks;
+  candidate.schedule = a.schedule;
+  candidate.micro_batches = a.micro_batches;
+  return candidate;
+}
+
+std::vector<int64_t> divisors(int64_t n) {
+  std::vector<int64_t> result;
+  for (int64_t d = 1; d <= n; ++d) {
+    if (n % d == 0) result.push_back(d);
+  }
+  return result;
+}
 
 std::string Arrangement::to_string() const {
   std::string text;

@@ -9,6 +9,7 @@
 #include "planner/family.h"
 #include "planner/mesh.h"
 #include "planner/pins.h"
+#include "planner/plan.h"
 #include "planner/schedule.h"
 
 namespace cleave {
@@ -41,6 +42,12 @@ struct MeshRequest {
   std::vector<AxisRole> roles;  // as many as sizes
   bool empty() const { return sizes.empty(); }
 };
+
+Pipeline pipeline_of(const Arrangement& arrangement);    // chunk_of and seconds left empty
+Candidate candidate_of(const Arrangement& arrangement);  // nothing known of it yet
+
+// Of n >= 1, ascending.
+std::vector<int64_t> divisors(int64_t n);
 
 // Every arrangement that uses all devices of the cluster, the simplest first. Throws Error when the
 // mesh that was asked for, or the pins, leave none.

@@ -44,9 +44,7 @@ double choose(double n, double k) {
 class Exhaustive {
  public:
   Exhaustive(const Graph& graph, const Cluster& cluster, const PlannerOptions& options)
-      : cluster_(cluster),
-        options_(options),
-        limit_(options.memory_limit > 0 ? options.memory_limit : cluster.device.memory) {
+      : cluster_(cluster), options_(options), limit_(memory_limit(options, cluster)) {
     add(std::make_shared<const Graph>(graph));
   }
 
@@ -54,14 +52,11 @@ class Exhaustive {
     const int64_t traced = outlines_.begin()->first;
     const Outline& first = outlines_.begin()->second;
     ArrangementLimits limits;
-    limits.batch = sequences_in(*first.graph);
+    limits.batch = sequences_per_step(*first.graph);
     limits.pieces = static_cast<int64_t>(first.pieces.size());
     limits.micro_batches = {traced};
     if (options_.trace && limits.batch > 0) {
-      limits.micro_batches.clear();
-      for (int64_t m = 1; m <= limits.batch; ++m) {
-        if (limits.batch % m == 0) limits.micro_batches.push_back(m);
-      }
+      limits.micro_batches = divisors(limits.batch);
     }
     limits.max_axes = options_.space.max_axes;
     limits.stages = options_.space.stages;
@@ -88,14 +83,6 @@ class Exhaustive {
   }
 
  private:
-  static int64_t sequences_in(const Graph& graph) {
-    for (const Source& s : graph.sources()) {
-      if (s.kind != SourceKind::kData || s.roles.empty() || s.roles[0] != "batch") continue;
-      return graph.type(s.value).shape[0] * graph.micro_batches;
-    }
-    return 0;
-  }
-
   void add(std::shared_ptr<const Graph> graph) {
     const int64_t micro = graph->micro_batches;
     outlines_.emplace(micro, outline_of(std::move(graph)));
@@ -161,11 +148,7 @@ class Exhaustive {
     }
     std::sort(v.rewrite.remade.begin(), v.rewrite.remade.end());
     for (int32_t p : cuts) v.rewrite.cuts.push_back(o.pieces[size_t(p)].first);
-    v.report.mesh = a.mesh;
-    v.report.stages = a.stages;
-    v.report.chunks = a.chunks;
-    v.report.schedule = a.schedule;
-    v.report.micro_batches = a.micro_batches;
+    v.report = candidate_of(a);
     v.report.cost = kInfinity;
     v.report.why_not = kNotChosen;
     close(v, 1);
@@ -184,9 +167,7 @@ class Exhaustive {
     Pipeline pipeline;
     if (a.stages > 1) {
       prepared.group_of = made.chunk_of;
-      pipeline.schedule = a.schedule;
-      pipeline.stages = a.stages;
-      pipeline.chunks = a.chunks;
+      pipeline = pipeline_of(a);
       pipeline.chunk_of = std::move(made.chunk_of);
     }
     const Closing closing(prepared, cluster_, a, pipeline, options_, limit_);

@@ -1,6 +1,7 @@
 #include "planner/outline.h"
 
 #include <algorithm>
+#include <numeric>
 #include <unordered_map>
 
 #include "graph/error.h"
@@ -151,6 +152,12 @@ PreparedGraph prepare(const Outline& outline, std::shared_ptr<const Graph> graph
   result.restrictions = restrictions_of(*graph, *result.dimensions);
   result.graph = std::move(graph);
   return result;
+}
+
+PreparedGraph prepare(const Outline& outline) {
+  std::vector<NodeId> origin(outline.graph->nodes().size());
+  std::iota(origin.begin(), origin.end(), NodeId{0});
+  return prepare(outline, outline.graph, origin);
 }
 
 }  // namespace cleave

@@ -57,6 +57,9 @@ PreparedGraph prepare_folded(const Outline& outline, const RemakeMode& mode);
 PreparedGraph prepare(const Outline& outline, std::shared_ptr<const Graph> graph,
                       const std::vector<NodeId>& origin);
 
+// The outline's graph itself, all of it.
+PreparedGraph prepare(const Outline& outline);
+
 // The classes that roles speak of; roles themselves are the caller's.
 Restrictions restrictions_of(const Graph& graph, const Dimensions& dimensions);
 

@@ -40,10 +40,8 @@ PlanResult search_meshes(const Graph& graph, const Cluster& cluster,
                          const PlannerOptions& options) {
   PlanResult result;
   const Outline outline = outline_of(std::make_shared<const Graph>(graph));
-  std::vector<NodeId> same(graph.nodes().size());
-  for (size_t n = 0; n < same.size(); ++n) same[n] = static_cast<NodeId>(n);
-  const PreparedGraph prepared = prepare(outline, outline.graph, same);
-  const double limit = options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
+  const PreparedGraph prepared = prepare(outline);
+  const double limit = memory_limit(options, cluster);
   ArrangementLimits limits;
   limits.max_axes = options.space.max_axes;
   limits.micro_batches = {graph.micro_batches};
@@ -51,9 +49,7 @@ PlanResult search_meshes(const Graph& graph, const Cluster& cluster,
   for (const Arrangement& arrangement :
        arrangements_of(cluster, options.mesh, options.pins, limits)) {
     MeshSearch search(prepared, cluster, arrangement.mesh, arrangement.roles, options, limit);
-    Candidate report;
-    report.mesh = arrangement.mesh;
-    report.micro_batches = graph.micro_batches;
+    Candidate report = candidate_of(arrangement);
     const double best = result.plan ? result.plan->certificate.cost : kInfinity;
     auto plan = search.search(best, report);
     bound = std::min(bound, report.lower_bound);
@@ -134,7 +130,7 @@ PlanResult search_offloaded(const Graph& graph, const PlannerOptions& options,
   if (!found.plan) return found;
   Plan& plan = *found.plan;
   plan.certificate.lower_bound = 0;  // what lies where was not searched
-  const double limit = options.memory_limit > 0 ? options.memory_limit : plan.cluster.device.memory;
+  const double limit = memory_limit(options, plan.cluster);
   const auto with = [&](size_t back) {
     Plan some = plan;
     for (size_t s = 0; s < some.on_host.size() && back > 0; ++s) {
@@ -165,6 +161,18 @@ PlanResult search_offloaded(const Graph& graph, const PlannerOptions& options,
 }
 
 }  // namespace
+
+double memory_limit(const PlannerOptions& options, const Cluster& cluster) {
+  return options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
+}
+
+int64_t sequences_per_step(const Graph& graph) {
+  for (const Source& s : graph.sources()) {
+    if (s.kind != SourceKind::kData || s.roles.empty() || s.roles[0] != "batch") continue;
+    return graph.type(s.value).shape[0] * graph.micro_batches;
+  }
+  return 0;
+}
 
 double tokens_per_step(const Graph& graph) {
   for (const Source& s : graph.sources()) {
@@ -209,14 +217,12 @@ void set_schedule(const Graph& graph, Plan& plan) {
   arrangement.micro_batches = graph.micro_batches;
   arrangement.mesh = plan.mesh, arrangement.roles = plan.roles;
   p.seconds = chunk_seconds(graph, plan);
-  const auto stages = static_cast<size_t>(p.stages);
-  std::vector<double> updates(stages, 0);
-  for (size_t c = 0; c < plan.loads.size(); ++c) {
-    updates[c % stages] += plan.loads[c].seconds[2] + plan.loads[c].received[2];
-  }
   Schedules schedules;
-  p.step_seconds = step_seconds(arrangement, p.seconds, std::vector<double>(stages, 0), schedules);
-  plan.certificate.cost = step_seconds(arrangement, p.seconds, updates, schedules);
+  const auto seconds = [&](const std::vector<double>& updates) {
+    return step_seconds(arrangement, p.seconds, updates, schedules);
+  };
+  p.step_seconds = seconds(std::vector<double>(static_cast<size_t>(p.stages), 0));
+  plan.certificate.cost = seconds(update_seconds(plan, p.stages));
   plan.predicted.step_seconds = plan.certificate.cost;
 }
 
@@ -227,9 +233,7 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
                               const Pipeline& pipeline, const PlannerOptions& options) {
   const auto start = Clock::now();
   const Outline outline = outline_of(std::make_shared<const Graph>(graph));
-  std::vector<NodeId> same(graph.nodes().size());
-  for (size_t n = 0; n < same.size(); ++n) same[n] = static_cast<NodeId>(n);
-  PreparedGraph prepared = prepare(outline, outline.graph, same);
+  PreparedGraph prepared = prepare(outline);
   prepared.group_of = pipeline.chunk_of;
   const PlacementSolver solver(prepared, cluster, mesh, roles, options);
   Solved solved = solver.solve(costing, pipeline);

@@ -65,6 +65,12 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
                               const std::vector<AxisRole>& roles, const MemoryPrice& price,
                               const PlannerOptions& options);
 
+// Bytes a device: the options' limit, or the cluster's own.
+double memory_limit(const PlannerOptions& options, const Cluster& cluster);
+
+// Sequences of one step, all its micro-batches together; 0: no data input has a batch dimension.
+int64_t sequences_per_step(const Graph& graph);
+
 // Tokens of one step: the product of the sizes of the first data input with a batch dimension.
 double tokens_per_step(const Graph& graph);
 

@@ -30,24 +30,6 @@ constexpr size_t kMostUnfit = 60;  // arrangements whose pieces alone do not fit
 constexpr size_t kMostFailed = 5;  // arrangements that do not fit in the end, before giving up
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
 
-// The counts of micro-batches worth a graph of their own: powers of two, and the whole batch.
-std::vector<int64_t> counts(int64_t batch) {
-  std::vector<int64_t> result;
-  for (int64_t m = 1; m <= batch; ++m) {
-    if (batch % m == 0) result.push_back(m);
-  }
-  return result;
-}
-
-// Sequences in a step, all micro-batches together; 0: the graph has no batch.
-int64_t sequences(const Graph& graph) {
-  for (const Source& s : graph.sources()) {
-    if (s.kind != SourceKind::kData || s.roles.empty() || s.roles[0] != "batch") continue;
-    return graph.type(s.value).shape[0] * graph.micro_batches;
-  }
-  return 0;
-}
-
 // Work on [0, count) by so many threads; the first exception is thrown again.
 template <class Work>
 void in_parallel(size_t count, int threads, const Work& work) {
@@ -87,9 +69,7 @@ std::string slower(double cost, double best) {
 }  // namespace
 
 WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const PlannerOptions& options)
-    : cluster_(cluster),
-      options_(options),
-      limit_(options.memory_limit > 0 ? options.memory_limit : cluster.device.memory) {
+    : cluster_(cluster), options_(options), limit_(memory_limit(options, cluster)) {
   if (options_.threads == 0) {
     options_.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   }
@@ -100,7 +80,7 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
   const Outline& first = traced.outline;
   const PreparedGraph& folded = traced.folded[0];
   ArrangementLimits limits;
-  limits.batch = sequences(graph);
+  limits.batch = sequences_per_step(graph);
   limits.pieces = static_cast<int64_t>(first.pieces.size());
   limits.sequence = folded.restrictions.sequence >= 0;
   limits.experts = std::any_of(folded.restrictions.indexed.begin(),
@@ -117,7 +97,7 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
                                  return false;
                                });
   limits.micro_batches = {graph.micro_batches};
-  if (options.trace && limits.batch > 0) limits.micro_batches = counts(limits.batch);
+  if (options.trace && limits.batch > 0) limits.micro_batches = divisors(limits.batch);
   limits.max_axes = options.space.max_axes;
   limits.stages = options.space.stages;
   limits_ = limits;
@@ -129,11 +109,7 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
 
 void WideSearch::add_entry(Arrangement arrangement) {
   Entry entry;
-  entry.report.mesh = arrangement.mesh;
-  entry.report.stages = arrangement.stages;
-  entry.report.chunks = arrangement.chunks;
-  entry.report.schedule = arrangement.schedule;
-  entry.report.micro_batches = arrangement.micro_batches;
+  entry.report = candidate_of(arrangement);
   entry.arrangement = std::move(arrangement);
   entries_.push_back(std::move(entry));
 }
@@ -366,9 +342,7 @@ std::optional<Plan> WideSearch::realise_one_stage(Entry& entry,
   const std::vector<PieceOption>& options = grounds_[entry.ground].options;
   const std::vector<RemakeMode>& menu = traced(grounds_[entry.ground]).menu;
   const Outline& o = outline(entry);
-  std::optional<Plan> best;
   double margin = 0;
-  Candidate report = entry.report;
   for (int i = 0; i < kTriesOfOne; ++i) {
     const StageEstimate e = estimate_stages(entry.arrangement, o.pieces, options, {limit_ - margin},
                                             0, schedules_, rules_);
@@ -431,10 +405,7 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
     }
     std::vector<std::vector<bool>> chosen(menu.size(), std::vector<bool>(o.pieces.size(), false));
     Costing costing;
-    Pipeline pipeline;
-    pipeline.schedule = arrangement.schedule;
-    pipeline.stages = arrangement.stages;
-    pipeline.chunks = arrangement.chunks;
+    Pipeline pipeline = pipeline_of(arrangement);
     const Schedule& schedule = schedules_.of(arrangement).schedule;
     const double m = static_cast<double>(arrangement.micro_batches);
     const double p = static_cast<double>(arrangement.stages);
@@ -531,6 +502,8 @@ void WideSearch::work_through(size_t first) {
   using Next = std::pair<double, size_t>;
   std::priority_queue<Next, std::vector<Next>, std::greater<>> queue;
   for (size_t i = first; i < entries_.size(); ++i) queue.emplace(entries_[i].estimate, i);
+  const bool little = hopeless();
+  const size_t most_unfit = little ? 2 : kMostUnfit, most_failed = little ? 1 : kMostFailed;
   size_t failed = 0, unfit = 0;
   for (size_t realised = 0; !queue.empty() && realised < kMostRealised;) {
     const auto [seconds, i] = queue.top();
@@ -541,15 +514,14 @@ void WideSearch::work_through(size_t first) {
     if (!e.fitted) {  // its estimate grows when it has to fit
       fit(e);
       queue.emplace(e.estimate, i);
-      if (std::isinf(e.estimate) && !result_.plan && ++unfit == (hopeless() ? 2 : kMostUnfit))
-        break;
+      if (std::isinf(e.estimate) && !result_.plan && ++unfit == most_unfit) break;
       continue;
     }
     ++realised;
     const bool had = result_.plan.has_value();
     realise(e);
     // When the most promising do not fit after all, those behind them will not either.
-    if (!had && !result_.plan && ++failed == (hopeless() ? 1 : kMostFailed)) break;
+    if (!had && !result_.plan && ++failed == most_failed) break;
   }
 }
 
