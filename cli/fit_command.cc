@@ -154,16 +154,6 @@ void print_memory(const MemoryParts& m) {
   fmt::print("{}", table.to_string(colours_wanted()));
 }
 
-Json memory_json(const MemoryParts& m) {
-  return {{"weights", m.weights},
-          {"optimizer", m.optimizer},
-          {"gradients", m.gradients},
-          {"activations", m.activations},
-          {"weight_copies", m.copies},
-          {"working", m.working},
-          {"peak", m.peak}};
-}
-
 Json change_json(const Change& c) {
   return {{"change", c.what},
           {"options", c.options},
@@ -175,14 +165,7 @@ Json change_json(const Change& c) {
 }  // namespace
 
 void fit_command(const FitArguments& a) {
-  PlanRequest request;
-  request.cluster = parse_cluster(a.cluster);
-  request.spec = spec_of(a.model, planned_precision(request.cluster));
-  request.user = a.model.user;
-  request.mesh = a.mesh;
-  request.fixed_micro_batches = a.model.accumulate > 0;
-  request.memory = a.memory;
-  request.pins = parse_pins(a.pins, "--pin");
+  const PlanRequest request = request_of(a.model, a.cluster, a.mesh, a.memory, a.pins);
   const Planned p = planned(request);
   const std::string name = describe(*p.model);
   Json json = {{"model", p.model->spec.name},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <nlohmann/json.hpp>
 
 #include "executor/lower.h"
 #include "executor/memory_layout.h"
@@ -130,6 +131,16 @@ MemoryParts memory_parts(const Graph& graph, const Plan& plan) {
   }
   parts.working = std::max<int64_t>(parts.peak - known, 0);
   return parts;
+}
+
+nlohmann::ordered_json memory_json(const MemoryParts& m) {
+  return {{"weights", m.weights},
+          {"optimizer", m.optimizer},
+          {"gradients", m.gradients},
+          {"activations", m.activations},
+          {"weight_copies", m.copies},
+          {"working", m.working},
+          {"peak", m.peak}};
 }
 
 }  // namespace cleave

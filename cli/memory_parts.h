@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 
 #include "graph/graph.h"
 #include "planner/plan.h"
@@ -22,5 +23,7 @@ struct MemoryParts {
 
 // Lowers the plan.
 MemoryParts memory_parts(const Graph& graph, const Plan& plan);
+// The field "memory" of docs/plan.md.
+nlohmann::ordered_json memory_json(const MemoryParts& parts);
 
 }  // namespace cleave

@@ -23,14 +23,7 @@ Planned as_wanted(const PlanRequest& request, const std::string& objective,
 }  // namespace
 
 void plan_command(const PlanArguments& a) {
-  PlanRequest request;
-  request.cluster = parse_cluster(a.cluster);
-  request.spec = spec_of(a.model, planned_precision(request.cluster));
-  request.user = a.model.user;
-  request.mesh = a.mesh;
-  request.fixed_micro_batches = a.model.accumulate > 0;
-  request.memory = a.memory;
-  request.pins = parse_pins(a.pins, "--pin");
+  const PlanRequest request = request_of(a.model, a.cluster, a.mesh, a.memory, a.pins);
   std::vector<std::string> smaller;
   Planned p = as_wanted(request, a.objective, smaller);
   if (!p.result.plan && static_cast<double>(p.result.smallest_peak) <= p.limit) {

@@ -56,16 +56,6 @@ Json model_json(const TracedModel& model) {
           {"optimizer", name_of(s.optimizer.kind)}};
 }
 
-Json memory_json(const MemoryParts& m) {
-  return {{"weights", m.weights},
-          {"optimizer", m.optimizer},
-          {"gradients", m.gradients},
-          {"activations", m.activations},
-          {"weight_copies", m.copies},
-          {"working", m.working},
-          {"peak", m.peak}};
-}
-
 Json regions_json(const Graph& graph, const Dimensions& dims) {
   Json list = Json::array();
   for (const RegionGroup& group : fold_regions(graph, find_regions(graph, dims))) {

@@ -41,6 +41,20 @@ void refuse(const PlanRequest& request) {
 
 }  // namespace
 
+PlanRequest request_of(const ModelArguments& model, const std::string& cluster,
+                       const std::string& mesh, const std::string& memory,
+                       const std::vector<std::string>& pins) {
+  PlanRequest request;
+  request.cluster = parse_cluster(cluster);
+  request.spec = spec_of(model, planned_precision(request.cluster));
+  request.user = model.user;
+  request.mesh = mesh;
+  request.fixed_micro_batches = model.accumulate > 0;
+  request.memory = memory;
+  request.pins = parse_pins(pins, "--pin");
+  return request;
+}
+
 Planned planned(PlanRequest request) {
   refuse(request);
   const int64_t sequences = sequences_of(request.spec, request.user);

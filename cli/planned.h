@@ -21,6 +21,11 @@ struct PlanRequest {
   Pins pins;
 };
 
+// As arguments say. Throws Error when they make no sense.
+PlanRequest request_of(const ModelArguments& model, const std::string& cluster,
+                       const std::string& mesh, const std::string& memory,
+                       const std::vector<std::string>& pins);
+
 struct Planned {
   std::shared_ptr<TracedModel> model;  // with the plan's graph, where there is a plan
   PlannerOptions options;              // refers to the model

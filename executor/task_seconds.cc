@@ -66,14 +66,8 @@ void run_list(const TaskList& list, const Ports& ports, std::vector<double>& fre
 
 class Seconds {
  public:
-  explicit Seconds(const StepTasks& tasks) : tasks_(tasks) {
-    const auto m = static_cast<size_t>(tasks.micro_batches);
-    size_t entries = 0;
-    for (const bool each : tasks.slot_of_each) {
-      slot_first_.push_back(entries);
-      entries += each ? m : 1;
-    }
-    entries_.assign(entries, kNotThere);
+  explicit Seconds(const StepTasks& tasks) : tasks_(tasks), slot_first_(tasks.slot_offsets()) {
+    entries_.assign(slot_first_.back(), kNotThere);
     for (const StepTasks::Stage& stage : tasks.stages) {
       State& state = states_.emplace_back();
       state.free.assign(static_cast<size_t>(stage.streams), 0);
@@ -174,7 +168,7 @@ class Seconds {
   }
 
   const StepTasks& tasks_;
-  std::vector<size_t> slot_first_;
+  const std::vector<size_t> slot_first_;
   std::vector<double> entries_;
   std::vector<State> states_;
   std::vector<double> there_, set_, in_, ends_;  // scratch

@@ -13,14 +13,8 @@ constexpr double kNotThere = std::numeric_limits<double>::quiet_NaN();
 
 class Run {
  public:
-  explicit Run(const StepTasks& tasks) : tasks_(tasks) {
-    const auto m = static_cast<size_t>(tasks.micro_batches);
-    size_t entries = 0;
-    for (const bool each : tasks.slot_of_each) {
-      slot_first_.push_back(entries);
-      entries += each ? m : 1;
-    }
-    entries_.assign(entries, {kNotThere, -1});
+  explicit Run(const StepTasks& tasks) : tasks_(tasks), slot_first_(tasks.slot_offsets()) {
+    entries_.assign(slot_first_.back(), {kNotThere, -1});
     int32_t runs = 0;
     for (const StepTasks::Stage& stage : tasks.stages) {
       result_.first.push_back(runs);
@@ -115,7 +109,7 @@ class Run {
   }
 
   const StepTasks& tasks_;
-  std::vector<size_t> slot_first_;
+  const std::vector<size_t> slot_first_;
   std::vector<Entry> entries_;
   std::vector<State> states_;
   StepRun result_;
@@ -143,6 +137,14 @@ std::span<const SlotWait> TaskList::waits_of(size_t task) const {
 }
 std::span<const SlotId> TaskList::sets_of(size_t task) const {
   return part(sets, task == 0 ? 0 : tasks[task - 1].sets_end, tasks[task].sets_end);
+}
+
+std::vector<size_t> StepTasks::slot_offsets() const {
+  std::vector<size_t> offsets = {0};
+  for (const bool each : slot_of_each) {
+    offsets.push_back(offsets.back() + (each ? static_cast<size_t>(micro_batches) : 1));
+  }
+  return offsets;
 }
 
 SlotId StepTasks::add_slot(bool of_each_micro_batch) {

@@ -64,6 +64,8 @@ struct StepTasks {
   std::vector<bool> slot_of_each;  // by slot: one entry a micro-batch, not one a step
 
   SlotId add_slot(bool of_each_micro_batch);
+  // By slot, its first entry when all slots' entries stand in a row; last, how many there are.
+  std::vector<size_t> slot_offsets() const;
 };
 
 struct TaskRun {

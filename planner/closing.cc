@@ -17,18 +17,14 @@ constexpr int kAscents = 40;     // of the multipliers, at the root of the tree
 constexpr int kMoreAscents = 4;  // at every other node, from its parent's
 constexpr double kEqual = 1e-9;
 
-Schedule schedule_of(const Arrangement& a, const std::vector<ChunkSeconds>& chunks = {}) {
-  return make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches),
-                       chunks);
-}
-
 }  // namespace
 
 bool Measured::fits() const {
   return std::all_of(over.begin(), over.end(), [](double x) { return x <= 0; });
 }
 
-Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement& arrangement) {
+Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement& arrangement,
+                         Schedules& schedules) {
   const auto groups = plan.loads.size();
   Costing costing;
   costing.runs.assign(groups, {0, 0, 0});
@@ -41,11 +37,9 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
   }
   costing.sends.assign(groups, {0, 0, 0});
   const std::vector<ChunkSeconds> chunks = chunk_seconds(graph, plan, true);
-  const Schedule schedule = schedule_of(arrangement, chunks);
+  const auto& [schedule, in_flight] = schedules.of(arrangement);
   const SimulatedSchedule run = simulate(schedule, chunks);
-  for (size_t c = 0; c < groups; ++c) {
-    costing.in_flight[c] = schedule.in_flight(static_cast<int32_t>(c));
-  }
+  costing.in_flight = in_flight;
   const std::vector<double> updates = update_seconds(plan, arrangement.stages, true);
   // Back from the stage that ends last: what each unit waited for.
   size_t stage = 0;
@@ -112,13 +106,14 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
 
 Closing::Closing(const PreparedGraph& prepared, const Cluster& cluster,
                  const Arrangement& arrangement, const Pipeline& pipeline,
-                 const PlannerOptions& options, double limit)
+                 const PlannerOptions& options, double limit, Schedules& schedules)
     : prepared_(prepared),
       arrangement_(arrangement),
       pipeline_(pipeline),
       options_(options),
       solver_(prepared, cluster, arrangement.mesh, arrangement.roles, options),
-      limit_(limit) {}
+      limit_(limit),
+      schedules_(schedules) {}
 
 Measured Closing::measure(const Plan& plan) const {
   Measured m;
@@ -127,12 +122,10 @@ Measured Closing::measure(const Plan& plan) const {
   m.seconds = step_seconds(arrangement_, chunks, update_seconds(plan, arrangement_.stages, true),
                            schedules_);
   m.bytes.assign(stages, 0);
-  const Schedule schedule = schedule_of(arrangement_, chunks);
+  const std::vector<double>& in_flight = schedules_.of(arrangement_).in_flight;
   for (size_t c = 0; c < plan.loads.size(); ++c) {
-    const double flights =
-        arrangement_.stages == 1 ? 1 : schedule.in_flight(static_cast<int32_t>(c));
     m.bytes[c % stages] += static_cast<double>(plan.loads[c].state_bytes) +
-                           flights * static_cast<double>(plan.loads[c].kept_bytes);
+                           in_flight[c] * static_cast<double>(plan.loads[c].kept_bytes);
   }
   for (double b : m.bytes) m.over.push_back(std::max(0.0, b - limit_));
   if (!m.fits() || !options_.live_bytes) return m;
@@ -150,13 +143,7 @@ bool Closing::can_fit(const std::vector<Fixed>& fixed, size_t groups) const {
   const auto stages = static_cast<size_t>(arrangement_.stages);
   Costing costing;
   costing.runs.assign(groups, {0, 0, 0});
-  costing.in_flight.assign(groups, 1);
-  if (stages > 1) {
-    const Schedule schedule = schedule_of(arrangement_);
-    for (size_t g = 0; g < groups; ++g) {
-      costing.in_flight[g] = schedule.in_flight(static_cast<int32_t>(g));
-    }
-  }
+  costing.in_flight = schedules_.of(arrangement_).in_flight;
   for (size_t s = 0; s < stages; ++s) {
     costing.prices.assign(groups, {});
     for (size_t g = s; g < groups; g += stages)
@@ -238,7 +225,7 @@ Closing::Result Closing::run(double best, int64_t most_nodes) const {
         slope.push_back(excess > 0 || prices[t] > 0 ? excess : 0);
         norm += slope.back() * slope.back();
       }
-      const Costing next = critical_costing(*prepared_.graph, *s.plan, arrangement_);
+      const Costing next = critical_costing(*prepared_.graph, *s.plan, arrangement_, schedules_);
       const bool same = bounds && next.runs == costing.runs;
       if (arrangement_.stages > 1) {
         costing.in_flight = next.in_flight;

@@ -24,13 +24,15 @@ struct Measured {
 
 // The costing whose minimum bounds a step's seconds from below when groups count as often as they
 // stand on the critical path of this plan's schedule.
-Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement& arrangement);
+Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement& arrangement,
+                         Schedules& schedules);
 
 class Closing {
  public:
   // `prepared` must keep explicitly (PreparedGraph::explicit_keeping). `limit`: bytes a device.
   Closing(const PreparedGraph& prepared, const Cluster& cluster, const Arrangement& arrangement,
-          const Pipeline& pipeline, const PlannerOptions& options, double limit);
+          const Pipeline& pipeline, const PlannerOptions& options, double limit,
+          Schedules& schedules);
 
   struct Result {
     std::optional<Plan> plan;  // the fastest that fits, if below `best`
@@ -61,7 +63,7 @@ class Closing {
   const PlannerOptions& options_;
   PlacementSolver solver_;
   double limit_;
-  mutable Schedules schedules_;
+  Schedules& schedules_;
 };
 
 }  // namespace cleave

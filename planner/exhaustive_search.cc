@@ -170,7 +170,7 @@ class Exhaustive {
       pipeline = pipeline_of(a);
       pipeline.chunk_of = std::move(made.chunk_of);
     }
-    const Closing closing(prepared, cluster_, a, pipeline, options_, limit_);
+    const Closing closing(prepared, cluster_, a, pipeline, options_, limit_, schedules_);
     Closing::Result found = closing.run(best, most_nodes);
     v.closed = found.complete;
     v.bound = v.report.lower_bound = found.bound;
