@@ -60,8 +60,7 @@ std::vector<int32_t> deal_out(const std::vector<double>& weights, int32_t stages
         if (a.from < 0) continue;
         const double most = std::max(a.most, own), squares = a.squares + own * own;
         if (most < b.most - slack || (most <= b.most + slack && squares < b.squares)) {
-          b = {std::min(most, b.most), squares, from};
-          b.most = most;
+          b = {most, squares, from};
         }
       }
     }

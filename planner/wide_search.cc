@@ -62,6 +62,34 @@ RemakeMode base_mode(const Outline& outline, const Pins& pins) {
   return {};
 }
 
+// What pins of stages and cuts leave. Throws Error when a cut is no border of pieces, or a piece is
+// pinned to two stages.
+CutRules rules_of(const NodePins& pins, const Outline& o) {
+  CutRules rules;
+  const Graph& graph = *o.graph;
+  rules.stage_of.assign(o.pieces.size(), -1);
+  rules.begins.assign(o.pieces.size(), false);
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const int32_t stage = pins.stage_of[n];
+    if (stage < 0 || graph.nodes()[n].phase != Phase::kForward) continue;
+    int32_t& of = rules.stage_of[static_cast<size_t>(o.piece_of[n])];
+    if (of >= 0 && of != stage) {
+      fail("--pin: {} is pinned to stage {}, what cannot be cut from it to stage {}",
+           pin_name(graph, static_cast<NodeId>(n)), stage, of);
+    }
+    of = stage;
+  }
+  for (NodeId n : pins.cuts) {
+    const auto piece = static_cast<size_t>(o.piece_of[static_cast<size_t>(n)]);
+    if (o.pieces[piece].first != n) {
+      fail("--pin: the model cannot be cut before {}; the next place is before {}",
+           pin_name(graph, n), pin_name(graph, o.pieces[piece].first));
+    }
+    rules.begins[piece] = true;
+  }
+  return rules;
+}
+
 std::string slower(double cost, double best) {
   return fmt::format("slower by {:.1f} %", 100 * (cost / best - 1));
 }
@@ -73,10 +101,9 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
   if (options_.threads == 0) {
     options_.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   }
-  Traced& traced = traced_[graph.micro_batches];
-  traced.outline = outline_of(std::make_shared<const Graph>(graph));
-  traced.menu = {base_mode(traced.outline, options.pins)};
-  traced.folded.push_back(prepare_folded(traced.outline, traced.menu[0]));
+  const Traced& traced =
+      traced_.emplace(graph.micro_batches, traced_of(std::make_shared<const Graph>(graph)))
+          .first->second;
   const Outline& first = traced.outline;
   const PreparedGraph& folded = traced.folded[0];
   ArrangementLimits limits;
@@ -104,7 +131,6 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
   for (Arrangement& a : arrangements_of(cluster, options.mesh, options.pins, limits)) {
     add_entry(std::move(a));
   }
-  read_pins(graph);
 }
 
 void WideSearch::add_entry(Arrangement arrangement) {
@@ -112,6 +138,18 @@ void WideSearch::add_entry(Arrangement arrangement) {
   entry.report = candidate_of(arrangement);
   entry.arrangement = std::move(arrangement);
   entries_.push_back(std::move(entry));
+}
+
+WideSearch::Traced WideSearch::traced_of(std::shared_ptr<const Graph> graph) const {
+  Traced t;
+  t.outline = outline_of(std::move(graph));
+  if (!options_.pins.nodes.empty()) {
+    t.pins = node_pins(options_.pins, *t.outline.graph);
+    t.rules = rules_of(t.pins, t.outline);
+  }
+  t.menu = {base_mode(t.outline, options_.pins)};
+  t.folded.push_back(prepare_folded(t.outline, t.menu[0]));
+  return t;
 }
 
 // One ground for arrangements that differ in schedule and chunks only. Of the counts of
@@ -135,11 +173,8 @@ void WideSearch::prepare_grounds(size_t first) {
     if (!traced_.contains(m)) missing.push_back(m);
   }
   std::vector<Traced> made(missing.size());
-  in_parallel(missing.size(), options_.threads, [&](size_t i) {
-    made[i].outline = outline_of(options_.trace(missing[i]));
-    made[i].menu = {base_mode(made[i].outline, options_.pins)};
-    made[i].folded.push_back(prepare_folded(made[i].outline, made[i].menu[0]));
-  });
+  in_parallel(missing.size(), options_.threads,
+              [&](size_t i) { made[i] = traced_of(options_.trace(missing[i])); });
   for (size_t i = 0; i < missing.size(); ++i) traced_.emplace(missing[i], std::move(made[i]));
   in_parallel(grounds_.size() - solved, options_.threads,
               [&](size_t i) { solve(grounds_[solved + i]); });
@@ -202,6 +237,14 @@ void WideSearch::solve(Ground& ground) {
   ground.sent = ground.arrangement.stages > 1 ? boundary_seconds(ground) : 0;
 }
 
+StageEstimate WideSearch::estimated(const Entry& entry, const std::vector<PieceOption>& options,
+                                    const std::vector<double>& limits) {
+  const Ground& ground = grounds_[entry.ground];
+  const Traced& t = traced(ground);
+  return estimate_stages(entry.arrangement, t.outline.pieces, options, limits, ground.sent,
+                         schedules_, t.rules);
+}
+
 // Without a limit.
 void WideSearch::estimate(size_t first) {
   in_parallel(entries_.size() - first, options_.threads, [&](size_t i) {
@@ -214,9 +257,7 @@ void WideSearch::estimate(size_t first) {
       return;
     }
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages), kInfinity);
-    e.estimate = estimate_stages(e.arrangement, outline(e).pieces, g.options, limits, g.sent,
-                                 schedules_, rules_)
-                     .step_seconds;
+    e.estimate = estimated(e, g.options, limits).step_seconds;
     // Every stage does its share of all micro-batches and of the update: the slowest at least the
     // mean.
     e.bound = std::min(g.bound / e.arrangement.stages, e.estimate);
@@ -256,16 +297,12 @@ void WideSearch::add_options(Ground& ground, double step_seconds) {
 void WideSearch::fit(Entry& entry) {
   Ground& ground = grounds_[entry.ground];
   const std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages), kEasy * limit_);
-  const auto estimated = [&] {
-    return estimate_stages(entry.arrangement, outline(entry).pieces, ground.options, limits,
-                           ground.sent, schedules_, rules_)
-        .step_seconds;
-  };
+  const auto seconds_now = [&] { return estimated(entry, ground.options, limits).step_seconds; };
   entry.fitted = true;
-  double seconds = estimated();
+  double seconds = seconds_now();
   if (std::isinf(seconds) && !ground.more) {
     add_options(ground, entry.estimate);
-    seconds = estimated();
+    seconds = seconds_now();
   }
   entry.estimate = entry.report.cost = seconds;
   if (std::isfinite(seconds)) return;
@@ -274,40 +311,13 @@ void WideSearch::fit(Entry& entry) {
   double least = kInfinity;
   const std::vector<double> none(limits.size(), kInfinity);
   for (const PieceOption& option : ground.options) {
-    const StageEstimate e = estimate_stages(entry.arrangement, outline(entry).pieces, {option},
-                                            none, ground.sent, schedules_, rules_);
+    const StageEstimate e = estimated(entry, {option}, none);
     if (e.bytes.empty()) continue;
     least = std::min(least, *std::max_element(e.bytes.begin(), e.bytes.end()));
   }
   if (std::isfinite(least)) {
     entry.report.peak_bytes = static_cast<int64_t>(least);
     note_peak(entry.report.peak_bytes);
-  }
-}
-
-void WideSearch::read_pins(const Graph& graph) {
-  if (options_.pins.nodes.empty()) return;
-  node_pins_ = node_pins(options_.pins, graph);
-  const Outline& o = traced_.at(graph.micro_batches).outline;
-  rules_.stage_of.assign(o.pieces.size(), -1);
-  rules_.begins.assign(o.pieces.size(), false);
-  for (size_t n = 0; n < graph.nodes().size(); ++n) {
-    const int32_t stage = node_pins_.stage_of[n];
-    if (stage < 0 || graph.nodes()[n].phase != Phase::kForward) continue;
-    int32_t& of = rules_.stage_of[static_cast<size_t>(o.piece_of[n])];
-    if (of >= 0 && of != stage) {
-      fail("--pin: {} is pinned to stage {}, what cannot be cut from it to stage {}",
-           pin_name(graph, static_cast<NodeId>(n)), stage, of);
-    }
-    of = stage;
-  }
-  for (NodeId n : node_pins_.cuts) {
-    const auto piece = static_cast<size_t>(o.piece_of[static_cast<size_t>(n)]);
-    if (o.pieces[piece].first != n) {
-      fail("--pin: the model cannot be cut before {}; the next place is before {}",
-           pin_name(graph, n), pin_name(graph, o.pieces[piece].first));
-    }
-    rules_.begins[piece] = true;
   }
 }
 
@@ -319,11 +329,11 @@ std::vector<NodeId> WideSearch::remade_nodes(const Entry& entry,
     const auto more = t.outline.nodes_of(t.menu[mode], chosen[mode]);
     nodes.insert(nodes.end(), more.begin(), more.end());
   }
-  if (!node_pins_.remade.empty()) {
+  if (!t.pins.remade.empty()) {
     const std::vector<bool> may = can_be_remade(*t.outline.graph);
-    std::erase_if(nodes, [&](NodeId n) { return node_pins_.remade[size_t(n)] == 0; });
+    std::erase_if(nodes, [&](NodeId n) { return t.pins.remade[size_t(n)] == 0; });
     for (size_t n = 0; n < may.size(); ++n) {
-      if (node_pins_.remade[n] == 1 && may[n]) nodes.push_back(static_cast<NodeId>(n));
+      if (t.pins.remade[n] == 1 && may[n]) nodes.push_back(static_cast<NodeId>(n));
     }
   }
   std::sort(nodes.begin(), nodes.end());
@@ -344,8 +354,7 @@ std::optional<Plan> WideSearch::realise_one_stage(Entry& entry,
   const Outline& o = outline(entry);
   double margin = 0;
   for (int i = 0; i < kTriesOfOne; ++i) {
-    const StageEstimate e = estimate_stages(entry.arrangement, o.pieces, options, {limit_ - margin},
-                                            0, schedules_, rules_);
+    const StageEstimate e = estimated(entry, options, {limit_ - margin});
     if (std::isinf(e.step_seconds)) {
       entry.report.why_not = "does not fit in memory";
       break;
@@ -385,7 +394,6 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
   const std::vector<PieceOption>& options = grounds_[entry.ground].options;
   const std::vector<RemakeMode>& menu = traced(grounds_[entry.ground]).menu;
   const Outline& o = outline(entry);
-  const Ground& ground = grounds_[entry.ground];
   const Arrangement& arrangement = entry.arrangement;
   const auto stages = static_cast<size_t>(arrangement.stages);
   const int32_t chunks = arrangement.stages * arrangement.chunks;
@@ -393,8 +401,7 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
   for (int i = 0; i < kTries; ++i) {
     std::vector<double> limits;
     for (double m : margin) limits.push_back(limit_ - m);
-    const StageEstimate e =
-        estimate_stages(arrangement, o.pieces, options, limits, ground.sent, schedules_, rules_);
+    const StageEstimate e = estimated(entry, options, limits);
     if (std::isinf(e.step_seconds)) {
       entry.report.why_not = "does not fit in memory";
       return std::nullopt;
@@ -486,9 +493,7 @@ void WideSearch::realise(Entry& entry) {
     // The pieces fit, but the rest may not.
     const auto stages = static_cast<size_t>(entry.arrangement.stages);
     const double loose =
-        estimate_stages(entry.arrangement, outline(entry).pieces, ground.options,
-                        std::vector<double>(stages, 0.8 * limit_), ground.sent, schedules_, rules_)
-            .step_seconds;
+        estimated(entry, ground.options, std::vector<double>(stages, 0.8 * limit_)).step_seconds;
     if (std::isinf(loose)) add_options(ground, entry.estimate);
   }
   auto plan = entry.arrangement.stages == 1 ? realise_one_stage(entry, graph)

@@ -28,6 +28,8 @@ class WideSearch {
   // One number of micro-batches: its graph, and the ways to recompute that are compared.
   struct Traced {
     Outline outline;
+    NodePins pins;   // empty lists: none
+    CutRules rules;  // what pins say of cuts
     std::vector<RemakeMode> menu = {{}};
     std::vector<PreparedGraph> folded;  // by mode of the menu
   };
@@ -75,7 +77,9 @@ class WideSearch {
   void note_peak(int64_t bytes);
   void raise_bounds(double best);
   bool hopeless() const;
-  void read_pins(const Graph& graph);
+  StageEstimate estimated(const Entry& entry, const std::vector<PieceOption>& options,
+                          const std::vector<double>& limits);
+  Traced traced_of(std::shared_ptr<const Graph> graph) const;
   // What each piece computes again, by its mode, as nodes of the outline's graph; pins have the
   // last word. `chosen`: by mode, by piece.
   std::vector<NodeId> remade_nodes(const Entry& entry,
@@ -85,8 +89,6 @@ class WideSearch {
   PlannerOptions options_;
   double limit_;
   std::map<int64_t, Traced> traced_;  // by micro-batches
-  NodePins node_pins_;                // of the traced graph; empty lists: none
-  CutRules rules_;
   using GroundKey = std::tuple<int32_t, int64_t, std::string, std::vector<AxisRole>>;
   std::map<GroundKey, size_t> known_grounds_;
   std::vector<Ground> grounds_;

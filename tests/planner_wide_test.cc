@@ -99,6 +99,29 @@ PlannerOptions wide_options(const std::vector<std::string>& pins) {
   return options;
 }
 
+// Pins name ops of the graph that is planned, which is not the one that was given when the search
+// divides the step into micro-batches.
+TEST(Wide, StagesAndCutsArePinnedInEveryNumberOfMicroBatches) {
+  const auto graph = model("gpt2:tiny", 4, 1);
+  for (const std::string pin : {"h.1=stage 1", "h.2=cut", "h.0=stage 0"}) {
+    SCOPED_TRACE(pin);
+    PlannerOptions options = wide_options({"pp=2", "schedule=1f1b", pin});
+    options.trace = [](int64_t micro_batches) { return model("gpt2:tiny", 4, micro_batches); };
+    const PlanResult r = find_plan(*graph, parse_cluster("cpu:4"), options);
+    ASSERT_TRUE(r.plan.has_value());
+    ASSERT_GT(r.graph->micro_batches, 1);
+    const NodePins pinned = node_pins(options.pins, *r.graph);
+    for (size_t n = 0; n < r.graph->nodes().size(); ++n) {
+      if (r.graph->nodes()[n].phase != Phase::kForward || pinned.stage_of[n] < 0) continue;
+      if (r.graph->nodes()[n].op->transfer) continue;  // of the scope that it leaves
+      EXPECT_EQ(r.plan->pipeline.stage_of(static_cast<NodeId>(n)), pinned.stage_of[n]);
+    }
+    for (NodeId n : pinned.cuts) {
+      EXPECT_NE(r.plan->pipeline.stage_of(n), r.plan->pipeline.stage_of(n - 1));
+    }
+  }
+}
+
 TEST(Wide, PlansCanBeRunAndPinsAreKept) {
   const auto graph = model("gpt2:tiny", 4, 4);
   const Cluster cluster = parse_cluster("cpu:4");
