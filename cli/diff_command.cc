@@ -199,11 +199,11 @@ void diff_command(const DiffArguments& a) {
     const Collectives p = collectives(x.plan), q = collectives(y.plan);
     Collectives both = p;
     both.insert(q.begin(), q.end());
-    for (const auto& [key, sum] : both) {
+    for (const auto& entry : both) {
       const auto of = [&](const Collectives& c) {
-        return c.contains(key) ? c.at(key) : CollectiveSum{};
+        return c.contains(entry.first) ? c.at(entry.first) : CollectiveSum{};
       };
-      sums.push_back({{"collective", key},
+      sums.push_back({{"collective", entry.first},
                       {"a", {{"count", of(p).count}, {"bytes", of(p).bytes}}},
                       {"b", {{"count", of(q).count}, {"bytes", of(q).bytes}}}});
     }

@@ -37,9 +37,10 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
   }
   costing.sends.assign(groups, {0, 0, 0});
   const std::vector<ChunkSeconds> chunks = chunk_seconds(graph, plan, true);
-  const auto& [schedule, in_flight] = schedules.of(arrangement);
+  const Schedules::Facts& facts = schedules.of(arrangement);
+  const Schedule& schedule = facts.schedule;
   const SimulatedSchedule run = simulate(schedule, chunks);
-  costing.in_flight = in_flight;
+  costing.in_flight = facts.in_flight;
   const std::vector<double> updates = update_seconds(plan, arrangement.stages, true);
   // Back from the stage that ends last: what each unit waited for.
   size_t stage = 0;

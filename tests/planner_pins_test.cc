@@ -91,9 +91,9 @@ TEST(Pins, MistakesAreOneLineThatSaysWhat) {
       {{"chunks=2", "schedule=1f1b"}, "only schedule=interleaved"},
       {{"pp=2", "h.1=stage 2"}, "there are 2 stages, counted from 0"},
   };
-  for (const auto& [texts, says] : rows) {
-    const std::string what = mistake([&] { pins_of(texts); });
-    EXPECT_NE(what.find(says), std::string::npos) << texts[0] << ": " << what;
+  for (const auto& row : rows) {
+    const std::string what = mistake([&] { pins_of(row.first); });
+    EXPECT_NE(what.find(row.second), std::string::npos) << row.first[0] << ": " << what;
     EXPECT_EQ(what.find('\n'), std::string::npos);
   }
 }
