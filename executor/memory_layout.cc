@@ -186,6 +186,7 @@ StageItems stage_items(const Program& program, const std::vector<Lifetime>& life
     items.frames.push_back({.chunk = c, .slots = slots, .life = {0, first, last}});
   }
   const auto part_at = [&](int32_t time) {
+    if (time < 0) return Part::kBegin;  // nothing touches it
     return time < end ? program.instrs[static_cast<size_t>(time)].part : Part::kUpdate;
   };
   for (size_t b = 0; b < lifetimes.size(); ++b) {
