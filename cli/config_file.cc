@@ -1,7 +1,5 @@
-// This file and planner/cluster_toml.cc alone see toml++, which takes long to compile.
 #include "cli/config_file.h"
 
-#include <toml++/toml.h>
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -12,6 +10,7 @@
 #include "cli/nearest.h"
 #include "graph/error.h"
 #include "models/config.h"
+#include "planner/toml_text.h"
 
 namespace cleave {
 namespace {
@@ -219,16 +218,9 @@ std::string comment_of(const Option& o) {
 
 void parse_config(std::string_view text, const std::string& path,
                   const std::vector<Option>& options) {
-  try {
-    const toml::table table = toml::parse(text, path);
-    const Reader reader(path, options);
-    for (const auto& [name, node] : table) reader.section(std::string(name.str()), node);
-  } catch (const toml::parse_error& e) {
-    std::string_view what = e.description();
-    constexpr std::string_view kStart = "Error while parsing ";
-    if (what.starts_with(kStart)) what.remove_prefix(kStart.size());
-    fail("{}:{}: not TOML: {}", path, e.source().begin.line, what);
-  }
+  const toml::table table = parse_toml(text, path);
+  const Reader reader(path, options);
+  for (const auto& [name, node] : table) reader.section(std::string(name.str()), node);
 }
 
 void read_config(const std::string& path, const std::vector<Option>& options) {

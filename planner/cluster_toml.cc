@@ -1,7 +1,5 @@
 #include "planner/cluster_toml.h"
 
-#include <toml++/toml.h>
-
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -11,6 +9,7 @@
 
 #include "graph/error.h"
 #include "planner/cost.h"
+#include "planner/toml_text.h"
 
 namespace cleave {
 namespace {
@@ -339,17 +338,10 @@ std::string section(const std::string& title, const Fields& fields) {
 }  // namespace
 
 Cluster cluster_from_toml(std::string_view text, const std::string& path) {
-  try {
-    Cluster c = Reader(path).cluster(toml::parse(text, path));
-    c.spec = path;
-    c.description = text;
-    return c;
-  } catch (const toml::parse_error& e) {
-    std::string_view what = e.description();
-    constexpr std::string_view kStart = "Error while parsing ";
-    if (what.starts_with(kStart)) what.remove_prefix(kStart.size());
-    fail("{}:{}: not TOML: {}", path, e.source().begin.line, what);
-  }
+  Cluster c = Reader(path).cluster(parse_toml(text, path));
+  c.spec = path;
+  c.description = text;
+  return c;
 }
 
 Cluster read_cluster(const std::string& path) {

@@ -154,6 +154,8 @@ TEST(Toml, MistakesNameTheLineAndTheKey) {
   const std::vector<std::pair<std::string, std::string>> rows = {
       {"", "c.toml:1: device: is missing"},
       {"= 3", "c.toml:1: not TOML"},
+      {"kind = {,}", ": not TOML"},
+      {"kind = {a = 1, =}", ": not TOML"},
       {"kind = 3\n", "c.toml:1: kind: write"},
       {"kind = \"q100\"\n", "c.toml:1: kind: there is no preset 'q100'"},
       {"device = 3\n", "c.toml:1: device: write [device]"},
