@@ -188,6 +188,10 @@ std::vector<bool> live_nodes(const Graph& graph) {
 Graph without_dead_nodes(const Graph& graph) {
   const std::vector<bool> live = live_nodes(graph);
   std::vector<bool> read(graph.values().size(), false);
+  for (const Output& o : graph.outputs()) read[static_cast<size_t>(o.value)] = true;
+  for (const Source& s : graph.sources()) {
+    if (s.final != s.value) read[static_cast<size_t>(s.final)] = true;
+  }
   for (size_t n = 0; n < live.size(); ++n) {
     if (!live[n]) continue;
     for (Value v : graph.nodes()[n].inputs) read[static_cast<size_t>(v)] = true;

@@ -33,6 +33,17 @@ TEST(Verify, AcceptsRandomGraphs) {
   }
 }
 
+// A data source that no op reads, and an output names.
+TEST(Verify, AcceptsWhatIsLeftOfAGraphWithoutDeadNodes) {
+  for (unsigned seed = 0; seed < 300; ++seed) {
+    Graph g = op::random_graph(seed);
+    g.add_output("input", g.sources()[0].value);
+    const Graph live = without_dead_nodes(g);
+    ASSERT_NO_THROW(verify(live)) << "seed " << seed;
+    EXPECT_EQ(live.outputs().size(), g.outputs().size());
+  }
+}
+
 // Values: %0 x, %1 w, %2 product, %3 gelu in place, %4 slice of it, %5 gradient, %6 new w.
 Graph sound() {
   Graph g;
