@@ -12,6 +12,9 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kRounds = 6;
 constexpr double kWeightGradients = 0.5;  // of a backward's seconds, until it is planned in full
+// What weight gradients that wait need besides what the forward keeps: gradients of the forward's
+// results, as a part of those.
+constexpr double kWaitingGradients = 0.5;
 
 void add(GroupLoad& to, const GroupLoad& from, double times) {
   for (size_t p = 0; p < 3; ++p) {
@@ -77,16 +80,24 @@ std::vector<int32_t> deal_out(const std::vector<double>& weights, int32_t stages
 // One stage: which of its pieces run how.
 class Stage {
  public:
+  // `in_flight`, `deferred`: micro-batches, by piece.
   Stage(const std::vector<PieceOption>& options, std::vector<int32_t> pieces,
-        std::vector<double> in_flight, double micro_batches)
+        std::vector<double> in_flight, std::vector<double> deferred, double micro_batches)
       : options_(options),
         pieces_(std::move(pieces)),
         in_flight_(std::move(in_flight)),
+        deferred_(std::move(deferred)),
         micro_batches_(micro_batches) {}
 
   double bytes(size_t i, int32_t option) const {
     const GroupLoad& l = load(i, option);
-    return static_cast<double>(l.state_bytes) + in_flight_[i] * static_cast<double>(l.kept_bytes);
+    const auto kept = static_cast<double>(l.kept_bytes);
+    double bytes = static_cast<double>(l.state_bytes) + in_flight_[i] * kept;
+    if (deferred_[i] > 0) {  // what was recomputed for the backward waits too
+      const auto all = static_cast<double>(load(i, 0).kept_bytes);
+      bytes += deferred_[i] * ((1 + kWaitingGradients) * all - std::min(kept, all));
+    }
+    return bytes;
   }
   double seconds(size_t i, int32_t option) const {
     const GroupLoad& l = load(i, option);
@@ -139,7 +150,7 @@ class Stage {
 
   const std::vector<PieceOption>& options_;
   const std::vector<int32_t> pieces_;  // ascending
-  const std::vector<double> in_flight_;
+  const std::vector<double> in_flight_, deferred_;
   const double micro_batches_;
 };
 
@@ -179,6 +190,7 @@ const Schedules::Facts& Schedules::of(const Arrangement& a) {
         make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches));
     for (int32_t c = 0; c < a.stages * a.chunks; ++c) {
       entry->in_flight.push_back(entry->schedule.in_flight(c));
+      entry->deferred.push_back(entry->schedule.deferred(c));
     }
   }
   return *entry;
@@ -202,8 +214,8 @@ namespace {
 // One way to deal out the pieces: every stage's cheapest mix.
 StageEstimate mix_stages(const Arrangement& arrangement, int32_t pieces,
                          const std::vector<PieceOption>& options, const std::vector<double>& limits,
-                         const std::vector<double>& in_flight, double sent, Schedules& schedules,
-                         std::vector<int32_t> first_piece) {
+                         const std::vector<double>& in_flight, const std::vector<double>& deferred,
+                         double sent, Schedules& schedules, std::vector<int32_t> first_piece) {
   const int32_t chunks = arrangement.stages * arrangement.chunks;
   const auto stages = static_cast<size_t>(arrangement.stages);
   StageEstimate e;
@@ -219,14 +231,15 @@ StageEstimate mix_stages(const Arrangement& arrangement, int32_t pieces,
   std::vector<double> updates(stages, 0);
   for (int32_t s = 0; s < arrangement.stages; ++s) {
     std::vector<int32_t> own;
-    std::vector<double> flights;
+    std::vector<double> flights, waits;
     for (int32_t c = s; c < chunks; c += arrangement.stages) {
       for (int32_t p = e.first_piece[size_t(c)]; p < end_of(c); ++p) {
         own.push_back(p);
         flights.push_back(in_flight[size_t(c)]);
+        waits.push_back(deferred[size_t(c)]);
       }
     }
-    const Stage stage(options, std::move(own), std::move(flights),
+    const Stage stage(options, std::move(own), std::move(flights), std::move(waits),
                       static_cast<double>(arrangement.micro_batches));
     const StageMix mix = stage.best(limits[size_t(s)]);
     if (mix.split < 0) return e;
@@ -263,8 +276,10 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
   const auto count = static_cast<int32_t>(pieces.size());
   CLEAVE_ASSERT(chunks <= count, "{} chunks of {} pieces", chunks, count);
   std::vector<double> in_flight(static_cast<size_t>(chunks), 1);
+  std::vector<double> deferred(static_cast<size_t>(chunks), 0);
   if (arrangement.stages > 1) {
     in_flight = schedules.of(arrangement).in_flight;
+    deferred = schedules.of(arrangement).deferred;
   }
   // Balanced as if nothing were short, then as what each stage does to fit has made its pieces
   // longer, as long as that helps.
@@ -273,8 +288,8 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
   StageEstimate best;
   best.step_seconds = kInfinity;
   for (int round = 0; round < kRounds; ++round) {
-    StageEstimate e = mix_stages(arrangement, count, options, limits, in_flight, sent, schedules,
-                                 deal_out(weights, arrangement.stages, chunks, rules));
+    StageEstimate e = mix_stages(arrangement, count, options, limits, in_flight, deferred, sent,
+                                 schedules, deal_out(weights, arrangement.stages, chunks, rules));
     const bool better = e.step_seconds < best.step_seconds * (1 - 1e-6);
     if (better) best = e;
     if (e.first_piece.empty() || arrangement.stages == 1) break;

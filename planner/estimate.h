@@ -39,7 +39,7 @@ class Schedules {
  public:
   struct Facts {
     Schedule schedule;
-    std::vector<double> in_flight;  // by chunk
+    std::vector<double> in_flight, deferred;  // by chunk
   };
   const Facts& of(const Arrangement& arrangement);
 

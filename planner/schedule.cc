@@ -174,6 +174,18 @@ int32_t Schedule::in_flight(int32_t chunk) const {
   return static_cast<int32_t>(most_held(chunk % stages, one));
 }
 
+int32_t Schedule::deferred(int32_t chunk) const {
+  if (kind != ScheduleKind::kZeroBubble) return 0;
+  int32_t waiting = 0, most = 0;
+  for (const Unit& unit : order[static_cast<size_t>(chunk % stages)]) {
+    if (unit.chunk != chunk) continue;
+    if (unit.kind == UnitKind::kWeightGradient) --waiting;
+    most = std::max(most, waiting);  // the one that is next needs not wait
+    if (unit.kind == UnitKind::kBackward) ++waiting;
+  }
+  return most;
+}
+
 double Schedule::most_held(int32_t stage, const std::vector<double>& bytes) const {
   const UnitKind last =
       kind == ScheduleKind::kZeroBubble ? UnitKind::kWeightGradient : UnitKind::kBackward;

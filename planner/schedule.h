@@ -47,8 +47,12 @@ struct Schedule {
   // Most micro-batches of a chunk whose forward has begun and whose last unit has not ended: as
   // many times what a chunk keeps for its backward is held.
   int32_t in_flight(int32_t chunk) const;
-  // The same of all chunks of a stage together, each micro-batch of chunk c counted as `bytes[c]`:
-  // chunks of one stage need not have their most at the same time. All 1: in-flight units.
+  // Most micro-batches of a chunk whose backward has ended and whose weight gradients have not
+  // begun; 0 but for zero-bubble schedules.
+  int32_t deferred(int32_t chunk) const;
+  // What in_flight counts, of all chunks of a stage together, each micro-batch of chunk c counted
+  // as `bytes[c]`: chunks of one stage need not have their most at the same time. All 1: in-flight
+  // units.
   double most_held(int32_t stage, const std::vector<double>& bytes) const;
 };
 

@@ -10,7 +10,6 @@
 
 #include "graph/error.h"
 #include "planner/bounds.h"
-#include "planner/mesh_search.h"
 #include "planner/pin_preferences.h"
 #include "planner/remake.h"
 #include "planner/remake_menu.h"
@@ -21,13 +20,15 @@ namespace cleave {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr size_t kModes = 4;       // of recomputation that are compared, with none
-constexpr double kEasy = 0.96;     // of the limit: what pieces may take, so that the rest fits too
-constexpr size_t kSeeds = 4;       // meshes that are tried with a third axis
-constexpr int kTries = 6;          // to make a plan fit whose pieces alone would
-constexpr int kTriesOfOne = 2;     // the same without a pipeline, where placements are squeezed too
-constexpr size_t kMostUnfit = 60;  // arrangements whose pieces alone do not fit, before giving up
-constexpr size_t kMostFailed = 5;  // arrangements that do not fit in the end, before giving up
+constexpr size_t kModes = 4;    // of recomputation that are compared, with none
+constexpr double kEasy = 0.96;  // of the limit: what pieces may take, so that the rest fits too
+constexpr size_t kSeeds = 4;    // meshes that are tried with a third axis
+constexpr int kTries = 6;       // to make a plan fit whose pieces alone would
+constexpr size_t kBatch = 8;    // arrangements whose grounds get more options at once
+constexpr double kHigh = 64;    // a high price, in steps a limit
+constexpr double kHope = 0.5;   // of what the thriftiest ways cost, what better ones may save
+constexpr int kRefinements = 3;
+constexpr size_t kMostFailed = 12;    // arrangements that do not fit in the end, before giving up
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
 
 // Work on [0, count) by so many threads; the first exception is thrown again.
@@ -180,17 +181,22 @@ void WideSearch::prepare_grounds(size_t first) {
               [&](size_t i) { solve(grounds_[solved + i]); });
 }
 
+// Micro-batches in flight, as if all stages had the mean.
+double WideSearch::folded_flights(const Ground& ground) const {
+  const auto m = static_cast<double>(ground.arrangement.micro_batches);
+  return std::max(1.0, std::min<double>(m, ground.arrangement.stages) / 2);
+}
+
 // Groups count as often as they stand for pieces.
 Costing WideSearch::folded_costing(const Ground& ground, double price) const {
   const auto& groups = traced(ground).outline.folded.groups;
   const double m = static_cast<double>(ground.arrangement.micro_batches);
-  const double p = static_cast<double>(ground.arrangement.stages);
   Costing costing;
   for (const FoldedGroup& g : groups) {
     costing.runs.push_back({m * g.weight, m * g.weight, g.weight});
     const double byte = price * g.weight;
     costing.prices.push_back({.low = byte, .high = byte});
-    costing.in_flight.push_back(std::max(1.0, std::min(m, p) / 2));
+    costing.in_flight.push_back(folded_flights(ground));
   }
   return costing;
 }
@@ -257,7 +263,7 @@ void WideSearch::estimate(size_t first) {
       return;
     }
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages), kInfinity);
-    e.estimate = estimated(e, g.options, limits).step_seconds;
+    e.estimate = e.free = estimated(e, g.options, limits).step_seconds;
     // Every stage does its share of all micro-batches and of the update: the slowest at least the
     // mean.
     e.bound = std::min(g.bound / e.arrangement.stages, e.estimate);
@@ -266,46 +272,94 @@ void WideSearch::estimate(size_t first) {
   });
 }
 
-// What pieces take and hold under several prices of memory and ways to recompute.
-void WideSearch::add_options(Ground& ground, double step_seconds) {
-  Traced& t = traced(ground);
-  if (options_.space.recompute && !options_.pins.recompute && t.menu.size() == 1) {
+// What pieces take and hold in this mode at these prices, each a placement of its own.
+std::vector<PieceOption> WideSearch::options_at(const Ground& ground, size_t mode,
+                                                const std::vector<double>& prices) const {
+  const Traced& t = traced(ground);
+  const PlacementSolver solver(t.folded[mode], cluster_, ground.arrangement.mesh,
+                               ground.arrangement.roles, options_);
+  std::vector<PieceOption> options;
+  for (double price : prices) {
+    const Solved solved = solver.solve(folded_costing(ground, price));
+    if (!solved.plan) continue;
+    options.push_back({static_cast<int32_t>(mode), price, piece_loads(t.outline, *solved.plan)});
+  }
+  return options;
+}
+
+void WideSearch::add_menus(const std::vector<size_t>& grounds) {
+  if (!options_.space.recompute || options_.pins.recompute) return;
+  std::map<int64_t, size_t> missing;  // by micro-batches: a ground
+  for (size_t g : grounds) {
+    const Traced& t = traced(grounds_[g]);
+    if (!t.has_menu) missing.emplace(grounds_[g].arrangement.micro_batches, g);
+  }
+  const std::vector<std::pair<int64_t, size_t>> todo(missing.begin(), missing.end());
+  in_parallel(todo.size(), options_.threads, [&](size_t i) {
+    const Ground& ground = grounds_[todo[i].second];
+    Traced& t = traced(ground);
     t.menu = remake_menu(t.outline, t.folded[0], *ground.free, kModes);
-    t.folded.resize(t.menu.size());
-    in_parallel(t.menu.size() - 1, options_.threads,
-                [&](size_t i) { t.folded[i + 1] = prepare_folded(t.outline, t.menu[i + 1]); });
-  }
-  const double base = step_seconds / limit_;
-  std::vector<std::vector<PieceOption>> found(t.menu.size());
-  in_parallel(t.menu.size(), options_.threads, [&](size_t mode) {
-    const PlacementSolver solver(t.folded[mode], cluster_, ground.arrangement.mesh,
-                                 ground.arrangement.roles, options_);
-    for (double price : {0.0, base, 64 * base}) {
-      if (mode == 0 && price == 0) continue;
-      const Solved solved = solver.solve(folded_costing(ground, price));
-      if (!solved.plan) continue;
-      found[mode].push_back(
-          {static_cast<int32_t>(mode), price, piece_loads(t.outline, *solved.plan)});
+    for (size_t mode = 1; mode < t.menu.size(); ++mode) {
+      t.folded.push_back(prepare_folded(t.outline, t.menu[mode]));
     }
+    t.has_menu = true;
   });
-  for (auto& list : found) {
-    ground.options.insert(ground.options.end(), list.begin(), list.end());
+}
+
+void WideSearch::add_options(const std::vector<size_t>& grounds, Known wanted) {
+  add_menus(grounds);
+  struct Job {
+    size_t ground = 0, mode = 0;
+    std::vector<double> prices;
+    std::vector<PieceOption> found;
+  };
+  std::vector<Job> jobs;
+  const auto add = [&](size_t g, size_t mode, const std::vector<double>& prices) {
+    Job& job = jobs.emplace_back();
+    job.ground = g, job.mode = mode, job.prices = prices;
+  };
+  for (size_t g : grounds) {
+    Ground& ground = grounds_[g];
+    const double base = ground.base_price;
+    const size_t last = traced(ground).menu.size() - 1;
+    if (ground.known == Known::kFree) {
+      add(g, last, {base, kHigh * base});
+      ground.known = Known::kThrifty;
+    }
+    if (ground.known < wanted) {
+      add(g, 0, {base});
+      for (size_t mode = 1; mode <= last; ++mode) add(g, mode, {0});
+      ground.known = Known::kAll;
+    }
   }
-  ground.more = true;
+  in_parallel(jobs.size(), options_.threads, [&](size_t i) {
+    jobs[i].found = options_at(grounds_[jobs[i].ground], jobs[i].mode, jobs[i].prices);
+  });
+  for (Job& job : jobs) {
+    auto& options = grounds_[job.ground].options;
+    options.insert(options.end(), job.found.begin(), job.found.end());
+  }
 }
 
 void WideSearch::fit(Entry& entry) {
   Ground& ground = grounds_[entry.ground];
-  const std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages), kEasy * limit_);
-  const auto seconds_now = [&] { return estimated(entry, ground.options, limits).step_seconds; };
-  entry.fitted = true;
-  double seconds = seconds_now();
-  if (std::isinf(seconds) && !ground.more) {
-    add_options(ground, entry.estimate);
-    seconds = seconds_now();
+  const std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages),
+                                   kEasy * limit_ - overhead(entry));
+  const double seconds = estimated(entry, ground.options, limits).step_seconds;
+  entry.known = ground.known;
+  entry.overhead = overhead(entry);
+  entry.fitted = std::isfinite(seconds);
+  entry.report.cost = seconds;
+  if (entry.fitted) {
+    // Between the quickest and the thriftiest ways there will be better ones.
+    const bool hope = entry.known == Known::kThrifty && seconds > entry.free * (1 + 1e-9);
+    entry.estimate = hope ? entry.free + kHope * (seconds - entry.free) : seconds;
+    entry.final = !hope;
+    return;
   }
-  entry.estimate = entry.report.cost = seconds;
-  if (std::isfinite(seconds)) return;
+  entry.final = entry.known != Known::kFree;
+  if (!entry.final) return;
+  entry.estimate = kInfinity;
   entry.report.why_not = "does not fit in memory";
   // What the thriftiest way would hold, as far as pieces tell.
   double least = kInfinity;
@@ -316,8 +370,47 @@ void WideSearch::fit(Entry& entry) {
     least = std::min(least, *std::max_element(e.bytes.begin(), e.bytes.end()));
   }
   if (std::isfinite(least)) {
-    entry.report.peak_bytes = static_cast<int64_t>(least);
+    entry.report.peak_bytes = static_cast<int64_t>(least + overhead(entry));
     note_peak(entry.report.peak_bytes);
+  }
+}
+
+// Prices at which a byte costs what the entry's own mix of options pays for it, and the ways that
+// are best at these: the columns that a linear program over mixes would ask for.
+void WideSearch::refine(Entry& entry) {
+  Ground& ground = grounds_[entry.ground];
+  if (ground.known == Known::kFree) return;
+  const std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages),
+                                   kEasy * limit_ - overhead(entry));
+  const double m = static_cast<double>(entry.arrangement.micro_batches);
+  for (int round = 0; round < kRefinements; ++round) {
+    const StageEstimate e = estimated(entry, ground.options, limits);
+    if (std::isinf(e.step_seconds)) return;
+    double price = 0;
+    for (const StageMix& mix : e.mixes) {
+      const PieceOption& a = ground.options[size_t(mix.first)];
+      const PieceOption& b = ground.options[size_t(mix.second)];
+      double more = 0, less = 0;  // seconds of b above a, bytes of a above b
+      for (size_t p = 0; p < a.loads.size(); ++p) {
+        const GroupLoad &x = a.loads[p], &y = b.loads[p];
+        more += m * (y.seconds[0] + y.seconds[1] - x.seconds[0] - x.seconds[1]) + y.seconds[2] -
+                x.seconds[2];
+        less += static_cast<double>(x.state_bytes - y.state_bytes) +
+                folded_flights(ground) * static_cast<double>(x.kept_bytes - y.kept_bytes);
+      }
+      if (more > 0 && less > 0) price = std::max(price, more / less);
+    }
+    if (price <= 0) return;
+    const bool known =
+        std::any_of(ground.options.begin(), ground.options.end(),
+                    [&](const auto& o) { return std::abs(o.price - price) <= 1e-3 * price; });
+    if (known) return;
+    std::vector<std::vector<PieceOption>> found(traced(ground).menu.size());
+    in_parallel(found.size(), options_.threads,
+                [&](size_t mode) { found[mode] = options_at(ground, mode, {price}); });
+    for (auto& list : found) {
+      ground.options.insert(ground.options.end(), list.begin(), list.end());
+    }
   }
 }
 
@@ -347,57 +440,16 @@ void WideSearch::note_peak(int64_t bytes) {
   }
 }
 
-std::optional<Plan> WideSearch::realise_one_stage(Entry& entry,
-                                                  std::shared_ptr<const Graph>& graph) {
-  const std::vector<PieceOption>& options = grounds_[entry.ground].options;
-  const std::vector<RemakeMode>& menu = traced(grounds_[entry.ground]).menu;
-  const Outline& o = outline(entry);
-  double margin = 0;
-  for (int i = 0; i < kTriesOfOne; ++i) {
-    const StageEstimate e = estimated(entry, options, {limit_ - margin});
-    if (std::isinf(e.step_seconds)) {
-      entry.report.why_not = "does not fit in memory";
-      break;
-    }
-    const StageMix& mix = e.mixes[0];
-    Rewrite rewrite;
-    std::vector<std::vector<bool>> chosen(menu.size(), std::vector<bool>(o.pieces.size(), false));
-    for (size_t p = 0; p < o.pieces.size(); ++p) {
-      const int32_t option = static_cast<int32_t>(p) < mix.split ? mix.first : mix.second;
-      chosen[size_t(options[size_t(option)].mode)][p] = true;
-    }
-    rewrite.remade = remade_nodes(entry, chosen);
-    RewrittenGraph made = rewritten(*o.graph, rewrite);
-    auto run = std::make_shared<const Graph>(std::move(made.graph));
-    const PreparedGraph prepared = prepare(o, run, made.origin);
-    MeshSearch search(prepared, cluster_, entry.arrangement.mesh, entry.arrangement.roles, options_,
-                      limit_);
-    Candidate found = entry.report;
-    auto plan = search.search(result_.plan ? result_.plan->certificate.cost : kInfinity, found);
-    if (plan) {
-      plan->rewrite = std::move(rewrite);
-      graph = std::move(run);
-      entry.report = found;
-      return plan;
-    }
-    const double peak = static_cast<double>(found.peak_bytes);
-    note_peak(found.peak_bytes);
-    entry.report.why_not = found.why_not;
-    entry.report.peak_bytes = found.peak_bytes;
-    if (found.why_not != "does not fit in memory" || peak <= limit_) break;
-    margin += std::max(peak - limit_, 0.02 * limit_);
-  }
-  return std::nullopt;
-}
-
-std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<const Graph>& graph) {
-  const std::vector<PieceOption>& options = grounds_[entry.ground].options;
-  const std::vector<RemakeMode>& menu = traced(grounds_[entry.ground]).menu;
+std::optional<Plan> WideSearch::realised(Entry& entry, std::shared_ptr<const Graph>& graph) {
+  Ground& ground = grounds_[entry.ground];
+  const std::vector<PieceOption>& options = ground.options;
+  const std::vector<RemakeMode>& menu = traced(ground).menu;
   const Outline& o = outline(entry);
   const Arrangement& arrangement = entry.arrangement;
   const auto stages = static_cast<size_t>(arrangement.stages);
   const int32_t chunks = arrangement.stages * arrangement.chunks;
-  std::vector<double> margin(stages, 0);
+  const bool piped = arrangement.stages > 1;
+  std::vector<double> margin(stages, overhead(entry));
   for (int i = 0; i < kTries; ++i) {
     std::vector<double> limits;
     for (double m : margin) limits.push_back(limit_ - m);
@@ -415,7 +467,7 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
     Pipeline pipeline = pipeline_of(arrangement);
     const Schedule& schedule = schedules_.of(arrangement).schedule;
     const double m = static_cast<double>(arrangement.micro_batches);
-    const double p = static_cast<double>(arrangement.stages);
+    const double p = static_cast<double>(arrangement.stages);  // m + p - 1 passes from end to end
     for (int32_t c = 0; c < chunks; ++c) {
       const StageMix& mix = e.mixes[size_t(c % arrangement.stages)];
       const PieceOption& first = options[size_t(mix.first)];
@@ -433,8 +485,10 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
     RewrittenGraph made = rewritten(*o.graph, rewrite);
     auto run = std::make_shared<const Graph>(std::move(made.graph));
     PreparedGraph prepared = prepare(o, run, made.origin);
-    prepared.group_of = made.chunk_of;
-    pipeline.chunk_of = std::move(made.chunk_of);
+    if (piped) {
+      prepared.group_of = made.chunk_of;
+      pipeline.chunk_of = std::move(made.chunk_of);
+    }
     const PlacementSolver solver(prepared, cluster_, arrangement.mesh, arrangement.roles, options_);
     Solved solved = solver.solve(costing, pipeline);
     if (!solved.plan) {
@@ -443,20 +497,22 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
     }
     Plan& plan = *solved.plan;
     plan.rewrite = std::move(rewrite);
-    plan.pipeline.seconds = chunk_seconds(*run, plan);
     std::vector<int64_t> held(stages, 0);
     for (int32_t c = 0; c < chunks; ++c) {
       const GroupLoad& l = plan.loads[size_t(c)];
       held[size_t(c % arrangement.stages)] += l.state_bytes + schedule.in_flight(c) * l.kept_bytes;
     }
-    const auto seconds = [&](bool counted) {
-      return step_seconds(arrangement, chunk_seconds(*run, plan, counted),
-                          update_seconds(plan, arrangement.stages, counted), schedules_);
-    };
-    plan.pipeline.step_seconds = step_seconds(arrangement, plan.pipeline.seconds,
-                                              std::vector<double>(stages, 0), schedules_);
-    plan.certificate.cost = seconds(true);
-    plan.predicted.step_seconds = seconds(false);
+    if (piped) {
+      const auto seconds = [&](bool counted) {
+        return step_seconds(arrangement, chunk_seconds(*run, plan, counted),
+                            update_seconds(plan, arrangement.stages, counted), schedules_);
+      };
+      plan.pipeline.seconds = chunk_seconds(*run, plan);
+      plan.pipeline.step_seconds = step_seconds(arrangement, plan.pipeline.seconds,
+                                                std::vector<double>(stages, 0), schedules_);
+      plan.certificate.cost = seconds(true);
+      plan.predicted.step_seconds = seconds(false);
+    }
     entry.report.cost = plan.certificate.cost;
     if (result_.plan && plan.certificate.cost >= result_.plan->certificate.cost) {
       entry.report.why_not = slower(plan.certificate.cost, result_.plan->certificate.cost);
@@ -480,7 +536,11 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
     }
     note_peak(plan.predicted.peak_bytes);
     for (size_t s = 0; s < stages; ++s) {
-      margin[s] += std::max(0.0, static_cast<double>(bytes[s]) - limit_) * 1.02;
+      const double more = static_cast<double>(bytes[s]) - e.bytes[s];
+      if (i == 0) overhead(entry) = std::max(overhead(entry), more);
+      // The more tries, the more at once: what is left out comes in steps.
+      const double excess = static_cast<double>(bytes[s]) - limit_;
+      if (excess > 0) margin[s] += 1.02 * excess + 2e-3 * i * limit_;
     }
   }
   entry.report.why_not = "does not fit in memory";
@@ -489,15 +549,8 @@ std::optional<Plan> WideSearch::realise_stages(Entry& entry, std::shared_ptr<con
 
 void WideSearch::realise(Entry& entry) {
   std::shared_ptr<const Graph> graph;
-  if (Ground& ground = grounds_[entry.ground]; !ground.more) {
-    // The pieces fit, but the rest may not.
-    const auto stages = static_cast<size_t>(entry.arrangement.stages);
-    const double loose =
-        estimated(entry, ground.options, std::vector<double>(stages, 0.8 * limit_)).step_seconds;
-    if (std::isinf(loose)) add_options(ground, entry.estimate);
-  }
-  auto plan = entry.arrangement.stages == 1 ? realise_one_stage(entry, graph)
-                                            : realise_stages(entry, graph);
+  refine(entry);
+  auto plan = realised(entry, graph);
   if (!plan) return;
   result_.plan = std::move(plan);
   result_.graph = std::move(graph);
@@ -507,26 +560,49 @@ void WideSearch::work_through(size_t first) {
   using Next = std::pair<double, size_t>;
   std::priority_queue<Next, std::vector<Next>, std::greater<>> queue;
   for (size_t i = first; i < entries_.size(); ++i) queue.emplace(entries_[i].estimate, i);
-  const bool little = hopeless();
-  const size_t most_unfit = little ? 2 : kMostUnfit, most_failed = little ? 1 : kMostFailed;
-  size_t failed = 0, unfit = 0;
-  for (size_t realised = 0; !queue.empty() && realised < kMostRealised;) {
-    const auto [seconds, i] = queue.top();
-    queue.pop();
-    Entry& e = entries_[i];
-    if (std::isinf(seconds)) break;
-    if (result_.plan && seconds >= result_.plan->certificate.cost) break;
-    if (!e.fitted) {  // its estimate grows when it has to fit
-      fit(e);
-      queue.emplace(e.estimate, i);
-      if (std::isinf(e.estimate) && !result_.plan && ++unfit == most_unfit) break;
+  const size_t most_unfit = hopeless() ? 2 * kBatch : entries_.size();
+  size_t failed = 0, unfit = 0, realised = 0;
+  const auto done = [&] {
+    return queue.empty() || std::isinf(queue.top().first) || unfit >= most_unfit ||
+           (result_.plan && queue.top().first >= result_.plan->certificate.cost);
+  };
+  while (!done() && realised < kMostRealised) {
+    // What needs more options of its ground before it can be compared, several at once.
+    std::vector<size_t> thrifty, all, batch;
+    while (!done() && batch.size() < kBatch) {
+      const size_t i = queue.top().second;
+      Entry& e = entries_[i];
+      Ground& ground = grounds_[e.ground];
+      if (e.final && e.overhead == overhead(e)) break;
+      queue.pop();
+      if (!e.fitted || e.overhead != overhead(e)) fit(e);
+      if (e.final) {
+        queue.emplace(e.estimate, i);
+        continue;
+      }
+      if (ground.base_price == 0) ground.base_price = e.free / limit_;
+      auto& list = e.fitted ? all : thrifty;
+      if (std::find(list.begin(), list.end(), e.ground) == list.end()) list.push_back(e.ground);
+      batch.push_back(i);
+    }
+    if (!batch.empty()) {
+      add_options(thrifty, Known::kThrifty);
+      add_options(all, Known::kAll);
+      for (size_t i : batch) {
+        fit(entries_[i]);
+        unfit += std::isinf(entries_[i].estimate);
+        queue.emplace(entries_[i].estimate, i);
+      }
       continue;
     }
+    if (done()) break;
+    Entry& e = entries_[queue.top().second];
+    queue.pop();
     ++realised;
     const bool had = result_.plan.has_value();
     realise(e);
     // When the most promising do not fit after all, those behind them will not either.
-    if (!had && !result_.plan && ++failed == most_failed) break;
+    if (!had && !result_.plan && ++failed == kMostFailed) break;
   }
 }
 
@@ -566,7 +642,7 @@ void WideSearch::raise_bounds(double best) {
     const Ground& g = grounds_[e.ground];
     if (!g.free || e.bound >= best) return;
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages),
-                                     g.more ? limit_ : kInfinity);
+                                     g.known == Known::kAll ? limit_ : kInfinity);
     e.bound = std::max(e.bound, pipeline_bound(e.arrangement, outline(e).pieces, g.options, limits,
                                                best, schedules_));
     e.report.lower_bound = e.bound;

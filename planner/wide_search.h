@@ -1,6 +1,7 @@
 // The search over the whole space: pipelines, micro-batches, meshes of several axes, recomputation.
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <optional>
@@ -31,23 +32,38 @@ class WideSearch {
     NodePins pins;   // empty lists: none
     CutRules rules;  // what pins say of cuts
     std::vector<RemakeMode> menu = {{}};
+    bool has_menu = false;
     std::vector<PreparedGraph> folded;  // by mode of the menu
+  };
+  // How much of a ground's ways to run its pieces has been computed.
+  enum class Known {
+    kFree,     // the quickest without a limit
+    kThrifty,  // and those that hold least
+    kAll,
   };
   // One mesh with one number of micro-batches and stages, on the folded graph.
   struct Ground {
     Arrangement arrangement;           // the first that stands on it
     std::optional<Plan> free;          // without a limit
     std::vector<PieceOption> options;  // the first: of `free`
-    bool more = false;                 // all options are there
-    double bound = 0;                  // lowest m (F + B) + U of all pieces together: seconds
-    double sent = 0;                   // seconds of what passes between stages
+    Known known = Known::kFree;
+    double base_price = 0;  // seconds a byte: the step over the limit
+    // By kind of schedule, bytes that a rank was seen to need beyond what its pieces hold.
+    std::array<double, 3> overhead = {};
+    double bound = 0;  // lowest m (F + B) + U of all pieces together: seconds
+    double sent = 0;   // seconds of what passes between stages
     std::string why_not;
   };
   struct Entry {
     Arrangement arrangement;
     size_t ground = 0;
+    double free = 0;                 // seconds without a limit
     double estimate = 0, bound = 0;  // seconds
-    bool fitted = false;             // the estimate is of a plan that fits in memory
+    // Of the ground when the estimate was made.
+    Known known = Known::kFree;
+    double overhead = 0;
+    bool fitted = false;  // the estimate is of pieces that fit in memory
+    bool final = false;   // more options of the ground would not change it
     Candidate report;
   };
 
@@ -65,15 +81,23 @@ class WideSearch {
   // Fits and plans entries, the quickest first, until no other's estimate is below the best plan.
   void work_through(size_t first);
   void solve(Ground& ground);
+  double folded_flights(const Ground& ground) const;
   Costing folded_costing(const Ground& ground, double price) const;
   double boundary_seconds(const Ground& ground) const;
-  void add_options(Ground& ground, double step_seconds);
-  // The estimate of the quickest plan that fits; infinite when none does.
+  void add_menus(const std::vector<size_t>& grounds);
+  void add_options(const std::vector<size_t>& grounds, Known wanted);
+  double& overhead(const Entry& e) {
+    return grounds_[e.ground].overhead[static_cast<size_t>(e.arrangement.schedule)];
+  }
+  std::vector<PieceOption> options_at(const Ground& ground, size_t mode,
+                                      const std::vector<double>& prices) const;
+  // The estimate of the quickest plan that fits, as far as the ground's options are known; infinite
+  // when none does.
   void fit(Entry& entry);
+  void refine(Entry& entry);
   // Plans an arrangement in full; the reason in its report when nothing comes of it.
   void realise(Entry& entry);
-  std::optional<Plan> realise_one_stage(Entry& entry, std::shared_ptr<const Graph>& graph);
-  std::optional<Plan> realise_stages(Entry& entry, std::shared_ptr<const Graph>& graph);
+  std::optional<Plan> realised(Entry& entry, std::shared_ptr<const Graph>& graph);
   void note_peak(int64_t bytes);
   void raise_bounds(double best);
   bool hopeless() const;
