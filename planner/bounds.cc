@@ -25,12 +25,13 @@ struct Point {
 class Dual {
  public:
   Dual(const Arrangement& a, const std::vector<Piece>& pieces,
-       const std::vector<PieceOption>& options, const std::vector<double>& limits,
+       const std::vector<PieceOption>& options, const std::vector<double>& limits, double sent,
        Schedules& schedules)
       : stages_(a.stages),
         chunks_(a.stages * a.chunks),
         options_(options),
         limits_(limits),
+        sent_(a.stages > 1 ? sent : 0),
         flights_(schedules.of(a).in_flight),
         paths_(critical_paths(a, schedules)) {
     // Equal pieces are priced once.
@@ -47,17 +48,20 @@ class Dual {
     }
   }
 
-  size_t path_count() const { return paths_.size(); }
+  const std::vector<CriticalPath>& paths() const { return paths_; }
 
   Point at(const std::vector<double>& weights, const std::vector<double>& prices) const {
-    std::vector<double> forward(size_t(chunks_), 0), backward(size_t(chunks_), 0);
+    std::vector<double> forward(size_t(chunks_), 0), backward = forward, awaited = forward;
     std::vector<double> update(size_t(stages_), 0);
+    double sends = 0;
     for (size_t k = 0; k < paths_.size(); ++k) {
       if (weights[k] == 0) continue;
       for (size_t c = 0; c < forward.size(); ++c) {
         forward[c] += weights[k] * paths_[k].forward[c];
         backward[c] += weights[k] * paths_[k].backward[c];
+        awaited[c] += weights[k] * paths_[k].awaited[c];
       }
+      sends += weights[k] * paths_[k].sends;
       for (size_t s = 0; s < update.size(); ++s) update[s] += weights[k] * paths_[k].update[s];
     }
     // The cheapest option of each kind of piece in each chunk.
@@ -68,9 +72,9 @@ class Dual {
       for (size_t c = 0; c < columns; ++c) {
         const size_t s = c % static_cast<size_t>(stages_);
         for (size_t o = 0; o < options_.size(); ++o) {
-          const GroupLoad& l = options_[o].loads[example_[kind]];
+          const PieceLoad& l = options_[o].loads[example_[kind]];
           const double x = forward[c] * l.seconds[0] + backward[c] * l.seconds[1] +
-                           update[s] * l.seconds[2] +
+                           awaited[c] * (l.seconds[1] - l.deferrable) + update[s] * l.seconds[2] +
                            prices[s] * (static_cast<double>(l.state_bytes) +
                                         flights_[c] * static_cast<double>(l.kept_bytes));
           double& least = cost[kind * columns + c];
@@ -94,26 +98,29 @@ class Dual {
     }
     size_t c = columns - 1;  // every chunk has a piece
     Point point;
-    point.value = sum[c];
+    point.value = sum[c] + sends * sent_;
     for (size_t s = 0; s < limits_.size(); ++s) {
       if (prices[s] > 0) point.value -= prices[s] * limits_[s];
     }
     point.lengths.assign(paths_.size(), 0);
     point.bytes.assign(static_cast<size_t>(stages_), 0);
-    std::vector<GroupLoad> loads(columns);
+    std::vector<PieceLoad> loads(columns);
     for (size_t i = n; i-- > 0;) {
       const size_t kind = size_t(kind_[i]);
-      const GroupLoad& l = options_[size_t(option[kind * columns + c])].loads[example_[kind]];
+      const PieceLoad& l = options_[size_t(option[kind * columns + c])].loads[example_[kind]];
       for (size_t p = 0; p < 3; ++p) loads[c].seconds[p] += l.seconds[p];
+      loads[c].deferrable += l.deferrable;
       point.bytes[c % static_cast<size_t>(stages_)] +=
           static_cast<double>(l.state_bytes) + flights_[c] * static_cast<double>(l.kept_bytes);
       c = size_t(from[i * columns + c]);
     }
     for (size_t k = 0; k < paths_.size(); ++k) {
+      point.lengths[k] = paths_[k].sends * sent_;
       for (size_t j = 0; j < columns; ++j) {
         point.lengths[k] +=
             paths_[k].forward[j] * loads[j].seconds[0] +
             paths_[k].backward[j] * loads[j].seconds[1] +
+            paths_[k].awaited[j] * (loads[j].seconds[1] - loads[j].deferrable) +
             paths_[k].update[j % static_cast<size_t>(stages_)] * loads[j].seconds[2];
       }
     }
@@ -124,6 +131,7 @@ class Dual {
   const int32_t stages_, chunks_;
   const std::vector<PieceOption>& options_;
   const std::vector<double>& limits_;
+  const double sent_;
   const std::vector<double>& flights_;  // by chunk
   const std::vector<CriticalPath> paths_;
   std::vector<int32_t> kind_;    // by piece
@@ -143,10 +151,12 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
     const std::vector<Unit>& order = schedule.order[static_cast<size_t>(s)];
     CriticalPath all;
     all.forward.assign(columns, 0);
-    all.backward.assign(columns, 0);
+    all.backward = all.awaited = all.forward;
     all.update.assign(static_cast<size_t>(a.stages), 0);
     CriticalPath back = all, through = all;
+    back.kind = 1, through.kind = 2;
     for (int32_t c = 0; c < s; ++c) all.forward[size_t(c)] = 1;
+    all.sends = s;
     for (int32_t c = s; c < chunks; c += a.stages)
       all.forward[size_t(c)] = all.backward[size_t(c)] = m;
     all.update[size_t(s)] = 1;
@@ -156,10 +166,11 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
                                     [](const Unit& u) { return u.kind == UnitKind::kBackward; });
     if (first == order.end() || first->micro_batch != 0) continue;
     for (size_t c = 0; c < columns; ++c) back.forward[c] = 1;
-    if (!halves) {
-      for (int32_t c = first->chunk + 1; c < chunks; ++c) back.backward[size_t(c)] = 1;
+    for (int32_t c = first->chunk + 1; c < chunks; ++c) {
+      (halves ? back.awaited : back.backward)[size_t(c)] = 1;
     }
-    through = back;
+    back.sends = chunks - 1 + (chunks - 1 - first->chunk);
+    through.forward = back.forward, through.backward = back.backward;
     auto last = order.end();
     for (auto u = order.begin(); u != order.end(); ++u) {
       if (u->kind == UnitKind::kForward) last = u;
@@ -177,6 +188,7 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
     if (halves || last < first || last->micro_batch != a.micro_batches - 1) continue;
     for (int32_t c = last->chunk + 1; c < chunks; ++c) through.forward[size_t(c)] += 1;
     for (size_t c = 0; c < columns; ++c) through.backward[c] += 1;
+    through.sends = back.sends + (chunks - 1 - last->chunk) + chunks - 1;
     through.update[0] = 1;
     paths.push_back(through);
   }
@@ -185,10 +197,10 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
 
 double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                       const std::vector<PieceOption>& options, const std::vector<double>& limits,
-                      double enough, Schedules& schedules) {
-  const Dual dual(arrangement, pieces, options, limits, schedules);
+                      double sent, double enough, Schedules& schedules) {
+  const Dual dual(arrangement, pieces, options, limits, sent, schedules);
   const auto stages = static_cast<size_t>(arrangement.stages);
-  std::vector<double> weights(dual.path_count(), 1.0 / static_cast<double>(dual.path_count()));
+  std::vector<double> weights(dual.paths().size(), 1.0 / static_cast<double>(dual.paths().size()));
   std::vector<double> prices(stages, 0);
   // Under 1f1b with more micro-batches than stages, the third paths weighted so count every chunk
   // (m + p - 1) / p times: no cut is faster than an even one.
@@ -204,6 +216,24 @@ double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& 
       sum += weight;
     }
   }
+  // From the best of this, all paths of one kind alike, and each path alone.
+  double start = dual.at(weights, prices).value;
+  const auto try_from = [&](const auto& takes_part) {
+    std::vector<double> other(weights.size(), 0);
+    double count = 0;
+    for (size_t k = 0; k < other.size(); ++k) count += takes_part(k);
+    if (count == 0) return;
+    for (size_t k = 0; k < other.size(); ++k) other[k] = takes_part(k) / count;
+    const double value = dual.at(other, prices).value;
+    if (value > start) start = value, weights = std::move(other);
+  };
+  for (int32_t kind = 0; kind < 3; ++kind) {
+    try_from([&](size_t k) { return dual.paths()[k].kind == kind ? 1.0 : 0.0; });
+  }
+  for (size_t only = 0; only < weights.size(); ++only) {
+    try_from([&](size_t k) { return k == only ? 1.0 : 0.0; });
+  }
+  for (double& w : weights) w = std::max(w, 1e-4 / static_cast<double>(weights.size()));
   std::vector<double> best_weights = weights, best_prices = prices;
   double best = 0;
   // Steps towards the goal, shorter whenever a few have brought nothing, from the best point then.

@@ -10,10 +10,13 @@
 namespace cleave {
 
 // A chain of work that no two units of can overlap, so that a step takes at least as long: how
-// often it counts a chunk's forward and backward, and a stage's update.
+// often it counts a chunk's forward, its backward, of its backward only what the chunk before waits
+// for, a stage's update, and something sent from stage to stage.
 struct CriticalPath {
-  std::vector<double> forward, backward;  // by chunk
-  std::vector<double> update;             // by stage
+  int32_t kind = 0;                                // of the three below
+  std::vector<double> forward, backward, awaited;  // by chunk
+  std::vector<double> update;                      // by stage
+  double sends = 0;
 };
 
 // Chains that every step with this schedule contains, whatever units take. For each stage s:
@@ -26,9 +29,9 @@ std::vector<CriticalPath> critical_paths(const Arrangement& arrangement, Schedul
 // The Lagrangian dual: paths weighted to a mean, bytes above a stage's limit priced; for every such
 // weight and price the cheapest way to deal out the pieces and to run each, apart from one another,
 // bounds the step from below. Ascends until `enough` is reached. `limits`: bytes, by stage;
-// infinite: not priced.
+// infinite: not priced. `sent`: seconds to send what passes between stages.
 double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                       const std::vector<PieceOption>& options, const std::vector<double>& limits,
-                      double enough, Schedules& schedules);
+                      double sent, double enough, Schedules& schedules);
 
 }  // namespace cleave

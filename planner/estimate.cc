@@ -11,12 +11,12 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kRounds = 6;
-constexpr double kWeightGradients = 0.5;  // of a backward's seconds, until it is planned in full
 // What weight gradients that wait need besides what the forward keeps: gradients of the forward's
 // results, as a part of those.
 constexpr double kWaitingGradients = 0.5;
 
-void add(GroupLoad& to, const GroupLoad& from, double times) {
+void add(PieceLoad& to, const PieceLoad& from, double times) {
+  to.deferrable += times * from.deferrable;
   for (size_t p = 0; p < 3; ++p) {
     to.seconds[p] += times * from.seconds[p];
     to.communication[p] += times * from.communication[p];
@@ -144,7 +144,7 @@ class Stage {
   }
 
  private:
-  const GroupLoad& load(size_t i, int32_t option) const {
+  const PieceLoad& load(size_t i, int32_t option) const {
     return options_[static_cast<size_t>(option)].loads[static_cast<size_t>(pieces_[i])];
   }
 
@@ -156,11 +156,32 @@ class Stage {
 
 }  // namespace
 
-std::vector<GroupLoad> piece_loads(const Outline& outline, const Plan& folded) {
+std::vector<PieceLoad> piece_loads(const Outline& outline, const PreparedGraph& prepared,
+                                   const Plan& folded) {
   const FoldedGraph& f = outline.folded;
-  std::vector<GroupLoad> loads(outline.pieces.size());
+  std::vector<PieceLoad> groups(folded.loads.size());
+  for (size_t g = 0; g < groups.size(); ++g) {
+    static_cast<GroupLoad&>(groups[g]) = folded.loads[g];
+  }
+  // Another piece's backward waits for what it reads, and for whatever that is made of.
+  const Graph& graph = *prepared.graph;
+  std::vector<bool> awaited(graph.nodes().size(), false);
+  for (size_t n = graph.nodes().size(); n-- > 0;) {
+    const Node& node = graph.nodes()[n];
+    if (node.phase != Phase::kBackward) continue;
+    for (Value v : node.inputs) {
+      const NodeId producer = graph.value(v).producer;
+      if (producer == kNoNode) continue;
+      const auto p = static_cast<size_t>(producer);
+      if (awaited[n] || prepared.group_of[p] != prepared.group_of[n]) awaited[p] = true;
+    }
+    if (!awaited[n]) {
+      groups[static_cast<size_t>(prepared.group_of[n])].deferrable += folded.nodes[n].seconds;
+    }
+  }
+  std::vector<PieceLoad> loads(outline.pieces.size());
   for (size_t p = 0; p < loads.size(); ++p) {
-    add(loads[p], folded.loads[static_cast<size_t>(f.group_of_piece[p])], 1);
+    add(loads[p], groups[static_cast<size_t>(f.group_of_piece[p])], 1);
   }
   // What passes between copies counts with the later one.
   for (size_t g = 0; g < f.groups.size(); ++g) {
@@ -175,7 +196,7 @@ std::vector<GroupLoad> piece_loads(const Outline& outline, const Plan& folded) {
       if (piece.repeat != group.repeat || piece.copy == 0) continue;
       const bool end = piece.copy == 1 || piece.copy == last;
       // The group's load is of all its values: two passages at the ends, or one inside.
-      if (group.inside != end) add(loads[p], folded.loads[g], group.inside ? 1 : 0.5);
+      if (group.inside != end) add(loads[p], groups[g], group.inside ? 1 : 0.5);
     }
   }
   return loads;
@@ -249,14 +270,12 @@ StageEstimate mix_stages(const Arrangement& arrangement, int32_t pieces,
       ChunkSeconds& t = e.seconds[size_t(c)];
       for (int32_t p = e.first_piece[size_t(c)]; p < end_of(c); ++p) {
         const int32_t o = p < mix.split ? mix.first : mix.second;
-        const GroupLoad& l = options[size_t(o)].loads[size_t(p)];
+        const PieceLoad& l = options[size_t(o)].loads[size_t(p)];
+        const bool split = arrangement.schedule == ScheduleKind::kZeroBubble;
         t.forward += l.seconds[0];
-        t.backward += l.seconds[1];
+        t.backward += l.seconds[1] - (split ? l.deferrable : 0);
+        t.weight_gradient += split ? l.deferrable : 0;
         updates[size_t(s)] += l.seconds[2];
-      }
-      if (arrangement.schedule == ScheduleKind::kZeroBubble) {
-        t.weight_gradient = kWeightGradients * t.backward;
-        t.backward -= t.weight_gradient;
       }
       if (c + 1 < chunks) t.send_forward = sent;
       if (c > 0) t.send_backward = sent;

@@ -16,15 +16,22 @@
 
 namespace cleave {
 
+struct PieceLoad : GroupLoad {
+  // Of the seconds of the backward: those that no other piece's backward waits for.
+  double deferrable = 0;
+};
+
 // One way to run every piece: what it computes again, and at what price of memory it was placed.
 struct PieceOption {
   int32_t mode = 0;              // index into a menu of RemakeMode
   double price = 0;              // seconds a byte
-  std::vector<GroupLoad> loads;  // by piece of the whole graph
+  std::vector<PieceLoad> loads;  // by piece of the whole graph
 };
 
-// The loads of a plan for the folded graph, spread over the pieces that its groups stand for.
-std::vector<GroupLoad> piece_loads(const Outline& outline, const Plan& folded);
+// The loads of a plan for the folded graph (`prepared`: with what it computes again), spread over
+// the pieces that its groups stand for.
+std::vector<PieceLoad> piece_loads(const Outline& outline, const PreparedGraph& prepared,
+                                   const Plan& folded);
 
 // How one stage mixes two options: its pieces before `split` (of the whole model) run as `first`,
 // the others as `second`.

@@ -238,7 +238,7 @@ void WideSearch::solve(Ground& ground) {
     return;
   }
   ground.free = std::move(solved.plan);
-  ground.options = {{0, 0, piece_loads(o, *ground.free)}};
+  ground.options = {{0, 0, piece_loads(o, traced(ground).folded[0], *ground.free)}};
   ground.bound = solved.minimum;
   ground.sent = ground.arrangement.stages > 1 ? boundary_seconds(ground) : 0;
 }
@@ -282,7 +282,8 @@ std::vector<PieceOption> WideSearch::options_at(const Ground& ground, size_t mod
   for (double price : prices) {
     const Solved solved = solver.solve(folded_costing(ground, price));
     if (!solved.plan) continue;
-    options.push_back({static_cast<int32_t>(mode), price, piece_loads(t.outline, *solved.plan)});
+    options.push_back(
+        {static_cast<int32_t>(mode), price, piece_loads(t.outline, t.folded[mode], *solved.plan)});
   }
   return options;
 }
@@ -644,7 +645,7 @@ void WideSearch::raise_bounds(double best) {
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages),
                                      g.known == Known::kAll ? limit_ : kInfinity);
     e.bound = std::max(e.bound, pipeline_bound(e.arrangement, outline(e).pieces, g.options, limits,
-                                               best, schedules_));
+                                               g.sent, best, schedules_));
     e.report.lower_bound = e.bound;
   });
 }
