@@ -14,6 +14,8 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kAscents = 600, kPatience = 8;
 constexpr double kLeastPace = 1e-3;
+constexpr size_t kMostSimulated = 2'000'000;  // units, over all runs
+constexpr double kSlow = 1.02, kSend = 1e-3;  // of a unit
 
 // The dual's value at one point, and what it is made of: the lengths of the paths and the bytes of
 // the stages under the cheapest choice there.
@@ -192,6 +194,32 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
     through.update[0] = 1;
     paths.push_back(through);
   }
+  size_t units = 0;
+  for (const auto& order : schedule.order) units += order.size();
+  if (a.stages == 1 || units * static_cast<size_t>(a.stages) > kMostSimulated) return paths;
+  for (int32_t s = 0; s < a.stages; ++s) {
+    std::vector<ChunkSeconds> seconds(columns);
+    for (size_t c = 0; c < columns; ++c) {
+      const double slow = static_cast<int32_t>(c) % a.stages == s ? kSlow : 1;
+      seconds[c] = {slow, slow, slow, kSend, kSend};
+    }
+    const UnitChain chain = critical_chain(schedule, seconds, s);
+    CriticalPath path;
+    path.kind = 3;
+    path.forward = chain.forward;
+    path.update.assign(static_cast<size_t>(a.stages), 0);
+    path.update[static_cast<size_t>(s)] = 1;
+    path.backward = chain.backward;
+    path.awaited.assign(columns, 0);
+    for (size_t c = 0; c < columns; ++c) {
+      path.sends += chain.sent_forward[c] + chain.sent_backward[c];
+      if (!halves) continue;
+      // As many whole backwards as there are both halves of.
+      path.backward[c] = std::min(chain.backward[c], chain.weights[c]);
+      path.awaited[c] = chain.backward[c] - path.backward[c];
+    }
+    paths.push_back(std::move(path));
+  }
   return paths;
 }
 
@@ -206,12 +234,12 @@ double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& 
   // (m + p - 1) / p times: no cut is faster than an even one.
   const double m = static_cast<double>(arrangement.micro_batches), p = arrangement.stages;
   if (arrangement.schedule == ScheduleKind::kOneForwardOneBackward && m > p + 1 &&
-      weights.size() == 3 * stages) {
+      weights.size() >= 3 * stages) {
     const double count = (m - 1) / p;
     double sum = 0;
+    weights.assign(weights.size(), 0);
     for (size_t s = 0; s < stages; ++s) {
       const double weight = (count - sum) / (m - p + static_cast<double>(s));
-      weights[3 * s] = weights[3 * s + 1] = 0;
       weights[3 * s + 2] = weight;
       sum += weight;
     }
@@ -227,7 +255,7 @@ double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& 
     const double value = dual.at(other, prices).value;
     if (value > start) start = value, weights = std::move(other);
   };
-  for (int32_t kind = 0; kind < 3; ++kind) {
+  for (int32_t kind = 0; kind < 4; ++kind) {
     try_from([&](size_t k) { return dual.paths()[k].kind == kind ? 1.0 : 0.0; });
   }
   for (size_t only = 0; only < weights.size(); ++only) {

@@ -9,21 +9,23 @@
 
 namespace cleave {
 
-// A chain of work that no two units of can overlap, so that a step takes at least as long: how
-// often it counts a chunk's forward, its backward, of its backward only what the chunk before waits
-// for, a stage's update, and something sent from stage to stage.
+// A chain of work, each part of which waits for the one before, so that a step takes at least as
+// long: how often it counts a chunk's forward, its backward, of its backward only what the chunk
+// before waits for, a stage's update, and something sent from stage to stage.
 struct CriticalPath {
-  int32_t kind = 0;                                // of the three below
+  int32_t kind = 0;                                // of those below
   std::vector<double> forward, backward, awaited;  // by chunk
   std::vector<double> update;                      // by stage
   double sends = 0;
 };
 
 // Chains that every step with this schedule contains, whatever units take. For each stage s:
-// - the first micro-batch's way to it, all its units, and its update;
-// - the first micro-batch's way to the end and back to it, its units from there on, and its update;
-// - the same up to its last forward, then the last micro-batch's way to the end and back (not for
-//   zero-bubble schedules, where a backward is two units).
+// 0. the first micro-batch's way to it, all its units, and its update;
+// 1. the first micro-batch's way to the end and back to it, its units from there on, its update;
+// 2. the same up to its last forward, then the last micro-batch's way to the end and back (not for
+//    zero-bubble schedules, where a backward is two units);
+// 3. unless there are very many units, what its last unit waited for in a run in which all units
+//    are equal but those of this stage, which take a little longer, and its update.
 std::vector<CriticalPath> critical_paths(const Arrangement& arrangement, Schedules& schedules);
 
 // The Lagrangian dual: paths weighted to a mean, bytes above a stage's limit priced; for every such

@@ -14,8 +14,8 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kAscents = 40;     // of the multipliers, at the root of the tree
+constexpr double kEqual = 1e-9;  // of two costs
 constexpr int kMoreAscents = 4;  // at every other node, from its parent's
-constexpr double kEqual = 1e-9;
 
 }  // namespace
 
@@ -42,7 +42,7 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
   const SimulatedSchedule run = simulate(schedule, chunks);
   costing.in_flight = facts.in_flight;
   const std::vector<double> updates = update_seconds(plan, arrangement.stages, true);
-  // Back from the stage that ends last: what each unit waited for.
+  // From the stage that ends last.
   size_t stage = 0;
   for (size_t s = 1; s < updates.size(); ++s) {
     if (run.end[s] + updates[s] > run.end[stage] + updates[stage]) stage = s;
@@ -50,57 +50,15 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
   for (size_t c = stage; c < groups; c += updates.size()) {
     costing.runs[c][2] = costing.sends[c][2] = 1;
   }
-  std::vector<double> halves(groups, 0);  // units of weight gradients
-  const auto seconds_of = [&](const Unit& u) {
-    const ChunkSeconds& t = chunks[static_cast<size_t>(u.chunk)];
-    if (u.kind == UnitKind::kForward) return t.forward;
-    const bool split = arrangement.schedule == ScheduleKind::kZeroBubble;
-    if (u.kind == UnitKind::kWeightGradient) return t.weight_gradient;
-    return split ? t.backward : t.backward + t.weight_gradient;
-  };
-  const auto find = [&](UnitKind kind, int32_t chunk, int32_t micro) {
-    const auto s = static_cast<size_t>(chunk % arrangement.stages);
-    for (size_t i = 0; i < schedule.order[s].size(); ++i) {
-      if (schedule.order[s][i] == Unit{kind, chunk, micro}) return std::pair(s, i);
-    }
-    CLEAVE_ASSERT(false, "no such unit");
-    return std::pair(s, size_t{0});
-  };
-  size_t s = stage, i = schedule.order[stage].size() - 1;
-  const auto last_chunk = static_cast<int32_t>(groups) - 1;
-  while (true) {
-    const Unit& u = schedule.order[s][i];
-    if (u.kind == UnitKind::kWeightGradient) {
-      halves[static_cast<size_t>(u.chunk)] += 1;
-    } else {
-      costing.runs[static_cast<size_t>(u.chunk)][u.kind == UnitKind::kForward ? 0 : 1] += 1;
-    }
-    const double start = run.start[s][i];
-    // The unit before on the stage, if it ended just then; else what was waited for.
-    if (i > 0) {
-      const double end = run.start[s][i - 1] + seconds_of(schedule.order[s][i - 1]);
-      if (end >= start - kEqual * run.seconds) {
-        --i;
-        continue;
-      }
-    }
-    if (u.kind == UnitKind::kForward && u.chunk > 0) {
-      costing.sends[static_cast<size_t>(u.chunk)][0] += 1;
-      std::tie(s, i) = find(UnitKind::kForward, u.chunk - 1, u.micro_batch);
-    } else if (u.kind == UnitKind::kBackward && u.chunk < last_chunk) {
-      costing.sends[static_cast<size_t>(u.chunk)][1] += 1;
-      std::tie(s, i) = find(UnitKind::kBackward, u.chunk + 1, u.micro_batch);
-    } else if (u.kind == UnitKind::kBackward) {
-      std::tie(s, i) = find(UnitKind::kForward, u.chunk, u.micro_batch);
-    } else {
-      break;  // the first forward
-    }
-  }
-  if (arrangement.schedule == ScheduleKind::kZeroBubble) {
+  const UnitChain chain = critical_chain(schedule, chunks, static_cast<int32_t>(stage));
+  const bool halves = arrangement.schedule == ScheduleKind::kZeroBubble;
+  for (size_t c = 0; c < groups; ++c) {
+    costing.runs[c][0] += chain.forward[c];
     // The two halves of a backward are not told apart: both count as often as the rarer.
-    for (size_t c = 0; c < groups; ++c) {
-      costing.runs[c][1] = std::min(costing.runs[c][1], halves[c]);
-    }
+    costing.runs[c][1] +=
+        halves ? std::min(chain.backward[c], chain.weights[c]) : chain.backward[c];
+    costing.sends[c][0] += chain.sent_forward[c];
+    costing.sends[c][1] += chain.sent_backward[c];
   }
   return costing;
 }

@@ -1,12 +1,15 @@
 #include "planner/schedule.h"
 
 #include <algorithm>
+#include <array>
 
 #include "graph/error.h"
 #include "planner/zero_bubble.h"
 
 namespace cleave {
 namespace {
+
+constexpr double kEqual = 1e-9;  // of a run: what ends as another begins
 
 // The forwards that a stage does before its first backward.
 int64_t warm_up(const Schedule& schedule, int32_t stage) {
@@ -243,6 +246,66 @@ SimulatedSchedule simulate(const Schedule& schedule, const std::vector<ChunkSeco
     result.seconds = std::max(result.seconds, stage.free);
   }
   return result;
+}
+
+UnitChain critical_chain(const Schedule& schedule, const std::vector<ChunkSeconds>& chunks,
+                         int32_t stage) {
+  const SimulatedSchedule run = simulate(schedule, chunks);
+  const auto count = chunks.size(), micro = static_cast<size_t>(schedule.micro_batches);
+  UnitChain chain;
+  chain.forward.assign(count, 0);
+  chain.backward = chain.weights = chain.sent_forward = chain.sent_backward = chain.forward;
+  // By kind, chunk and micro-batch: its place in its stage's order.
+  std::array<std::vector<size_t>, 2> places;
+  for (auto& list : places) list.resize(count * micro);
+  for (const auto& order : schedule.order) {
+    for (size_t i = 0; i < order.size(); ++i) {
+      const Unit& u = order[i];
+      if (u.kind == UnitKind::kWeightGradient) continue;
+      places[u.kind == UnitKind::kBackward]
+            [static_cast<size_t>(u.chunk) * micro + static_cast<size_t>(u.micro_batch)] = i;
+    }
+  }
+  const bool split = schedule.kind == ScheduleKind::kZeroBubble;
+  const auto seconds_of = [&](const Unit& u) {
+    const ChunkSeconds& t = chunks[static_cast<size_t>(u.chunk)];
+    if (u.kind == UnitKind::kForward) return t.forward;
+    if (u.kind == UnitKind::kWeightGradient) return t.weight_gradient;
+    return split ? t.backward : t.backward + t.weight_gradient;
+  };
+  auto s = static_cast<size_t>(stage);
+  size_t i = schedule.order[s].size() - 1;
+  const auto go_to = [&](bool backward, int32_t chunk, int32_t micro_batch) {
+    s = static_cast<size_t>(chunk % schedule.stages);
+    i = places[backward][static_cast<size_t>(chunk) * micro + static_cast<size_t>(micro_batch)];
+  };
+  while (true) {
+    const Unit& u = schedule.order[s][i];
+    const auto c = static_cast<size_t>(u.chunk);
+    (u.kind == UnitKind::kForward    ? chain.forward
+     : u.kind == UnitKind::kBackward ? chain.backward
+                                     : chain.weights)[c] += 1;
+    const double start = run.start[s][i];
+    // The unit before on the stage, if it ended just then; else what was waited for.
+    if (i > 0) {
+      const double end = run.start[s][i - 1] + seconds_of(schedule.order[s][i - 1]);
+      if (end >= start - kEqual * run.seconds) {
+        --i;
+        continue;
+      }
+    }
+    if (u.kind == UnitKind::kForward && u.chunk > 0) {
+      chain.sent_forward[c] += 1;
+      go_to(false, u.chunk - 1, u.micro_batch);
+    } else if (u.kind == UnitKind::kBackward && c + 1 < count) {
+      chain.sent_backward[c] += 1;
+      go_to(true, u.chunk + 1, u.micro_batch);
+    } else if (u.kind == UnitKind::kBackward) {
+      go_to(false, u.chunk, u.micro_batch);
+    } else {
+      return chain;  // the first forward
+    }
+  }
 }
 
 double simulated_seconds(const Schedule& schedule, const std::vector<ChunkSeconds>& chunks) {

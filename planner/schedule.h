@@ -88,4 +88,14 @@ SimulatedSchedule simulate(const Schedule& schedule, const std::vector<ChunkSeco
 // The seconds alone; what a search asks for (about 4 ns a unit).
 double simulated_seconds(const Schedule& schedule, const std::vector<ChunkSeconds>& chunks);
 
+// A chain of units each of which waits for the one before: whatever units take, the schedule takes
+// at least as long as all of them one after the other.
+struct UnitChain {
+  std::vector<double> forward, backward, weights;   // by chunk: how many units
+  std::vector<double> sent_forward, sent_backward;  // by chunk: how often it waited for the sender
+};
+// The chain that ends with a stage's last unit, and that it waited for when units took this long.
+UnitChain critical_chain(const Schedule& schedule, const std::vector<ChunkSeconds>& chunks,
+                         int32_t stage);
+
 }  // namespace cleave
