@@ -223,11 +223,36 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
   return paths;
 }
 
+namespace {
+
+// Pieces are not divided: the stage that has the longest has a piece in each of its other chunks
+// too; without others, the best way to deal pieces out to stages is known.
+double whole_pieces_bound(const Arrangement& a, const std::vector<PieceOption>& options) {
+  const double m = static_cast<double>(a.micro_batches);
+  std::vector<double> seconds(options[0].loads.size(), kInfinity);
+  for (size_t p = 0; p < seconds.size(); ++p) {
+    for (const PieceOption& o : options) {
+      seconds[p] = std::min(seconds[p], o.loads[p].seconds[0] + o.loads[p].seconds[1]);
+    }
+  }
+  if (a.chunks == 1) return m * least_longest(seconds, a.stages);
+  std::vector<double> sorted = seconds;
+  std::sort(sorted.begin(), sorted.end());
+  double sum = sorted.back();
+  for (int32_t c = 1; c < a.chunks; ++c) sum += sorted[static_cast<size_t>(c) - 1];
+  return m * sum;
+}
+
+}  // namespace
+
 double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                       const std::vector<PieceOption>& options, const std::vector<double>& limits,
                       double sent, double enough, Schedules& schedules) {
   const Dual dual(arrangement, pieces, options, limits, sent, schedules);
   const auto stages = static_cast<size_t>(arrangement.stages);
+  // Where even the fewest bytes of all stages together are too many, nothing fits.
+  const std::vector<double> nothing(dual.paths().size(), 0), one(stages, 1);
+  if (std::isfinite(limits[0]) && dual.at(nothing, one).value > 0) return kInfinity;
   std::vector<double> weights(dual.paths().size(), 1.0 / static_cast<double>(dual.paths().size()));
   std::vector<double> prices(stages, 0);
   // Under 1f1b with more micro-batches than stages, the third paths weighted so count every chunk
@@ -261,9 +286,15 @@ double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& 
   for (size_t only = 0; only < weights.size(); ++only) {
     try_from([&](size_t k) { return k == only ? 1.0 : 0.0; });
   }
-  for (double& w : weights) w = std::max(w, 1e-4 / static_cast<double>(weights.size()));
+  // None is 0, or factors would leave it there.
+  double sum = 0;
+  for (double& w : weights) {
+    w = std::max(w, 1e-4 / static_cast<double>(weights.size()));
+    sum += w;
+  }
+  for (double& w : weights) w /= sum;
   std::vector<double> best_weights = weights, best_prices = prices;
-  double best = 0;
+  double best = whole_pieces_bound(arrangement, options);
   // Steps towards the goal, shorter whenever a few have brought nothing, from the best point then.
   double pace = 1;
   int since = 0;

@@ -11,6 +11,8 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kRounds = 6;
+constexpr size_t kMostRuns = 60, kMostUnits = 1'000'000;  // simulated to improve cuts
+constexpr size_t kNeighbours = 3;
 // What weight gradients that wait need besides what the forward keeps: gradients of the forward's
 // results, as a part of those.
 constexpr double kWaitingGradients = 0.5;
@@ -217,6 +219,18 @@ const Schedules::Facts& Schedules::of(const Arrangement& a) {
   return *entry;
 }
 
+double least_longest(const std::vector<double>& seconds, int32_t stages) {
+  const std::vector<int32_t> first = deal_out(seconds, stages, stages, {});
+  double most = 0;
+  for (size_t s = 0; s < first.size(); ++s) {
+    const auto end = s + 1 < first.size() ? static_cast<size_t>(first[s + 1]) : seconds.size();
+    double sum = 0;
+    for (auto p = static_cast<size_t>(first[s]); p < end; ++p) sum += seconds[p];
+    most = std::max(most, sum);
+  }
+  return most;
+}
+
 double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,
                     const std::vector<double>& updates, Schedules& schedules) {
   if (arrangement.stages == 1) {
@@ -285,7 +299,76 @@ StageEstimate mix_stages(const Arrangement& arrangement, int32_t pieces,
   return e;
 }
 
+// Whether pins allow these cuts.
+bool allowed(const std::vector<int32_t>& first_piece, int32_t pieces, int32_t stages,
+             const CutRules& rules) {
+  for (size_t c = 0; c < first_piece.size(); ++c) {
+    const int32_t end = c + 1 < first_piece.size() ? first_piece[c + 1] : pieces;
+    for (int32_t p = first_piece[c]; p < end; ++p) {
+      const auto i = static_cast<size_t>(p);
+      if (!rules.stage_of.empty() && rules.stage_of[i] >= 0 &&
+          rules.stage_of[i] != static_cast<int32_t>(c) % stages) {
+        return false;
+      }
+      if (!rules.begins.empty() && rules.begins[i] && p > first_piece[c]) return false;
+    }
+  }
+  return true;
+}
+
+// A piece fewer in one chunk, one more in another: those between move on by one.
+std::vector<int32_t> moved(std::vector<int32_t> first_piece, size_t from, size_t to) {
+  for (size_t c = std::min(from, to) + 1; c <= std::max(from, to); ++c) {
+    first_piece[c] += from < to ? -1 : 1;
+  }
+  return first_piece;
+}
+
 }  // namespace
+
+// Equal chunks are not always the best: what fills and drains an interleaved pipeline are its first
+// chunks. Downhill: from a chunk whose units count most often in the chain that the step waits for
+// to one whose units count least, as long as that helps.
+template <class Mix>
+void improve_cuts(const Arrangement& arrangement, int32_t pieces, const CutRules& rules,
+                  Schedules& schedules, const Mix& mix, StageEstimate& best) {
+  const Schedule& schedule = schedules.of(arrangement).schedule;
+  size_t units = 0;
+  for (const auto& order : schedule.order) units += order.size();
+  int runs = static_cast<int>(std::min<size_t>(kMostRuns, kMostUnits / units));
+  const size_t chunks = best.first_piece.size();
+  const auto size_of = [&](size_t c) {
+    return (c + 1 < chunks ? best.first_piece[c + 1] : pieces) - best.first_piece[c];
+  };
+  for (bool better = true; better && runs > 0;) {
+    better = false;
+    const SimulatedSchedule run = simulate(schedule, best.seconds);
+    const auto last = std::max_element(run.end.begin(), run.end.end()) - run.end.begin();
+    const UnitChain chain = critical_chain(schedule, best.seconds, static_cast<int32_t>(last));
+    std::vector<double> count(chunks);
+    std::vector<size_t> order(chunks);
+    for (size_t c = 0; c < chunks; ++c) {
+      count[c] = chain.forward[c] + 2 * chain.backward[c] + chain.weights[c];
+      order[c] = c;
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return count[a] < count[b]; });
+    for (size_t high = chunks; high-- > 0 && !better;) {
+      const size_t from = order[high];
+      if (size_of(from) < 2) continue;
+      for (size_t low = 0; low < std::min(high, kNeighbours) && !better && runs > 0; ++low) {
+        if (count[order[low]] >= count[from]) break;
+        auto cuts = moved(best.first_piece, from, order[low]);
+        if (!allowed(cuts, pieces, arrangement.stages, rules)) continue;
+        --runs;
+        StageEstimate e = mix(std::move(cuts));
+        better = e.step_seconds < best.step_seconds * (1 - 1e-6);
+        if (better) best = std::move(e);
+      }
+      if (high + kNeighbours < chunks) break;
+    }
+  }
+}
 
 StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                               const std::vector<PieceOption>& options,
@@ -304,11 +387,14 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
   // longer, as long as that helps.
   std::vector<double> weights;
   for (const GroupLoad& l : options[0].loads) weights.push_back(pass(l));
+  const auto mix = [&](std::vector<int32_t> first_piece) {
+    return mix_stages(arrangement, count, options, limits, in_flight, deferred, sent, schedules,
+                      std::move(first_piece));
+  };
   StageEstimate best;
   best.step_seconds = kInfinity;
   for (int round = 0; round < kRounds; ++round) {
-    StageEstimate e = mix_stages(arrangement, count, options, limits, in_flight, deferred, sent,
-                                 schedules, deal_out(weights, arrangement.stages, chunks, rules));
+    StageEstimate e = mix(deal_out(weights, arrangement.stages, chunks, rules));
     const bool better = e.step_seconds < best.step_seconds * (1 - 1e-6);
     if (better) best = e;
     if (e.first_piece.empty() || arrangement.stages == 1) break;
@@ -339,6 +425,9 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
         weights[size_t(p)] = pass(options[size_t(o)].loads[size_t(p)]);
       }
     }
+  }
+  if (arrangement.chunks > 1 && std::isfinite(best.step_seconds)) {
+    improve_cuts(arrangement, count, rules, schedules, mix, best);
   }
   return best;
 }

@@ -77,6 +77,10 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
                               const std::vector<double>& limits, double sent, Schedules& schedules,
                               const CutRules& rules = {});
 
+// The pieces dealt out to so many stages, in their order and at least one each, so that the longest
+// sum is least: that sum.
+double least_longest(const std::vector<double>& seconds, int32_t stages);
+
 // Seconds of a step: the schedule, and the updates of the stages after their last units.
 double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,
                     const std::vector<double>& updates, Schedules& schedules);

@@ -636,14 +636,17 @@ void WideSearch::add_axes() {
   }
 }
 
-// Where the work alone bounds too little.
+// Where the work alone bounds too little. Ways that were not computed for a ground are no part of
+// its bound: without all of them, its entries are bounded as if memory were no limit, unless not
+// even the thriftiest fit.
 void WideSearch::raise_bounds(double best) {
   in_parallel(entries_.size(), options_.threads, [&](size_t i) {
     Entry& e = entries_[i];
     const Ground& g = grounds_[e.ground];
     if (!g.free || e.bound >= best) return;
+    const bool unfit = e.final && std::isinf(e.estimate);
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages),
-                                     g.known == Known::kAll ? limit_ : kInfinity);
+                                     g.known == Known::kAll || unfit ? limit_ : kInfinity);
     e.bound = std::max(e.bound, pipeline_bound(e.arrangement, outline(e).pieces, g.options, limits,
                                                g.sent, best, schedules_));
     e.report.lower_bound = e.bound;
