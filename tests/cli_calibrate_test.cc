@@ -14,6 +14,7 @@
 #include "executor/lower.h"
 #include "planner/planner.h"
 #include "tests/cli_run.h"
+#include "tests/support/sanitized.h"
 
 namespace cleave {
 namespace {
@@ -71,15 +72,6 @@ double measured_step(const TracedModel& model, const Plan& plan) {
   }
   return least;
 }
-
-// Sanitizers slow our own loops many times over, and OpenBLAS's not at all.
-#ifdef __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define CLEAVE_SANITIZED
-#endif
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define CLEAVE_SANITIZED
-#endif
 
 // Within a factor of 2 on an idle machine. Others use this one: of three tries, one.
 TEST(Calibrate, APlanMadeWithItTakesAsLongAsPredicted) {

@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "graph/error.h"
+#include "tests/support/sanitized.h"
 
 namespace cleave {
 namespace {
@@ -247,6 +248,9 @@ TEST(Schedule, ImpossibleNumbersAreRefused) {
 
 // A search simulates thousands. Generous to a loaded machine: what is measured is the least of ten.
 TEST(Schedule, SimulationIsFast) {
+#ifdef CLEAVE_SANITIZED
+  GTEST_SKIP() << "times mean nothing under a sanitizer";
+#endif
   const Schedule schedule = make_schedule(kInterleaved, 64, 4, 2048);
   const auto chunks = equal_chunks(256, 1e-3, 2e-3, 0);
   double least = 1;

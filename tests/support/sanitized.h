@@ -1,0 +1,11 @@
+// CLEAVE_SANITIZED is defined in builds with a sanitizer, which slow our own loops many times over,
+// and what libraries do not at all: times mean nothing there.
+#pragma once
+
+#ifdef __has_feature
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define CLEAVE_SANITIZED
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define CLEAVE_SANITIZED
+#endif
