@@ -125,6 +125,14 @@ void add_pipelines(const ArrangementLimits& limits, const Pins& pins, Arrangemen
   }
 }
 
+// Counts in between are never far from one of these: powers of two of sequences in a pipeline's
+// micro-batch; without one, powers of two of micro-batches, or one sequence in each.
+bool worth_trying(int64_t stages, int64_t micro_batches, int64_t sequences) {
+  const auto power = [](int64_t n) { return (n & (n - 1)) == 0; };
+  if (stages == 1) return power(micro_batches) || sequences == 1;
+  return sequences <= kMostSequences && power(sequences);
+}
+
 Mesh named(const std::vector<int64_t>& sizes) {
   Mesh mesh;
   for (size_t a = 0; a < sizes.size(); ++a) mesh.axes.push_back({fmt::format("a{}", a), sizes[a]});
@@ -169,6 +177,23 @@ std::string Arrangement::to_string() const {
   text += mesh.to_string();
   if (micro_batches > 1) text += fmt::format(", {} micro-batches", micro_batches);
   return text;
+}
+
+std::vector<Arrangement> with_other_counts(const Arrangement& from,
+                                           const ArrangementLimits& limits) {
+  std::vector<Arrangement> result;
+  if (limits.batch <= 0) return result;
+  const MeshChoice mesh{from.mesh, from.roles};
+  for (int64_t micro : limits.micro_batches) {
+    const int64_t each = sequences_each(limits, micro, mesh);
+    if (each == 0 || worth_trying(from.stages, micro, each)) continue;
+    if (from.stages > 1 && (each > kMostSequences || micro < from.stages)) continue;
+    if (from.schedule == ScheduleKind::kInterleaved && micro % from.stages != 0) continue;
+    Arrangement next = from;
+    next.micro_batches = micro;
+    result.push_back(std::move(next));
+  }
+  return result;
 }
 
 std::vector<Arrangement> with_third_axis(const Arrangement& from, const Cluster& cluster,
@@ -225,8 +250,8 @@ std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshReque
         // one gain nothing.
         const bool more = limits.batch % stages == 0 && limits.batch >= stages;
         if (chosen && stages > 1 && micro < (more ? stages : 2)) continue;
-        if (chosen && limits.batch > 0 && stages > 1 &&
-            sequences_each(limits, micro, m) > kMostSequences) {
+        if (chosen && limits.batch > 0 && !limits.every_count &&
+            !worth_trying(stages, micro, sequences_each(limits, micro, m))) {
           continue;
         }
         Arrangement arrangement;

@@ -33,7 +33,8 @@ struct ArrangementLimits {
   bool experts = false;   // repeated layers look something up by index
   std::vector<int64_t> micro_batches = {1};  // counts for which there is a graph; ascending
   size_t max_axes = 2;
-  bool stages = false;  // pipelines too
+  bool stages = false;       // pipelines too
+  bool every_count = false;  // of micro-batches, though others are close
 };
 
 // A mesh as asked for: sizes with roles left open ("2x4"), or named ("dp=2,tp=4"); empty: chosen.
@@ -53,6 +54,10 @@ std::vector<int64_t> divisors(int64_t n);
 // mesh that was asked for, or the pins, leave none.
 std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshRequest& request,
                                          const Pins& pins, const ArrangementLimits& limits);
+
+// The same with each number of micro-batches that arrangements_of passes over as close to others.
+std::vector<Arrangement> with_other_counts(const Arrangement& from,
+                                           const ArrangementLimits& limits);
 
 // The same devices and pipeline with a third axis, of the sequence or of experts, taken from the
 // other two.

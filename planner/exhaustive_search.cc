@@ -60,6 +60,7 @@ class Exhaustive {
     }
     limits.max_axes = options_.space.max_axes;
     limits.stages = options_.space.stages;
+    limits.every_count = true;
     for (const Arrangement& a : arrangements_of(cluster_, options_.mesh, options_.pins, limits)) {
       if (a.schedule == ScheduleKind::kZeroBubble && !options_.pins.schedule) continue;
       search(a);

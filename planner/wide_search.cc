@@ -28,6 +28,9 @@ constexpr size_t kBatch = 8;    // arrangements whose grounds get more options a
 constexpr double kHigh = 64;    // a high price, in steps a limit
 constexpr double kHope = 0.5;   // of what the thriftiest ways cost, what better ones may save
 constexpr int kRefinements = 3;
+// Estimates are about as close: so many are planned in full that promise to be a little slower.
+constexpr double kClose = 1.005;
+constexpr size_t kMostBeyond = 3;
 constexpr size_t kMostFailed = 12;    // arrangements that do not fit in the end, before giving up
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
 
@@ -153,8 +156,7 @@ WideSearch::Traced WideSearch::traced_of(std::shared_ptr<const Graph> graph) con
   return t;
 }
 
-// One ground for arrangements that differ in schedule and chunks only. Of the counts of
-// micro-batches, those are kept that give each part of the data axes 1, 2, 4, ... sequences.
+// One ground for arrangements that differ in schedule and chunks only.
 void WideSearch::prepare_grounds(size_t first) {
   const size_t solved = grounds_.size();
   for (size_t i = first; i < entries_.size(); ++i) {
@@ -541,7 +543,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, std::shared_ptr<const Gra
       if (i == 0) overhead(entry) = std::max(overhead(entry), more);
       // The more tries, the more at once: what is left out comes in steps.
       const double excess = static_cast<double>(bytes[s]) - limit_;
-      if (excess > 0) margin[s] += 1.02 * excess + 2e-3 * i * limit_;
+      if (excess > 0) margin[s] += 1.02 * excess + 4e-3 * (i + 1) * limit_;
     }
   }
   entry.report.why_not = "does not fit in memory";
@@ -562,10 +564,11 @@ void WideSearch::work_through(size_t first) {
   std::priority_queue<Next, std::vector<Next>, std::greater<>> queue;
   for (size_t i = first; i < entries_.size(); ++i) queue.emplace(entries_[i].estimate, i);
   const size_t most_unfit = hopeless() ? 2 * kBatch : entries_.size();
-  size_t failed = 0, unfit = 0, realised = 0;
+  size_t failed = 0, unfit = 0, realised = 0, beyond = 0;
+  double worth = kClose;
   const auto done = [&] {
     return queue.empty() || std::isinf(queue.top().first) || unfit >= most_unfit ||
-           (result_.plan && queue.top().first >= result_.plan->certificate.cost);
+           (result_.plan && queue.top().first >= worth * result_.plan->certificate.cost);
   };
   while (!done() && realised < kMostRealised) {
     // What needs more options of its ground before it can be compared, several at once.
@@ -600,6 +603,9 @@ void WideSearch::work_through(size_t first) {
     Entry& e = entries_[queue.top().second];
     queue.pop();
     ++realised;
+    if (result_.plan && e.estimate >= result_.plan->certificate.cost && ++beyond == kMostBeyond) {
+      worth = 1;
+    }
     const bool had = result_.plan.has_value();
     realise(e);
     // When the most promising do not fit after all, those behind them will not either.
@@ -620,19 +626,23 @@ bool WideSearch::hopeless() const {
   return bytes / static_cast<double>(cluster_.size()) > limit_;
 }
 
-void WideSearch::add_axes() {
+void WideSearch::add_neighbours() {
   std::vector<size_t> order(entries_.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return entries_[a].report.cost < entries_[b].report.cost;
+    return std::tie(entries_[a].estimate, entries_[a].report.peak_bytes) <
+           std::tie(entries_[b].estimate, entries_[b].report.peak_bytes);
   });
+  const bool axes =
+      options_.space.max_axes > 2 && options_.mesh.empty() && !pins_axes(options_.pins);
   std::set<size_t> grounds;
   for (size_t i : order) {
     if (grounds.size() == kSeeds) break;
     if (!grounds.insert(entries_[i].ground).second) continue;
-    for (Arrangement& a : with_third_axis(entries_[i].arrangement, cluster_, limits_)) {
-      add_entry(std::move(a));
-    }
+    const Arrangement from = entries_[i].arrangement;
+    for (Arrangement& a : with_other_counts(from, limits_)) add_entry(std::move(a));
+    if (!axes) continue;
+    for (Arrangement& a : with_third_axis(from, cluster_, limits_)) add_entry(std::move(a));
   }
 }
 
@@ -657,10 +667,8 @@ PlanResult WideSearch::run() {
   prepare_grounds(0);
   estimate(0);
   work_through(0);
-  if (options_.space.max_axes > 2 && result_.plan && options_.mesh.empty() &&
-      !pins_axes(options_.pins)) {
-    const size_t first = entries_.size();
-    add_axes();
+  if (const size_t first = entries_.size(); !hopeless()) {
+    add_neighbours();
     prepare_grounds(first);
     estimate(first);
     work_through(first);

@@ -76,8 +76,8 @@ class WideSearch {
   void prepare_grounds(size_t first);
   void estimate(size_t first);
   void add_entry(Arrangement arrangement);
-  // Third axes for the best entries so far.
-  void add_axes();
+  // Other numbers of micro-batches, and third axes, for the best entries so far.
+  void add_neighbours();
   // Fits and plans entries, the quickest first, until no other's estimate is below the best plan.
   void work_through(size_t first);
   void solve(Ground& ground);
