@@ -426,7 +426,7 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
       }
     }
   }
-  if (arrangement.chunks > 1 && std::isfinite(best.step_seconds)) {
+  if (arrangement.chunks > 1 && !rules.even && std::isfinite(best.step_seconds)) {
     improve_cuts(arrangement, count, rules, schedules, mix, best);
   }
   return best;

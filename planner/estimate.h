@@ -57,6 +57,7 @@ class Schedules {
 
 // What users fixed of the cuts. Empty lists: nothing.
 struct CutRules {
+  bool even = false;              // chunks of equal length, though others promise to be quicker
   std::vector<int32_t> stage_of;  // by piece; -1: any
   std::vector<bool> begins;       // by piece: a chunk begins with it
 };

@@ -31,6 +31,7 @@ constexpr int kRefinements = 3;
 // Estimates are about as close: so many are planned in full that promise to be a little slower.
 constexpr double kClose = 1.005;
 constexpr size_t kMostBeyond = 3;
+constexpr double kKept = 1.03;
 constexpr size_t kMostFailed = 12;    // arrangements that do not fit in the end, before giving up
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
 
@@ -246,11 +247,13 @@ void WideSearch::solve(Ground& ground) {
 }
 
 StageEstimate WideSearch::estimated(const Entry& entry, const std::vector<PieceOption>& options,
-                                    const std::vector<double>& limits) {
+                                    const std::vector<double>& limits, bool even) {
   const Ground& ground = grounds_[entry.ground];
   const Traced& t = traced(ground);
+  CutRules rules = t.rules;
+  rules.even = even;
   return estimate_stages(entry.arrangement, t.outline.pieces, options, limits, ground.sent,
-                         schedules_, t.rules);
+                         schedules_, rules);
 }
 
 // Without a limit.
@@ -443,7 +446,8 @@ void WideSearch::note_peak(int64_t bytes) {
   }
 }
 
-std::optional<Plan> WideSearch::realised(Entry& entry, std::shared_ptr<const Graph>& graph) {
+std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
+                                         std::shared_ptr<const Graph>& graph) {
   Ground& ground = grounds_[entry.ground];
   const std::vector<PieceOption>& options = ground.options;
   const std::vector<RemakeMode>& menu = traced(ground).menu;
@@ -456,7 +460,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, std::shared_ptr<const Gra
   for (int i = 0; i < kTries; ++i) {
     std::vector<double> limits;
     for (double m : margin) limits.push_back(limit_ - m);
-    const StageEstimate e = estimated(entry, options, limits);
+    const StageEstimate e = estimated(entry, options, limits, even);
     if (std::isinf(e.step_seconds)) {
       entry.report.why_not = "does not fit in memory";
       return std::nullopt;
@@ -551,12 +555,21 @@ std::optional<Plan> WideSearch::realised(Entry& entry, std::shared_ptr<const Gra
 }
 
 void WideSearch::realise(Entry& entry) {
-  std::shared_ptr<const Graph> graph;
   refine(entry);
-  auto plan = realised(entry, graph);
-  if (!plan) return;
-  result_.plan = std::move(plan);
-  result_.graph = std::move(graph);
+  const double promised = entry.estimate;
+  std::optional<Candidate> best;
+  // What uneven cuts promise they may not keep: values cost something to pass where layers have no
+  // border.
+  for (const bool even : {false, true}) {
+    if (even && (entry.arrangement.chunks == 1 || entry.report.cost < kKept * promised)) break;
+    std::shared_ptr<const Graph> graph;
+    auto plan = realised(entry, even, graph);
+    if (!plan) continue;
+    result_.plan = std::move(plan);
+    result_.graph = std::move(graph);
+    best = entry.report;
+  }
+  if (best) entry.report = std::move(*best);
 }
 
 void WideSearch::work_through(size_t first) {

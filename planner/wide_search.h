@@ -97,12 +97,12 @@ class WideSearch {
   void refine(Entry& entry);
   // Plans an arrangement in full; the reason in its report when nothing comes of it.
   void realise(Entry& entry);
-  std::optional<Plan> realised(Entry& entry, std::shared_ptr<const Graph>& graph);
+  std::optional<Plan> realised(Entry& entry, bool even, std::shared_ptr<const Graph>& graph);
   void note_peak(int64_t bytes);
   void raise_bounds(double best);
   bool hopeless() const;
   StageEstimate estimated(const Entry& entry, const std::vector<PieceOption>& options,
-                          const std::vector<double>& limits);
+                          const std::vector<double>& limits, bool even = false);
   Traced traced_of(std::shared_ptr<const Graph> graph) const;
   // What each piece computes again, by its mode, as nodes of the outline's graph; pins have the
   // last word. `chosen`: by mode, by piece.
