@@ -20,6 +20,7 @@ namespace cleave {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr const char* kUnfit = "does not fit in memory";
 constexpr size_t kModes = 4;    // of recomputation that are compared, with none
 constexpr double kEasy = 0.96;  // of the limit: what pieces may take, so that the rest fits too
 constexpr size_t kSeeds = 4;    // meshes that are tried with a third axis
@@ -349,9 +350,13 @@ void WideSearch::add_options(const std::vector<size_t>& grounds, Known wanted) {
 
 void WideSearch::fit(Entry& entry) {
   Ground& ground = grounds_[entry.ground];
-  const std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages),
-                                   kEasy * limit_ - overhead(entry));
-  const double seconds = estimated(entry, ground.options, limits).step_seconds;
+  std::vector<double> limits(static_cast<size_t>(entry.arrangement.stages),
+                             kEasy * limit_ - overhead(entry));
+  double seconds = estimated(entry, ground.options, limits).step_seconds;
+  if (std::isinf(seconds) && ground.known != Known::kFree) {
+    limits.assign(limits.size(), limit_ - overhead(entry));
+    seconds = estimated(entry, ground.options, limits).step_seconds;
+  }
   entry.known = ground.known;
   entry.overhead = overhead(entry);
   entry.fitted = std::isfinite(seconds);
@@ -366,7 +371,7 @@ void WideSearch::fit(Entry& entry) {
   entry.final = entry.known != Known::kFree;
   if (!entry.final) return;
   entry.estimate = kInfinity;
-  entry.report.why_not = "does not fit in memory";
+  entry.report.why_not = kUnfit;
   // What the thriftiest way would hold, as far as pieces tell.
   double least = kInfinity;
   const std::vector<double> none(limits.size(), kInfinity);
@@ -462,7 +467,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
     for (double m : margin) limits.push_back(limit_ - m);
     const StageEstimate e = estimated(entry, options, limits, even);
     if (std::isinf(e.step_seconds)) {
-      entry.report.why_not = "does not fit in memory";
+      entry.report.why_not = kUnfit;
       return std::nullopt;
     }
     Rewrite rewrite;
@@ -550,11 +555,11 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
       if (excess > 0) margin[s] += 1.02 * excess + 4e-3 * (i + 1) * limit_;
     }
   }
-  entry.report.why_not = "does not fit in memory";
+  entry.report.why_not = kUnfit;
   return std::nullopt;
 }
 
-void WideSearch::realise(Entry& entry) {
+bool WideSearch::realise(Entry& entry) {
   refine(entry);
   const double promised = entry.estimate;
   std::optional<Candidate> best;
@@ -570,6 +575,7 @@ void WideSearch::realise(Entry& entry) {
     best = entry.report;
   }
   if (best) entry.report = std::move(*best);
+  return best.has_value();
 }
 
 void WideSearch::work_through(size_t first) {
@@ -613,14 +619,25 @@ void WideSearch::work_through(size_t first) {
       continue;
     }
     if (done()) break;
-    Entry& e = entries_[queue.top().second];
+    const size_t next = queue.top().second;
+    Entry& e = entries_[next];
     queue.pop();
     ++realised;
     if (result_.plan && e.estimate >= result_.plan->certificate.cost && ++beyond == kMostBeyond) {
       worth = 1;
     }
     const bool had = result_.plan.has_value();
-    realise(e);
+    const bool planned = realise(e);
+    // Its pieces seemed to fit as they are, and with others they may.
+    if (Ground& ground = grounds_[e.ground]; !planned && std::isfinite(e.estimate) &&
+                                             ground.known != Known::kAll &&
+                                             e.report.why_not == kUnfit) {
+      if (ground.base_price == 0) ground.base_price = e.free / limit_;
+      add_options({e.ground}, Known::kAll);
+      fit(e);
+      queue.emplace(e.estimate, next);
+      continue;
+    }
     // When the most promising do not fit after all, those behind them will not either.
     if (!had && !result_.plan && ++failed == kMostFailed) break;
   }

@@ -95,8 +95,8 @@ class WideSearch {
   // when none does.
   void fit(Entry& entry);
   void refine(Entry& entry);
-  // Plans an arrangement in full; the reason in its report when nothing comes of it.
-  void realise(Entry& entry);
+  // Plans an arrangement in full. False: nothing came of it, for the reason in its report.
+  bool realise(Entry& entry);
   std::optional<Plan> realised(Entry& entry, bool even, std::shared_ptr<const Graph>& graph);
   void note_peak(int64_t bytes);
   void raise_bounds(double best);
