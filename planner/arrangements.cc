@@ -111,8 +111,8 @@ void add_pipelines(const ArrangementLimits& limits, const Pins& pins, Arrangemen
     arrangement.chunks = chunks;
     result.push_back(arrangement);
   };
-  if (arrangement.stages == 1) {
-    result.push_back(std::move(arrangement));
+  if (arrangement.stages == 1) {  // has neither a schedule nor chunks
+    if (!pins.schedule && pins.chunks.value_or(1) == 1) result.push_back(std::move(arrangement));
     return;
   }
   add(ScheduleKind::kOneForwardOneBackward, 1);

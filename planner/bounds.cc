@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
 
 #include "graph/error.h"
 #include "planner/schedule.h"
@@ -37,16 +36,17 @@ class Dual {
         flights_(schedules.of(a).in_flight),
         paths_(critical_paths(a, schedules)) {
     // Equal pieces are priced once.
-    std::map<std::tuple<int32_t, bool, bool, bool>, int32_t> known;
-    std::map<int32_t, int32_t> last;
-    for (const Piece& p : pieces) last[p.repeat] = std::max(last[p.repeat], p.copy);
     for (size_t p = 0; p < pieces.size(); ++p) {
-      const Piece& piece = pieces[p];
-      const bool end = piece.repeat >= 0 && piece.copy == last[piece.repeat];
-      const auto key = std::make_tuple(piece.like, piece.copy == 0, piece.copy == 1, end);
-      const auto [at, added] = known.emplace(key, static_cast<int32_t>(example_.size()));
-      if (added) example_.push_back(p);
-      kind_.push_back(at->second);
+      const auto equal = [&](size_t example) {
+        return std::all_of(options.begin(), options.end(), [&](const PieceOption& o) {
+          const PieceLoad &x = o.loads[p], &y = o.loads[example];
+          return x.seconds == y.seconds && x.deferrable == y.deferrable &&
+                 x.state_bytes == y.state_bytes && x.kept_bytes == y.kept_bytes;
+        });
+      };
+      const auto at = std::find_if(example_.begin(), example_.end(), equal);
+      kind_.push_back(static_cast<int32_t>(at - example_.begin()));
+      if (at == example_.end()) example_.push_back(p);
     }
   }
 
@@ -203,7 +203,7 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
       const double slow = static_cast<int32_t>(c) % a.stages == s ? kSlow : 1;
       seconds[c] = {slow, slow, slow, kSend, kSend};
     }
-    const UnitChain chain = critical_chain(schedule, seconds, s);
+    const UnitChain chain = critical_chain(schedule, seconds, simulate(schedule, seconds), s);
     CriticalPath path;
     path.kind = 3;
     path.forward = chain.forward;
@@ -265,7 +265,7 @@ double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& 
     weights.assign(weights.size(), 0);
     for (size_t s = 0; s < stages; ++s) {
       const double weight = (count - sum) / (m - p + static_cast<double>(s));
-      weights[3 * s + 2] = weight;
+      weights[3 * s + 2] = weight;  // 1f1b has all three kinds of each stage
       sum += weight;
     }
   }

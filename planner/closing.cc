@@ -6,8 +6,8 @@
 
 #include "graph/error.h"
 #include "planner/estimate.h"
+#include "planner/pipeline_seconds.h"
 #include "planner/schedule.h"
-#include "planner/wide_search.h"
 
 namespace cleave {
 namespace {
@@ -50,7 +50,7 @@ Costing critical_costing(const Graph& graph, const Plan& plan, const Arrangement
   for (size_t c = stage; c < groups; c += updates.size()) {
     costing.runs[c][2] = costing.sends[c][2] = 1;
   }
-  const UnitChain chain = critical_chain(schedule, chunks, static_cast<int32_t>(stage));
+  const UnitChain chain = critical_chain(schedule, chunks, run, static_cast<int32_t>(stage));
   const bool halves = arrangement.schedule == ScheduleKind::kZeroBubble;
   for (size_t c = 0; c < groups; ++c) {
     costing.runs[c][0] += chain.forward[c];

@@ -130,16 +130,16 @@ class Stage {
         double used = bytes({a, b, 0}), spent = seconds({a, b, 0});
         if (used > limit) continue;
         StageMix mix{a, b, 0};
+        double best_spent = spent;
         for (size_t i = 0; i < pieces_.size() && a != b; ++i) {
           used += bytes(i, a) - bytes(i, b);
           if (used > limit) break;
           spent += seconds(i, a) - seconds(i, b);
-          if (spent >= seconds(mix)) continue;
+          if (spent >= best_spent) continue;
+          best_spent = spent;
           mix.split = pieces_[i] + 1;
         }
-        const double cost = seconds(mix);
-        if (cost < least) least = cost, found = mix;
-        if (a == b) continue;
+        if (best_spent < least) least = best_spent, found = mix;
       }
     }
     return found;
@@ -193,12 +193,14 @@ std::vector<PieceLoad> piece_loads(const Outline& outline, const PreparedGraph& 
     for (const Piece& p : outline.pieces) {
       if (p.repeat == group.repeat) last = std::max(last, p.copy);
     }
+    // The group's load is of all its passages: in a repeat that is kept whole, of each.
+    const double share = 1 / f.passages(g);
+    const bool whole = !group.inside && f.passages(g) == last;
     for (size_t p = 0; p < loads.size(); ++p) {
       const Piece& piece = outline.pieces[p];
       if (piece.repeat != group.repeat || piece.copy == 0) continue;
       const bool end = piece.copy == 1 || piece.copy == last;
-      // The group's load is of all its values: two passages at the ends, or one inside.
-      if (group.inside != end) add(loads[p], groups[g], group.inside ? 1 : 0.5);
+      if (whole || group.inside != end) add(loads[p], groups[g], share);
     }
   }
   return loads;
@@ -324,8 +326,6 @@ std::vector<int32_t> moved(std::vector<int32_t> first_piece, size_t from, size_t
   return first_piece;
 }
 
-}  // namespace
-
 // Equal chunks are not always the best: what fills and drains an interleaved pipeline are its first
 // chunks. Downhill: from a chunk whose units count most often in the chain that the step waits for
 // to one whose units count least, as long as that helps.
@@ -344,7 +344,7 @@ void improve_cuts(const Arrangement& arrangement, int32_t pieces, const CutRules
     better = false;
     const SimulatedSchedule run = simulate(schedule, best.seconds);
     const auto last = std::max_element(run.end.begin(), run.end.end()) - run.end.begin();
-    const UnitChain chain = critical_chain(schedule, best.seconds, static_cast<int32_t>(last));
+    const UnitChain chain = critical_chain(schedule, best.seconds, run, static_cast<int32_t>(last));
     std::vector<double> count(chunks);
     std::vector<size_t> order(chunks);
     for (size_t c = 0; c < chunks; ++c) {
@@ -369,6 +369,8 @@ void improve_cuts(const Arrangement& arrangement, int32_t pieces, const CutRules
     }
   }
 }
+
+}  // namespace
 
 StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                               const std::vector<PieceOption>& options,

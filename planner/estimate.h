@@ -55,7 +55,7 @@ class Schedules {
   std::map<std::tuple<ScheduleKind, int32_t, int32_t, int64_t>, std::unique_ptr<Facts>> known_;
 };
 
-// What users fixed of the cuts. Empty lists: nothing.
+// What is fixed of the cuts. Empty lists: nothing is pinned.
 struct CutRules {
   bool even = false;              // chunks of equal length, though others promise to be quicker
   std::vector<int32_t> stage_of;  // by piece; -1: any

@@ -9,9 +9,9 @@
 #include "graph/error.h"
 #include "planner/closing.h"
 #include "planner/estimate.h"
+#include "planner/pipeline_seconds.h"
 #include "planner/remake_menu.h"
 #include "planner/roles.h"
-#include "planner/wide_search.h"
 
 namespace cleave {
 namespace {
@@ -181,14 +181,7 @@ class Exhaustive {
     v.report.cost = plan.certificate.cost;
     v.report.why_not.clear();
     plan.rewrite = v.rewrite;
-    if (a.stages > 1) {
-      plan.pipeline.seconds = chunk_seconds(*run, plan);
-      const auto seconds = [&](const std::vector<double>& updates) {
-        return step_seconds(a, plan.pipeline.seconds, updates, schedules_);
-      };
-      plan.pipeline.step_seconds = seconds(std::vector<double>(static_cast<size_t>(a.stages), 0));
-      plan.predicted.step_seconds = seconds(update_seconds(plan, a.stages));
-    }
+    if (a.stages > 1) set_step_seconds(*run, plan, schedules_);
     plan.predicted.peak_bytes = plan.predicted.held_bytes;
     name_axes(*run, plan);
     result_.plan = std::move(found.plan);

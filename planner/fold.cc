@@ -238,6 +238,19 @@ class Folding {
 
 }  // namespace
 
+double FoldedGraph::passages(size_t group) const {
+  if (groups[group].inside) return 1;
+  int kept = 0;
+  bool stands_for_others = false;
+  for (const FoldedGroup& g : groups) {
+    if (g.piece < 0 || g.repeat != groups[group].repeat) continue;
+    ++kept;
+    stands_for_others |= g.weight > 1;
+  }
+  // Of four kept copies the passage in the middle is another group's.
+  return stands_for_others ? 2 : std::max(1, kept - 1);
+}
+
 FoldedGraph fold(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers,
                  const std::vector<Piece>& pieces) {
   return Folding(graph, repeats, layers, pieces).run();

@@ -28,6 +28,9 @@ struct FoldedGraph {
   std::vector<NodeId> twins;   // by node: the second kept copy's, for the third: to be split alike
   std::vector<NodeId> origin;  // by node: in the whole graph
   std::vector<int32_t> group_of_piece;  // by piece of the whole graph
+
+  // How many passages between kept copies the values of such a group make.
+  double passages(size_t group) const;
 };
 
 // A repeat whose inner copies differ in the backward or the update, or that has at most four, is

@@ -108,7 +108,9 @@ struct Certificate {
   // Seconds of this plan as the search counts them: each family pays for its own ways from a
   // hand-out, and starting a bundle is free. Without the latter, never below the prediction.
   double cost = 0;
-  double lower_bound = 0;  // no plan of the searched space that fits is faster; 0: not known
+  // No plan that fits is faster, of the ways to split and to recompute that the search compared; 0:
+  // not known.
+  double lower_bound = 0;
   double gap() const {
     return lower_bound > 0 ? cost / lower_bound - 1 : std::numeric_limits<double>::infinity();
   }

@@ -11,6 +11,7 @@
 #include "planner/mesh_search.h"
 #include "planner/offload.h"
 #include "planner/outline.h"
+#include "planner/pipeline_seconds.h"
 #include "planner/roles.h"
 #include "planner/wide_search.h"
 
@@ -153,8 +154,8 @@ PlanResult search_offloaded(const Graph& graph, const PlannerOptions& options,
     (fits(with(middle)) ? back : most) = middle;
   }
   if (back > 0) bring_back(*found.graph, with(back).on_host, plan);
-  if (options.peak_bytes) {
-    const std::vector<int64_t> bytes = options.peak_bytes(*found.graph, plan);
+  if (const auto& ask = options.peak_bytes ? options.peak_bytes : options.live_bytes) {
+    const std::vector<int64_t> bytes = ask(*found.graph, plan);
     plan.predicted.peak_bytes = *std::max_element(bytes.begin(), bytes.end());
   }
   return found;
@@ -206,28 +207,6 @@ double model_flops(const Graph& graph, bool masked_too) {
   return 3 * flops * static_cast<double>(graph.micro_batches);
 }
 
-namespace {
-
-// The step of a pipeline: its schedule, with the updates after it.
-void set_schedule(const Graph& graph, Plan& plan) {
-  Pipeline& p = plan.pipeline;
-  Arrangement arrangement;
-  arrangement.stages = p.stages, arrangement.chunks = p.chunks;
-  arrangement.schedule = p.schedule;
-  arrangement.micro_batches = graph.micro_batches;
-  arrangement.mesh = plan.mesh, arrangement.roles = plan.roles;
-  p.seconds = chunk_seconds(graph, plan);
-  Schedules schedules;
-  const auto seconds = [&](const std::vector<double>& updates) {
-    return step_seconds(arrangement, p.seconds, updates, schedules);
-  };
-  p.step_seconds = seconds(std::vector<double>(static_cast<size_t>(p.stages), 0));
-  plan.certificate.cost = seconds(update_seconds(plan, p.stages));
-  plan.predicted.step_seconds = plan.certificate.cost;
-}
-
-}  // namespace
-
 std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const Mesh& mesh,
                               const std::vector<AxisRole>& roles, const Costing& costing,
                               const Pipeline& pipeline, const PlannerOptions& options) {
@@ -239,7 +218,10 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
   Solved solved = solver.solve(costing, pipeline);
   if (!solved.plan) return std::nullopt;
   Plan& plan = *solved.plan;
-  if (pipeline.stages * pipeline.chunks > 1) set_schedule(graph, plan);
+  if (pipeline.stages * pipeline.chunks > 1) {
+    Schedules schedules;
+    set_step_seconds(graph, plan, schedules);
+  }
   plan.predicted.peak_bytes = plan.predicted.held_bytes;
   if (const auto& measure = options.peak_bytes ? options.peak_bytes : options.live_bytes) {
     const auto peaks = measure(graph, plan);

@@ -29,6 +29,7 @@ struct SearchSpace {
   bool exhaustive = false;
 };
 
+// Its functions are called from several threads at once.
 struct PlannerOptions {
   MeshRequest mesh;
   double memory_limit = 0;  // bytes a device; 0: the cluster's own; infinite: no limit

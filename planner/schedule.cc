@@ -249,8 +249,7 @@ SimulatedSchedule simulate(const Schedule& schedule, const std::vector<ChunkSeco
 }
 
 UnitChain critical_chain(const Schedule& schedule, const std::vector<ChunkSeconds>& chunks,
-                         int32_t stage) {
-  const SimulatedSchedule run = simulate(schedule, chunks);
+                         const SimulatedSchedule& run, int32_t stage) {
   const auto count = chunks.size(), micro = static_cast<size_t>(schedule.micro_batches);
   UnitChain chain;
   chain.forward.assign(count, 0);

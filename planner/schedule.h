@@ -94,8 +94,8 @@ struct UnitChain {
   std::vector<double> forward, backward, weights;   // by chunk: how many units
   std::vector<double> sent_forward, sent_backward;  // by chunk: how often it waited for the sender
 };
-// The chain that ends with a stage's last unit, and that it waited for when units took this long.
+// The chain that ends with a stage's last unit, and that it waited for in this run of the schedule.
 UnitChain critical_chain(const Schedule& schedule, const std::vector<ChunkSeconds>& chunks,
-                         int32_t stage);
+                         const SimulatedSchedule& run, int32_t stage);
 
 }  // namespace cleave

@@ -14,7 +14,7 @@ struct TomlAssertion : std::runtime_error {
 };
 
 constexpr void toml_assert(bool holds) {
-  if (!holds) throw TomlAssertion("a key is missing");
+  if (!holds) throw TomlAssertion("something is missing, as a key in an inline table {,}");
 }
 
 }  // namespace cleave
@@ -39,7 +39,7 @@ inline toml::table parse_toml(std::string_view text, const std::string& path) {
     if (what.starts_with(kStart)) what.remove_prefix(kStart.size());
     fail("{}:{}: not TOML: {}", path, e.source().begin.line, what);
   } catch (const TomlAssertion& e) {
-    fail("{}: not TOML: {} in an inline table, as in {{ key = value }}", path, e.what());
+    fail("{}: not TOML: {}", path, e.what());
   }
 }
 

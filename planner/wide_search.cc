@@ -11,6 +11,7 @@
 #include "graph/error.h"
 #include "planner/bounds.h"
 #include "planner/pin_preferences.h"
+#include "planner/pipeline_seconds.h"
 #include "planner/remake.h"
 #include "planner/remake_menu.h"
 #include "planner/roles.h"
@@ -21,18 +22,18 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr const char* kUnfit = "does not fit in memory";
-constexpr size_t kModes = 4;    // of recomputation that are compared, with none
-constexpr double kEasy = 0.96;  // of the limit: what pieces may take, so that the rest fits too
-constexpr size_t kSeeds = 4;    // meshes that are tried with a third axis
-constexpr int kTries = 6;       // to make a plan fit whose pieces alone would
-constexpr size_t kBatch = 8;    // arrangements whose grounds get more options at once
-constexpr double kHigh = 64;    // a high price, in steps a limit
-constexpr double kHope = 0.5;   // of what the thriftiest ways cost, what better ones may save
-constexpr int kRefinements = 3;
+constexpr size_t kModes = 4;     // of recomputation that are compared, with none
+constexpr double kEasy = 0.96;   // of the limit: what pieces may take, so that the rest fits too
+constexpr size_t kSeeds = 4;     // meshes that are tried with a third axis
+constexpr int kTries = 6;        // to make a plan fit whose pieces alone would
+constexpr size_t kBatch = 8;     // arrangements whose grounds get more options at once
+constexpr double kHigh = 64;     // a high price, in steps a limit
+constexpr double kHope = 0.5;    // of what the thriftiest ways cost, what better ones may save
+constexpr int kRefinements = 3;  // rounds in which options are added for one entry
 // Estimates are about as close: so many are planned in full that promise to be a little slower.
 constexpr double kClose = 1.005;
 constexpr size_t kMostBeyond = 3;
-constexpr double kKept = 1.03;
+constexpr double kKept = 1.03;        // of its estimate: a plan that costs no more kept its promise
 constexpr size_t kMostFailed = 12;    // arrangements that do not fit in the end, before giving up
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
 
@@ -131,6 +132,9 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
                                });
   limits.micro_batches = {graph.micro_batches};
   if (options.trace && limits.batch > 0) limits.micro_batches = divisors(limits.batch);
+  if (const auto pinned = options.pins.micro_batches; pinned && options.trace) {
+    limits.micro_batches = {*pinned};
+  }
   limits.max_axes = options.space.max_axes;
   limits.stages = options.space.stages;
   limits_ = limits;
@@ -140,6 +144,9 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
 }
 
 void WideSearch::add_entry(Arrangement arrangement) {
+  const auto key =
+      std::make_tuple(ground_key(arrangement), arrangement.schedule, arrangement.chunks);
+  if (!known_entries_.insert(key).second) return;
   Entry entry;
   entry.report = candidate_of(arrangement);
   entry.arrangement = std::move(arrangement);
@@ -163,8 +170,7 @@ void WideSearch::prepare_grounds(size_t first) {
   const size_t solved = grounds_.size();
   for (size_t i = first; i < entries_.size(); ++i) {
     const Arrangement& a = entries_[i].arrangement;
-    const auto key = std::make_tuple(a.stages, a.micro_batches, a.mesh.to_string(), a.roles);
-    const auto [at, added] = known_grounds_.emplace(key, grounds_.size());
+    const auto [at, added] = known_grounds_.emplace(ground_key(a), grounds_.size());
     if (added) {
       grounds_.emplace_back();
       grounds_.back().arrangement = a;
@@ -205,23 +211,26 @@ Costing WideSearch::folded_costing(const Ground& ground, double price) const {
   return costing;
 }
 
-// What a rank of one stage sends to its twin of the next for one micro-batch.
+// What a rank of one stage sends to its twin of the next for one micro-batch: what passes from one
+// repeated layer to the next, where it is most.
 double WideSearch::boundary_seconds(const Ground& ground) const {
   const PreparedGraph& prepared = traced(ground).folded[0];
+  const FoldedGraph& folded = traced(ground).outline.folded;
   const Graph& graph = *prepared.graph;
   const Plan& plan = *ground.free;
-  double most = 0;
+  std::vector<double> bytes(folded.groups.size(), 0);
   for (size_t v = 0; v < graph.values().size(); ++v) {
     const NodeId producer = graph.values()[v].producer;
     if (producer == kNoNode || graph.node(producer).phase != Phase::kForward) continue;
-    const FoldedGroup& group =
-        traced(ground).outline.folded.groups[static_cast<size_t>(prepared.group_of_value[v])];
-    if (group.piece >= 0) continue;  // it passes between layers
+    const auto group = static_cast<size_t>(prepared.group_of_value[v]);
+    if (folded.groups[group].piece >= 0) continue;
     const Layout layout = plan.layout(static_cast<Value>(v), 0);
-    most += static_cast<double>(numel(layout.local_shape(plan.mesh)) *
-                                size_of(graph.values()[v].type.dtype)) /
-            std::max(1.0, group.inside ? 1.0 : 2.0);
-    break;
+    bytes[group] += static_cast<double>(numel(layout.local_shape(plan.mesh)) *
+                                        size_of(graph.values()[v].type.dtype));
+  }
+  double most = 0;
+  for (size_t g = 0; g < bytes.size(); ++g) {
+    if (bytes[g] > 0) most = std::max(most, bytes[g] / folded.passages(g));
   }
   return transfer_seconds(cluster_, ground.arrangement.mesh, 0, 1, most);
 }
@@ -270,6 +279,11 @@ void WideSearch::estimate(size_t first) {
     }
     const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages), kInfinity);
     e.estimate = e.free = estimated(e, g.options, limits).step_seconds;
+    if (std::isinf(e.estimate)) {
+      e.report.cost = e.bound = kInfinity;
+      e.report.why_not = "no cuts are as pinned";
+      return;
+    }
     // Every stage does its share of all micro-batches and of the update: the slowest at least the
     // mean.
     e.bound = std::min(g.bound / e.arrangement.stages, e.estimate);
@@ -334,7 +348,7 @@ void WideSearch::add_options(const std::vector<size_t>& grounds, Known wanted) {
       ground.known = Known::kThrifty;
     }
     if (ground.known < wanted) {
-      add(g, 0, {base});
+      if (last > 0) add(g, 0, {base});
       for (size_t mode = 1; mode <= last; ++mode) add(g, mode, {0});
       ground.known = Known::kAll;
     }
@@ -466,10 +480,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
     std::vector<double> limits;
     for (double m : margin) limits.push_back(limit_ - m);
     const StageEstimate e = estimated(entry, options, limits, even);
-    if (std::isinf(e.step_seconds)) {
-      entry.report.why_not = kUnfit;
-      return std::nullopt;
-    }
+    if (std::isinf(e.step_seconds)) break;
     Rewrite rewrite;
     for (int32_t c = 1; c < chunks; ++c) {
       rewrite.cuts.push_back(o.pieces[size_t(e.first_piece[size_t(c)])].first);
@@ -514,17 +525,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
       const GroupLoad& l = plan.loads[size_t(c)];
       held[size_t(c % arrangement.stages)] += l.state_bytes + schedule.in_flight(c) * l.kept_bytes;
     }
-    if (piped) {
-      const auto seconds = [&](bool counted) {
-        return step_seconds(arrangement, chunk_seconds(*run, plan, counted),
-                            update_seconds(plan, arrangement.stages, counted), schedules_);
-      };
-      plan.pipeline.seconds = chunk_seconds(*run, plan);
-      plan.pipeline.step_seconds = step_seconds(arrangement, plan.pipeline.seconds,
-                                                std::vector<double>(stages, 0), schedules_);
-      plan.certificate.cost = seconds(true);
-      plan.predicted.step_seconds = seconds(false);
-    }
+    if (piped) set_step_seconds(*run, plan, schedules_);
     entry.report.cost = plan.certificate.cost;
     if (result_.plan && plan.certificate.cost >= result_.plan->certificate.cost) {
       entry.report.why_not = slower(plan.certificate.cost, result_.plan->certificate.cost);
@@ -556,6 +557,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
     }
   }
   entry.report.why_not = kUnfit;
+  entry.report.cost = kInfinity;
   return std::nullopt;
 }
 
@@ -566,7 +568,10 @@ bool WideSearch::realise(Entry& entry) {
   // What uneven cuts promise they may not keep: values cost something to pass where layers have no
   // border.
   for (const bool even : {false, true}) {
-    if (even && (entry.arrangement.chunks == 1 || entry.report.cost < kKept * promised)) break;
+    if (even && (entry.arrangement.chunks == 1 || entry.report.cost < kKept * promised ||
+                 entry.report.why_not == kUnfit)) {
+      break;
+    }
     std::shared_ptr<const Graph> graph;
     auto plan = realised(entry, even, graph);
     if (!plan) continue;
@@ -628,6 +633,7 @@ void WideSearch::work_through(size_t first) {
     }
     const bool had = result_.plan.has_value();
     const bool planned = realise(e);
+    if (planned) chosen_ = next;
     // Its pieces seemed to fit as they are, and with others they may.
     if (Ground& ground = grounds_[e.ground]; !planned && std::isfinite(e.estimate) &&
                                              ground.known != Known::kAll &&
@@ -657,12 +663,17 @@ bool WideSearch::hopeless() const {
 }
 
 void WideSearch::add_neighbours() {
-  std::vector<size_t> order(entries_.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return std::tie(entries_[a].estimate, entries_[a].report.peak_bytes) <
-           std::tie(entries_[b].estimate, entries_[b].report.peak_bytes);
-  });
+  std::vector<size_t> order;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    if (grounds_[entries_[i].ground].free) order.push_back(i);
+  }
+  // What does not fit by how much it lacks.
+  const auto rank = [&](size_t i) {
+    const Entry& e = entries_[i];
+    return std::pair(e.estimate, std::isinf(e.estimate) ? e.report.peak_bytes : 0);
+  };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return rank(a) < rank(b); });
   const bool axes =
       options_.space.max_axes > 2 && options_.mesh.empty() && !pins_axes(options_.pins);
   std::set<size_t> grounds;
@@ -684,11 +695,18 @@ void WideSearch::raise_bounds(double best) {
     Entry& e = entries_[i];
     const Ground& g = grounds_[e.ground];
     if (!g.free || e.bound >= best) return;
-    const bool unfit = e.final && std::isinf(e.estimate);
-    const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages),
-                                     g.known == Known::kAll || unfit ? limit_ : kInfinity);
-    e.bound = std::max(e.bound, pipeline_bound(e.arrangement, outline(e).pieces, g.options, limits,
-                                               g.sent, best, schedules_));
+    const auto bound = [&](double limit) {
+      const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages), limit);
+      return pipeline_bound(e.arrangement, outline(e).pieces, g.options, limits, g.sent, best,
+                            schedules_);
+    };
+    if (g.known == Known::kAll) {
+      e.bound = std::max(e.bound, bound(limit_));
+    } else {
+      const bool unfit = e.final && std::isinf(e.estimate);
+      const bool never = unfit && std::isinf(bound(limit_));
+      e.bound = never ? kInfinity : std::max(e.bound, bound(kInfinity));
+    }
     e.report.lower_bound = e.bound;
   });
 }
@@ -706,57 +724,18 @@ PlanResult WideSearch::run() {
   const double best = result_.plan ? result_.plan->certificate.cost : kInfinity;
   double bound = kInfinity;
   raise_bounds(best);
-  for (Entry& e : entries_) {
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    Entry& e = entries_[i];
     bound = std::min(bound, e.bound);
-    if (e.report.why_not.empty() && e.report.cost > best)
-      e.report.why_not = slower(e.report.cost, best);
+    if (!e.report.why_not.empty() || (result_.plan && i == chosen_)) continue;
+    e.report.why_not =
+        e.report.cost > best ? slower(e.report.cost, best) : "promising, but not planned in full";
   }
   std::stable_sort(entries_.begin(), entries_.end(),
                    [](const Entry& a, const Entry& b) { return a.report.cost < b.report.cost; });
   for (Entry& e : entries_) result_.candidates.push_back(std::move(e.report));
   if (result_.plan) result_.plan->certificate.lower_bound = std::min(bound, best);
   return std::move(result_);
-}
-
-std::vector<double> update_seconds(const Plan& plan, int32_t stages, bool counted) {
-  std::vector<double> updates(static_cast<size_t>(stages), 0);
-  for (size_t c = 0; c < plan.loads.size(); ++c) {
-    const GroupLoad& l = plan.loads[c];
-    updates[c % updates.size()] += l.seconds[2] + l.received[2] + (counted ? l.again[2] : 0);
-  }
-  return updates;
-}
-
-std::vector<ChunkSeconds> chunk_seconds(const Graph& graph, const Plan& plan, bool counted) {
-  std::vector<ChunkSeconds> chunks(plan.loads.size());
-  for (size_t c = 0; c < chunks.size(); ++c) {
-    const GroupLoad& l = plan.loads[c];
-    chunks[c].forward = l.seconds[0] + (counted ? l.again[0] : 0);
-    chunks[c].backward = l.seconds[1] + (counted ? l.again[1] : 0);
-    if (c > 0) chunks[c - 1].send_forward = plan.loads[c].received[0];
-    if (c + 1 < chunks.size()) chunks[c + 1].send_backward = plan.loads[c].received[1];
-  }
-  if (plan.pipeline.schedule != ScheduleKind::kZeroBubble) return chunks;
-  // What the chunk before waits for: whatever a transfer out of the chunk is made of.
-  const auto& chunk_of = plan.pipeline.chunk_of;
-  std::vector<bool> awaited(graph.nodes().size(), false);
-  for (size_t n = graph.nodes().size(); n-- > 0;) {
-    const Node& node = graph.nodes()[n];
-    if (node.phase != Phase::kBackward || !(node.op->transfer || awaited[n])) continue;
-    for (Value v : node.inputs) {
-      const NodeId producer = graph.value(v).producer;
-      if (producer != kNoNode) awaited[static_cast<size_t>(producer)] = true;
-    }
-  }
-  for (size_t n = 0; n < graph.nodes().size(); ++n) {
-    if (graph.nodes()[n].phase != Phase::kBackward || awaited[n] || graph.nodes()[n].op->transfer) {
-      continue;
-    }
-    ChunkSeconds& c = chunks[static_cast<size_t>(chunk_of[n])];
-    c.weight_gradient += plan.nodes[n].seconds;
-    c.backward -= plan.nodes[n].seconds;
-  }
-  return chunks;
 }
 
 }  // namespace cleave

@@ -5,6 +5,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "planner/arrangements.h"
@@ -17,7 +20,7 @@ namespace cleave {
 
 // Shapes are first compared on the folded graph, without a memory limit, where each costs a few
 // milliseconds; the most promising are then made to fit, by recomputation and prices of memory, and
-// planned in full, until no other's lower bound is below the best plan found.
+// planned in full, until no other's estimate is below the best plan found.
 class WideSearch {
  public:
   // Everything referred to must outlive the search.
@@ -114,18 +117,17 @@ class WideSearch {
   double limit_;
   std::map<int64_t, Traced> traced_;  // by micro-batches
   using GroundKey = std::tuple<int32_t, int64_t, std::string, std::vector<AxisRole>>;
+  static GroundKey ground_key(const Arrangement& a) {
+    return {a.stages, a.micro_batches, a.mesh.to_string(), a.roles};
+  }
   std::map<GroundKey, size_t> known_grounds_;
+  std::set<std::tuple<GroundKey, ScheduleKind, int32_t>> known_entries_;
   std::vector<Ground> grounds_;
   std::vector<Entry> entries_;
+  size_t chosen_ = 0;  // of the entries, when there is a plan
   ArrangementLimits limits_;
   Schedules schedules_;
   PlanResult result_;
 };
-
-// The plan's chunks in seconds, by its loads. `counted`: as the search counts them, with ways that
-// several families share paid by each (GroupLoad::again).
-std::vector<ChunkSeconds> chunk_seconds(const Graph& graph, const Plan& plan, bool counted = false);
-// By stage, the seconds of its update, counted likewise.
-std::vector<double> update_seconds(const Plan& plan, int32_t stages, bool counted = false);
 
 }  // namespace cleave
