@@ -230,7 +230,8 @@ TEST(Exact, Cbc) {
 double optimum(const Graph& graph, const ModelCase& c, SpaceRules rules) {
   Mesh mesh;
   mesh.axes = {{"a0", c.mesh.at(0)}};
-  BruteForce brute(graph, parse_cluster(c.cluster), mesh, rules);
+  const Cluster cluster = parse_cluster(c.cluster);  // the oracle refers to it
+  BruteForce brute(graph, cluster, mesh, rules);
   const MinSumResult result = solve_by_elimination(brute.tables());
   EXPECT_TRUE(result.solved());
   return result.solution.cost;
