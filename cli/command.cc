@@ -232,7 +232,7 @@ const CLI::App& named_command(const CLI::App& app, int argc, char** argv) {
       names.push_back(c->get_name());
     }
     const std::string word = i < argc ? argv[i] : "";
-    if (names.empty() || word == "-h" || word == "--help") return *at;
+    if (names.empty() || word == "-h" || word == "--help" || word == "--version") return *at;
     const std::string path = path_of(*at);
     if (word.starts_with('-')) {
       fail("there is no option '{}' before a command; see cleave {}--help", word, path);
@@ -270,6 +270,7 @@ void refuse_values_of_flags(const CLI::App& command, int argc, char** argv) {
 int run(int argc, char** argv, const UserModel* user) {
   CLI::App app("Splits models across devices by itself.", "cleave");
   app.require_subcommand(1);
+  app.set_version_flag("--version", "cleave " CLEAVE_VERSION);
   app.formatter(std::make_shared<HelpFormatter>());
   app.get_formatter()->column_width(34);
   app.footer(

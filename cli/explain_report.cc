@@ -255,9 +255,9 @@ std::string explain_text(const LoadedPlan& loaded, bool colour) {
   const Certificate& c = plan.certificate;
   text += c.lower_bound <= 0 ? "proof   no lower bound is known\n"
                              : fmt::format(
-                                   "proof   nothing that was searched and fits is more than "
-                                   "{:.2f} % faster\n",
-                                   100 * c.gap());
+                                   "proof   at most {:.2f} % slower than any other of the plans "
+                                   "searched{}\n",
+                                   100 * c.gap(), plan.pins.empty() ? "" : ", as pinned");
   text += "\n" + bold("beaten", colour) + "\n" + others_text(plan);
   const std::vector<Sync> syncs = syncs_of(graph, plan);
   text += "\n" + syncs_table(syncs, plan, colour);

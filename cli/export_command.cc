@@ -12,7 +12,7 @@ void export_command(const ExportArguments& a) {
   const std::string text = read_file(a.plan);
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
   const Exported e = exported(loaded, a.to);
-  const std::string written = a.to == "megatron"  ? megatron_flags(loaded, e)
+  const std::string written = a.to == "megatron"  ? megatron_flags(loaded, e, a.user)
                               : a.to == "dtensor" ? dtensor_script(loaded, e)
                               : a.to == "hf-tp"   ? hf_tp_plan(loaded, e)
                                                   : deepspeed_config(loaded, e);

@@ -41,7 +41,8 @@ struct Exported {
 // more than repeat work, several tensor axes, parallelism of unknown kind.
 Exported exported(const LoadedPlan& loaded, const std::string& target);
 
-std::string megatron_flags(const LoadedPlan& loaded, const Exported& e);
+// `user`: null, or the model that the plan may be of.
+std::string megatron_flags(const LoadedPlan& loaded, const Exported& e, const UserModel* user);
 std::string dtensor_script(const LoadedPlan& loaded, const Exported& e);
 std::string hf_tp_plan(const LoadedPlan& loaded, const Exported& e);
 std::string deepspeed_config(const LoadedPlan& loaded, const Exported& e);

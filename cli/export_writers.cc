@@ -2,10 +2,15 @@
 // documentation; each writer says which.
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "cli/export_plan.h"
+#include "cli/model_spec.h"
 #include "graph/error.h"
+#include "planner/outline.h"
+#include "planner/remake_menu.h"
 #include "viz/names.h"
 
 namespace cleave {
@@ -54,13 +59,69 @@ void expect_no_axis(int64_t size, const char* what, const std::string& target) {
     fail("--to {}: it has no words for {} parallelism over {} ranks", target, what, size);
 }
 
-bool repeats_work(const Rewrite& rewrite) { return !rewrite.remade.empty(); }
+// What no target but Megatron has words for, and none has for states on the host.
+void expect_nothing_else(const LoadedPlan& loaded, const std::string& target) {
+  const Plan& plan = loaded.plan;
+  const auto host = std::count(plan.on_host.begin(), plan.on_host.end(), true);
+  if (host > 0) {
+    fail(
+        "--to {}: {} optimizer states lie in the host's memory, one by one; plan again for more "
+        "devices, or a smaller --batch",
+        target, host);
+  }
+  if (target != "megatron" && !plan.rewrite.remade.empty()) {
+    fail(
+        "--to {}: the plan computes {} ops again in the backward, which is written in the model "
+        "there; plan again with --pin recompute=none",
+        target, plan.rewrite.remade.size());
+  }
+}
+
+// By chunk: how many of the model's layers begin in it.
+std::vector<size_t> layers_by_chunk(const Graph& graph, const Plan& plan) {
+  std::vector<std::set<std::string>> layers(
+      static_cast<size_t>(plan.pipeline.stages * plan.pipeline.chunks));
+  std::set<std::string> known;
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const Node& node = graph.nodes()[n];
+    if (node.phase != Phase::kForward) continue;
+    const std::string& scope = graph.scopes()[static_cast<size_t>(node.scope)];
+    const size_t digit = scope.find_first_of("0123456789");
+    if (digit == std::string::npos || digit == 0 || scope[digit - 1] != '.') continue;
+    const std::string layer = scope.substr(0, scope.find('.', digit));
+    if (!known.insert(layer).second) continue;
+    layers[static_cast<size_t>(plan.pipeline.chunk_of[n])].insert(layer);
+  }
+  std::vector<size_t> counts;
+  for (const auto& set : layers) counts.push_back(set.size());
+  return counts;
+}
+
+// Megatron's words for what is computed again; throws Error when it has none.
+std::vector<std::string> recompute_flags(const LoadedPlan& loaded, const UserModel* user) {
+  const std::vector<NodeId>& remade = loaded.plan.rewrite.remade;
+  if (remade.empty()) return {};
+  const TracedModel traced = trace_model(loaded.model.spec, user);
+  const Outline outline = outline_of(std::make_shared<const Graph>(traced.graph));
+  if (remade == outline.nodes_of(full_mode(outline))) {
+    return {"--recompute-granularity full", "--recompute-method uniform",
+            "--recompute-num-layers 1"};
+  }
+  if (remade == outline.nodes_of(selective_mode(outline))) {
+    return {"--recompute-granularity selective"};
+  }
+  fail(
+      "--to megatron: the plan computes {} ops again, chosen one by one; there it is whole layers "
+      "or attention: plan again with --pin recompute=full or recompute=selective",
+      remade.size());
+}
 
 }  // namespace
 
 // Megatron-LM's training arguments (megatron/training/arguments.py).
-std::string megatron_flags(const LoadedPlan& loaded, const Exported& e) {
+std::string megatron_flags(const LoadedPlan& loaded, const Exported& e, const UserModel* user) {
   const std::string target = "megatron";
+  expect_nothing_else(loaded, target);
   const Plan& plan = loaded.plan;
   const Pipeline& p = plan.pipeline;
   for (const auto& [name, m] : folded(e, target)) {
@@ -83,6 +144,15 @@ std::string megatron_flags(const LoadedPlan& loaded, const Exported& e) {
         "--to megatron: it has no flag for the zero-bubble schedule; plan again with --pin "
         "schedule=1f1b");
   }
+  if (p.stages > 1) {
+    const std::vector<size_t> layers = layers_by_chunk(loaded.model.graph, plan);
+    if (std::any_of(layers.begin(), layers.end(), [&](size_t n) { return n != layers[0]; })) {
+      fail(
+          "--to megatron: its chunks have as many layers each, the plan's {}; plan again with "
+          "other --pin pp or chunks, or cuts where they are there",
+          fmt::join(layers, ", "));
+    }
+  }
   flags.push_back(fmt::format("--context-parallel-size {}", e.context));
   if (e.expert > 1) flags.push_back(fmt::format("--expert-model-parallel-size {}", e.expert));
   flags.push_back(fmt::format("--micro-batch-size {}", e.sequences));
@@ -101,12 +171,7 @@ std::string megatron_flags(const LoadedPlan& loaded, const Exported& e) {
     flags.push_back("--ckpt-format fsdp_dtensor");
   }
   if (plan.zero > 0) flags.push_back("--use-distributed-optimizer");
-  if (repeats_work(plan.rewrite)) {
-    fail(
-        "--to megatron: the plan computes {} ops again, chosen one by one; there whole layers "
-        "are: plan again with --pin recompute=none",
-        plan.rewrite.remade.size());
-  }
+  for (const std::string& flag : recompute_flags(loaded, user)) flags.push_back(flag);
   std::string text;
   for (const std::string& f : flags) text += f + "\n";
   return text;
@@ -115,6 +180,7 @@ std::string megatron_flags(const LoadedPlan& loaded, const Exported& e) {
 // torch.distributed.tensor.parallel: parallelize_module and its styles; torch.distributed.fsdp.
 std::string dtensor_script(const LoadedPlan& loaded, const Exported& e) {
   const std::string target = "dtensor";
+  expect_nothing_else(loaded, target);
   expect_one_stage(loaded, target,
                    "parallelize_module has no stages: they are written with "
                    "torch.distributed.pipelining; plan again with --pin pp=1");
@@ -216,6 +282,7 @@ std::string dtensor_script(const LoadedPlan& loaded, const Exported& e) {
 // transformers' tp_plan: a style by module, layers as `*`.
 std::string hf_tp_plan(const LoadedPlan& loaded, const Exported& e) {
   const std::string target = "hf-tp";
+  expect_nothing_else(loaded, target);
   expect_one_stage(loaded, target, "a tp_plan has no stages; plan again with --pin pp=1");
   expect_no_axis(e.context, "context", target);
   expect_no_axis(e.expert, "expert", target);
@@ -251,6 +318,7 @@ std::string hf_tp_plan(const LoadedPlan& loaded, const Exported& e) {
 // DeepSpeed's configuration: zero_optimization, and tensor_parallel for AutoTP training.
 std::string deepspeed_config(const LoadedPlan& loaded, const Exported& e) {
   const std::string target = "deepspeed";
+  expect_nothing_else(loaded, target);
   expect_one_stage(loaded, target,
                    "stages are written in the program there (PipelineModule), not in the "
                    "configuration; plan again with --pin pp=1");

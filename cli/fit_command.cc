@@ -80,7 +80,7 @@ class Changes {
       PlanRequest r = request_;
       r.pins = parse_pins(others, "--pin");
       const std::string without = fmt::format("without --pin {}", texts[i]);
-      if (fits(r, without, without)) return;
+      if (fits(r, "all else as asked", without)) return;
     }
     if (texts.size() < 2 && (texts.empty() || request_.mesh.empty())) return;
     PlanRequest r = request_;
@@ -105,7 +105,7 @@ class Changes {
     int64_t nodes = c.nodes, devices = c.devices_per_node;
     constexpr int64_t kMost = 1024;  // times as many
     for (int64_t more = 2; more <= kMost; more *= 2) {
-      const bool one_node = nodes == 1 && (devices < 8 || c.spec.starts_with("cpu"));
+      const bool one_node = nodes == 1 && (devices < 8 || preset_kind(c) == "cpu");
       (one_node ? devices : nodes) *= 2;
       if (static_cast<double>(more) < times) continue;
       const auto larger = resized(c, nodes, devices);
@@ -208,9 +208,9 @@ void fit_command(const FitArguments& a) {
     for (const Change& c : all) json["changes"].push_back(change_json(c));
     fmt::print("{}\n", json.dump(2));
   } else {
-    fmt::print("{}\ndoes not fit on {}: {} a device at least, of {}: {} too much\n", name,
-               request.cluster.spec, bytes_text(peak), bytes_text(p.limit),
-               bytes_text(peak - p.limit));
+    fmt::print(
+        "{}\ndoes not fit on {}: {} a device in the nearest plan found, of {}: {} too much\n", name,
+        request.cluster.spec, bytes_text(peak), bytes_text(p.limit), bytes_text(peak - p.limit));
     fmt::print("nearest: {}\n\n", plan_words(nearest->model->graph, *nearest->result.plan));
     print_memory(memory_parts(nearest->model->graph, *nearest->result.plan));
     if (!all.empty()) fmt::print("\nIt fits with one of these, the smallest change first:\n");
@@ -223,8 +223,8 @@ void fit_command(const FitArguments& a) {
       fmt::print("Not all was tried in the {} s of --seconds.\n", a.seconds);
   }
   throw DoesNotFit(fmt::format(
-      "{} needs {} a device on {}, {} more than there are{}", p.model->spec.name, bytes_text(peak),
-      request.cluster.spec, bytes_text(peak - p.limit),
+      "{} needs {} a device on {}, {} more than one may use{}", p.model->spec.name,
+      bytes_text(peak), request.cluster.spec, bytes_text(peak - p.limit),
       all.empty()
           ? ""
           : fmt::format("; it fits {}{}", all[0].options.starts_with("without") ? "" : "with ",

@@ -62,7 +62,9 @@ std::string proof(const Plan& plan) {
   const Certificate& c = plan.certificate;
   if (c.gap() < 5e-7) return "none of the plans searched is faster: 0.00 % above the lower bound";
   if (c.lower_bound <= 0) return "no lower bound is known";
-  return fmt::format("at most {:.2f} % slower than any plan that fits ({})", 100 * c.gap(),
+  // Bounds of pipelines, and where memory binds, know little.
+  return fmt::format("at most {:.2f} % slower than any other of the plans searched{} ({})",
+                     100 * c.gap(), plan.pins.empty() ? "" : ", as pinned",
                      seconds_text(c.lower_bound));
 }
 

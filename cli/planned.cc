@@ -1,5 +1,6 @@
 #include "cli/planned.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -52,6 +53,11 @@ PlanRequest request_of(const ModelArguments& model, const std::string& cluster,
   request.fixed_micro_batches = model.accumulate > 0;
   request.memory = memory;
   request.pins = parse_pins(pins, "--pin");
+  if (model.accumulate > 0 && request.pins.micro_batches &&
+      *request.pins.micro_batches != model.accumulate) {
+    fail("--pin micro={}: --accumulate {} says otherwise; give one of them",
+         *request.pins.micro_batches, model.accumulate);
+  }
   return request;
 }
 
@@ -87,15 +93,21 @@ Planned planned(PlanRequest request) {
   return p;
 }
 
+std::string preset_kind(const Cluster& c) {
+  if (!c.description.empty()) return "";
+  const size_t colon = c.spec.rfind(':');
+  std::string kind =
+      colon == std::string::npos ? c.spec.substr(c.spec.rfind('x') + 1) : c.spec.substr(0, colon);
+  const std::vector<std::string> kinds = cluster_kinds();
+  return std::find(kinds.begin(), kinds.end(), kind) == kinds.end() ? c.spec : kind;
+}
+
 std::optional<Cluster> resized(const Cluster& c, int64_t nodes, int64_t devices_per_node) {
-  if (c.spec.starts_with("cpu")) return parse_cluster(fmt::format("cpu:{}", devices_per_node));
-  const std::string kind = c.spec.substr(c.spec.rfind('x') + 1);
-  for (const std::string& known : cluster_kinds()) {
-    if (kind != known) continue;
-    return parse_cluster(nodes == 1 ? fmt::format("{}x{}", devices_per_node, kind)
-                                    : fmt::format("{}x{}x{}", nodes, devices_per_node, kind));
-  }
-  return std::nullopt;
+  const std::string kind = preset_kind(c);
+  if (kind.empty()) return std::nullopt;
+  if (kind == "cpu") return parse_cluster(fmt::format("cpu:{}", devices_per_node));
+  return parse_cluster(nodes == 1 ? fmt::format("{}x{}", devices_per_node, kind)
+                                  : fmt::format("{}x{}x{}", nodes, devices_per_node, kind));
 }
 
 std::optional<Planned> nearest_to_fitting(const PlanRequest& request, int tries) {

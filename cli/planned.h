@@ -37,6 +37,9 @@ struct Planned {
 // request makes no sense.
 Planned planned(PlanRequest request);
 
+// "h100" of 64x8xh100; empty for a cluster that a file describes.
+std::string preset_kind(const Cluster& cluster);
+
 // The same devices, fewer or more of them; nothing when the cluster is not a preset.
 std::optional<Cluster> resized(const Cluster& cluster, int64_t nodes, int64_t devices_per_node);
 

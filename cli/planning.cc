@@ -30,7 +30,7 @@ void check_batch(const Graph& graph, const MeshRequest& mesh) {
 
 // The same kind of devices, so many times as many: within a node up to eight, then more nodes.
 std::optional<Cluster> larger(const Cluster& c, int64_t times) {
-  if (c.spec.starts_with("cpu")) return resized(c, 1, c.devices_per_node * times);
+  if (preset_kind(c) == "cpu") return resized(c, 1, c.devices_per_node * times);
   int64_t devices = c.devices_per_node, nodes = c.nodes;
   for (; times > 1; times /= 2) (nodes == 1 && devices < 8 ? devices : nodes) *= 2;
   return resized(c, nodes, devices);

@@ -10,6 +10,9 @@
 namespace cleave {
 namespace {
 
+constexpr const char* kKeys =
+    "dp, tp, cp, ep, pp, chunks, micro, zero, schedule, recompute, offload";
+
 constexpr std::array<std::pair<std::string_view, Recompute>, 3> kModes = {
     {{"none", Recompute::kNone}, {"selective", Recompute::kSelective}, {"full", Recompute::kFull}}};
 
@@ -53,13 +56,12 @@ class PinReader {
   [[noreturn]] void unknown() const {
     const bool one_word = key_.find_first_of(".*") == std::string::npos;
     if (one_word && number(value_)) {
-      wrong(fmt::format("'{}' is nothing to pin; there are dp, tp, cp, ep, pp, chunks, micro, zero",
-                        key_));
+      wrong(fmt::format("'{}' is nothing to pin; there are {}", key_, kKeys));
     }
     wrong(fmt::format(
         "'{}' is no value; write recompute, keep, cut or 'stage N' after a pattern, or a placement "
-        "after PATTERN:AXIS",
-        value_));
+        "after PATTERN:AXIS{}",
+        value_, one_word ? fmt::format("; keys are {}", kKeys) : ""));
   }
 
   int64_t count(int64_t least, int64_t most) const {

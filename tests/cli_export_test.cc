@@ -54,6 +54,14 @@ class Export : public ::testing::Test {
         "recompute=none zero=1",
         "stages");
     made("llama:8b --set layers=2 sequence=2048 --forward --cluster 4xh100", "forward");
+    const std::string small =
+        "gpt2:124m --set layers=4 --cluster 4xh100 --accumulate 1 --pin zero=1 ";
+    made(small + "dp=4 recompute=full", "full");
+    made(small + "dp=4 recompute=selective", "selective");
+    made(small + "dp=4 h.1.mlp=recompute", "one");
+    made(
+        "gpt2:124m --set layers=5 --cluster 2xh100 --pin pp=2 micro=4 schedule=1f1b recompute=none",
+        "uneven");
   }
   static void TearDownTestSuite() { fs::remove_all(folder_); }
 
@@ -166,7 +174,17 @@ TEST_F(Export, DeepSpeed) {
   EXPECT_TRUE(columns.contains("^layers\\.\\d+\\.mlp\\.gate\\.weight$"));
 }
 
+TEST_F(Export, MegatronsRecomputation) {
+  EXPECT_NE(text("full", "megatron").find("--recompute-granularity full\n"), std::string::npos);
+  EXPECT_NE(text("selective", "megatron").find("--recompute-granularity selective\n"),
+            std::string::npos);
+  EXPECT_EQ(text("zero1", "megatron").find("--recompute"), std::string::npos);
+}
+
 TEST_F(Export, WhatCannotBeSaidIsRefused) {
+  refused("one", "megatron", "--pin recompute=full or recompute=selective");
+  refused("full", "deepspeed", "written in the model there");
+  refused("uneven", "megatron", "its chunks have as many layers each, the plan's");
   refused("stages", "hf-tp", "a tp_plan has no stages");
   refused("stages", "dtensor", "parallelize_module has no stages");
   refused("stages", "deepspeed", "PipelineModule");
