@@ -72,9 +72,11 @@ std::string megatrons(const std::string& model, const std::string& cluster, int6
 }
 
 std::string next_best(const Planned& p) {
+  const Plan& plan = *p.result.plan;
   for (const Candidate& c : p.result.candidates) {
-    if (c.why_not.empty() || !std::isfinite(c.cost)) continue;
-    return fmt::format("{}: {}", words_of(c), why_not(c, *p.result.plan));
+    const bool fits = std::isfinite(c.cost) && c.why_not.find("fit") == std::string::npos;
+    if (c.why_not.empty() || !fits || c.cost < plan.certificate.cost) continue;
+    return fmt::format("{}: {}", words_of(c), why_not(c, plan));
   }
   return "none that fits";
 }

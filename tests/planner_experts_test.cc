@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 
+#include "executor/lower.h"
 #include "models/trace.h"
 #include "planner/planner.h"
 #include "tests/training_plans.h"
@@ -107,6 +108,62 @@ TEST(Experts, WeightsOfSplitExpertsStayWhereTheyAre) {
     ++found;
   }
   EXPECT_EQ(found, 4 * 3 * 3);
+}
+
+// The axes that split the experts' products by number, together.
+int64_t ways_by_expert(const Graph& graph, const Plan& plan) {
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const Node& node = graph.nodes()[n];
+    const std::string& scope = graph.scopes()[static_cast<size_t>(node.scope)];
+    if (node.phase != Phase::kForward || node.op->name != "matmul" || !scope.ends_with(".experts"))
+      continue;
+    int64_t ways = 1;
+    for (size_t a = 0; a < plan.nodes[n].axes.size(); ++a) {
+      const int factor = plan.nodes[n].axes[a].factor;
+      const bool by_expert =
+          factor >= 0 && node.signature->factors()[static_cast<size_t>(factor)].letter == 'e';
+      if (by_expert) ways *= plan.mesh.axes[a].size;
+    }
+    least = std::min(least, ways);
+  }
+  return least;
+}
+
+// Nobody asks for experts to be split: on a node, the mesh and what is computed again left to the
+// search, within the node's memory, they are; without, it takes longer.
+TEST(Experts, AreSplitByWhoeverSearchesAllMeshes) {
+  ModelConfig config = model_named("mixtral:8x7b");
+  config.batch = 64;
+  config.layers = 8;
+  TraceOptions trace_options;
+  trace_options.dtype = DType::kBF16;
+  const Graph graph = trace(config, trace_options);
+  const Cluster cluster = parse_cluster("8xh100");
+  PlannerOptions options;
+  options.space.recompute = true;
+  options.live_bytes = stage_live_bytes;
+  const PlanResult free = find_plan(graph, cluster, options);
+  ASSERT_TRUE(free.plan);
+  EXPECT_LE(static_cast<double>(free.plan->predicted.peak_bytes), cluster.device.memory);
+  EXPECT_EQ(ways_by_expert(*free.graph, *free.plan), 8);
+  options.preferences.choice = [&](NodeId leader, const std::vector<AxisOption>& choice) {
+    const Node& node = graph.node(leader);
+    const bool experts = graph.scopes()[static_cast<size_t>(node.scope)].ends_with(".experts");
+    for (const AxisOption& o : choice) {
+      if (experts && o.letter == 'e') return std::numeric_limits<double>::infinity();
+    }
+    return 0.0;
+  };
+  options.space.recompute = false;  // preferences speak of this graph's nodes
+  options.memory_limit = std::numeric_limits<double>::infinity();
+  const PlanResult whole = find_plan(graph, cluster, options);
+  ASSERT_TRUE(whole.plan);
+  EXPECT_EQ(ways_by_expert(*whole.graph, *whole.plan), 1);
+  fmt::print("experts split: {:.0f} ms; not, in any memory: {:.0f} ms and {:.0f} GiB a device\n",
+             1e3 * free.plan->predicted.step_seconds, 1e3 * whole.plan->predicted.step_seconds,
+             static_cast<double>(whole.plan->predicted.peak_bytes) / (1 << 30));
+  EXPECT_GT(static_cast<double>(whole.plan->predicted.peak_bytes), cluster.device.memory);
 }
 
 // The same on CPU devices, run: with a capacity an all-to-all, without one partial sums.
