@@ -57,6 +57,10 @@ MatrixRate rate(double peak, double efficiency, double half_k) {
 //   published runs of benchmarks/megatron_tables.cc came out 8 to 16 % too fast in a prototype. One
 //   set was chosen of five, on these same runs, so they are no independent check of it. A100-40G's
 //   bandwidth (1.40 public) and V100's efficiency (107 of 125 public, 0.86) are lowered by as much.
+// What nobody measured and is taken from a neighbour: of B200, from H100, the share of the memory's
+//   bandwidth, attention's rates, op_latency, NCCL's share of NVLink and its start, InfiniBand; of
+//   V100, from A100, attention's rates, op_latency, half_k's clocks, how far the product efficiency
+//   lies below the public figure. V100 has no bf16: what stands there is its fp16.
 // cpu: one core of a desktop or server machine with AVX2, with OpenBLAS (measured: 100-120 GFLOP/s
 //   f32); devices are threads that share the memory. `cleave calibrate` measures the machine
 //   itself.
