@@ -209,9 +209,7 @@ Rendezvous& ThreadCommunicator::meet(const Request& request) {
   auto& requests = world_.requests_;
   requests[static_cast<size_t>(rank_)] = request;
   const auto axis = static_cast<size_t>(request.axis);
-  Rendezvous& g = request.axis < 0
-                      ? *world_.everyone_
-                      : *world_.groups_[axis][world_.group_of_[axis][static_cast<size_t>(rank_)]];
+  Rendezvous& g = *world_.groups_[axis][world_.group_of_[axis][static_cast<size_t>(rank_)]];
   g.wait();
   const Request& first = requests[static_cast<size_t>(g.ranks[0])];
   for (int64_t rank : g.ranks) {
@@ -233,7 +231,12 @@ void ThreadCommunicator::find_inputs(const Rendezvous& group, size_t i) {
   }
 }
 
-void ThreadCommunicator::synchronize() { meet(Request{}); }
+// Only this request meets everyone, so there is nothing to compare; and nothing may be read here
+// after the meeting, since a rank that has left asks for something else at once.
+void ThreadCommunicator::synchronize() {
+  world_.requests_[static_cast<size_t>(rank_)] = {};
+  world_.everyone_->wait();
+}
 
 void ThreadCommunicator::put(const Message& message, std::span<const std::byte> bytes) {
   world_.boxes_[static_cast<size_t>(message.to)]->put(message, bytes);

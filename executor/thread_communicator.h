@@ -81,7 +81,8 @@ class ThreadCommunicator : public Communicator {
   void shift(int32_t axis, std::span<const CollectiveTensor> tensors) override;
 
  private:
-  // Announces the request and waits until the whole group has made the same.
+  // Announces the request of a collective and waits until the whole group has made the same.
+  // Others' requests are read from then until the group meets again.
   Rendezvous& meet(const Request& request);
   // Copies from every rank of the group what belongs into this rank's outputs.
   void exchange(InstrKind kind, int32_t axis, std::span<const CollectiveTensor> tensors);

@@ -116,11 +116,12 @@ void add_pipelines(const ArrangementLimits& limits, const Pins& pins, Arrangemen
     return;
   }
   add(ScheduleKind::kOneForwardOneBackward, 1);
-  if (arrangement.micro_batches > 1) add(ScheduleKind::kZeroBubble, 1);
+  // Of one micro-batch it is 1f1b.
+  if (arrangement.micro_batches > 1 || pins.schedule) add(ScheduleKind::kZeroBubble, 1);
   if (arrangement.micro_batches % arrangement.stages != 0) return;
-  for (int32_t v = 2; v <= 8; ++v) {
+  for (int32_t v = 2; v <= std::max(8, pins.chunks.value_or(0)); ++v) {
     if (int64_t{v} * arrangement.stages > limits.pieces) break;
-    if (v == 5 || v == 7) continue;
+    if ((v == 5 || v == 7) && !pins.chunks) continue;
     add(ScheduleKind::kInterleaved, v);
   }
 }
@@ -243,14 +244,18 @@ std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshReque
     for (const MeshChoice& m : choices(devices / stages, cluster, request, pins, limits)) {
       for (int64_t micro : limits.micro_batches) {
         if (pins.micro_batches && micro != *pins.micro_batches) continue;
-        // A part of the data axes that has no sequence of a micro-batch would idle.
+        // What is asked for is not second-guessed.
         const bool chosen = limits.micro_batches.size() > 1;
-        if (chosen && limits.batch > 0 && sequences_each(limits, micro, m) == 0) continue;
+        const bool mesh_too = pins.micro_batches && (asked != 0 || pins_axes(pins));
+        // A part of the data axes that has no sequence of a micro-batch would idle.
+        if (chosen && !mesh_too && limits.batch > 0 && sequences_each(limits, micro, m) == 0)
+          continue;
         // Fewer micro-batches than stages leave most of them idle; more than a few sequences in
         // one gain nothing.
         const bool more = limits.batch % stages == 0 && limits.batch >= stages;
-        if (chosen && stages > 1 && micro < (more ? stages : 2)) continue;
-        if (chosen && limits.batch > 0 && !limits.every_count &&
+        const bool stages_too = pins.micro_batches && pins.stages;
+        if (chosen && !stages_too && stages > 1 && micro < (more ? stages : 2)) continue;
+        if (chosen && !pins.micro_batches && limits.batch > 0 && !limits.every_count &&
             !worth_trying(stages, micro, sequences_each(limits, micro, m))) {
           continue;
         }
@@ -265,6 +270,11 @@ std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshReque
   }
   if (result.empty()) {
     if (!pins.empty()) {
+      const int64_t chunks = int64_t{pins.stages.value_or(1)} * pins.chunks.value_or(1);
+      if (chunks > limits.pieces) {
+        fail("{} stages of {} chunks are pinned, but the model can be cut into {} pieces at most",
+             pins.stages.value_or(1), pins.chunks.value_or(1), limits.pieces);
+      }
       fail("no pipeline stages and mesh of {} devices are as pinned: {}", devices,
            fmt::join(pins.texts, ", "));
     }

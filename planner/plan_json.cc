@@ -354,9 +354,6 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
                   {"costing", costing_json(plan.costing)},
                   {"nodes", choices},
                   {"held", held}};
-  for (size_t s = 0; s < plan.on_host.size(); ++s) {
-    if (plan.on_host[s]) j["on_host"].push_back(graph.sources()[s].name);
-  }
   return j;
 }
 
@@ -418,27 +415,19 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
     const auto at = saved.held.find(v);
     return at == saved.held.end() || at->second == held_text(placements) ? 0.0 : kForbidden;
   };
-  std::set<std::string> on_host;
-  if (json.contains("on_host")) {
-    for (const auto& name : field<std::vector<std::string>>(json, "on_host")) on_host.insert(name);
-  }
-  for (const std::string& name : on_host) {
-    const Source* s = graph.source_named(name);
-    if (s == nullptr || !can_be_offloaded(graph, *s)) {
-      fail("plan: there is no state '{}' that the host could keep", name);
-    }
-  }
-  if (!on_host.empty()) {
-    fixed.preferences.on_host = [&on_host](const Source& s) { return on_host.contains(s.name); };
-  }
-  // The file that it was planned for may be gone: the plan has it whole.
-  const auto spec = field<std::string>(json, "cluster");
   std::set<std::string> offloaded;
   if (json.contains("offloaded")) {
-    const auto names = field<std::vector<std::string>>(json, "offloaded");
-    offloaded.insert(names.begin(), names.end());
+    for (const auto& name : field<std::vector<std::string>>(json, "offloaded")) {
+      const Source* s = graph.source_named(name);
+      if (s == nullptr || !can_be_offloaded(graph, *s)) {
+        fail("plan: there is no state '{}' that the host could keep", name);
+      }
+      offloaded.insert(name);
+    }
   }
   fixed.preferences.on_host = [&offloaded](const Source& s) { return offloaded.contains(s.name); };
+  // The file that it was planned for may be gone: the plan has it whole.
+  const auto spec = field<std::string>(json, "cluster");
   const Cluster cluster = json.contains("cluster_toml")
                               ? cluster_from_toml(field<std::string>(json, "cluster_toml"), spec)
                               : parse_cluster(spec);

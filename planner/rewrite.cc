@@ -25,7 +25,12 @@ RewrittenGraph rewritten(const Graph& traced, const Rewrite& rewrite) {
   for (NodeId n : rewrite.remade) {
     CLEAVE_ASSERT(n >= 0 && static_cast<size_t>(n) < now.size(), "there is no node {} to remake",
                   n);
-    nodes.push_back(now[static_cast<size_t>(n)]);
+    // A sum over chunks that only the update reads is made there, if it is one node at all: the
+    // backward finds nothing of it that could be made again.
+    const NodeId here = now[static_cast<size_t>(n)];
+    const bool moved = here == kNoNode || result.graph.node(here).phase == Phase::kUpdate;
+    if (traced.node(n).phase == Phase::kForward && traced.node(n).op->sums && moved) continue;
+    nodes.push_back(here);
   }
   return remade(result, nodes);
 }

@@ -392,6 +392,26 @@ TEST(ThreadCommunicator, ManyRounds) {
   });
 }
 
+// Whoever is released first goes on at once, while others are still on their way out.
+TEST(ThreadCommunicator, GoesOnAtOnceAfterSynchronizing) {
+  const Mesh mesh{{{"u", 4}, {"v", 2}}};
+  on_ranks(mesh, [&](Communicator& c, int64_t rank) {
+    double value = 0, sum = 0;
+    const CollectiveTensor t = {&value, &sum, DType::kF64};
+    for (int i = 0; i < 2000; ++i) {
+      const int32_t axis = i % 2;
+      double want = 0;
+      for (int64_t r : mesh.group(rank, static_cast<size_t>(axis))) {
+        want += static_cast<double>(r + i);
+      }
+      value = static_cast<double>(rank + i);
+      c.synchronize();
+      c.run(InstrKind::kAllReduce, axis, Reduction::kSum, {&t, 1});
+      ASSERT_EQ(sum, want);
+    }
+  });
+}
+
 // --- Messages ----------------------------------------------------------------------------------
 
 std::span<const std::byte> bytes_of(const std::vector<int64_t>& v) {
