@@ -230,6 +230,24 @@ std::string product(const Graph& g, const Plan& plan, const std::string& scope) 
   return "no such product";
 }
 
+// The search leaves these out; who asks for them gets them.
+TEST(Pins, OfPipelinesAreNotSecondGuessed) {
+  const ArrangementLimits limits{
+      .batch = 8, .pieces = 12, .micro_batches = {1, 2, 4, 8}, .stages = true};
+  for (const std::vector<std::string>& pins :
+       {std::vector<std::string>{"pp=2", "micro=1", "schedule=zero-bubble"},
+        {"pp=4", "micro=2", "schedule=1f1b"},
+        {"pp=2", "chunks=5", "micro=2", "schedule=interleaved"},
+        {"pp=2", "dp=2", "micro=8", "schedule=1f1b"}}) {
+    const auto found = arrangements_of(parse_cluster("cpu:4"), {}, pins_of(pins), limits);
+    EXPECT_FALSE(found.empty()) << fmt::format("{}", fmt::join(pins, " "));
+  }
+  EXPECT_EQ(mistake([&] {
+              arrangements_of(parse_cluster("cpu:4"), {}, pins_of({"pp=4", "chunks=4"}), limits);
+            }),
+            "4 stages of 4 chunks are pinned, but the model can be cut into 12 pieces at most");
+}
+
 TEST(Pins, AreKeptByTheSearch) {
   const Graph g = gpt(2);
   Plan plan = planned(g, {"tp=2", "h.1.mlp.fc.matmul:tp=shard(2)", "h.0.mlp.fc:tp=replicate"});

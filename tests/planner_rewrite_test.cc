@@ -16,7 +16,7 @@
 #include "planner/remake.h"
 #include "tests/support/brute_force.h"
 #include "tests/support/random_graph.h"
-#include "tests/training_plans.h"
+#include "tests/training_pipeline.h"
 #include "tracer/functional.h"
 #include "tracer/optimizer.h"
 
@@ -274,6 +274,30 @@ TEST(Recomputation, SearchEqualsBruteForce) {
 
 // --- What cannot be remade
 // ------------------------------------------------------------------------
+
+// A sum over chunks that only the update reads (the experts' balance of all layers) moves there:
+// asked to be remade, it has nothing that the backward could find made again.
+TEST(Recomputation, LeavesASumOverChunksToTheUpdate) {
+  ModelConfig config = config_for(models()[6], 2);
+  config.layers = 3;
+  const Graph traced = testing::step_graph(config, 1);
+  const std::vector<bool> possible = can_be_remade(traced);
+  std::vector<NodeId> sums;
+  for (size_t n = 0; n < possible.size(); ++n) {
+    if (possible[n] && traced.nodes()[n].op->sums) sums.push_back(static_cast<NodeId>(n));
+  }
+  ASSERT_FALSE(sums.empty());
+  int moved = 0;
+  for (int chunks : {2, 3, 4}) {
+    const RewrittenGraph r = rewritten(traced, {sums, testing::even_cuts(traced, chunks)});
+    verify(r.graph);
+    for (size_t n = 0; n < r.origin.size(); ++n) {
+      const bool was = std::binary_search(sums.begin(), sums.end(), r.origin[n]);
+      moved += was && r.graph.nodes()[n].phase == Phase::kUpdate;
+    }
+  }
+  EXPECT_GT(moved, 0);
+}
 
 TEST(Recomputation, RefusesWhatIsOverwritten) {
   const Graph graph = trace_training_step(
