@@ -397,6 +397,7 @@ inline Coverage run_space(uint64_t first, size_t plans) {
   Coverage coverage;
   const std::optional<uint64_t> one = number_in("CLEAVE_SPACE_SEED");
   plans = number_in("CLEAVE_SPACE_PLANS").value_or(plans);
+  first = number_in("CLEAVE_SPACE_FIRST").value_or(first);
   const uint64_t begin = one.value_or(first), end = one ? begin + 1 : begin + 2 * plans;
   for (uint64_t seed = begin; seed < end && coverage.plans() < plans; ++seed) {
     const Draw d = draw(seed);
