@@ -132,7 +132,8 @@ inline Draw draw(uint64_t seed) {
   d.shape.micro_batches = dice.of(counts, "micro-batches");
   // A single masked sequence may have no target, and then no loss.
   const bool masked = objective_of(model_named(models()[d.model].name)) == Objective::kMaskedTokens;
-  if (masked && d.shape.micro_batches > 4) d.shape.micro_batches /= 2;
+  if (masked && d.shape.micro_batches > 4)
+    d.shape.micro_batches = schedule == 2 ? d.shape.stages : d.shape.micro_batches / 2;
 
   d.zero = dice.of<int>({0, 1, 2, 3, -1, -1, -2}, "zero");
   d.recompute = static_cast<RecomputeDraw>(dice.below(4, "recompute"));
@@ -389,8 +390,9 @@ inline std::optional<DrawnPlan> plan_by_pins(const Draw& d, const Traced& t, std
   PlannerOptions options = measured_options();
   options.mesh.sizes = d.sizes;
   options.mesh.roles = d.roles;
-  if (d.sizes == std::vector<int64_t>{1}) options.mesh = {};
-  const bool data = std::count(d.roles.begin(), d.roles.end(), AxisRole::kData) > 0;
+  if (d.devices() == d.shape.stages) options.mesh = {};
+  const bool data = d.devices() > d.shape.stages &&
+                    std::count(d.roles.begin(), d.roles.end(), AxisRole::kData) > 0;
   if (data && d.zero >= 0) pins.push_back(fmt::format("zero={}", d.zero));
   constexpr Recompute kModes[] = {Recompute::kNone, Recompute::kSelective, Recompute::kFull};
   pins.push_back(fmt::format("recompute={}", name_of(kModes[static_cast<size_t>(d.recompute)])));
