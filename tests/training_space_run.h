@@ -291,7 +291,7 @@ inline const std::vector<std::string>& space_dimensions() {
   return all;
 }
 
-// Why two values cannot meet in one plan; empty: they can.
+// Whether two values can meet in one plan.
 inline bool can_meet(const std::string& a, const std::string& b) {
   const auto pair = [&](std::string_view x, std::string_view y) {
     return (a.starts_with(x) && b.starts_with(y)) || (b.starts_with(x) && a.starts_with(y));
@@ -365,7 +365,7 @@ class Coverage {
     for (const auto& [why, count] : refused_) text += fmt::format("  {:4} {}\n", count, why);
     const auto& all = space_dimensions();
     text += "how many plans had both; on the diagonal, had it; a dot: they cannot meet\n";
-    text += fmt::format("{:18}", "");
+    text += fmt::format("{:20}", "");
     for (size_t k = 0; k < all.size(); ++k) text += fmt::format("{:>4}", k + 1);
     text += '\n';
     for (size_t i = 0; i < all.size(); ++i) {
