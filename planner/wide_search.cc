@@ -22,14 +22,15 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr const char* kUnfit = "does not fit in memory";
-constexpr size_t kModes = 4;     // of recomputation that are compared, with none
-constexpr double kEasy = 0.96;   // of the limit: what pieces may take, so that the rest fits too
-constexpr size_t kSeeds = 4;     // meshes that are tried with a third axis
-constexpr int kTries = 6;        // to make a plan fit whose pieces alone would
-constexpr size_t kBatch = 8;     // arrangements whose grounds get more options at once
-constexpr double kHigh = 64;     // a high price, in steps a limit
-constexpr double kHope = 0.5;    // of what the thriftiest ways cost, what better ones may save
-constexpr int kRefinements = 3;  // rounds in which options are added for one entry
+constexpr size_t kModes = 4;        // of recomputation that are compared, with none
+constexpr double kEasy = 0.96;      // of the limit: what pieces may take, so that the rest fits too
+constexpr size_t kSeeds = 4;        // meshes that are tried with a third axis
+constexpr size_t kCountSeeds = 12;  // and with other numbers of micro-batches
+constexpr int kTries = 6;           // to make a plan fit whose pieces alone would
+constexpr size_t kBatch = 8;        // arrangements whose grounds get more options at once
+constexpr double kHigh = 64;        // a high price, in steps a limit
+constexpr double kHope = 0.5;       // of what the thriftiest ways cost, what better ones may save
+constexpr int kRefinements = 3;     // rounds in which options are added for one entry
 // Estimates are about as close: so many are planned in full that promise to be a little slower.
 constexpr double kClose = 1.005;
 constexpr size_t kMostBeyond = 3;
@@ -678,11 +679,11 @@ void WideSearch::add_neighbours() {
       options_.space.max_axes > 2 && options_.mesh.empty() && !pins_axes(options_.pins);
   std::set<size_t> grounds;
   for (size_t i : order) {
-    if (grounds.size() == kSeeds) break;
+    if (grounds.size() == kCountSeeds) break;
     if (!grounds.insert(entries_[i].ground).second) continue;
     const Arrangement from = entries_[i].arrangement;
     for (Arrangement& a : with_other_counts(from, limits_)) add_entry(std::move(a));
-    if (!axes) continue;
+    if (!axes || grounds.size() > kSeeds) continue;
     for (Arrangement& a : with_third_axis(from, cluster_, limits_)) add_entry(std::move(a));
   }
 }
