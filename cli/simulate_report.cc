@@ -145,19 +145,28 @@ class Report {
       ++w.count, w.seconds += e.seconds, w.exposed += e.exposed;
     }
     std::vector<std::pair<std::string, Wait>> all(by_name.begin(), by_name.end());
-    std::erase_if(all, [&](const auto& entry) {
-      return entry.second.seconds < kSmallest * timeline_.seconds;
-    });
     std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) {
       return std::pair(a.second.exposed, a.second.seconds) >
              std::pair(b.second.exposed, b.second.seconds);
     });
     Table table({"communication", ">times", ">each", ">together", ">waited for"});
-    for (size_t i = 0; i < std::min(all.size(), kWaits); ++i) {
+    Wait others;
+    size_t kinds = 0;
+    for (size_t i = 0; i < all.size(); ++i) {
       const Wait& w = all[i].second;
+      if (i >= kWaits || w.seconds < kSmallest * timeline_.seconds) {
+        ++kinds;
+        others.count += w.count, others.seconds += w.seconds, others.exposed += w.exposed;
+        continue;
+      }
       table.add({all[i].first, with_commas(static_cast<double>(w.count)),
                  seconds_text(w.seconds / static_cast<double>(w.count)), seconds_text(w.seconds),
                  amount(w.exposed)});
+    }
+    if (kinds > 0) {
+      table.add({fmt::format("{} other kind{}", kinds, kinds == 1 ? "" : "s"),
+                 with_commas(static_cast<double>(others.count)), "", seconds_text(others.seconds),
+                 amount(others.exposed)});
     }
     if (!table.empty()) text_ += "\n" + table.to_string(colour_);
   }
