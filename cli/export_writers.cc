@@ -79,8 +79,7 @@ void expect_nothing_else(const LoadedPlan& loaded, const std::string& target) {
 
 // By chunk: how many of the model's layers begin in it.
 std::vector<size_t> layers_by_chunk(const Graph& graph, const Plan& plan) {
-  std::vector<std::set<std::string>> layers(
-      static_cast<size_t>(plan.pipeline.stages * plan.pipeline.chunks));
+  std::vector<size_t> layers(static_cast<size_t>(plan.pipeline.stages * plan.pipeline.chunks), 0);
   std::set<std::string> known;
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const Node& node = graph.nodes()[n];
@@ -89,12 +88,9 @@ std::vector<size_t> layers_by_chunk(const Graph& graph, const Plan& plan) {
     const size_t digit = scope.find_first_of("0123456789");
     if (digit == std::string::npos || digit == 0 || scope[digit - 1] != '.') continue;
     const std::string layer = scope.substr(0, scope.find('.', digit));
-    if (!known.insert(layer).second) continue;
-    layers[static_cast<size_t>(plan.pipeline.chunk_of[n])].insert(layer);
+    if (known.insert(layer).second) ++layers[static_cast<size_t>(plan.pipeline.chunk_of[n])];
   }
-  std::vector<size_t> counts;
-  for (const auto& set : layers) counts.push_back(set.size());
-  return counts;
+  return layers;
 }
 
 // Megatron's words for what is computed again; throws Error when it has none.

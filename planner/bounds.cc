@@ -52,6 +52,13 @@ class Dual {
 
   const std::vector<CriticalPath>& paths() const { return paths_; }
 
+  // Whether even the fewest bytes of all stages together are too many.
+  bool nothing_fits() const {
+    if (std::isinf(limits_[0])) return false;
+    const std::vector<double> no_time(paths_.size(), 0), one(limits_.size(), 1);
+    return at(no_time, one).value > 0;
+  }
+
   Point at(const std::vector<double>& weights, const std::vector<double>& prices) const {
     std::vector<double> forward(size_t(chunks_), 0), backward = forward, awaited = forward;
     std::vector<double> update(size_t(stages_), 0);
@@ -194,9 +201,9 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
     through.update[0] = 1;
     paths.push_back(through);
   }
-  size_t units = 0;
-  for (const auto& order : schedule.order) units += order.size();
-  if (a.stages == 1 || units * static_cast<size_t>(a.stages) > kMostSimulated) return paths;
+  if (a.stages == 1 || schedule.units() * static_cast<size_t>(a.stages) > kMostSimulated) {
+    return paths;
+  }
   for (int32_t s = 0; s < a.stages; ++s) {
     std::vector<ChunkSeconds> seconds(columns);
     for (size_t c = 0; c < columns; ++c) {
@@ -245,14 +252,18 @@ double whole_pieces_bound(const Arrangement& a, const std::vector<PieceOption>& 
 
 }  // namespace
 
+bool nothing_fits(const Arrangement& arrangement, const std::vector<Piece>& pieces,
+                  const std::vector<PieceOption>& options, const std::vector<double>& limits,
+                  Schedules& schedules) {
+  return Dual(arrangement, pieces, options, limits, 0, schedules).nothing_fits();
+}
+
 double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                       const std::vector<PieceOption>& options, const std::vector<double>& limits,
                       double sent, double enough, Schedules& schedules) {
   const Dual dual(arrangement, pieces, options, limits, sent, schedules);
   const auto stages = static_cast<size_t>(arrangement.stages);
-  // Where even the fewest bytes of all stages together are too many, nothing fits.
-  const std::vector<double> nothing(dual.paths().size(), 0), one(stages, 1);
-  if (std::isfinite(limits[0]) && dual.at(nothing, one).value > 0) return kInfinity;
+  if (dual.nothing_fits()) return kInfinity;
   std::vector<double> weights(dual.paths().size(), 1.0 / static_cast<double>(dual.paths().size()));
   std::vector<double> prices(stages, 0);
   // Under 1f1b with more micro-batches than stages, the third paths weighted so count every chunk

@@ -28,6 +28,12 @@ struct CriticalPath {
 //    are equal but those of this stage, which take a little longer, and its update.
 std::vector<CriticalPath> critical_paths(const Arrangement& arrangement, Schedules& schedules);
 
+// Whether the stages together hold too much, however the pieces are dealt out and run. `limits`:
+// bytes, by stage.
+bool nothing_fits(const Arrangement& arrangement, const std::vector<Piece>& pieces,
+                  const std::vector<PieceOption>& options, const std::vector<double>& limits,
+                  Schedules& schedules);
+
 // The Lagrangian dual: paths weighted to a mean, bytes above a stage's limit priced; for every such
 // weight and price the cheapest way to deal out the pieces and to run each, apart from one another,
 // bounds the step from below. Ascends until `enough` is reached. `limits`: bytes, by stage;

@@ -333,9 +333,7 @@ template <class Mix>
 void improve_cuts(const Arrangement& arrangement, int32_t pieces, const CutRules& rules,
                   Schedules& schedules, const Mix& mix, StageEstimate& best) {
   const Schedule& schedule = schedules.of(arrangement).schedule;
-  size_t units = 0;
-  for (const auto& order : schedule.order) units += order.size();
-  int runs = static_cast<int>(std::min<size_t>(kMostRuns, kMostUnits / units));
+  int runs = static_cast<int>(std::min<size_t>(kMostRuns, kMostUnits / schedule.units()));
   const size_t chunks = best.first_piece.size();
   const auto size_of = [&](size_t c) {
     return (c + 1 < chunks ? best.first_piece[c + 1] : pieces) - best.first_piece[c];

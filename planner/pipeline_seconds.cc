@@ -49,15 +49,13 @@ void set_step_seconds(const Graph& graph, Plan& plan, Schedules& schedules) {
   arrangement.stages = p.stages, arrangement.chunks = p.chunks;
   arrangement.schedule = p.schedule;
   arrangement.micro_batches = graph.micro_batches;
-  const auto seconds = [&](bool counted) {
-    return step_seconds(arrangement, chunk_seconds(graph, plan, counted),
-                        update_seconds(plan, p.stages, counted), schedules);
-  };
+  const std::vector<double> no_updates(static_cast<size_t>(p.stages), 0);
   p.seconds = chunk_seconds(graph, plan);
-  p.step_seconds = step_seconds(arrangement, p.seconds,
-                                std::vector<double>(static_cast<size_t>(p.stages), 0), schedules);
-  plan.certificate.cost = seconds(true);
-  plan.predicted.step_seconds = seconds(false);
+  p.step_seconds = step_seconds(arrangement, p.seconds, no_updates, schedules);
+  plan.predicted.step_seconds =
+      step_seconds(arrangement, p.seconds, update_seconds(plan, p.stages), schedules);
+  plan.certificate.cost = step_seconds(arrangement, chunk_seconds(graph, plan, true),
+                                       update_seconds(plan, p.stages, true), schedules);
 }
 
 }  // namespace cleave

@@ -171,6 +171,12 @@ std::string_view name_of(UnitKind kind) {
   return "?";
 }
 
+size_t Schedule::units() const {
+  size_t units = 0;
+  for (const auto& stage : order) units += stage.size();
+  return units;
+}
+
 int32_t Schedule::in_flight(int32_t chunk) const {
   std::vector<double> one(static_cast<size_t>(stages * chunks), 0);
   one[static_cast<size_t>(chunk)] = 1;

@@ -44,6 +44,7 @@ struct Schedule {
   int32_t micro_batches = 1;
   std::vector<std::vector<Unit>> order;  // by stage
 
+  size_t units() const;  // of all stages together
   // Most micro-batches of a chunk whose forward has begun and whose last unit has not ended: as
   // many times what a chunk keeps for its backward is held.
   int32_t in_flight(int32_t chunk) const;

@@ -372,18 +372,17 @@ void WideSearch::fit(Entry& entry) {
     limits.assign(limits.size(), limit_ - overhead(entry));
     seconds = estimated(entry, ground.options, limits).step_seconds;
   }
-  entry.known = ground.known;
   entry.overhead = overhead(entry);
   entry.fitted = std::isfinite(seconds);
   entry.report.cost = seconds;
   if (entry.fitted) {
     // Between the quickest and the thriftiest ways there will be better ones.
-    const bool hope = entry.known == Known::kThrifty && seconds > entry.free * (1 + 1e-9);
+    const bool hope = ground.known == Known::kThrifty && seconds > entry.free * (1 + 1e-9);
     entry.estimate = hope ? entry.free + kHope * (seconds - entry.free) : seconds;
     entry.final = !hope;
     return;
   }
-  entry.final = entry.known != Known::kFree;
+  entry.final = ground.known != Known::kFree;
   if (!entry.final) return;
   entry.estimate = kInfinity;
   entry.report.why_not = kUnfit;
@@ -696,17 +695,16 @@ void WideSearch::raise_bounds(double best) {
     Entry& e = entries_[i];
     const Ground& g = grounds_[e.ground];
     if (!g.free || e.bound >= best) return;
-    const auto bound = [&](double limit) {
-      const std::vector<double> limits(static_cast<size_t>(e.arrangement.stages), limit);
-      return pipeline_bound(e.arrangement, outline(e).pieces, g.options, limits, g.sent, best,
-                            schedules_);
-    };
-    if (g.known == Known::kAll) {
-      e.bound = std::max(e.bound, bound(limit_));
+    const std::vector<Piece>& pieces = outline(e).pieces;
+    const auto stages = static_cast<size_t>(e.arrangement.stages);
+    const std::vector<double> limits(stages, limit_), none(stages, kInfinity);
+    const bool all = g.known == Known::kAll;
+    const bool unfit = e.final && std::isinf(e.estimate);
+    if (!all && unfit && nothing_fits(e.arrangement, pieces, g.options, limits, schedules_)) {
+      e.bound = kInfinity;
     } else {
-      const bool unfit = e.final && std::isinf(e.estimate);
-      const bool never = unfit && std::isinf(bound(limit_));
-      e.bound = never ? kInfinity : std::max(e.bound, bound(kInfinity));
+      e.bound = std::max(e.bound, pipeline_bound(e.arrangement, pieces, g.options,
+                                                 all ? limits : none, g.sent, best, schedules_));
     }
     e.report.lower_bound = e.bound;
   });

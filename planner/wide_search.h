@@ -62,11 +62,9 @@ class WideSearch {
     size_t ground = 0;
     double free = 0;                 // seconds without a limit
     double estimate = 0, bound = 0;  // seconds
-    // Of the ground when the estimate was made.
-    Known known = Known::kFree;
-    double overhead = 0;
-    bool fitted = false;  // the estimate is of pieces that fit in memory
-    bool final = false;   // more options of the ground would not change it
+    double overhead = 0;             // of the ground when the estimate was made
+    bool fitted = false;             // the estimate is of pieces that fit in memory
+    bool final = false;              // more options of the ground would not change it
     Candidate report;
   };
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <random>
 
 #include "executor/rank_threads.h"
@@ -372,44 +373,34 @@ TEST(ThreadCommunicator, AFailingRankWakesTheOthers) {
   }
 }
 
-// Many short collectives on crossing groups: the barriers hold, and a result is never overwritten
-// while another rank reads it.
-TEST(ThreadCommunicator, ManyRounds) {
-  const Mesh mesh{{{"u", 2}, {"v", 4}}};
+// Many short sums over crossing groups, by turns.
+void many_sums(const Mesh& mesh, int rounds,
+               const std::function<void(Communicator&)>& before_each) {
   on_ranks(mesh, [&](Communicator& c, int64_t rank) {
     double value = static_cast<double>(rank), sum = 0;
     const CollectiveTensor t = {&value, &sum, DType::kF64};
-    for (int i = 0; i < 500; ++i) {
+    for (int i = 0; i < rounds; ++i) {
       const int32_t axis = i % 2;
       double want = 0;
       for (int64_t r : mesh.group(rank, static_cast<size_t>(axis))) {
         want += static_cast<double>(r + i);
       }
       value = static_cast<double>(rank + i);
+      before_each(c);
       c.run(InstrKind::kAllReduce, axis, Reduction::kSum, {&t, 1});
       ASSERT_EQ(sum, want);
     }
   });
 }
 
+// The barriers hold, and a result is never overwritten while another rank reads it.
+TEST(ThreadCommunicator, ManyRounds) {
+  many_sums(Mesh{{{"u", 2}, {"v", 4}}}, 500, [](Communicator&) {});
+}
+
 // Whoever is released first goes on at once, while others are still on their way out.
 TEST(ThreadCommunicator, GoesOnAtOnceAfterSynchronizing) {
-  const Mesh mesh{{{"u", 4}, {"v", 2}}};
-  on_ranks(mesh, [&](Communicator& c, int64_t rank) {
-    double value = 0, sum = 0;
-    const CollectiveTensor t = {&value, &sum, DType::kF64};
-    for (int i = 0; i < 2000; ++i) {
-      const int32_t axis = i % 2;
-      double want = 0;
-      for (int64_t r : mesh.group(rank, static_cast<size_t>(axis))) {
-        want += static_cast<double>(r + i);
-      }
-      value = static_cast<double>(rank + i);
-      c.synchronize();
-      c.run(InstrKind::kAllReduce, axis, Reduction::kSum, {&t, 1});
-      ASSERT_EQ(sum, want);
-    }
-  });
+  many_sums(Mesh{{{"u", 4}, {"v", 2}}}, 2000, [](Communicator& c) { c.synchronize(); });
 }
 
 // --- Messages ----------------------------------------------------------------------------------
