@@ -17,17 +17,6 @@ namespace {
 
 constexpr double kSmallestShare = 5e-3;  // of the step, or the peak: worth a line
 
-// What collectives of the busiest stage take, by the name of their axis.
-std::map<std::string, double> sent(const Graph& graph, const Plan& plan, bool bytes) {
-  const int32_t stage = busiest_stage(graph, plan).stage;
-  std::map<std::string, double> by_axis;
-  for (const PlannedCollectives& c : plan.collectives) {
-    if (c.stage != stage) continue;
-    by_axis[plan.mesh.axes[static_cast<size_t>(c.axis)].name] += bytes ? c.bytes : c.seconds;
-  }
-  return by_axis;
-}
-
 std::string signed_text(double x, bool bytes) {
   const std::string text = bytes ? bytes_text(std::abs(x)) : seconds_text(std::abs(x));
   return (x < 0 ? "- " : "+ ") + text;
@@ -53,7 +42,7 @@ std::string most_of(const TracedModel& model, const Plan& plan, const std::strin
 
 std::string plan_words(const Graph& graph, const Plan& plan) {
   std::string text = mesh_words(plan.mesh, plan.pipeline.stages);
-  if (plan.zero > 0) text += fmt::format(", ZeRO {}", plan.zero);
+  if (plan.zero > 0) text += ", " + zero_words(graph, plan);
   if (plan.pipeline.stages > 1) text += fmt::format(", {}", name_of(plan.pipeline.schedule));
   if (plan.pipeline.chunks > 1) text += fmt::format(" of {} chunks", plan.pipeline.chunks);
   if (graph.micro_batches > 1) text += fmt::format(", {} micro-batches", graph.micro_batches);
@@ -72,13 +61,14 @@ std::vector<Measure> measures(const TracedModel& model_a, const Plan& a, const T
   std::vector<Measure> result = {
       {"step", false, a.predicted.step_seconds, b.predicted.step_seconds},
       {"  computing", false, time_a.compute, time_b.compute}};
-  const auto sent_a = sent(model_a.graph, a, false), sent_b = sent(model_b.graph, b, false);
   std::map<std::string, std::pair<double, double>> axes;
-  for (const auto& [axis, seconds] : sent_a) axes[axis].first = seconds;
-  for (const auto& [axis, seconds] : sent_b) axes[axis].second = seconds;
+  for (const auto& [axis, sent] : time_a.axes) axes[axis].first = sent.seconds;
+  for (const auto& [axis, sent] : time_b.axes) axes[axis].second = sent.seconds;
   for (const auto& [axis, s] : axes) {
     result.push_back({fmt::format("  sending over {}", axis), false, s.first, s.second});
   }
+  result.push_back({"  cutting what is whole", false, time_a.cutting, time_b.cutting});
+  result.push_back({"  states to the host and back", false, time_a.host, time_b.host});
   result.push_back({"  waiting for stages", false, time_a.waiting, time_b.waiting});
   const MemoryParts m = memory_parts(model_a.graph, a), n = memory_parts(model_b.graph, b);
   const auto number = [](int64_t x) { return static_cast<double>(x); };
@@ -107,25 +97,33 @@ std::vector<std::string> reasons(const TracedModel& model_a, const Plan& a,
                        fmt::format("it computes {} {}", seconds_text(std::abs(compute)),
                                    compute > 0 ? "longer" : "less"));
   }
-  const Graph &ga = model_a.graph, &gb = model_b.graph;
-  const auto seconds_a = sent(ga, a, false), seconds_b = sent(gb, b, false);
-  const auto bytes_a = sent(ga, a, true), bytes_b = sent(gb, b, true);
-  std::map<std::string, double> change;
-  for (const auto& [axis, s] : seconds_a) change[axis] -= s;
-  for (const auto& [axis, s] : seconds_b) change[axis] += s;
-  const auto at = [](const std::map<std::string, double>& m, const std::string& key) {
-    const auto found = m.find(key);
-    return found == m.end() ? 0.0 : found->second;
-  };
-  for (const auto& [axis, s] : change) {
+  std::map<std::string, StageTime::Sent> change;
+  for (const auto& [axis, sent] : time_a.axes) {
+    change[axis].seconds -= sent.seconds, change[axis].bytes -= sent.bytes;
+  }
+  for (const auto& [axis, sent] : time_b.axes) {
+    change[axis].seconds += sent.seconds, change[axis].bytes += sent.bytes;
+  }
+  for (const auto& [axis, sent] : change) {
+    const double s = sent.seconds, bytes = sent.bytes;
     if (std::abs(s) < least) continue;
-    const double bytes = at(bytes_b, axis) - at(bytes_a, axis);
     const std::string most = s > 0 ? most_of(model_b, b, axis) : most_of(model_a, a, axis);
     std::string line = fmt::format("over {} it sends for {} {} ({} {})", axis,
                                    seconds_text(std::abs(s)), s > 0 ? "longer" : "less",
                                    bytes_text(std::abs(bytes)), bytes >= 0 ? "more" : "less");
     if (!most.empty()) line += fmt::format("; most {}: {}", s > 0 ? "there" : "saved", most);
     lines.emplace_back(std::abs(s), line);
+  }
+  const double host = time_b.host - time_a.host, cutting = time_b.cutting - time_a.cutting;
+  if (std::abs(host) >= least) {
+    lines.emplace_back(std::abs(host),
+                       fmt::format("optimizer states go to the host and back {} {}",
+                                   seconds_text(std::abs(host)), host > 0 ? "longer" : "less"));
+  }
+  if (std::abs(cutting) >= least) {
+    lines.emplace_back(std::abs(cutting), fmt::format("it cuts what devices have whole {} {}",
+                                                      seconds_text(std::abs(cutting)),
+                                                      cutting > 0 ? "longer" : "less"));
   }
   const double bubble = time_b.waiting - time_a.waiting;
   if (std::abs(bubble) >= least) {

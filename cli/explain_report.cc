@@ -9,6 +9,7 @@
 #include "cli/comparison.h"
 #include "cli/format.h"
 #include "cli/op_splits.h"
+#include "cli/plan_again.h"
 #include "cli/plan_parts.h"
 #include "cli/planning.h"
 #include "cli/syncs.h"
@@ -252,6 +253,13 @@ std::string explain_text(const LoadedPlan& loaded, bool colour) {
   text += fmt::format("\n{}  {}, {} a step\n", bold("chosen", colour), plan_words(graph, plan),
                       seconds_text(plan.predicted.step_seconds));
   if (!plan.pins.empty()) text += fmt::format("pinned  {}\n", fmt::join(plan.pins, ", "));
+  const PlanAgain again = plan_again(loaded.model, plan);
+  text += fmt::format("again   {}\n", command_of(loaded.model, plan));
+  if (!again.exact) {
+    text +=
+        "        gives this arrangement; what memory asks for is then searched anew, and may come "
+        "out otherwise\n";
+  }
   const Certificate& c = plan.certificate;
   text += c.lower_bound <= 0 ? "proof   no lower bound is known\n"
                              : fmt::format(
@@ -281,6 +289,8 @@ std::string explain_json(const LoadedPlan& loaded) {
                      {"step_seconds", plan.predicted.step_seconds},
                      {"lower_bound", plan.certificate.lower_bound},
                      {"pins", plan.pins},
+                     {"again", command_of(loaded.model, plan)},
+                     {"again_is_exact", plan_again(loaded.model, plan).exact},
                      {"others", others},
                      {"synchronizations", syncs_json(syncs_of(graph, plan), plan)}};
   return json.dump(2) + "\n";

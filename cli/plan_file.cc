@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/memory_parts.h"
+#include "cli/plan_again.h"
 #include "cli/planning.h"
 #include "graph/error.h"
 #include "graph/json.h"
@@ -120,6 +121,10 @@ std::string plan_file_text(const TracedModel& model, const Plan& plan) {
   Json json;
   for (const auto& [key, value] : rest.items()) {
     if (key == "graph") json["model"] = model_json(model);
+    if (key == "asked") {
+      json["again"] = {{"command", command_of(model, plan)},
+                       {"exact", plan_again(model, plan).exact}};
+    }
     if (key == "collectives") json["memory"] = memory_json(memory_parts(model.graph, plan));
     if (key == "values") json["regions"] = regions_json(model.graph, *plan.dimensions);
     json[key] = value;

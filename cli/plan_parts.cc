@@ -11,6 +11,7 @@
 #include "cli/format.h"
 #include "graph/error.h"
 #include "planner/explain.h"
+#include "planner/roles.h"
 #include "viz/names.h"
 
 namespace cleave {
@@ -77,6 +78,7 @@ StageTime busiest_stage(const Graph& graph, const Plan& plan) {
       busy[g % stages][0] += times(graph, p) * (l.seconds[p] - l.communication[p]);
       busy[g % stages][1] += times(graph, p) * l.communication[p];
     }
+    busy[g % stages][1] += plan.loads[g].starts;
   }
   StageTime t;
   for (size_t s = 0; s < stages; ++s) {
@@ -90,6 +92,16 @@ StageTime busiest_stage(const Graph& graph, const Plan& plan) {
   }
   t.waiting =
       stages == 1 ? 0 : std::max(0.0, plan.predicted.step_seconds - t.compute - t.communication);
+  double collectives = 0;
+  for (const PlannedCollectives& c : plan.collectives) {
+    if (c.stage != t.stage) continue;
+    StageTime::Sent& sent = t.axes[plan.mesh.axes[at(c.axis)].name];
+    sent.seconds += c.seconds, sent.bytes += c.bytes;
+    collectives += c.seconds;
+  }
+  for (size_t g = at(t.stage); g < plan.loads.size(); g += stages) t.host += plan.loads[g].host;
+  t.cutting = std::max(0.0, t.communication - collectives - t.host);
+  if (t.cutting < 1e-12 * t.communication) t.cutting = 0;
   return t;
 }
 
@@ -106,6 +118,19 @@ std::string mesh_words(const Mesh& mesh, int32_t stages) {
   }
   if (!unnamed.empty()) axes.push_back(fmt::format("{} devices", fmt::join(unnamed, "x")));
   return axes.empty() ? "1 device" : fmt::format("{}", fmt::join(axes, " × "));
+}
+
+std::string zero_words(const Graph& graph, const Plan& plan) {
+  if (plan.zero == 0) return "";
+  const KeptInParts parts = kept_in_parts(graph, plan);
+  const double share = plan.zero == 3 ? parts.parameters : parts.states;
+  std::string text = fmt::format("ZeRO {}", plan.zero);
+  // What cannot be split at all is little.
+  if (share < 0.995) {
+    text += fmt::format(" for {:.0f} % of the {}", 100 * share,
+                        plan.zero == 3 ? "weights" : "optimizer states");
+  }
+  return text;
 }
 
 std::string words_of(const Candidate& c) {

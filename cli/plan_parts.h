@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,11 +17,21 @@ struct StageTime {
   int32_t stage = 0;
   double compute = 0, communication = 0;
   double waiting = 0;  // for other stages
+  // What the communication adds up from: by the name of an axis, collectives; copies of states to
+  // the host and back; cutting what a device has whole.
+  struct Sent {
+    double seconds = 0, bytes = 0;
+  };
+  std::map<std::string, Sent> axes;
+  double host = 0, cutting = 0;
 };
 StageTime busiest_stage(const Graph& graph, const Plan& plan);
 
 // "pp 4 × dp 2 × tp 4", without axes of one device.
 std::string mesh_words(const Mesh& mesh, int32_t stages);
+// "ZeRO 3", "ZeRO 3 for 57 % of the weights", "ZeRO 1 for 80 % of the optimizer states"; empty:
+// none.
+std::string zero_words(const Graph& graph, const Plan& plan);
 // "pp 4 × dp 2, 8 micro-batches": of what the search compared.
 std::string words_of(const Candidate& candidate);
 // "2.9 % slower: 57 ms computing, 5 ms communicating", or why it has no plan.

@@ -7,6 +7,7 @@
 
 #include "cli/format.h"
 #include "cli/memory_parts.h"
+#include "cli/plan_again.h"
 #include "cli/plan_parts.h"
 #include "cli/split_rows.h"
 #include "graph/error.h"
@@ -27,13 +28,6 @@ std::string_view words(const std::string& axis) {
   if (axis.starts_with("cp")) return "context parallel";
   if (axis.starts_with("ep")) return "expert parallel";
   return "replicated";
-}
-
-std::string zero_words(int stage) {
-  return stage == 3   ? "ZeRO 3 (weights in parts too)"
-         : stage == 2 ? "ZeRO 2 (optimizer states and gradients in parts)"
-         : stage == 1 ? "ZeRO 1 (optimizer states in parts)"
-                      : "";
 }
 
 std::string schedule_words(const Pipeline& p) {
@@ -117,8 +111,11 @@ class Report {
     text_ += bold(describe(model_)) + "   on " + bold(cluster_text(plan_.cluster)) + "\n\n";
     const auto lines = wrapped(mesh_parts(plan_), " × ", kPartsWidth);
     for (size_t i = 0; i < lines.size(); ++i) line(i == 0 ? "plan" : "", lines[i]);
-    if (plan_.zero > 0) line("", zero_words(plan_.zero));
     const Graph& graph = model_.graph;
+    if (plan_.zero > 0) {
+      line("", fmt::format("{} ({} in parts)", zero_words(graph, plan_),
+                           plan_.zero == 3 ? "weights and optimizer states" : "optimizer states"));
+    }
     if (graph.micro_batches > 1) {
       line("", fmt::format("{} micro-batches of {} sequence{} a step", graph.micro_batches,
                            model_.config.batch, model_.config.batch == 1 ? "" : "s"));
@@ -127,6 +124,10 @@ class Report {
       const auto pins = wrapped(plan_.pins, ", ", kPartsWidth);
       for (size_t i = 0; i < pins.size(); ++i) line(i == 0 ? "pinned" : "", pins[i]);
     }
+    const PlanAgain again = plan_again(model_, plan_);
+    const auto options = wrapped(again.options, " ", kPartsWidth);
+    for (size_t i = 0; i < options.size(); ++i) line(i == 0 ? "same with" : "", options[i]);
+    if (!again.exact) line("", "(what memory asks for is then searched anew)");
     const StageTime t = busiest_stage(graph, plan_);
     std::string step =
         fmt::format("{} predicted: {} computing, {} communicating", seconds_text(p.step_seconds),
@@ -148,11 +149,11 @@ class Report {
                        offloaded, bytes_text(static_cast<double>(p.host_bytes)),
                        seconds_text(p.host_seconds)));
     }
-    const Recomputed again = recomputed(graph, plan_);
-    if (!again.words.empty()) {
+    const Recomputed twice = recomputed(graph, plan_);
+    if (!twice.words.empty()) {
       line("again",
-           fmt::format("the backward computes again: {}", cut(again.words, kPartsWidth - 29)));
-      line("", fmt::format("{} a step on all stages", seconds_text(again.seconds)));
+           fmt::format("the backward computes again: {}", cut(twice.words, kPartsWidth - 29)));
+      line("", fmt::format("{} a step on all stages", seconds_text(twice.seconds)));
     }
   }
 

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "graph/error.h"
+#include "planner/bundles.h"
 #include "planner/pins.h"
 #include "viz/names.h"
 
@@ -31,6 +32,9 @@ class Collector {
         if (wanted(node)) add(s, graph_.nodes()[n].phase, false, false, node, op_name(node));
       }
     }
+    for (bool made_by_update : {false, true}) {
+      for (const Bundle& bundle : bundles(graph_, plan_, made_by_update)) starts(bundle);
+    }
     for (Value v = 0; v < static_cast<Value>(graph_.values().size()); ++v) value(v);
     std::vector<Sync> result;
     for (auto& [key, sync] : found_) {
@@ -48,6 +52,17 @@ class Collector {
   bool wanted(NodeId n) const { return only_.empty() || only_.contains(n); }
 
   std::string op_name(NodeId n) const { return pin_name(graph_, n); }
+
+  // A bundle starts once for all its steps: each is given its share, by bytes.
+  void starts(const Bundle& bundle) {
+    const double seconds = start_seconds(plan_, bundle);
+    double bytes = 0;
+    for (const BundledStep& b : bundle) bytes += step_of(plan_, {b}).bytes;
+    for (const BundledStep& b : bundle) {
+      const Step& step = step_of(plan_, {b});
+      if (bytes > 0) start_of_[&step] = seconds * step.bytes / bytes;
+    }
+  }
 
   void value(Value v) {
     const NodeId producer = graph_.value(v).producer;
@@ -86,6 +101,9 @@ class Collector {
     s.count += times;
     s.bytes += static_cast<double>(times) * step.bytes;
     s.seconds += static_cast<double>(times) * step.seconds;
+    if (const auto start = start_of_.find(&step); start != start_of_.end()) {
+      s.seconds += start->second;
+    }
     names_[key].insert(name);
   }
 
@@ -93,6 +111,7 @@ class Collector {
   const Plan& plan_;
   const std::set<NodeId> only_;
   std::vector<std::vector<NodeId>> readers_;  // by value
+  std::map<const Step*, double> start_of_;    // seconds; of bundled steps
   std::map<Key, Sync> found_;
   std::map<Key, std::set<std::string>> names_;  // in how many places
 };

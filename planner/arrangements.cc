@@ -283,6 +283,17 @@ std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshReque
   return result;
 }
 
+std::string MeshRequest::to_string() const {
+  std::vector<std::string> parts;
+  const bool named =
+      std::any_of(roles.begin(), roles.end(), [](AxisRole r) { return r != AxisRole::kAny; });
+  for (size_t a = 0; a < sizes.size(); ++a) {
+    parts.push_back(named ? fmt::format("{}={}", name_of(roles[a]), sizes[a])
+                          : std::to_string(sizes[a]));
+  }
+  return fmt::format("{}", fmt::join(parts, named ? "," : "x"));
+}
+
 MeshRequest parse_mesh(std::string_view text) {
   MeshRequest request;
   const auto number = [&](std::string_view s) {

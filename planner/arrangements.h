@@ -42,6 +42,7 @@ struct MeshRequest {
   std::vector<int64_t> sizes;
   std::vector<AxisRole> roles;  // as many as sizes
   bool empty() const { return sizes.empty(); }
+  std::string to_string() const;  // as parse_mesh reads it; empty: chosen
 };
 
 Pipeline pipeline_of(const Arrangement& arrangement);    // chunk_of and seconds left empty

@@ -77,4 +77,21 @@ std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_u
   return result;
 }
 
+const Step& step_of(const Plan& plan, const Bundle& bundle) {
+  const BundledStep& b = bundle[0];
+  return plan.values[static_cast<size_t>(b.value)][static_cast<size_t>(b.form)].steps[b.step];
+}
+
+double start_seconds(const Plan& plan, const Bundle& bundle) {
+  const Step& first = step_of(plan, bundle);
+  if (!is_collective(first.kind)) return 0;
+  double bytes = 0;
+  for (const BundledStep& b : bundle) {
+    bytes +=
+        plan.values[static_cast<size_t>(b.value)][static_cast<size_t>(b.form)].steps[b.step].bytes;
+  }
+  const AxisLinks links = axis_links(plan.cluster, plan.mesh, static_cast<size_t>(first.axis));
+  return collective_seconds(first.kind, bytes, links) - bytes * seconds_a_byte(first.kind, links);
+}
+
 }  // namespace cleave

@@ -6,7 +6,7 @@ std::vector<double> update_seconds(const Plan& plan, int32_t stages, bool counte
   std::vector<double> updates(static_cast<size_t>(stages), 0);
   for (size_t c = 0; c < plan.loads.size(); ++c) {
     const GroupLoad& l = plan.loads[c];
-    updates[c % updates.size()] += l.seconds[2] + l.received[2] + (counted ? l.again[2] : 0);
+    updates[c % updates.size()] += l.seconds[2] + l.received[2] + (counted ? l.again[2] : l.starts);
   }
   return updates;
 }

@@ -45,7 +45,7 @@ struct PlannedCollectives {
   bool parameters = false;  // they move parameters, gradients and states; otherwise activations
   int64_t count = 0;        // a bundle counts as one
   double bytes = 0;         // sent by one rank in one step
-  double seconds = 0;
+  double seconds = 0;       // with the starts of bundles
 };
 
 struct Prediction {
@@ -100,6 +100,7 @@ struct GroupLoad {
   std::array<double, 3> again = {};
   double bundled = 0;       // seconds of the update's bundles: part of seconds[kUpdate]
   double starts = 0;        // seconds to start those bundles, once a step: not among `seconds`
+  double host = 0;          // seconds of states' way to the host and back: part of seconds[kUpdate]
   int64_t state_bytes = 0;  // parameters, states, accumulators
   int64_t kept_bytes = 0;   // for the backward, of one micro-batch
 };
@@ -144,6 +145,13 @@ struct Pipeline {
   }
 };
 
+// What was fixed before the search, besides pins.
+struct Asked {
+  std::string mesh;            // as MeshRequest says it; empty: chosen
+  double memory_limit = 0;     // bytes a device; 0: the cluster's own; infinite: none
+  bool micro_batches = false;  // as many as the graph had; else the search divided the step
+};
+
 // A plan for a graph: the traced one as `rewrite` changes it.
 struct Plan {
   Rewrite rewrite;
@@ -169,6 +177,7 @@ struct Plan {
   Certificate certificate;
   double search_seconds = 0;
   std::vector<std::string> pins;  // what was fixed before the search, as written
+  Asked asked;
   std::vector<Candidate> candidates;
 
   Layout layout(Value v, int32_t form) const;

@@ -223,6 +223,16 @@ std::vector<Candidate> candidates_in(const Json& search) {
   return result;
 }
 
+Asked asked_in(const Json& j) {
+  Asked asked;
+  asked.mesh = field<std::string>(j, "mesh");
+  const Json limit = field<Json>(j, "memory_bytes");
+  asked.memory_limit =
+      limit == "none" ? std::numeric_limits<double>::infinity() : field<double>(j, "memory_bytes");
+  asked.micro_batches = field<bool>(j, "micro_batches");
+  return asked;
+}
+
 // Without what is computed from it.
 Pipeline pipeline_in(const Json& json) {
   Pipeline p;
@@ -291,6 +301,10 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
   j["recompute"] = plan.rewrite.remade.empty() ? "none" : "some";
   j["rewrite"] = {{"remade", plan.rewrite.remade}, {"cuts", plan.rewrite.cuts}};
   j["pins"] = plan.pins;
+  const double limit = plan.asked.memory_limit;
+  j["asked"] = {{"mesh", plan.asked.mesh},
+                {"memory_bytes", std::isinf(limit) ? Json("none") : Json(limit)},
+                {"micro_batches", plan.asked.micro_batches}};
   j["offloaded"] = Json::array();
   for (size_t i = 0; i < plan.on_host.size(); ++i) {
     if (plan.on_host[i]) j["offloaded"].push_back(graph.sources()[i].name);
@@ -456,6 +470,7 @@ Plan plan_from_json(const Json& json, const Graph& graph, const PlannerOptions& 
     plan->candidates = candidates_in(search);
   }
   if (json.contains("pins")) plan->pins = field<std::vector<std::string>>(json, "pins");
+  if (json.contains("asked")) plan->asked = asked_in(field<Json>(json, "asked"));
   return std::move(*plan);
 }
 

@@ -106,7 +106,7 @@ void bring_back(const Graph& graph, std::vector<bool> on_host, Plan& plan) {
         numel(plan.layout(v, 0).local_shape(plan.mesh)) * size_of(graph.type(v).dtype);
     const double seconds = offload_seconds(plan.cluster, static_cast<double>(bytes));
     GroupLoad& l = plan.loads[0];
-    l.seconds[2] -= seconds, l.communication[2] -= seconds;
+    l.seconds[2] -= seconds, l.communication[2] -= seconds, l.host -= seconds;
     l.state_bytes += bytes;
     p.host_bytes -= bytes, p.host_seconds -= seconds;
     p.held_bytes += bytes;
@@ -271,6 +271,9 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
     predict(*result.graph, plan);
     plan.candidates = result.candidates;
     plan.pins = options.pins.texts;
+    plan.asked.mesh = options.mesh.to_string();
+    plan.asked.memory_limit = options.memory_limit;
+    plan.asked.micro_batches = !options.trace && !options.pins.micro_batches;
     plan.search_seconds = seconds_since(start);
   }
   return result;

@@ -137,7 +137,7 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
     if (lies_on_host(v)) {
       const double seconds = offload_seconds(cluster_, bytes);
       const auto group = static_cast<size_t>(group_of_value_[static_cast<size_t>(v)]);
-      l.seconds[2] += seconds, l.communication[2] += seconds;
+      l.seconds[2] += seconds, l.communication[2] += seconds, l.host += seconds;
       plan.certificate.cost += costing_.runs[group][2] * seconds;
       plan.predicted.host_bytes += static_cast<int64_t>(bytes);
       plan.predicted.host_seconds += seconds;
@@ -258,19 +258,16 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   // What the search leaves out, since it is the same for nearly all plans: starting each bundle.
   for (bool made_by_update : {false, true}) {
     for (const Bundle& bundle : bundles(graph_, plan, made_by_update)) {
-      const Form& form = plan.values[size_t(bundle[0].value)][static_cast<size_t>(bundle[0].form)];
-      const Step& step = form.steps[bundle[0].step];
+      const Step& step = step_of(plan, bundle);
       if (!is_collective(step.kind)) continue;
+      const Form& form = plan.values[size_t(bundle[0].value)][static_cast<size_t>(bundle[0].form)];
       const int32_t g = group_of_value_[static_cast<size_t>(bundle[0].value)];
-      GroupLoad& l = plan.loads[static_cast<size_t>(g)];
-      double bytes = 0;
-      for (const BundledStep& b : bundle) {
-        bytes += plan.values[size_t(b.value)][static_cast<size_t>(b.form)].steps[b.step].bytes;
-      }
-      const AxisLinks links = axis_links(cluster_, mesh_, static_cast<size_t>(step.axis));
-      l.starts +=
-          collective_seconds(step.kind, bytes, links) - bytes * seconds_a_byte(step.kind, links);
-      ++sums[{g % std::max(plan.pipeline.stages, 1), step.kind, step.axis, form.phase, true}].count;
+      const double seconds = start_seconds(plan, bundle);
+      plan.loads[static_cast<size_t>(g)].starts += seconds;
+      PlannedCollectives& c =
+          sums[{g % std::max(plan.pipeline.stages, 1), step.kind, step.axis, form.phase, true}];
+      c.seconds += seconds;
+      ++c.count;
     }
   }
   for (auto& [key, sum] : sums) plan.collectives.push_back(sum);

@@ -34,28 +34,38 @@ std::string role_of_axis(const Graph& graph, const Plan& plan, size_t axis) {
 
 void name_axes(const Graph& graph, Plan& plan) {
   std::map<std::string, int> seen;
-  std::vector<size_t> data_axes;
   for (size_t a = 0; a < plan.mesh.axes.size(); ++a) {
     std::string name = role_of_axis(graph, plan, a);
     if (plan.roles[a] != AxisRole::kAny) name = name_of(plan.roles[a]);
-    if (name == "dp" || name == "ep") data_axes.push_back(a);
     const int before = seen[name]++;
     plan.mesh.axes[a].name = before == 0 ? name : fmt::format("{}{}", name, before + 1);
   }
   // A stage is reached when more than half of the bytes are split over a batch axis.
-  double parameters = 0, states = 0, split_parameters = 0, split_states = 0;
+  const KeptInParts parts = kept_in_parts(graph, plan);
+  plan.zero = parts.parameters > 0.5 ? 3 : parts.states > 0.5 ? 1 : 0;
+}
+
+KeptInParts kept_in_parts(const Graph& graph, const Plan& plan) {
+  double parameters = 0, states = 0;
+  KeptInParts split;
   for (const Source& s : graph.sources()) {
     if (s.kind != SourceKind::kParameter && s.kind != SourceKind::kState) continue;
     const double bytes =
         static_cast<double>(numel(graph.type(s.value).shape) * size_of(graph.type(s.value).dtype));
     const Placements& p = plan.values[static_cast<size_t>(s.value)][0].placements;
-    const bool split = std::any_of(data_axes.begin(), data_axes.end(), [&](size_t a) {
-      return p[a].is_shard() && plan.mesh.axes[a].size > 1;
-    });
-    (s.kind == SourceKind::kParameter ? parameters : states) += bytes;
-    if (split) (s.kind == SourceKind::kParameter ? split_parameters : split_states) += bytes;
+    bool parts = false;
+    for (size_t a = 0; a < p.size(); ++a) {
+      const MeshAxis& axis = plan.mesh.axes[a];
+      const bool batch = axis.name.starts_with("dp") || axis.name.starts_with("ep");
+      parts |= batch && axis.size > 1 && p[a].is_shard();
+    }
+    const bool parameter = s.kind == SourceKind::kParameter;
+    (parameter ? parameters : states) += bytes;
+    if (parts) (parameter ? split.parameters : split.states) += bytes;
   }
-  plan.zero = split_parameters * 2 > parameters ? 3 : split_states * 2 > states ? 1 : 0;
+  if (parameters > 0) split.parameters /= parameters;
+  if (states > 0) split.states /= states;
+  return split;
 }
 
 }  // namespace cleave

@@ -9,4 +9,11 @@ namespace cleave {
 // "cp" the sequence, "tp" any other, "rep" when nothing is split; and sets plan.zero.
 void name_axes(const Graph& graph, Plan& plan);
 
+// The share of the bytes of parameters, and of states, that is kept in parts along the axes that
+// split the batch (dp and ep).
+struct KeptInParts {
+  double parameters = 0, states = 0;
+};
+KeptInParts kept_in_parts(const Graph& graph, const Plan& plan);
+
 }  // namespace cleave

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "tests/cli_run.h"
@@ -33,11 +34,29 @@ class Plans {
     made("gpt2:124m --set layers=2 --cluster 8xh100 --mesh dp=2,tp=4 --accumulate 1", "gpt.json");
     made("gpt2:124m --set layers=2 --cluster 8xh100 --mesh dp=8 --accumulate 1", "dp.json");
     made("gpt2:124m --set layers=2 --cluster 4xh100 --pin pp=2 dp=2 micro=4", "stages.json");
+    made("gpt2:124m --set layers=2 --cluster h100 --memory 1100MB", "host.json");
   }
   ~Plans() { std::filesystem::remove_all(folder_); }
   std::filesystem::path folder_;
 };
 
 inline std::string plan(const std::string& name) { return Plans::get().path(name); }
+
+// Of `measures` of an answer's JSON: the step is the sum of its parts, and so is the memory, in
+// both columns.
+inline void expect_rows_add_up(const nlohmann::ordered_json& measures, const char* a,
+                               const char* b) {
+  ASSERT_GE(measures.size(), 4u);
+  for (const char* column : {a, b}) {
+    double whole = 0, parts = 0;
+    const auto close = [&] { EXPECT_NEAR(parts, whole, 1e-9 * whole) << column << measures; };
+    for (const auto& m : measures) {
+      const bool head = m["name"] == "step" || m["name"] == "memory of a device";
+      if (head) close(), whole = m[column].get<double>(), parts = 0;
+      if (!head) parts += m[column].get<double>();
+    }
+    close();
+  }
+}
 
 }  // namespace cleave::testing

@@ -69,6 +69,13 @@ TEST(Answers, TenWhyNots) {
   }
   commands.push_back({"explain", plan("gpt.json"), "--why-not", "dp=8", "--memory", "100MB"});
   expect_golden("answers-why-not.txt", transcript(commands, 0));
+  for (auto args : commands) {
+    args.push_back("--json");
+    const auto json = nlohmann::ordered_json::parse(capture(args).out);
+    if (json.contains("measures")) {
+      testing::expect_rows_add_up(json["measures"], "chosen", "asked");
+    }
+  }
 }
 
 TEST(Answers, FiveThatFit) {

@@ -1,0 +1,94 @@
+// The line that a plan prints gives it back.
+#include <nlohmann/json.hpp>
+
+#include "tests/cli_run.h"
+
+namespace cleave {
+namespace {
+
+using testing::capture;
+using testing::Outcome;
+using Json = nlohmann::ordered_json;
+
+// As a shell takes a line apart, as far as single quotes go.
+std::vector<std::string> words_of(const std::string& line) {
+  std::vector<std::string> words = {""};
+  bool quoted = false;
+  for (char c : line) {
+    if (c == '\'') {
+      quoted = !quoted;
+    } else if (c == ' ' && !quoted) {
+      words.emplace_back();
+    } else {
+      words.back() += c;
+    }
+  }
+  return words;
+}
+
+Json planned(const std::string& line) {
+  std::vector<std::string> words = words_of(line);
+  words.push_back("--json");
+  const Outcome o = capture(words);
+  EXPECT_EQ(o.status, 0) << line << ": " << o.err;
+  return o.status == 0 ? Json::parse(o.out) : Json();
+}
+
+class PlanAgainLine : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(PlanAgainLine, GivesThePlanBack) {
+  const Json first = planned(std::string("plan ") + GetParam());
+  ASSERT_FALSE(first.is_null());
+  const std::string line = first["again"]["command"];
+  ASSERT_TRUE(line.starts_with("cleave plan ")) << line;
+  const Json second = planned(line.substr(7));
+  ASSERT_FALSE(second.is_null());
+  for (const char* field : {"graph", "mesh", "zero"}) {
+    EXPECT_EQ(first[field], second[field]) << line;
+  }
+  for (const char* field : {"stages", "virtual", "schedule", "micro_batches"}) {
+    EXPECT_EQ(first["pipeline"][field], second["pipeline"][field]) << line;
+  }
+  EXPECT_EQ(first["choices"]["roles"], second["choices"]["roles"]) << line;
+  EXPECT_TRUE(first["again"]["exact"]) << line;
+  EXPECT_EQ(first["certificate"]["cost"], second["certificate"]["cost"]) << line;
+  EXPECT_EQ(first["rewrite"], second["rewrite"]) << line;
+  EXPECT_EQ(first["choices"], second["choices"]) << line;
+  EXPECT_EQ(second["again"]["command"], line);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Plans, PlanAgainLine,
+    ::testing::Values("gpt2:tiny --cluster cpu:4", "gpt2:tiny --cluster cpu:8 --batch 16",
+                      "llama:tiny --cluster 4xh100 --forward", "mlp:tiny --cluster cpu:1",
+                      "gpt2:124m --set layers=2 --cluster 8xh100 --pin pp=2",
+                      "gpt2:124m --set layers=2 --cluster 8xh100 --pin pp=4 schedule=zero-bubble",
+                      "gpt2:124m --set layers=2 --cluster 8xh100 --mesh dp=2,tp=4 --accumulate 4",
+                      "gpt2:124m --set layers=2 --cluster 2x8xh100 --pin zero=3 tp=4",
+                      "gpt2:124m --set layers=2 --cluster 8xh100 --pin recompute=full cp=2",
+                      "gpt2:124m --set layers=2 --cluster 4xa100 --pin h.*.mlp=recompute h.1=keep",
+                      "gpt2:124m --set layers=2 --cluster 4xa100 --pin h.*.attn.qkv:tp=shard(0)",
+                      "gpt2:124m --set layers=2 --cluster 4xa100 --pin 'h.1=stage 1' pp=2 "
+                      "--optimizer sgd",
+                      "mixtral:tiny --cluster 8xh100 --pin ep=2 --memory 60GB",
+                      "bert:base --set layers=2 --cluster 2xv100 --precision fp32"));
+
+// What is computed again, and kept in parts, so that it fits is searched: what is printed does not
+// claim more than the arrangement, and gives that.
+TEST(PlanAgainLine, SaysWhereMemoryDecided) {
+  const Json first = planned("plan gpt2:tiny --cluster cpu:4 --memory 4MB");
+  ASSERT_FALSE(first.is_null());
+  EXPECT_FALSE(first["again"]["exact"]);
+  const std::string line = first["again"]["command"];
+  EXPECT_NE(line.find(" --memory 4MB"), std::string::npos) << line;
+  const Json second = planned(line.substr(7));
+  ASSERT_FALSE(second.is_null());
+  EXPECT_EQ(first["pipeline"]["micro_batches"], second["pipeline"]["micro_batches"]);
+  EXPECT_EQ(first["choices"]["roles"], second["choices"]["roles"]);
+  EXPECT_LE(second["predicted"]["peak_bytes"], 4e6);
+  const Outcome shown = testing::cleave_run("plan gpt2:tiny --cluster cpu:4 --memory 4MB");
+  EXPECT_NE(shown.out.find("searched anew"), std::string::npos) << shown.out;
+}
+
+}  // namespace
+}  // namespace cleave
