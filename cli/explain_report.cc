@@ -348,12 +348,17 @@ std::string explain_op_json(const LoadedPlan& loaded, const std::string& pattern
 }
 
 std::string why_not_text(const LoadedPlan& loaded, const Planned& other, const std::string& asked,
-                         bool colour) {
+                         const WhyNotTerms& terms, bool colour) {
   const Plan& chosen = loaded.plan;
   std::string text = head_text(loaded, colour);
   text += fmt::format("\n{}  {} a step: {}\n", bold("chosen ", colour),
                       seconds_text(chosen.predicted.step_seconds),
                       plan_words(loaded.model.graph, chosen));
+  if (!terms.kept.empty()) text += fmt::format("keeping  {}\n", fmt::join(terms.kept, ", "));
+  if (!terms.gave_way.empty()) {
+    text += fmt::format("without  {}, which {} way to {}\n", fmt::join(terms.gave_way, ", "),
+                        terms.gave_way.size() > 1 ? "give" : "gives", asked);
+  }
   if (!other.result.plan) {
     const auto peak = static_cast<double>(other.result.smallest_peak);
     if (peak > other.limit) {
@@ -395,9 +400,12 @@ std::string why_not_text(const LoadedPlan& loaded, const Planned& other, const s
   return text;
 }
 
-std::string why_not_json(const LoadedPlan& loaded, const Planned& other, const std::string& asked) {
+std::string why_not_json(const LoadedPlan& loaded, const Planned& other, const std::string& asked,
+                         const WhyNotTerms& terms) {
   Json json = {{"asked", asked},
                {"chosen", plan_words(loaded.model.graph, loaded.plan)},
+               {"kept", terms.kept},
+               {"gave_way", terms.gave_way},
                {"possible", other.result.plan.has_value()}};
   if (!other.result.plan) {
     const auto peak = static_cast<double>(other.result.smallest_peak);

@@ -33,7 +33,12 @@ class Changes {
  public:
   // `peak`: of the plan that came nearest, in bytes.
   Changes(const PlanRequest& request, const Planned& asked, double peak, double seconds)
-      : request_(request), asked_(asked), peak_(peak), seconds_(seconds), start_(Clock::now()) {}
+      : request_(request),
+        asked_(asked),
+        peak_(peak),
+        seconds_(seconds),
+        sequences_(asked.model->spec.batch * asked.model->graph.micro_batches),
+        start_(Clock::now()) {}
 
   std::vector<Change> find() {
     pins();
@@ -62,6 +67,7 @@ class Changes {
                         plan_words(p.model->graph, *p.result.plan)});
       return true;
     } catch (const Error&) {
+      impossible_ = true;
       return false;
     }
   }
@@ -89,53 +95,122 @@ class Changes {
     fits(r, "without anything pinned", "without --mesh and --pin");
   }
 
-  // The same sequences in a step, in as many micro-batches as fit best.
-  void micro_batches() {
-    if (!request_.fixed_micro_batches) return;
+  // The request with one pin in place of those that say the same: "micro=8" for "micro=4".
+  PlanRequest with_pin(const std::string& key, int64_t value) const {
+    std::vector<std::string> texts = request_.pins.texts;
+    std::erase_if(texts, [&](const std::string& t) { return t.starts_with(key + "="); });
+    texts.push_back(fmt::format("{}={}", key, value));
     PlanRequest r = request_;
-    r.fixed_micro_batches = false;
-    fits(r, "the same step in more micro-batches", "without --accumulate");
+    r.pins = parse_pins(texts, "--pin");
+    return r;
   }
 
-  void devices() {
-    const Cluster& c = request_.cluster;
-    if (!request_.mesh.empty() || !request_.pins.axes.empty()) return;  // they fix the number
-    // So many share no better than evenly.
-    const double times = peak_ / asked_.limit;
-    int64_t nodes = c.nodes, devices = c.devices_per_node;
-    constexpr int64_t kMost = 1024;  // times as many
-    for (int64_t more = 2; more <= kMost; more *= 2) {
-      const bool one_node = nodes == 1 && (devices < 8 || preset_kind(c) == "cpu");
-      (one_node ? devices : nodes) *= 2;
-      if (static_cast<double>(more) < times) continue;
-      const auto larger = resized(c, nodes, devices);
-      if (!larger) return;
-      PlanRequest r = request_;
-      r.cluster = *larger;
-      if (fits(r, fmt::format("{} devices instead of {}", larger->size(), c.size()),
-               fmt::format("--cluster {}", larger->spec))) {
+  // The same sequences in a step, in more micro-batches than were asked for.
+  void micro_batches() {
+    const auto what = [&](int64_t micro) {
+      const int64_t each = sequences_ / micro;
+      return fmt::format("the same step in {} micro-batches of {} sequence{}", micro, each,
+                         each == 1 ? "" : "s");
+    };
+    const int64_t pinned = request_.pins.micro_batches.value_or(0);
+    if (!request_.fixed_micro_batches && pinned == 0) return;
+    const int64_t now = pinned > 0 ? pinned : request_.spec.optimizer.micro_batches;
+    for (int64_t micro = 2 * now; sequences_ % micro == 0; micro *= 2) {
+      if (pinned > 0 && !request_.fixed_micro_batches) {
+        const std::string options = fmt::format("--pin micro={}", micro);
+        if (fits(with_pin("micro", micro), what(micro), options)) return;
+        continue;
+      }
+      PlanRequest r = pinned > 0 ? with_pin("micro", micro) : request_;
+      r.spec.batch = sequences_ / micro;
+      r.spec.optimizer.micro_batches = micro;
+      if (fits(r, what(micro),
+               fmt::format("--batch {} --accumulate {}{}", r.spec.batch, micro,
+                           pinned > 0 ? fmt::format(" --pin micro={}", micro) : ""))) {
         return;
       }
     }
   }
 
-  // Fewer sequences in a step: that is another training.
-  void batch() {
-    const ModelSpec& spec = asked_.model->spec;
-    for (int64_t batch = spec.batch / 2; batch >= 1; batch /= 2) {
+  // What gives way when everything that is pinned takes all devices and there are so many times as
+  // many: the axis dp, or the first without a role.
+  std::optional<PlanRequest> grown(int64_t times, std::string& options, std::string& what) const {
+    PlanRequest r = request_;
+    if (!request_.mesh.empty()) {
+      MeshRequest mesh = parse_mesh(request_.mesh);
+      size_t axis = 0;
+      while (axis < mesh.roles.size() && mesh.roles[axis] != AxisRole::kData &&
+             mesh.roles[axis] != AxisRole::kAny) {
+        ++axis;
+      }
+      if (axis == mesh.sizes.size()) {
+        mesh.sizes.insert(mesh.sizes.begin(), 1);
+        mesh.roles.insert(mesh.roles.begin(), AxisRole::kData);
+        axis = 0;
+      }
+      mesh.sizes[axis] *= times;
+      r.mesh = mesh.to_string();
+      options = " --mesh " + r.mesh;
+      what = fmt::format(", and --mesh {} gives way to {}", request_.mesh, r.mesh);
+      return r;
+    }
+    for (const AxisPin& a : request_.pins.axes) {
+      if (a.role != AxisRole::kData) continue;
+      r = with_pin("dp", a.size * times);
+      options = fmt::format(" --pin dp={}", a.size * times);
+      what = fmt::format(", and --pin dp={} gives way to dp={}", a.size, a.size * times);
+      return r;
+    }
+    return std::nullopt;
+  }
+
+  void devices() {
+    const Cluster& c = request_.cluster;
+    // So many share no better than evenly.
+    const double times = peak_ / asked_.limit;
+    constexpr int64_t kMost = 1024;  // times as many
+    for (int64_t more = 2; more <= kMost; more *= 2) {
+      if (static_cast<double>(more) < times) continue;
+      const auto cluster = larger(c, more);
+      if (!cluster) return;
+      const std::string what = fmt::format("{} devices instead of {}", cluster->size(), c.size());
+      const std::string options = fmt::format("--cluster {}", cluster->spec);
       PlanRequest r = request_;
-      r.spec.batch = batch;
-      const std::string what = fmt::format("{} sequence{} a step instead of {}", batch,
-                                           batch == 1 ? "" : "s", spec.batch);
-      if (fits(r, what, fmt::format("--batch {}", batch))) return;
+      r.cluster = *cluster;
+      impossible_ = false;
+      if (fits(r, what, options)) return;
+      if (!impossible_) continue;
+      std::string more_options, gives_way;
+      auto other = grown(more, more_options, gives_way);
+      if (!other) return;
+      other->cluster = *cluster;
+      if (fits(*other, what + gives_way, options + more_options)) return;
+    }
+  }
+
+  // Fewer sequences in a step: that is another training. Micro-batches stay as many as were asked
+  // for.
+  void batch() {
+    const int64_t micro =
+        std::max(request_.spec.optimizer.micro_batches, request_.pins.micro_batches.value_or(1));
+    const int64_t a_batch = request_.fixed_micro_batches ? micro : 1;  // what --batch counts
+    for (int64_t left = sequences_ / 2; left >= micro; left /= 2) {
+      if (left % micro != 0) continue;
+      PlanRequest r = request_;
+      r.spec.batch = left / a_batch;
+      const std::string what =
+          fmt::format("{} sequence{} a step instead of {}", left, left == 1 ? "" : "s", sequences_);
+      if (fits(r, what, fmt::format("--batch {}", r.spec.batch))) return;
     }
   }
 
   const PlanRequest& request_;
   const Planned& asked_;
   const double peak_, seconds_;
+  const int64_t sequences_;  // of a step, as asked for
   const Clock::time_point start_;
   bool stopped_ = false;
+  bool impossible_ = false;  // what was tried last makes no sense
   std::vector<Change> found_;
 };
 

@@ -94,7 +94,9 @@ void set_text(const Option& option, const std::string& text, std::string_view wh
                           *b = text == "true";
                         },
                         [&](std::optional<std::string>* s) { *s = text; },
-                        [&](std::vector<std::string>* pairs) { set_pair(*pairs, text); }},
+                        [&](std::vector<std::string>* pairs) {
+                          option.keys_repeat ? pairs->push_back(text) : set_pair(*pairs, text);
+                        }},
              option.target);
 }
 

@@ -32,6 +32,7 @@ struct Option {
   bool above = false;                     // of a number: above at_least
   std::vector<std::string> choices = {};  // of a string; empty: any
   bool required = false;
+  bool keys_repeat = false;  // of pairs: all of one key count; else the last
 
   std::string name() const;     // "--out": the long one; "MODEL"
   std::string section() const;  // of the key: "train"

@@ -17,17 +17,6 @@ std::string word(const std::string& text) {
   return text.find_first_of(" *()?'\"$;&|<>~#") == std::string::npos ? text : "'" + text + "'";
 }
 
-// "300MB": so many bytes, exactly.
-std::string exact_bytes(double bytes) {
-  if (std::isinf(bytes)) return "none";
-  constexpr std::pair<double, const char*> kUnits[] = {
-      {1073741824, "GiB"}, {1e9, "GB"}, {1048576, "MiB"}, {1e6, "MB"}};
-  for (const auto& [unit, name] : kUnits) {
-    if (std::fmod(bytes, unit) == 0) return fmt::format("{:.0f}{}", bytes / unit, name);
-  }
-  return fmt::format("{:.0f}B", bytes);
-}
-
 // The plan's own pins that say what its arrangement does not.
 std::vector<std::string> pins_besides(const Plan& plan) {
   std::vector<std::string> kept;
@@ -41,6 +30,16 @@ std::vector<std::string> pins_besides(const Plan& plan) {
 }
 
 }  // namespace
+
+std::string exact_bytes(double bytes) {
+  if (std::isinf(bytes)) return "none";
+  constexpr std::pair<double, const char*> kUnits[] = {
+      {1073741824, "GiB"}, {1e9, "GB"}, {1048576, "MiB"}, {1e6, "MB"}};
+  for (const auto& [unit, name] : kUnits) {
+    if (std::fmod(bytes, unit) == 0) return fmt::format("{:.0f}{}", bytes / unit, name);
+  }
+  return fmt::format("{:.0f}B", bytes);
+}
 
 std::string PlanAgain::text() const { return fmt::format("{}", fmt::join(options, " ")); }
 

@@ -9,6 +9,9 @@
 
 namespace cleave {
 
+// "300MB", "none": so many bytes, exactly, as --memory reads it.
+std::string exact_bytes(double bytes);
+
 struct PlanAgain {
   // "--mesh 2x4", "--pin pp=2 micro=8": each option with its values, as a shell reads them. The
   // user's own, of the model and its cluster, are not among them.

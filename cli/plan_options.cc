@@ -21,7 +21,8 @@ std::vector<Option> planning_options(std::string& cluster, std::string& mesh, st
           {.flag = "--pin",
            .type = "PATTERN=VALUE ...",
            .help = "Fix a part of the plan: tp=4, zero=1, 'h.*.attn.qkv:tp=shard(0)', ...",
-           .target = &pins}};
+           .target = &pins,
+           .keys_repeat = true}};
 }
 
 void say_precision(std::vector<Option>& options) {

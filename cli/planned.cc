@@ -110,6 +110,13 @@ std::optional<Cluster> resized(const Cluster& c, int64_t nodes, int64_t devices_
                                   : fmt::format("{}x{}x{}", nodes, devices_per_node, kind));
 }
 
+std::optional<Cluster> larger(const Cluster& c, int64_t times) {
+  int64_t devices = c.devices_per_node, nodes = c.nodes;
+  const bool one_node = preset_kind(c) == "cpu";
+  for (; times > 1; times /= 2) (one_node || (nodes == 1 && devices < 8) ? devices : nodes) *= 2;
+  return resized(c, nodes, devices);
+}
+
 std::optional<Planned> nearest_to_fitting(const PlanRequest& request, int tries) {
   PlanRequest r = request;
   r.memory = "none";

@@ -43,6 +43,10 @@ std::string preset_kind(const Cluster& cluster);
 // The same devices, fewer or more of them; nothing when the cluster is not a preset.
 std::optional<Cluster> resized(const Cluster& cluster, int64_t nodes, int64_t devices_per_node);
 
+// The same kind of devices, so many times as many (a power of two): within a node up to eight, then
+// more nodes. Nothing when the cluster is not a preset.
+std::optional<Cluster> larger(const Cluster& cluster, int64_t times);
+
 // For a request that nothing fits: the plan that comes nearest to the limit, of at most `tries`
 // searches under larger ones; nothing when not even without a limit there is a plan. Its `limit` is
 // the request's own.

@@ -2,11 +2,13 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <limits>
 
 #include "cli/format.h"
+#include "cli/plan_parts.h"
 #include "cli/planned.h"
 #include "executor/lower.h"
 #include "graph/error.h"
@@ -26,14 +28,6 @@ void check_batch(const Graph& graph, const MeshRequest& mesh) {
            batch, (batch / mesh.sizes[a] + 1) * mesh.sizes[a]);
     }
   }
-}
-
-// The same kind of devices, so many times as many: within a node up to eight, then more nodes.
-std::optional<Cluster> larger(const Cluster& c, int64_t times) {
-  if (preset_kind(c) == "cpu") return resized(c, 1, c.devices_per_node * times);
-  int64_t devices = c.devices_per_node, nodes = c.nodes;
-  for (; times > 1; times /= 2) (nodes == 1 && devices < 8 ? devices : nodes) *= 2;
-  return resized(c, nodes, devices);
 }
 
 // The smallest cluster on which the model was found to fit, of a few seconds' search; empty: none.
@@ -81,10 +75,35 @@ DType planned_precision(const Cluster& cluster) {
                                                                             : DType::kF32;
 }
 
+std::string why_impossible(const PlannerOptions& options, const PlanResult& result) {
+  const Pins& pins = options.pins;
+  const auto reason = [](const Candidate& c) { return words_of(c) + ": " + c.why_not; };
+  // One that names a pin says most.
+  for (const Candidate& c : result.candidates) {
+    const auto quoted = [&](const std::string& text) {
+      return c.why_not.find("'" + text + "'") != std::string::npos;
+    };
+    if (std::any_of(pins.texts.begin(), pins.texts.end(), quoted)) return reason(c);
+  }
+  if (result.candidates.empty()) return "";
+  std::vector<std::string> about;  // pins that can be why
+  const bool cuts = result.candidates[0].why_not.find("cuts") != std::string::npos;
+  for (const NodePin& p : pins.nodes) {
+    const bool cut = p.kind == NodePin::Kind::kStage || p.kind == NodePin::Kind::kCut;
+    if (cuts && cut) about.push_back("'" + p.text + "'");
+  }
+  if (!cuts) {
+    for (const PlacementPin& p : pins.placements) about.push_back("'" + p.text + "'");
+    if (pins.zero) about.push_back(fmt::format("zero={}", *pins.zero));
+  }
+  return reason(result.candidates[0]) +
+         (about.empty() ? "" : fmt::format(" (with {})", fmt::join(about, " and ")));
+}
+
 void throw_no_plan(const std::string& model, const Graph& graph, const Cluster& cluster,
                    const PlannerOptions& options, const PlanResult& result) {
   if (result.smallest_peak <= 0 && !options.pins.empty()) {
-    const std::string why = result.candidates.empty() ? "" : result.candidates[0].why_not;
+    const std::string why = why_impossible(options, result);
     fail("{} cannot be split over {} with {}{}{}; leave out a --pin", model, cluster.spec,
          fmt::join(options.pins.texts, ", "), why.empty() ? "" : ": ", why);
   }

@@ -23,6 +23,10 @@ PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
 // What is planned when no precision is asked for: devices that multiply bf16 faster are used so.
 DType planned_precision(const Cluster& cluster);
 
+// Of a result without a plan, when memory is not why: the reason of a mesh, one that names a pin if
+// there is any. Empty: none is known.
+std::string why_impossible(const PlannerOptions& options, const PlanResult& result);
+
 // What PlanResult says when it has no plan, as DoesNotFit, with a cluster on which the graph fits
 // if one is found within seconds; Error when no mesh splits the model.
 [[noreturn]] void throw_no_plan(const std::string& model, const Graph& graph,

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "graph/error.h"
+#include "planner/no_arrangement.h"
 #include "planner/pin_preferences.h"
 
 namespace cleave {
@@ -140,6 +141,46 @@ Mesh named(const std::vector<int64_t>& sizes) {
   return mesh;
 }
 
+// Every one that is as asked for, maybe none.
+std::vector<Arrangement> all_of(const Cluster& cluster, const MeshRequest& request,
+                                const Pins& pins, const ArrangementLimits& limits) {
+  std::vector<Arrangement> result;
+  const int64_t devices = cluster.size();
+  const int64_t asked = request.empty() ? 0 : named(request.sizes).size();
+  for (int64_t stages : divisors(devices)) {
+    if (stages > 1 && (!limits.stages || stages > limits.pieces)) break;
+    if (asked != 0 && devices / stages != asked) continue;
+    if (pins.stages && stages != *pins.stages) continue;
+    for (const MeshChoice& m : choices(devices / stages, cluster, request, pins, limits)) {
+      for (int64_t micro : limits.micro_batches) {
+        if (pins.micro_batches && micro != *pins.micro_batches) continue;
+        // What is asked for is not second-guessed.
+        const bool chosen = limits.micro_batches.size() > 1;
+        const bool mesh_too = pins.micro_batches && (asked != 0 || pins_axes(pins));
+        // A part of the data axes that has no sequence of a micro-batch would idle.
+        if (chosen && !mesh_too && limits.batch > 0 && sequences_each(limits, micro, m) == 0)
+          continue;
+        // Fewer micro-batches than stages leave most of them idle; more than a few sequences in
+        // one gain nothing.
+        const bool more = limits.batch % stages == 0 && limits.batch >= stages;
+        const bool stages_too = pins.micro_batches && pins.stages;
+        if (chosen && !stages_too && stages > 1 && micro < (more ? stages : 2)) continue;
+        if (chosen && !pins.micro_batches && limits.batch > 0 && !limits.every_count &&
+            !worth_trying(stages, micro, sequences_each(limits, micro, m))) {
+          continue;
+        }
+        Arrangement arrangement;
+        arrangement.stages = static_cast<int32_t>(stages);
+        arrangement.micro_batches = micro;
+        arrangement.mesh = m.mesh;
+        arrangement.roles = m.roles;
+        add_pipelines(limits, pins, std::move(arrangement), result);
+      }
+    }
+  }
+  return result;
+}
+
 }  // namespace
 
 Pipeline pipeline_of(const Arrangement& a) {
@@ -153,6 +194,9 @@ Pipeline pipeline_of(const Arrangement& a) {
 Candidate candidate_of(const Arrangement& a) {
   Candidate candidate;
   candidate.mesh = a.mesh;
+  for (size_t i = 0; i < a.roles.size(); ++i) {
+    if (a.roles[i] != AxisRole::kAny) candidate.mesh.axes[i].name = name_of(a.roles[i]);
+  }
   candidate.stages = a.stages;
   candidate.chunks = a.chunks;
   candidate.schedule = a.schedule;
@@ -230,57 +274,21 @@ std::vector<Arrangement> with_third_axis(const Arrangement& from, const Cluster&
 
 std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshRequest& request,
                                          const Pins& pins, const ArrangementLimits& limits) {
-  std::vector<Arrangement> result;
+  check_mesh(request, pins);
   const int64_t devices = cluster.size();
   const int64_t asked = request.empty() ? 0 : named(request.sizes).size();
   if (asked != 0 && (devices % asked != 0 || (!limits.stages && asked != devices))) {
     fail("mesh {} has {} devices, the cluster {} has {}", fmt::join(request.sizes, "x"), asked,
          cluster.spec, devices);
   }
-  for (int64_t stages : divisors(devices)) {
-    if (stages > 1 && (!limits.stages || stages > limits.pieces)) break;
-    if (asked != 0 && devices / stages != asked) continue;
-    if (pins.stages && stages != *pins.stages) continue;
-    for (const MeshChoice& m : choices(devices / stages, cluster, request, pins, limits)) {
-      for (int64_t micro : limits.micro_batches) {
-        if (pins.micro_batches && micro != *pins.micro_batches) continue;
-        // What is asked for is not second-guessed.
-        const bool chosen = limits.micro_batches.size() > 1;
-        const bool mesh_too = pins.micro_batches && (asked != 0 || pins_axes(pins));
-        // A part of the data axes that has no sequence of a micro-batch would idle.
-        if (chosen && !mesh_too && limits.batch > 0 && sequences_each(limits, micro, m) == 0)
-          continue;
-        // Fewer micro-batches than stages leave most of them idle; more than a few sequences in
-        // one gain nothing.
-        const bool more = limits.batch % stages == 0 && limits.batch >= stages;
-        const bool stages_too = pins.micro_batches && pins.stages;
-        if (chosen && !stages_too && stages > 1 && micro < (more ? stages : 2)) continue;
-        if (chosen && !pins.micro_batches && limits.batch > 0 && !limits.every_count &&
-            !worth_trying(stages, micro, sequences_each(limits, micro, m))) {
-          continue;
-        }
-        Arrangement arrangement;
-        arrangement.stages = static_cast<int32_t>(stages);
-        arrangement.micro_batches = micro;
-        arrangement.mesh = m.mesh;
-        arrangement.roles = m.roles;
-        add_pipelines(limits, pins, std::move(arrangement), result);
-      }
-    }
-  }
-  if (result.empty()) {
-    if (!pins.empty()) {
-      const int64_t chunks = int64_t{pins.stages.value_or(1)} * pins.chunks.value_or(1);
-      if (chunks > limits.pieces) {
-        fail("{} stages of {} chunks are pinned, but the model can be cut into {} pieces at most",
-             pins.stages.value_or(1), pins.chunks.value_or(1), limits.pieces);
-      }
-      fail("no pipeline stages and mesh of {} devices are as pinned: {}", devices,
-           fmt::join(pins.texts, ", "));
-    }
+  std::vector<Arrangement> result = all_of(cluster, request, pins, limits);
+  if (!result.empty()) return result;
+  if (pins.empty()) {
     fail("no split of {} devices in pipeline stages and a mesh is as asked for", devices);
   }
-  return result;
+  fail("{}", why_no_arrangement(cluster, request, pins, limits, [&](const Pins& others) {
+         return !all_of(cluster, request, others, limits).empty();
+       }));
 }
 
 std::string MeshRequest::to_string() const {

@@ -1,6 +1,8 @@
 // Which ops and values of a graph the patterns of pins name.
 #include <algorithm>
+#include <map>
 #include <set>
+#include <utility>
 
 #include "graph/error.h"
 #include "planner/pins.h"
@@ -38,6 +40,10 @@ void check_dimension(const PlacementPin& pin, const Graph& graph, Value v,
 
 }  // namespace
 
+bool contradict(const PlacementPin& a, const PlacementPin& b) {
+  return a.kind != b.kind || a.dim != b.dim || (a.part >= 0 && b.part >= 0 && a.part != b.part);
+}
+
 bool matches(std::string_view pattern, std::string_view name, bool inside) {
   if (inside) return matched_prefix(pattern, name) != std::string_view::npos;
   if (pattern.empty()) return name.empty();
@@ -65,6 +71,14 @@ NodePins node_pins(const Pins& pins, const Graph& graph) {
   std::vector<std::string> names(count);
   for (size_t n = 0; n < count; ++n) names[n] = pin_name(graph, static_cast<NodeId>(n));
   std::set<NodeId> cuts;
+  // By node: the pin that says whether it is computed again, and the one that says its stage.
+  std::vector<const NodePin*> remade_by(count, nullptr), staged_by(count, nullptr);
+  const auto claim = [&](std::vector<const NodePin*>& by, const NodePin& pin, size_t n) {
+    const NodePin* other = std::exchange(by[n], &pin);
+    if (other == nullptr || (other->kind == pin.kind && other->stage == pin.stage)) return;
+    fail("--pin '{}' and '{}' contradict each other: both are about {}", other->text, pin.text,
+         names[n]);
+  };
   for (const NodePin& pin : pins.nodes) {
     bool found = false;
     std::set<std::string> begun;  // of a cut: what it has named so far
@@ -74,9 +88,15 @@ NodePins node_pins(const Pins& pins, const Graph& graph) {
       if (prefix == std::string::npos) continue;
       found = true;
       switch (pin.kind) {
-        case NodePin::Kind::kRemake: result.remade[n] = 1; break;
-        case NodePin::Kind::kKeep: result.remade[n] = 0; break;
-        case NodePin::Kind::kStage: result.stage_of[n] = pin.stage; break;
+        case NodePin::Kind::kRemake:
+        case NodePin::Kind::kKeep:
+          claim(remade_by, pin, n);
+          result.remade[n] = pin.kind == NodePin::Kind::kRemake ? 1 : 0;
+          break;
+        case NodePin::Kind::kStage:
+          claim(staged_by, pin, n);
+          result.stage_of[n] = pin.stage;
+          break;
         case NodePin::Kind::kCut:
           if (begun.insert(names[n].substr(0, prefix)).second) cuts.insert(static_cast<NodeId>(n));
           break;
@@ -90,9 +110,19 @@ NodePins node_pins(const Pins& pins, const Graph& graph) {
 
 std::vector<ValuePin> value_pins(const Pins& pins, const Graph& graph) {
   std::vector<ValuePin> result;
+  std::map<std::pair<Value, std::string_view>, const PlacementPin*> pinned;  // by value, axis
   for (const PlacementPin& pin : pins.placements) {
     const size_t before = result.size();
-    const auto add = [&](Value v) { result.push_back({&pin, v}); };
+    const auto add = [&](Value v) {
+      const PlacementPin*& other = pinned[{v, pin.axis}];
+      if (other != nullptr && contradict(*other, pin)) {
+        const Source* s = graph.source_of(v);
+        fail("--pin '{}' and '{}' contradict each other: both are about {}", other->text, pin.text,
+             s != nullptr ? s->name : pin_name(graph, graph.value(v).producer));
+      }
+      other = &pin;
+      result.push_back({&pin, v});
+    };
     for (const Source& s : graph.sources()) {
       if (!is_kept(s) || !matches(pin.pattern, s.name)) continue;
       check_dimension(pin, graph, s.value, s.name);

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <limits>
 #include <map>
+#include <utility>
 
 #include "graph/error.h"
 
@@ -49,6 +50,12 @@ class Narrowing {
       return;
     }
     const auto a = static_cast<size_t>(axis);
+    // The same axis by its role and by its place.
+    const PlacementPin*& other = pinned_[{p.value, axis}];
+    if (other != nullptr && contradict(*other, *p.pin)) {
+      impossible(fmt::format("'{}' and '{}' contradict each other", other->text, p.pin->text));
+    }
+    other = p.pin;
     const auto& atoms = dims_.values[static_cast<size_t>(p.value)];
     const auto right = [&](const Placements& all) { return is_pinned(*p.pin, all[a], atoms); };
     const ValueInfo& info = graph_.value(p.value);
@@ -85,6 +92,11 @@ class Narrowing {
         if (!parameter && s.kind != SourceKind::kState) continue;
         const bool parts = parameter ? stage >= 3 : stage >= 1;
         const auto right = [&](const Placements& all) { return all[a].is_shard() == parts; };
+        const auto pinned = pinned_.find({s.value, static_cast<int>(a)});
+        if (pinned != pinned_.end() && (pinned->second->kind == Placement::Kind::kShard) != parts) {
+          impossible(
+              fmt::format("'{}' and zero={} contradict each other", pinned->second->text, stage));
+        }
         // Small ones cannot be split at all.
         if (parts && !can_lie(s.value, right)) continue;
         if (!parameter) narrow_readers(s.value, right);
@@ -227,6 +239,7 @@ class Narrowing {
   const std::vector<AxisRole>& roles_;
   std::map<NodeId, std::vector<bool>> allowed_;  // by leader, choice
   std::map<Value, std::vector<Held>> held_;
+  std::map<std::pair<Value, int>, const PlacementPin*> pinned_;  // by value, axis
   std::string impossible_;
 };
 

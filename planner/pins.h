@@ -92,11 +92,14 @@ struct NodePins {
   std::vector<int32_t> stage_of;  // by node; -1: free
   std::vector<NodeId> cuts;       // ascending; a chunk begins there
 };
-// Throws Error, one line, when a pattern matches nothing of the graph's forward.
+// Throws Error, one line, when a pattern matches nothing of the graph's forward, or when two pins
+// say different things of one op.
 NodePins node_pins(const Pins& pins, const Graph& graph);
 
+// Whether nothing can be as both say, on one axis.
+bool contradict(const PlacementPin& a, const PlacementPin& b);
 // What the placement pins mean on a graph. Throws Error, one line, when one matches nothing or
-// something without that dimension.
+// something without that dimension, or when two say different things of one value and axis.
 struct ValuePin {
   const PlacementPin* pin = nullptr;
   Value value = kNoValue;  // a parameter or state, or the first result of an op

@@ -66,7 +66,7 @@ INSTANTIATE_TEST_SUITE_P(
                       "gpt2:124m --set layers=2 --cluster 8xh100 --mesh dp=2,tp=4 --accumulate 4",
                       "gpt2:124m --set layers=2 --cluster 2x8xh100 --pin zero=3 tp=4",
                       "gpt2:124m --set layers=2 --cluster 8xh100 --pin recompute=full cp=2",
-                      "gpt2:124m --set layers=2 --cluster 4xa100 --pin h.*.mlp=recompute h.1=keep",
+                      "gpt2:124m --set layers=2 --cluster 4xa100 --pin h.0.mlp=recompute h.1=keep",
                       "gpt2:124m --set layers=2 --cluster 4xa100 --pin h.*.attn.qkv:tp=shard(0)",
                       "gpt2:124m --set layers=2 --cluster 4xa100 --pin 'h.1=stage 1' pp=2 "
                       "--optimizer sgd",

@@ -116,8 +116,9 @@ TEST(Pins, NameOpsOfTheForward) {
   const NodePins none = node_pins({}, g);
   EXPECT_TRUE(none.cuts.empty());
   EXPECT_EQ(std::count(none.remade.begin(), none.remade.end(), -1), std::ssize(g.nodes()));
-  const NodePins p = node_pins(
-      pins_of({"h.*.mlp=recompute", "h.1.mlp=keep", "h.2=stage 1", "h.*=cut", "ln_f=cut"}), g);
+  const NodePins p = node_pins(pins_of({"h.0.mlp=recompute", "h.2.mlp=recompute", "h.1.mlp=keep",
+                                        "h.2=stage 1", "h.*=cut", "ln_f=cut"}),
+                               g);
   size_t remade = 0, kept = 0, second = 0;
   for (size_t n = 0; n < g.nodes().size(); ++n) {
     const std::string name = pin_name(g, static_cast<NodeId>(n));
@@ -142,6 +143,84 @@ TEST(Pins, NameOpsOfTheForward) {
               node_pins(pins_of({"h.7=cut"}), g);
             }).find("--pin 'h.7=cut': no op of the forward is called h.7"),
             std::string::npos);
+}
+
+TEST(Pins, ThatContradictEachOtherAreRefused) {
+  const Graph g = gpt();
+  const auto nodes = [&](const std::vector<std::string>& texts) {
+    return mistake([&] { node_pins(pins_of(texts), g); });
+  };
+  EXPECT_EQ(nodes({"h.*.mlp=recompute", "h.1=keep"}),
+            "--pin 'h.*.mlp=recompute' and 'h.1=keep' contradict each other: both are about "
+            "h.1.mlp.fc.matmul");
+  EXPECT_EQ(nodes({"h.0=stage 0", "h.*=stage 1"}).substr(0, 60),
+            "--pin 'h.0=stage 0' and 'h.*=stage 1' contradict each other:");
+  EXPECT_EQ(nodes({"h.*.mlp=recompute", "h.1.mlp.fc=recompute", "h.1=stage 1"}), "none");
+  const auto values = [&](const std::vector<std::string>& texts) {
+    return mistake([&] { value_pins(pins_of(texts), g); });
+  };
+  EXPECT_EQ(values({"wte.weight:tp=shard(0)", "wte.weight:tp=replicate"}),
+            "--pin 'wte.weight:tp=shard(0)' and 'wte.weight:tp=replicate' contradict each other: "
+            "both are about wte.weight");
+  EXPECT_NE(values({"h.*.attn.qkv.weight:tp=shard(0.1)", "h.0.attn.qkv.weight:tp=shard(0.2)"}),
+            "none");
+  EXPECT_EQ(values({"h.*.attn.qkv.weight:tp=shard(0)", "h.0.attn.qkv.weight:tp=shard(0.1)",
+                    "h.0.attn.qkv.weight:dp=replicate"}),
+            "none");
+  // An axis by its role and by its place, and a ZeRO stage.
+  PlannerOptions options;
+  options.mesh = parse_mesh("dp=2,tp=4");
+  for (const std::vector<std::string>& texts :
+       {std::vector<std::string>{"wte.weight:tp=shard(0)", "wte.weight:a1=replicate"},
+        {"wte.weight:dp=replicate", "zero=3"}}) {
+    options.pins = pins_of(texts);
+    const PlanResult result = find_plan(g, parse_cluster("8xh100"), options);
+    ASSERT_FALSE(result.plan.has_value());
+    EXPECT_NE(result.candidates.at(0).why_not.find("contradict each other"), std::string::npos)
+        << result.candidates.at(0).why_not;
+  }
+  // And the mesh.
+  const auto mesh = [&](const std::string& asked, const std::vector<std::string>& texts) {
+    return mistake(
+        [&] { arrangements_of(parse_cluster("8xh100"), parse_mesh(asked), pins_of(texts), {}); });
+  };
+  EXPECT_EQ(mesh("dp=2,tp=4", {"tp=2"}),
+            "--pin tp=2: --mesh dp=2,tp=4 says otherwise; give one of them");
+  EXPECT_EQ(mesh("2x4", {"tp=4"}),
+            "--pin tp=4 and --mesh 2x4, which gives no roles, both fix the mesh; give one of them");
+  EXPECT_EQ(mesh("tp=8", {"zero=1"}),
+            "--pin zero=1: --mesh tp=8 has no axis dp, over which states would be in parts");
+  EXPECT_EQ(mesh("dp=2,tp=4", {"tp=4", "zero=1"}), "none");
+}
+
+TEST(Pins, ThatLeaveNoArrangementAreNamed) {
+  const ArrangementLimits limits{
+      .batch = 8, .pieces = 12, .micro_batches = {1, 2, 4, 8}, .stages = true};
+  const std::vector<std::pair<std::vector<std::string>, std::string>> rows = {
+      {{"tp=3"}, "tp=3: the 8 devices of 8xh100 cannot be shared out to 3"},
+      {{"pp=2", "tp=8"}, "pp=2 and tp=8 together are 16 devices, and 8xh100 has 8"},
+      {{"dp=2", "tp=2", "pp=1"},
+       "pp=1, dp=2 and tp=2 together are 4 devices, and 8xh100 has 8; leave one of them out for "
+       "the rest"},
+      {{"zero=3", "tp=8"}, "zero=3: it needs an axis dp, and tp=8 leaves no devices for one"},
+      {{"wte:cp=replicate", "tp=8"},
+       "'wte:cp=replicate': it needs an axis cp, and tp=8 leaves no devices for one"},
+      {{"schedule=1f1b", "pp=1"},
+       "schedule=1f1b: it is of several pipeline stages, and pp=1 says one; pin pp too"},
+      {{"schedule=1f1b", "tp=8"},
+       "schedule=1f1b: it is of several pipeline stages, and the axes take all devices for one; "
+       "pin pp too"},
+      {{"schedule=interleaved", "pp=4", "micro=2"},
+       "schedule=interleaved: the micro-batches (2) do not divide by the stages (4), as it needs; "
+       "pin micro or pp"},
+      {{"pp=8", "chunks=2"},
+       "8 stages of 2 chunks are pinned, but the model can be cut into 12 pieces at most"}};
+  for (const auto& [texts, expected] : rows) {
+    ArrangementLimits some = limits;
+    const Pins pins = pins_of(texts);
+    if (pins.micro_batches) some.micro_batches = {*pins.micro_batches};
+    EXPECT_EQ(mistake([&] { arrangements_of(parse_cluster("8xh100"), {}, pins, some); }), expected);
+  }
 }
 
 TEST(Pins, NameValues) {
