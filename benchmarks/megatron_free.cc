@@ -57,7 +57,7 @@ Planned plan_row(const Row& row, const std::vector<std::string>& pins, bool any_
                               bytes_text(static_cast<double>(result.smallest_peak)));
     }
   } catch (const Error& e) {
-    p.why_not = e.what();
+    p.why_not = fmt::format("nothing: {}", e.what());
   }
   return p;
 }
@@ -184,9 +184,8 @@ bool compare(const Row& row) {
     }
     const Planned back = plan_row(row, with, false);
     if (!back.plan) {
-      const bool none = back.why_not.find("as pinned") != std::string::npos;
       fmt::print("  {}: {} instead of {}: as published, {}\n", c.name, c.found, c.published,
-                 none ? "nothing: the rest does not go with it" : back.why_not);
+                 back.why_not);
       continue;
     }
     fmt::print("  {}: {} instead of {} saves {:.1f} %\n", c.name, c.found, c.published,
