@@ -9,8 +9,8 @@
 // and
 //   softmax too;
 // - 2021: full recomputation runs whole layers again, no sequence parallelism; gradients of several
-//   micro-batches are summed in fp16 by a pass of their own (6 of the graph's 10 bytes a
-//   parameter);
+//   micro-batches are summed in fp16 by a pass of their own (6 bytes a parameter where the planner
+//   counts 8);
 // - 2022: selective recomputation and sequence parallelism; gradients are summed in the product;
 // - weights are kept in 16 bits beside the fp32 ones, cast once a step;
 // - sends between stages are not hidden behind computation, nor is the gradients' all-reduce.
@@ -28,6 +28,7 @@
 #include "benchmarks/megatron_rows.h"
 #include "graph/error.h"
 #include "planner/cost.h"
+#include "planner/made_once.h"
 #include "planner/planner.h"
 #include "planner/rewrite.h"
 #include "planner/schedule.h"
@@ -79,7 +80,7 @@ class Model {
   Parts parts() const {
     Parts p;
     const std::vector<FusedNode> fused = fused_nodes(graph_);
-    const std::vector<double> share = accumulation();
+    const std::vector<Adding> adding = addings(graph_);
     std::vector<bool> from_data(graph_.values().size(), false);
     for (const Source& s : graph_.sources()) {
       from_data[static_cast<size_t>(s.value)] = s.kind == SourceKind::kData;
@@ -90,7 +91,8 @@ class Model {
         return from_data[static_cast<size_t>(v)];
       });
       for (Value v : node.outputs) from_data[static_cast<size_t>(v)] = reads_data;
-      const double seconds = share[n] * (plan_.nodes[n].seconds - saved(n, fused[n]));
+      const double alone = adding[n] == Adding::kNone ? saved(n, fused[n]) : 0;
+      const double seconds = share(adding[n]) * (plan_.nodes[n].seconds - alone);
       const bool cast_of_weight = node.phase == Phase::kForward && !reads_data;
       if (node.phase == Phase::kUpdate || cast_of_weight) {
         p.update += seconds;
@@ -130,6 +132,7 @@ class Model {
     const bool has_dp = dp_ > 1;
     const Dimensions dims = find_dimensions(graph_);
     const ClassId sequence = dims.class_with_role("sequence");
+    const std::vector<Adding> adding = addings(graph_);
     PlannerOptions options;
     constexpr double kNever = std::numeric_limits<double>::infinity();
     options.preferences.choice = [&, has_dp](NodeId leader, const std::vector<AxisOption>& choice) {
@@ -145,7 +148,9 @@ class Model {
           }
         }
         if (row_.year == 2021 && split == sequence) return kNever;
-        if (a == 0 && has_dp && node.phase == Phase::kUpdate) return kNever;
+        const bool of_update =
+            node.phase == Phase::kUpdate || adding[size_t(leader)] != Adding::kNone;
+        if (a == 0 && has_dp && of_update) return kNever;
       }
       return 0.0;
     };
@@ -178,24 +183,10 @@ class Model {
     return std::min(plan_.nodes[n].seconds, bytes / d.bandwidth + (f.starts ? 0 : d.op_latency));
   }
 
-  // By node: the share of its seconds that counts. What adds to an accumulator was done by the
-  // product itself in 2022, and in 16 bits in 2021.
-  std::vector<double> accumulation() const {
-    std::vector<double> share(graph_.nodes().size(), 1);
-    for (const Source& s : graph_.sources()) {
-      if (s.kind != SourceKind::kAccumulator) continue;
-      const NodeId add = graph_.value(s.final).producer;
-      if (add == kNoNode) continue;
-      const double part = row_.year == 2022 ? 0 : 0.6;
-      share[static_cast<size_t>(add)] = part;
-      for (Value v : graph_.node(add).inputs) {
-        const NodeId maker = graph_.value(v).producer;
-        if (maker != kNoNode && is_pointwise(graph_.node(maker))) {
-          share[static_cast<size_t>(maker)] = part;
-        }
-      }
-    }
-    return share;
+  // The share of a node's seconds that counts. What adds to an accumulator was done by the product
+  // itself in 2022, and in 2021 by a pass over 16-bit numbers: 6 bytes a parameter of the 8.
+  double share(Adding adding) const {
+    return adding == Adding::kNone ? 1 : row_.year == 2022 ? 0 : 0.75;
   }
 
   const Row row_;
@@ -250,9 +241,9 @@ Prediction predict(const Row& row) {
 }
 
 // What `cleave plan` predicts for the whole model at the row's configuration, pinned: with what
-// this version does and those runs did not (weights cast and gradients summed in fp32 by passes of
-// their own for each micro-batch, pointwise ops one by one) and the other way round (the sequence
-// split where it pays, recomputation of what is needed only, sends hidden).
+// Cleave does and those runs did not (gradients summed in fp32, 8 bytes a parameter for each
+// micro-batch, pointwise ops one by one) and the other way round (the sequence split where it pays,
+// sends hidden).
 double planned_seconds(const Row& row) {
   const int64_t dp = row.gpus / (row.tp * row.pp), m = row.batch / (dp * row.micro);
   PlannerOptions options;

@@ -64,6 +64,7 @@ class Lowering {
         } else {
           add_node(item.node);
         }
+        if (part_ == Part::kBegin && !item.sends) hold(item.node);
       }
       if (section.ends_pass) finish_pass();
       if (section.part == Part::kUpdate) finish_stage(program_.stage_of(section.chunk));
@@ -207,6 +208,18 @@ class Lowering {
     p.final = s.final == s.value ? p.tensor : ensure(s.final, plan_.final_form[index]);
     if (p.final != p.tensor)
       wishes_.push_back({.tensor = p.final, .target = p.tensor, .must = true});
+  }
+
+  // What is made once a step is brought at once to where every micro-batch finds it.
+  void hold(NodeId n) {
+    for (Value v : graph_.node(n).outputs) {
+      const auto& forms = plan_.values[static_cast<size_t>(v)];
+      for (size_t f = 1; f < forms.size(); ++f) {
+        if (forms[f].phase == Phase::kUpdate && !forms[f].bundled) {
+          ensure(v, static_cast<int32_t>(f));
+        }
+      }
+    }
   }
 
   // Makes what belongs to the forward and the backward and only the update will read: it counts for

@@ -5,10 +5,12 @@
 
 #include "graph/error.h"
 #include "planner/cut.h"
+#include "planner/made_once.h"
 
 namespace cleave {
 
-Stages::Stages(const Graph& graph, const Plan& plan) : graph_(graph), plan_(plan) {
+Stages::Stages(const Graph& graph, const Plan& plan)
+    : graph_(graph), plan_(plan), begun_(made_once(graph)) {
   const Pipeline& p = plan.pipeline;
   const auto micro_batches = static_cast<int32_t>(graph.micro_batches);
   if (p.stages == 1) {
@@ -41,29 +43,17 @@ bool Stages::receives(NodeId n) const {
 
 // Nodes in their order; a part has begun when its first node has.
 void Stages::one_stage() {
-  sections_ = {{.part = Part::kForward}, {.part = Part::kBackward}, {.part = Part::kUpdate}};
+  sections_ = {{.part = Part::kBegin},
+               {.part = Part::kForward},
+               {.part = Part::kBackward},
+               {.part = Part::kUpdate}};
   size_t part = 0;
   for (size_t n = 0; n < graph_.nodes().size(); ++n) {
-    part = std::max(part, static_cast<size_t>(graph_.nodes()[n].phase));
-    sections_[part].items.push_back({static_cast<NodeId>(n)});
+    part = std::max(part, 1 + static_cast<size_t>(graph_.nodes()[n].phase));
+    sections_[begun_[n] ? 0 : part].items.push_back({static_cast<NodeId>(n)});
   }
-  sections_[1].ends_pass = graph_.micro_batches > 1;
-  sections_[2].begins_update = true;
-}
-
-// Whether the transfer is made at the start of a step: what it carries is there and need not be
-// gathered, which the plan does in every micro-batch.
-bool Stages::begins_step(NodeId n) const {
-  const Node& node = graph_.node(n);
-  if (!receives(n) || !sent_once(graph_, node)) return false;
-  const auto& forms = plan_.values[static_cast<size_t>(node.inputs[0])];
-  int32_t f = plan_.nodes[static_cast<size_t>(n)].input_forms[0];
-  for (; f >= 0; f = forms[static_cast<size_t>(f)].from) {
-    for (const Step& step : forms[static_cast<size_t>(f)].steps) {
-      if (is_collective(step.kind)) return false;
-    }
-  }
-  return true;
+  sections_[2].ends_pass = graph_.micro_batches > 1;
+  sections_[3].begins_update = true;
 }
 
 // By node of the backward: whether another chunk waits for what it leads to.
@@ -85,7 +75,7 @@ std::vector<bool> Stages::awaited_backward() const {
 
 Part Stages::part_of(NodeId n, const std::vector<bool>& awaited) const {
   switch (graph_.node(n).phase) {
-    case Phase::kForward: return begins_step(n) ? Part::kBegin : Part::kForward;
+    case Phase::kForward: return is_begun(n) ? Part::kBegin : Part::kForward;
     case Phase::kBackward: break;
     case Phase::kUpdate: return Part::kUpdate;
   }
@@ -105,16 +95,14 @@ void Stages::pipeline() {
     const auto n = static_cast<NodeId>(i);
     const Node& node = graph_.node(n);
     const Part part = part_by_node(n);
-    // What a step begins with is sent by all before anyone waits for it.
-    const NodeId turn = part == Part::kBegin ? static_cast<NodeId>(graph_.nodes().size()) : n;
-    items[key(part, chunk_of(n))].push_back({turn, {n, false}});
+    items[key(part, chunk_of(n))].push_back({n, {n, false}});
     if (!receives(n)) continue;
     const Part sender = part == Part::kWeightGradient ? Part::kBackward : part;
     const auto from = key(sender, chunk_of_value(node.inputs[0]));
     const NodeId producer = graph_.value(node.inputs[0]).producer;
     const bool here =
         producer != kNoNode && key(part_by_node(producer), chunk_of(producer)) == from;
-    items[from].push_back({here ? producer : -1, {n, true}});
+    items[from].push_back({here ? producer : -1, {n, true}});  // first: what is there
   }
   const auto add = [&](Part part, int32_t chunk) {
     Section section{.part = part, .chunk = chunk};

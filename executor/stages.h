@@ -40,11 +40,12 @@ class Stages {
   int32_t chunk_of_value(Value v) const;
   // Whether the node is a transfer from another chunk.
   bool receives(NodeId n) const;
+  // Whether what the node makes is made when the step begins.
+  bool is_begun(NodeId n) const { return begun_[static_cast<size_t>(n)]; }
 
  private:
   void one_stage();
   void pipeline();
-  bool begins_step(NodeId n) const;
   std::vector<bool> awaited_backward() const;
   Part part_of(NodeId n, const std::vector<bool>& awaited) const;
 
@@ -52,6 +53,7 @@ class Stages {
   const Plan& plan_;
   Schedule schedule_;
   std::vector<int32_t> source_chunks_;
+  std::vector<bool> begun_;  // by node: made_once
   std::vector<Section> sections_;
 };
 

@@ -25,7 +25,8 @@ struct Alternative {
 std::vector<Alternative> alternatives_of(const Graph& graph, const Plan& plan, NodeId node,
                                          const std::vector<NodeId>& alike, double most_seconds);
 
-// The node whose split this one shares: the first of its family.
+// The node whose split this one shares: the first of its family. Or, of what follows a node that is
+// made_once and so is split by itself, that node.
 NodeId leader_of(const Graph& graph, NodeId node);
 
 }  // namespace cleave

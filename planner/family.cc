@@ -94,7 +94,8 @@ Families::Families(const Graph& graph, const Dimensions& dimensions, const Clust
       dims_(dimensions),
       cluster_(cluster),
       mesh_(mesh),
-      restrictions_(std::move(restrictions)) {
+      restrictions_(std::move(restrictions)),
+      adding_(addings(graph)) {
   std::vector<bool> from_data(graph.values().size(), false);
   for (const Source& source : graph.sources()) {
     from_data[static_cast<size_t>(source.value)] = source.kind == SourceKind::kData;
@@ -105,9 +106,12 @@ Families::Families(const Graph& graph, const Dimensions& dimensions, const Clust
     for (Value v : node.outputs) from_data[static_cast<size_t>(v)] = reads_data_.back();
   }
   const std::vector<NodeId> repeats = repeated_nodes(graph);
+  const std::vector<bool> once = made_once(graph);
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const NodeId follows = graph.nodes()[n].follows;
-    if (follows == kNoNode) {
+    // What every micro-batch does is not tied to what a step does once.
+    untied_.push_back(follows != kNoNode && once[static_cast<size_t>(follows)]);
+    if (follows == kNoNode || untied_.back()) {
       family_of_.push_back(static_cast<int32_t>(families_.size()));
       families_.emplace_back();
     } else {
@@ -136,6 +140,7 @@ std::string Families::key(const Family& family) const {
     append(k, node.op);
     append(k, node.signature);
     k += leads_[static_cast<size_t>(n)] ? 'l' : 'f';
+    append(k, adding_[static_cast<size_t>(n)]);
     // Whether a view is one in fact.
     k += !node.inputs.empty() &&
                  graph_.value(node.outputs[0]).storage == graph_.value(node.inputs[0]).storage
@@ -172,6 +177,7 @@ std::string Families::key(const Family& family) const {
 bool Families::keeps_state(NodeId leader) const {
   const Node& node = graph_.node(leader);
   if (node.phase == Phase::kUpdate || !reads_data_[static_cast<size_t>(leader)]) return true;
+  if (untied_[static_cast<size_t>(leader)]) return true;
   const Source* sum = node.inputs.empty() ? nullptr : graph_.source_of(node.inputs[0]);
   return sum != nullptr && sum->kind == SourceKind::kAccumulator;
 }
@@ -405,7 +411,15 @@ bool Families::set_seconds(NodeId n, MemberSplit& s) const {
     s.seconds = transfer_seconds(cluster_, mesh_, 0, 1, bytes);
     return true;
   }
+  if (adding_[static_cast<size_t>(n)] == Adding::kWidens) {
+    s.seconds = 0;
+    return true;
+  }
   s.seconds = op_seconds(cluster_, *node.op, {*node.signature, *extents, node.attrs, in}, out);
+  if (adding_[static_cast<size_t>(n)] == Adding::kAdds) {
+    const double again = 2 * static_cast<double>(numel(out[0].shape) * size_of(out[0].dtype));
+    s.seconds = std::min(s.seconds, again / cluster_.device.bandwidth);
+  }
   if (node.attrs.integer_or("causal", 0) != 0) {
     Attrs unmasked = node.attrs;
     unmasked.set("causal", int64_t{0});

@@ -12,6 +12,7 @@
 #include "planner/cluster.h"
 #include "planner/dimensions.h"
 #include "planner/expansion.h"
+#include "planner/made_once.h"
 #include "planner/redistribution.h"
 
 namespace cleave {
@@ -129,6 +130,8 @@ class Families {
   std::vector<int32_t> family_of_, member_of_;
   std::vector<bool> leads_;       // by node: its family's first, or computes that again
   std::vector<bool> reads_data_;  // by node: depends on the step's data
+  std::vector<bool> untied_;      // by node: follows one made_once, in a family of its own
+  std::vector<Adding> adding_;    // by node
   std::vector<FamilyKind> kinds_;
 };
 

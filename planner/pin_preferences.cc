@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "graph/error.h"
+#include "planner/made_once.h"
 
 namespace cleave {
 namespace {
@@ -83,13 +84,16 @@ class Narrowing {
     held_[p.value].push_back({axis, p.pin, false});
   }
 
-  // 0: nothing in parts along the dp axes; 1, 2: states; 3: parameters too.
+  // 0: nothing in parts along the dp axes; 1, 2: states; 3: parameters too. Where copies of a
+  // parameter are made once a step they stand for it: it may lie in parts as a state does.
   void zero(int stage) {
+    const auto copies = copies_made_once(graph_);
     for (size_t a = 0; a < roles_.size(); ++a) {
       if (roles_[a] != AxisRole::kData || mesh_.axes[a].size == 1) continue;
       for (const Source& s : graph_.sources()) {
         const bool parameter = s.kind == SourceKind::kParameter;
         if (!parameter && s.kind != SourceKind::kState) continue;
+        const auto& made = copies[static_cast<size_t>(graph_.value(s.value).source)];
         const bool parts = parameter ? stage >= 3 : stage >= 1;
         const auto right = [&](const Placements& all) { return all[a].is_shard() == parts; };
         const auto pinned = pinned_.find({s.value, static_cast<int>(a)});
@@ -99,6 +103,11 @@ class Narrowing {
         }
         // Small ones cannot be split at all.
         if (parts && !can_lie(s.value, right)) continue;
+        for (Value copy : made) {
+          if (parts && !can_lie(copy, right)) continue;
+          held_[copy].push_back({static_cast<int>(a), nullptr, parts});
+        }
+        if (!made.empty() && stage > 0 && stage < 3) continue;
         if (!parameter) narrow_readers(s.value, right);
         held_[s.value].push_back({static_cast<int>(a), nullptr, parts});
       }
@@ -205,10 +214,11 @@ class Narrowing {
     }
   }
 
-  // Whether some op reads the source, or makes its next value, in such a placement.
+  // Whether some op reads the value, or makes it (a source: its next value), in such a placement.
   template <class Right>
   bool can_lie(Value v, const Right& right) const {
-    const Source& source = *graph_.source_of(v);
+    const Source* source = graph_.source_of(v);
+    const Value made = source != nullptr ? source->final : v;
     for (size_t n = 0; n < graph_.nodes().size(); ++n) {
       const Node& node = graph_.nodes()[n];
       const auto& splits =
@@ -222,7 +232,7 @@ class Narrowing {
         }
       }
       for (size_t o = 0; o < node.outputs.size(); ++o) {
-        if (node.outputs[o] != source.final) continue;
+        if (node.outputs[o] != made) continue;
         if (std::any_of(splits.begin(), splits.end(),
                         [&](const MemberSplit& m) { return right(m.outputs[o]); })) {
           return true;

@@ -29,6 +29,7 @@ PlacementProblem::PlacementProblem(const Graph& graph, const Dimensions& dimensi
       cluster_(cluster),
       mesh_(mesh),
       grouping_(grouping),
+      once_(made_once(graph)),
       costing_(costing),
       ways_(graph.values().size()),
       uses_(graph.values().size()),
@@ -306,8 +307,8 @@ double PlacementProblem::price_of(Value v, bool kept) const {
   return kept ? byte * costing_.in_flight[g] : byte;
 }
 
-bool PlacementProblem::is_bundled(const ValueWays& w, Value v, Phase reader) const {
-  if (w.data || reader != Phase::kUpdate) return false;
+bool PlacementProblem::is_bundled(const ValueWays& w, Value v, size_t readers) const {
+  if (w.data || readers != static_cast<size_t>(Phase::kUpdate)) return false;
   const NodeId producer = graph_.value(v).producer;
   return producer == kNoNode ? !w.final_of.empty() : graph_.node(producer).phase != Phase::kUpdate;
 }
@@ -389,13 +390,16 @@ void PlacementProblem::add_readers(Value v) {
   for (int32_t s : w.final_of) {
     w.accumulated |= graph_.sources()[size_t(s)].kind == SourceKind::kAccumulator;
   }
-  if (info.producer != kNoNode) w.producer = end_of(info.producer, info.output, true, w.space);
+  if (info.producer != kNoNode) {
+    w.producer = end_of(info.producer, info.output, true, w.space);
+    w.once = once_[static_cast<size_t>(info.producer)];
+  }
   if (w.data) {
     w.held_forms = replicated_in(w.space);
     w.producer = {-1, {w.held_forms}};
   }
   for (const Use& use : uses_[static_cast<size_t>(v)]) {
-    Readers& r = w.readers[static_cast<size_t>(graph_.node(use.node).phase)];
+    Readers& r = w.readers[readers_of(use.node)];
     const End end = end_of(use.node, use.operand, false, w.space);
     r.uses.push_back(use);
     auto known = std::find_if(r.ends.begin(), r.ends.end(),
@@ -417,7 +421,9 @@ bool PlacementProblem::lies_with_its_family(Value v) const {
   const Source* source = graph_.source_of(v);
   if (!w.source || source->final == v || !w.final_of.empty()) return false;
   if (source->kind == SourceKind::kAccumulator) return true;
-  if (!w.readers[0].ends.empty() || !w.readers[1].ends.empty()) return false;
+  for (size_t p : {size_t{0}, size_t{1}, kBegin}) {
+    if (!w.readers[p].ends.empty()) return false;
+  }
   if (w.readers[2].ends.size() != 1) return false;
   if (std::any_of(graph_.outputs().begin(), graph_.outputs().end(),
                   [&](const Output& o) { return o.value == v; })) {
@@ -456,7 +462,8 @@ void PlacementProblem::add_held(Value v, const Preferences& preferences) {
   for (const Output& o : graph_.outputs()) {
     if (o.value == v) ends.push_back({-1, {replicated_in(w.space)}});
   }
-  if (w.data || (!w.source && ends.size() + w.final_of.size() < 2)) return;
+  const size_t least = w.once ? 1 : 2;  // it may be brought once where every micro-batch reads it
+  if (w.data || (!w.source && ends.size() + w.final_of.size() < least)) return;
   for (int32_t s : w.final_of) {
     if (!w.source) ends.push_back(held_end(ways_[size_t(graph_.sources()[size_t(s)].value)]));
   }
@@ -498,11 +505,10 @@ void PlacementProblem::add_ways(Value v) {
   const int64_t elements = numel(graph_.type(v).shape);
   const bool crosses = producer != kNoNode && graph_.node(producer).phase == Phase::kForward &&
                        !w.readers[1].ends.empty();
-  w.saved = crosses && elements <= unpriced;
-  if (w.saved) unpriced -= elements;
+  w.saved = crosses && !w.once && elements <= unpriced;
+  if (w.saved || w.once) unpriced -= elements;
 
-  for (size_t p = 0; p < 3; ++p) {
-    Readers& r = w.readers[p];
+  for (Readers& r : w.readers) {
     if (r.ends.size() < 2) continue;
     ValueWays only_readers;
     only_readers.space = w.space;
@@ -511,14 +517,14 @@ void PlacementProblem::add_ways(Value v) {
   }
   const End held = held_end(w);
   if (w.held >= 0 && !w.source) {
-    add_conversion(v, w.producer, held, graph_.node(producer).phase, false);
+    add_conversion(v, w.producer, held, phase_of(producer), false);
   }
-  if (w.source) add_state_price(v, w);
-  for (size_t p = 0; p < 3; ++p) {
+  if (w.source || w.once) add_state_price(v, w);
+  for (size_t p = 0; p < std::size(w.readers); ++p) {
     const Readers& r = w.readers[p];
     if (r.ends.empty()) continue;
-    const auto phase = static_cast<Phase>(p);
-    const bool bundled = is_bundled(w, v, phase);
+    const Phase phase = phase_of_readers(p);
+    const bool bundled = is_bundled(w, v, p);
     const End out = handed_out(r);
     if (p == 1 && (crosses || w.source)) {
       add_backward_term(v, w);
@@ -540,7 +546,8 @@ bool PlacementProblem::lies_on_host(Value v) const {
   return source >= 0 && on_host_[static_cast<size_t>(source)];
 }
 
-// The bytes of a parameter or state; on the host, the seconds to move them.
+// The bytes of a parameter or state, or of what is made once a step; on the host, the seconds to
+// move them.
 void PlacementProblem::add_state_price(Value v, const ValueWays& w) {
   const bool on_host = lies_on_host(v);
   const double price =
@@ -568,8 +575,8 @@ void PlacementProblem::add_backward_term(Value v, ValueWays& w) {
   const bool from_forward = !f.ends.empty();
   const End forward = from_forward ? handed_out(f) : End{-1, {held.needs[0]}};
   if (grouping_.explicit_keeping && from_forward) w.keep = add_variable(2);
-  std::string key = key_of("backward", w.space, w.saved, w.source, from_forward, held.needs[0],
-                           price, runs(v, Phase::kBackward), w.keep >= 0);
+  std::string key = key_of("backward", w.space, w.saved, w.source || w.once, from_forward,
+                           held.needs[0], price, runs(v, Phase::kBackward), w.keep >= 0);
   for (const Indices* n : forward.needs) key += key_of("", n);
   key += ';';
   for (const Indices* n : out.needs) key += key_of("", n);
@@ -591,8 +598,9 @@ void PlacementProblem::add_backward_term(Value v, ValueWays& w) {
     }
     const bool same = kept == h;
     if (chosen && same) return kNever;
-    const double kept_price =
-        w.saved || (w.source && !same) ? price * s.local_bytes(static_cast<size_t>(kept)) : 0;
+    const double kept_price = w.saved || ((w.source || w.once) && !same)
+                                  ? price * s.local_bytes(static_cast<size_t>(kept))
+                                  : 0;
     const double instead =
         times * conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) + kept_price;
     return chosen ? instead : std::min(cost, instead);

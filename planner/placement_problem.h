@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "graph/graph.h"
-#include "planner/cut.h"
 #include "planner/elimination.h"
 #include "planner/family.h"
 #include "planner/plan.h"
@@ -74,7 +73,7 @@ class PlacementProblem {
     NodeId node = kNoNode;
     int32_t operand = 0;
   };
-  // The readers of a value in one phase.
+  // The readers of a value in one phase, or what is made of it when the step begins.
   struct Readers {
     std::vector<Use> uses;
     std::vector<End> ends;  // one a family
@@ -88,10 +87,11 @@ class PlacementProblem {
     bool source = false;       // a parameter, state or accumulator
     bool accumulated = false;  // the next value of an accumulator: held as it is made
     bool saved = false;        // priced: held from the forward to the backward
+    bool once = false;         // made when the step begins, and held until its last micro-batch
     int32_t held = -1;         // variable; -1: the readers take it as produced
     int32_t keep = -1;         // variable: 1: what the forward handed out is kept; -1: the cheaper
     const Indices* held_forms = nullptr;
-    Readers readers[3];             // by phase
+    Readers readers[4];             // by phase; what is made once a step (kBegin)
     std::vector<End> fixed;         // outputs, replicated, then a held form for each of final_of
     std::vector<int32_t> final_of;  // the sources whose next value this is
   };
@@ -140,9 +140,16 @@ class PlacementProblem {
     return (sends ? costing_.sends
                   : costing_.runs)[static_cast<size_t>(group(n))][static_cast<size_t>(phase_of(n))];
   }
-  // What is sent once a step counts with the update.
+  // What is sent or made once a step counts with the update, and so does bringing it what it reads.
   Phase phase_of(NodeId n) const {
-    return sent_once(graph_, graph_.node(n)) ? Phase::kUpdate : graph_.node(n).phase;
+    return once_[static_cast<size_t>(n)] ? Phase::kUpdate : graph_.node(n).phase;
+  }
+  static constexpr size_t kBegin = 3;
+  size_t readers_of(NodeId n) const {
+    return once_[static_cast<size_t>(n)] ? kBegin : static_cast<size_t>(graph_.node(n).phase);
+  }
+  static Phase phase_of_readers(size_t readers) {
+    return readers == kBegin ? Phase::kUpdate : static_cast<Phase>(readers);
   }
   int32_t group(NodeId n) const {
     return grouping_.of_node.empty() ? 0 : grouping_.of_node[static_cast<size_t>(n)];
@@ -155,7 +162,8 @@ class PlacementProblem {
   Phase output_phase(Value v) const;
   // Seconds of all members of a family in one step, by choice.
   double family_seconds(const Family& family, size_t choice) const;
-  bool is_bundled(const ValueWays& w, Value v, Phase reader) const;
+  // `readers`: an index of ValueWays::readers.
+  bool is_bundled(const ValueWays& w, Value v, size_t readers) const;
   std::shared_ptr<const CostTable> memoised(const std::string& key, std::vector<int32_t> sizes,
                                             const std::function<double(const int32_t*)>& cost);
 
@@ -170,6 +178,7 @@ class PlacementProblem {
   const Cluster& cluster_;
   const Mesh& mesh_;
   Grouping grouping_;
+  std::vector<bool> once_;  // by node, see made_once
   std::vector<int32_t> group_of_value_, piece_of_value_;
   std::vector<int32_t> variable_of_;  // by family
   const Costing& costing_;

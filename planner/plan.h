@@ -101,7 +101,7 @@ struct GroupLoad {
   double bundled = 0;       // seconds of the update's bundles: part of seconds[kUpdate]
   double starts = 0;        // seconds to start those bundles, once a step: not among `seconds`
   double host = 0;          // seconds of states' way to the host and back: part of seconds[kUpdate]
-  int64_t state_bytes = 0;  // parameters, states, accumulators
+  int64_t state_bytes = 0;  // parameters, states, accumulators, what is made once a step
   int64_t kept_bytes = 0;   // for the backward, of one micro-batch
 };
 

@@ -49,8 +49,8 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
   const ValueWays& w = ways_[static_cast<size_t>(v)];
   const Readers& r = w.readers[phase];
   if (r.ends.empty()) return;
-  const Phase p = static_cast<Phase>(phase);
-  const bool bundled = is_bundled(w, v, p);
+  const Phase p = phase_of_readers(phase);
+  const bool bundled = is_bundled(w, v, phase);
   const PlacementSpace& s = space(w.space, false);
   int32_t from = held;
   const NodeId producer = graph_.value(v).producer;
@@ -66,7 +66,7 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
     const int32_t h = index(held), k = index(forward_form);
     const double price = price_of(v, true);
     const double held_price = w.saved ? price * s.local_bytes(size_t(h)) : 0;
-    const double kept_price = price * s.local_bytes(size_t(k)) * (w.saved || w.source);
+    const double kept_price = price * s.local_bytes(size_t(k)) * (w.saved || w.source || w.once);
     const double times = runs(v, Phase::kBackward);
     const double again = times * conversion(w.space, false, h, out, pick);
     const bool keep = w.keep >= 0 ? choice[static_cast<size_t>(w.keep)] == 1
@@ -75,7 +75,9 @@ void PlacementProblem::read_phase(std::span<const int32_t> choice, Value v, size
     if (keep) {
       from = forward_form;
       ++plan.kept;
-      if (w.source) load(v, plan).kept_bytes += static_cast<int64_t>(s.local_bytes(size_t(k)));
+      if (w.source || w.once) {
+        load(v, plan).kept_bytes += static_cast<int64_t>(s.local_bytes(size_t(k)));
+      }
     } else if (again > 0) {
       ++plan.regathered;
     }
@@ -150,10 +152,17 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
   const NodeId producer = graph_.value(v).producer;
   if (w.held >= 0) plan.held[v] = placement(held_end(w));
   if (w.held >= 0 && !w.source) {
-    held = form_for(choice, v, held_end(w), 0, 0, graph_.node(producer).phase, false, true, plan);
+    held = form_for(choice, v, held_end(w), 0, 0, phase_of(producer), false, true, plan);
+  }
+  if (w.once) {
+    const Placements& kept = forms[static_cast<size_t>(held)].placements;
+    load(v, plan).state_bytes +=
+        static_cast<int64_t>(s.local_bytes(static_cast<size_t>(s.index_of(kept))));
   }
   int32_t forward_form = -1;
-  for (size_t phase = 0; phase < 3; ++phase) read_phase(choice, v, phase, held, forward_form, plan);
+  for (size_t p = 0; p < std::size(w.readers); ++p) {
+    read_phase(choice, v, p, held, forward_form, plan);
+  }
   for (size_t o = 0; o < graph_.outputs().size(); ++o) {
     if (graph_.outputs()[o].value != v) continue;
     plan.output_form[o] =

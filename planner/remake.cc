@@ -4,6 +4,7 @@
 
 #include "graph/dependencies.h"
 #include "graph/error.h"
+#include "planner/made_once.h"
 
 namespace cleave {
 namespace {
@@ -143,6 +144,8 @@ std::vector<bool> can_be_remade(const Graph& graph) {
       newest = std::max(newest, info.version);
     }
   }
+  // What lasts for the whole step need not be made again.
+  const std::vector<bool> once = made_once(graph);
   std::vector<bool> result;
   for (const Node& node : graph.nodes()) {
     const bool overwritten = std::any_of(node.inputs.begin(), node.inputs.end(), [&](Value v) {
@@ -150,7 +153,7 @@ std::vector<bool> can_be_remade(const Graph& graph) {
       return info.version < version[static_cast<size_t>(info.storage)];
     });
     result.push_back(node.phase == Phase::kForward && !node.op->transfer && !overwritten &&
-                     !writes_in_place(node));
+                     !writes_in_place(node) && !once[result.size()]);
   }
   return result;
 }

@@ -9,8 +9,8 @@
 namespace cleave {
 
 // By node: whether it may run again in the backward. It must be of the forward, write nothing in
-// place, be no transfer, and read nothing that is overwritten before the backward has last read
-// what the forward made.
+// place, be no transfer or made_once, and read nothing that is overwritten before the backward has
+// last read what the forward made.
 std::vector<bool> can_be_remade(const Graph& graph);
 
 // The graph with these nodes computed again in the backward, as far as it reads what they make, and

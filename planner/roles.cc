@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <map>
 
+#include "planner/made_once.h"
+
 namespace cleave {
 namespace {
 
@@ -46,18 +48,26 @@ void name_axes(const Graph& graph, Plan& plan) {
 }
 
 KeptInParts kept_in_parts(const Graph& graph, const Plan& plan) {
+  const auto in_parts = [&](const Placements& p) {
+    bool parts = false;
+    for (size_t a = 0; a < p.size(); ++a) {
+      const MeshAxis& axis = plan.mesh.axes[a];
+      const bool batch = axis.name.starts_with("dp") || axis.name.starts_with("ep");
+      parts |= batch && axis.size > 1 && p[a].is_shard();
+    }
+    return parts;
+  };
+  const auto copies = copies_made_once(graph);
   double parameters = 0, states = 0;
   KeptInParts split;
   for (const Source& s : graph.sources()) {
     if (s.kind != SourceKind::kParameter && s.kind != SourceKind::kState) continue;
     const double bytes =
         static_cast<double>(numel(graph.type(s.value).shape) * size_of(graph.type(s.value).dtype));
-    const Placements& p = plan.values[static_cast<size_t>(s.value)][0].placements;
-    bool parts = false;
-    for (size_t a = 0; a < p.size(); ++a) {
-      const MeshAxis& axis = plan.mesh.axes[a];
-      const bool batch = axis.name.starts_with("dp") || axis.name.starts_with("ep");
-      parts |= batch && axis.size > 1 && p[a].is_shard();
+    bool parts = in_parts(plan.values[static_cast<size_t>(s.value)][0].placements);
+    for (Value copy : copies[static_cast<size_t>(graph.value(s.value).source)]) {
+      const auto held = plan.held.find(copy);
+      parts = parts && (held == plan.held.end() || in_parts(held->second));
     }
     const bool parameter = s.kind == SourceKind::kParameter;
     (parameter ? parameters : states) += bytes;

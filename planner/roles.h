@@ -10,7 +10,8 @@ namespace cleave {
 void name_axes(const Graph& graph, Plan& plan);
 
 // The share of the bytes of parameters, and of states, that is kept in parts along the axes that
-// split the batch (dp and ep).
+// split the batch (dp and ep). Of a parameter with copies_made_once, these must be, too: they are
+// what every micro-batch reads.
 struct KeptInParts {
   double parameters = 0, states = 0;
 };

@@ -88,7 +88,7 @@ Case random_case(std::mt19937& random) {
 
 // Every plan that there is, of 2,400 graphs; where there are too many, of random choices.
 TEST(Exact, BruteForce) {
-  int whole = 0;
+  int whole = 0, once = 0;
   double nodes = 0, split = 0, plans = 0;
   constexpr int kGraphs = 2400;
   for (int seed = 0; seed < kGraphs; ++seed) {
@@ -105,13 +105,17 @@ TEST(Exact, BruteForce) {
     ASSERT_TRUE(result.plan.has_value());
     ASSERT_NEAR(result.plan->certificate.cost, expected, 1e-9 * expected);
     ASSERT_NEAR(result.plan->certificate.gap(), 0, 1e-12);
+    once += std::count(brute.once().begin(), brute.once().end(), true) > 0;
     plans += brute.assignments();
     nodes += static_cast<double>(c.graph.nodes().size());
     for (const NodePlan& n : result.plan->nodes) split += n.axes[0].factor >= 0;
   }
-  std::printf("%d graphs of %.1f nodes, %d of them whole; %.0f assignments each; %.0f %% split\n",
-              kGraphs, nodes / kGraphs, whole, plans / kGraphs, 100 * split / nodes);
+  std::printf(
+      "%d graphs of %.1f nodes, %d of them whole, %d with ops run once a step; %.0f assignments "
+      "each; %.0f %% split\n",
+      kGraphs, nodes / kGraphs, whole, once, plans / kGraphs, 100 * split / nodes);
   EXPECT_GT(split, 0.2 * nodes) << "the graphs say nothing";
+  EXPECT_GT(once, kGraphs / 50) << "the graphs say nothing of what is made once";
 }
 
 // What the space leaves out: ways that several families could share, and forms in which nobody

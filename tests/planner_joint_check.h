@@ -44,7 +44,7 @@ inline std::vector<double> limits_of(const JointSpace& space, std::mt19937& rand
 // Problems of the seeds first, first + stride, ...
 inline void compare_with_brute_force(int first, int stride, int wanted) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  int problems = 0, graphs = 0, pipelines = 0, recomputing = 0, tight = 0, dropped = 0;
+  int problems = 0, graphs = 0, pipelines = 0, recomputing = 0, tight = 0, dropped = 0, once = 0;
   double plans = 0, variants = 0, brute_seconds = 0, search_seconds = 0;
   for (int seed = first; problems < wanted; seed += stride) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
@@ -73,6 +73,7 @@ inline void compare_with_brute_force(int first, int stride, int wanted) {
       ++problems;
       pipelines += plan.pipeline.stages > 1;
       recomputing += !plan.rewrite.remade.empty();
+      once += c.recipe.made && result.graph->micro_batches > 1;
       tight += expected > space->cheapest(kInfinity) * (1 + 1e-9);
     }
     // Nothing fits in less than the least.
@@ -84,10 +85,11 @@ inline void compare_with_brute_force(int first, int stride, int wanted) {
   }
   std::printf(
       "%d problems of %d graphs (%d others too large), %.0f rewritten graphs and %.0f plans each; "
-      "%d pipelines, %d recompute, %d slower than without a limit; brute force %.1f s, the search "
-      "%.1f s\n",
-      problems, graphs, dropped, variants / graphs, plans / graphs, pipelines, recomputing, tight,
-      brute_seconds, search_seconds);
+      "%d pipelines, %d recompute, %d make weights once a step, %d slower than without a limit; "
+      "brute force %.1f s, the search %.1f s\n",
+      problems, graphs, dropped, variants / graphs, plans / graphs, pipelines, recomputing, once,
+      tight, brute_seconds, search_seconds);
+  EXPECT_GT(once, 0) << "the problems say nothing of what is made once";
   EXPECT_GT(pipelines, problems / 5) << "the problems say little of pipelines";
   EXPECT_GT(recomputing, problems / 50) << "the problems say little of recomputation";
   EXPECT_GT(tight, problems / 4) << "the limits say little";

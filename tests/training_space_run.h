@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "planner/cut.h"
+#include "planner/made_once.h"
 #include "tests/arena_watch.h"
 #include "tests/training_space.h"
 
@@ -100,6 +101,7 @@ inline CollectiveCount promised_sends(const Graph& graph, const Plan& plan) {
   if (plan.pipeline.stages == 1) return sum;
   const std::vector<int32_t>& chunk_of = plan.pipeline.chunk_of;
   const std::vector<int32_t> homes = source_chunks(graph, chunk_of);
+  const std::vector<bool> made = made_once(graph);
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const Node& node = graph.nodes()[n];
     if (!node.op->transfer) continue;
@@ -108,16 +110,7 @@ inline CollectiveCount promised_sends(const Graph& graph, const Plan& plan) {
     const int32_t from = info.producer == kNoNode ? homes[static_cast<size_t>(info.source)]
                                                   : chunk_of[static_cast<size_t>(info.producer)];
     if (from == chunk_of[n]) continue;
-    bool once = node.phase == Phase::kUpdate;
-    if (!once && sent_once(graph, node)) {
-      // When it need not be gathered, which every micro-batch does.
-      once = true;
-      const auto& forms = plan.values[static_cast<size_t>(v)];
-      for (int32_t f = plan.nodes[n].input_forms[0]; f >= 0; f = forms[size_t(f)].from) {
-        for (const Step& step : forms[static_cast<size_t>(f)].steps)
-          once &= !is_collective(kind_of(step.kind));
-      }
-    }
+    const bool once = node.phase == Phase::kUpdate || made[n];
     const int64_t times = once ? 1 : graph.micro_batches;
     const Shape local = plan.layout(node.outputs[0], 0).local_shape(plan.mesh);
     sum.count += times;

@@ -42,6 +42,7 @@ BruteForce::BruteForce(const Graph& graph, const Cluster& cluster, const Mesh& m
     allowed_.emplace_back(families_.kind(f.kind).choices.size());
     std::iota(allowed_.back().begin(), allowed_.back().end(), 0);
   }
+  find_once();
   for (size_t v = 0; v < values_.size(); ++v) describe(static_cast<Value>(v), cluster, mesh);
   for (const Source& s : graph.sources()) {
     if (s.final != s.value) values_[static_cast<size_t>(s.final)].next_of = s.value;
@@ -58,8 +59,9 @@ BruteForce::BruteForce(const Graph& graph, const Cluster& cluster, const Mesh& m
                          graph.node(info.producer).phase == Phase::kForward &&
                          !values_[v].readers[1].empty();
     int64_t& left = room[info.storage];
-    values_[v].saved = values_[v].crosses && numel(info.type.shape) <= left;
-    if (values_[v].saved) left -= numel(info.type.shape);
+    const bool fits = numel(info.type.shape) <= left;
+    values_[v].saved = values_[v].crosses && !values_[v].once && fits;
+    if (values_[v].saved || values_[v].once) left -= numel(info.type.shape);
   }
   for (size_t v = 0; v < values_.size(); ++v) find_held(static_cast<Value>(v));
   group_values();
@@ -118,6 +120,31 @@ std::vector<Way> BruteForce::frontier() {
 
 // --- The rules of each value ---------------------------------------------------------------------
 
+// With several micro-batches, what the forward makes of parameters alone is the same in each, as
+// long as only the update changes them: it is made once. Not views, and nothing that overwrites.
+void BruteForce::find_once() {
+  once_.assign(graph_.nodes().size(), false);
+  if (graph_.micro_batches == 1) return;
+  std::set<Value> lasting;
+  std::set<Value> next;
+  for (const Source& s : graph_.sources()) {
+    if (s.final != s.value) next.insert(s.final);
+    const NodeId writer = graph_.value(s.final).producer;
+    const bool changed = s.final != s.value && graph_.node(writer).phase != Phase::kUpdate;
+    if (s.kind == SourceKind::kParameter && !changed) lasting.insert(s.value);
+  }
+  for (size_t n = 0; n < once_.size(); ++n) {
+    const Node& node = graph_.nodes()[n];
+    bool once = node.phase == Phase::kForward && node.op->view == nullptr && !node.inputs.empty();
+    for (Value v : node.inputs) once = once && lasting.contains(v);
+    for (Value v : node.writes) once = once && v == kNoValue;
+    for (Value v : node.outputs) once = once && !next.contains(v);
+    if (!once) continue;
+    once_[n] = true;
+    lasting.insert(node.outputs.begin(), node.outputs.end());
+  }
+}
+
 void BruteForce::describe(Value v, const Cluster& cluster, const Mesh& mesh) {
   ValueRules& r = values_[static_cast<size_t>(v)];
   const ValueInfo& info = graph_.value(v);
@@ -146,6 +173,7 @@ void BruteForce::describe(Value v, const Cluster& cluster, const Mesh& mesh) {
   for (const Output& o : graph_.outputs()) r.outputs += o.value == v;
   if (info.producer != kNoNode) {
     r.producer = families_.family_of(info.producer);
+    r.once = once_[static_cast<size_t>(info.producer)];
     for (const MemberSplit& m : member(info.producer)) {
       r.made.push_back(
           static_cast<size_t>(r.plain->index_of(m.outputs[static_cast<size_t>(info.output)])));
@@ -172,7 +200,8 @@ const std::vector<MemberSplit>& BruteForce::member(NodeId n) const {
 
 void BruteForce::add_reader(ValueRules& r, NodeId n, size_t operand) {
   const int family = families_.family_of(n);
-  auto& list = r.readers[static_cast<size_t>(graph_.node(n).phase)];
+  const bool once = once_[static_cast<size_t>(n)];
+  auto& list = r.readers[once ? 3 : static_cast<size_t>(graph_.node(n).phase)];
   auto at = std::find_if(list.begin(), list.end(),
                          [&](const Reader& reader) { return reader.family == family; });
   if (at == list.end()) at = list.insert(list.end(), {family, {}});
@@ -191,7 +220,7 @@ void BruteForce::find_held(Value v) {
   const size_t whole = static_cast<size_t>(r.plain->replicated());
   size_t groups = static_cast<size_t>(r.outputs) + (r.next_of != kNoValue);
   std::set<size_t> held = {whole};
-  for (size_t p = 0; p < 3; ++p) {
+  for (size_t p = 0; p < 4; ++p) {
     std::set<size_t> handed = {whole};
     for (const Reader& reader : r.readers[p]) {
       for (const auto& needs : reader.needs) handed.insert(needs.begin(), needs.end());
@@ -201,7 +230,7 @@ void BruteForce::find_held(Value v) {
     for (size_t q = 0; q < r.plain->size() && rules_.anywhere; ++q) handed.insert(q);
     if (r.readers[p].size() > 1) r.handed[p].assign(handed.begin(), handed.end());
   }
-  if (r.data || (groups < 2 && !r.source)) return;
+  if (r.data || (groups < (r.once ? 1 : 2) && !r.source)) return;
   for (size_t p : r.made) {
     if (!r.plain->has_partial(p)) held.insert(p);
   }
@@ -377,14 +406,18 @@ std::vector<Way> BruteForce::ways_of(const Group& g) const {
   return best_ways(std::move(result));
 }
 
-double BruteForce::times(Phase phase) const {
-  return phase == Phase::kUpdate ? 1 : static_cast<double>(graph_.micro_batches);
+double BruteForce::times(size_t readers) const {
+  return readers >= 2 ? 1 : static_cast<double>(graph_.micro_batches);
+}
+
+double BruteForce::times_of(NodeId n) const {
+  return once_[static_cast<size_t>(n)] ? 1 : times(static_cast<size_t>(graph_.node(n).phase));
 }
 
 double BruteForce::family_seconds(size_t family, size_t choice) const {
   double seconds = 0;
   for (NodeId n : families_.all()[family].members) {
-    seconds += times(graph_.node(n).phase) * member(n)[choice].seconds;
+    seconds += times_of(n) * member(n)[choice].seconds;
   }
   return seconds;
 }
@@ -407,7 +440,7 @@ double BruteForce::deliver(const ValueRules& r, size_t phase, size_t from, size_
       seconds += space.seconds(from, need);
     }
   }
-  return times(static_cast<Phase>(phase)) * seconds;
+  return times(phase) * seconds;
 }
 
 // Calls visit for every combination of held form and hand-outs. `source_held`: where the source
@@ -425,14 +458,16 @@ void BruteForce::ways_of_value(Value v, size_t source_held, const VisitWay& visi
     Way base;
     const NodeId producer = graph_.value(v).producer;
     if (producer != kNoNode) {
-      base.seconds += times(graph_.node(producer).phase) * r.plain->seconds(made, held);
+      base.seconds += times_of(producer) * r.plain->seconds(made, held);
     }
-    if (r.source) base.bytes += r.plain->local_bytes(held);
+    if (r.source || r.once) base.bytes += r.plain->local_bytes(held);
     base.seconds += r.outputs * r.plain->seconds(held, whole);
     if (r.next_of != kNoValue) base.seconds += r.bundled->seconds(held, source_held);
-    double update = kInfinity;
-    for (size_t out : hand_outs(2)) update = std::min(update, deliver(r, 2, held, out));
-    base.seconds += update;
+    for (size_t p : {2, 3}) {
+      double least = kInfinity;
+      for (size_t out : hand_outs(p)) least = std::min(least, deliver(r, p, held, out));
+      base.seconds += least;
+    }
     for (size_t forward : hand_outs(0)) {
       Way way = base;
       way.seconds += deliver(r, 0, held, forward);
@@ -449,7 +484,8 @@ void BruteForce::ways_of_value(Value v, size_t source_held, const VisitWay& visi
         if (!kept) continue;
         Way keep = way;
         keep.seconds += deliver(r, 1, *kept, out);
-        if (r.saved || (r.source && *kept != held)) keep.bytes += r.plain->local_bytes(*kept);
+        if (r.saved || ((r.source || r.once) && *kept != held))
+          keep.bytes += r.plain->local_bytes(*kept);
         visit(held, keep);
       }
     }

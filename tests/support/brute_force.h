@@ -35,6 +35,7 @@ class BruteForce {
 
   // How many ways there are to give each family one of its allowed choices.
   double assignments() const;
+  const std::vector<bool>& once() const { return once_; }
   // Takes choices away at random until there are at most this many assignments.
   void restrict_to(double most, std::mt19937& random);
   // What makes find_plan keep to the allowed choices. Refers to this object.
@@ -54,15 +55,16 @@ class BruteForce {
   };
   struct ValueRules {
     std::unique_ptr<PlacementSpace> plain, bundled;
-    int producer = -1;         // family
-    std::vector<size_t> made;  // by the producer's choice
-    std::vector<Reader> readers[3];
-    bool bundle[3] = {};  // by phase of the reader
+    int producer = -1;               // family
+    std::vector<size_t> made;        // by the producer's choice
+    std::vector<Reader> readers[4];  // by phase; what is made of it once, when the step begins
+    bool bundle[4] = {};             // likewise
     bool data = false, source = false, crosses = false, saved = false;
+    bool once = false;              // made when the step begins, and held
     int outputs = 0;                // how many outputs of the graph it is
     Value next_of = kNoValue;       // the source whose next value it is
     std::vector<size_t> held;       // candidates; empty: read as it is produced
-    std::vector<size_t> handed[3];  // candidates; empty: one reader, which takes it directly
+    std::vector<size_t> handed[4];  // candidates; empty: one reader, which takes it directly
     int lies_with = -1;  // a state that lies as this family, its only reader and writer, needs it
   };
   // Values whose costs depend on each other beyond the families: a source and its next value.
@@ -86,8 +88,10 @@ class BruteForce {
   std::vector<Way> ways_of(const Group& g) const;
   bool matters(int family, const Group& g) const;
   void ways_of_value(Value v, size_t source_held, const VisitWay& visit) const;
-  // How often a step runs what belongs to this phase.
-  double times(Phase phase) const;
+  void find_once();
+  // How often a step runs what belongs to this phase, or to these readers.
+  double times(size_t readers) const;
+  double times_of(NodeId n) const;
   double family_seconds(size_t family, size_t choice) const;
   double deliver(const ValueRules& r, size_t phase, size_t from, size_t out) const;
   std::optional<size_t> kept_form(const ValueRules& r, size_t handed) const;
@@ -99,6 +103,7 @@ class BruteForce {
   const SpaceRules rules_;
   const Dimensions dims_;
   const Families families_;
+  std::vector<bool> once_;                 // by node: run when the step begins
   std::vector<std::vector<int>> allowed_;  // by family: choices
   std::vector<ValueRules> values_;
   std::vector<Group> groups_;
