@@ -376,8 +376,9 @@ void WideSearch::fit(Entry& entry) {
   entry.fitted = std::isfinite(seconds);
   entry.report.cost = seconds;
   if (entry.fitted) {
-    // Between the quickest and the thriftiest ways there will be better ones.
-    const bool hope = ground.known == Known::kThrifty && seconds > entry.free * (1 + 1e-9);
+    // Between the quickest and the thriftiest ways there will be better ones, and so where the
+    // quickest fit in uneven stages.
+    const bool hope = ground.known != Known::kAll && seconds > entry.free * (1 + 1e-9);
     entry.estimate = hope ? entry.free + kHope * (seconds - entry.free) : seconds;
     entry.final = !hope;
     return;

@@ -122,6 +122,27 @@ TEST(Wide, StagesAndCutsArePinnedInEveryNumberOfMicroBatches) {
   }
 }
 
+// Stages that do not fit when they are even do fit with fewer layers first: holding less costs
+// less.
+TEST(Wide, HoldsLessRatherThanMovingLayers) {
+  ModelConfig config = model_named("gpt2:355m");
+  config.layers = 8;
+  TraceOptions options;
+  options.dtype = DType::kBF16;
+  options.optimizer.micro_batches = 16;
+  const Graph graph = trace(config, options);
+  PlannerOptions wide =
+      wide_options({"pp=4", "tp=2", "schedule=1f1b", "chunks=1", "recompute=selective", "zero=0"});
+  wide.memory_limit = kInfinity;
+  const PlanResult free = find_plan(graph, parse_cluster("8xh100"), wide);
+  ASSERT_TRUE(free.plan);
+  wide.memory_limit = 0.95 * static_cast<double>(free.plan->predicted.peak_bytes);
+  const PlanResult tight = find_plan(graph, parse_cluster("8xh100"), wide);
+  ASSERT_TRUE(tight.plan);
+  // Moving a layer on would be 22 % slower.
+  EXPECT_LE(tight.plan->predicted.step_seconds, 1.02 * free.plan->predicted.step_seconds);
+}
+
 TEST(Wide, PlansCanBeRunAndPinsAreKept) {
   const auto graph = model("gpt2:tiny", 4, 4);
   const Cluster cluster = parse_cluster("cpu:4");
