@@ -251,7 +251,7 @@ Calibration calibrate_cpu(int64_t devices, double effort) {
     (dtype == DType::kF32 ? d.f32 : d.f64) =
         fitted_rate({result.products.begin() + static_cast<int64_t>(first), result.products.end()});
   }
-  d.bf16 = d.f32;  // there are no bf16 kernels for CPUs
+  d.bf16 = d.f16 = d.f32;  // there are no kernels of 16 bits for CPUs
 
   // Larger than the caches; and as small as can be.
   const TensorType large{DType::kF32, {int64_t{1} << 22}}, one{DType::kF32, {8}};

@@ -154,7 +154,9 @@ std::string megatron_flags(const LoadedPlan& loaded, const Exported& e, const Us
   flags.push_back(fmt::format("--micro-batch-size {}", e.sequences));
   flags.push_back(fmt::format("--global-batch-size {}", e.sequences * e.data * e.micro_batches));
   flags.push_back(fmt::format("--seq-length {}", loaded.model.config.sequence));
-  if (loaded.model.spec.dtype == DType::kBF16) flags.push_back("--bf16");
+  if (is_half(loaded.model.spec.dtype)) {
+    flags.push_back(fmt::format("--{}", precision_name(loaded.model.spec.dtype)));
+  }
   if (plan.zero == 3) {
     if (p.stages > 1) {
       fail(
@@ -329,7 +331,9 @@ std::string deepspeed_config(const LoadedPlan& loaded, const Exported& e) {
                {"train_micro_batch_size_per_gpu", e.sequences},
                {"gradient_accumulation_steps", e.micro_batches},
                {"zero_optimization", {{"stage", loaded.plan.zero}}}};
-  if (loaded.model.spec.dtype == DType::kBF16) json["bf16"] = {{"enabled", true}};
+  if (is_half(loaded.model.spec.dtype)) {
+    json[std::string(precision_name(loaded.model.spec.dtype))] = {{"enabled", true}};
+  }
   if (e.tensor == 1) return json.dump(2) + "\n";
   Json specs = Json::array();
   for (const auto& [name, m] : folded(e, target)) {

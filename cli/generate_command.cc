@@ -41,9 +41,9 @@ ModelSpec spec_of_job(const GenerateArguments& a, const Checkpoint& checkpoint,
         "that trained it",
         checkpoint.path(), spec.name);
   }
-  if (spec.dtype == DType::kBF16) {
-    fail("checkpoint '{}' is of a run in bf16, which CPU devices do not compute",
-         checkpoint.path());
+  if (is_half(spec.dtype)) {
+    fail("checkpoint '{}' is of a run in {}, which CPU devices do not compute", checkpoint.path(),
+         precision_name(spec.dtype));
   }
   spec.batch = a.samples;
   return spec;

@@ -12,8 +12,8 @@
 namespace cleave {
 namespace {
 
-constexpr std::array<std::pair<std::string_view, DType>, 3> kPrecisions = {
-    {{"fp32", DType::kF32}, {"fp64", DType::kF64}, {"bf16", DType::kBF16}}};
+constexpr std::array<std::pair<std::string_view, DType>, 4> kPrecisions = {
+    {{"fp32", DType::kF32}, {"fp64", DType::kF64}, {"bf16", DType::kBF16}, {"fp16", DType::kF16}}};
 
 }  // namespace
 
@@ -39,7 +39,7 @@ DType precision_named(std::string_view name) {
   for (const auto& [known, type] : kPrecisions) {
     if (known == name) return type;
   }
-  fail("there is no precision '{}'; write fp32, fp64 or bf16", name);
+  fail("there is no precision '{}'; write fp32, fp64, bf16 or fp16", name);
 }
 
 OptimizerOptions::Kind optimizer_named(std::string_view name) {

@@ -17,7 +17,7 @@ struct Overloaded : Ts... {
 template <class... Ts>
 Overloaded(Ts...) -> Overloaded<Ts...>;
 
-// "cosine or constant", "fp32, fp64 or bf16"
+// "cosine or constant", "fp32, fp64, bf16 or fp16"
 std::string either(const std::vector<std::string>& choices) {
   std::string text;
   for (size_t i = 0; i < choices.size(); ++i) {

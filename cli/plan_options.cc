@@ -27,7 +27,8 @@ std::vector<Option> planning_options(std::string& cluster, std::string& mesh, st
 
 void say_precision(std::vector<Option>& options) {
   for (Option& o : options) {
-    if (o.flag == "--precision") o.automatic = "bf16 where the devices are faster in it, or fp32";
+    if (o.flag == "--precision")
+      o.automatic = "bf16 (or fp16) where the devices are faster in it, or fp32";
   }
 }
 

@@ -70,10 +70,7 @@ PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
   return options;
 }
 
-DType planned_precision(const Cluster& cluster) {
-  return cluster.peak_flops(DType::kBF16) > cluster.peak_flops(DType::kF32) ? DType::kBF16
-                                                                            : DType::kF32;
-}
+DType planned_precision(const Cluster& cluster) { return cluster.fastest_dtype(); }
 
 std::string why_impossible(const PlannerOptions& options, const PlanResult& result) {
   const Pins& pins = options.pins;

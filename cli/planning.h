@@ -20,7 +20,8 @@ class DoesNotFit : public std::runtime_error {
 PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
                                const std::string& memory);
 
-// What is planned when no precision is asked for: devices that multiply bf16 faster are used so.
+// What is planned when no precision is asked for: the type of 16 bits in
+// which its devices multiply faster than in fp32.
 DType planned_precision(const Cluster& cluster);
 
 // Of a result without a plan, when memory is not why: the reason of a mesh, one that names a pin if

@@ -18,7 +18,7 @@ namespace {
 
 constexpr double kSmallestShare = 0.005;  // of flops; smaller regions are only counted
 constexpr size_t kMostRows = 14;
-constexpr size_t kNameWidth = 20, kWhereWidth = 14, kPlaceWidth = 9, kEndWidth = 30;
+constexpr size_t kNameWidth = 22, kWhereWidth = 14, kPlaceWidth = 9, kEndWidth = 28;
 
 // The ends of a region in one phase: what they are, and the largest of them.
 struct Ends {
@@ -92,6 +92,19 @@ std::string where(const Graph& graph, const PartNames& parts, const Region& r, i
          (count > 1 ? fmt::format(" ×{}", count) : "");
 }
 
+// The innermost part of a layer that does most of a region's work: "attn.q".
+std::string heaviest_scope(const Graph& graph, const Region& r) {
+  std::map<std::string, double> work;
+  for (NodeId n : r.nodes) {
+    const Node& node = graph.node(n);
+    work[inside_layer(folded_name(graph.scopes()[static_cast<size_t>(node.scope)]))] +=
+        node.op->flops(Graph::call(node, graph.input_types(node)));
+  }
+  return std::max_element(work.begin(), work.end(),
+                          [](const auto& a, const auto& b) { return a.second < b.second; })
+      ->first;
+}
+
 }  // namespace
 
 std::string regions_report(const Graph& graph, bool colour) {
@@ -101,18 +114,31 @@ std::string regions_report(const Graph& graph, bool colour) {
   Table table(
       {"split", ">size", "in", ">work", "ends where devices must meet, bytes", "the largest at"});
   int64_t left_out = 0;
-  size_t rows = 0;
-  for (const RegionGroup& g : fold_regions(graph, find_regions(graph, dims))) {
-    const Region& r = g.first;
-    if (r.flops_share < kSmallestShare || rows == kMostRows) {
+  std::vector<RegionGroup> shown;
+  for (RegionGroup& g : fold_regions(graph, find_regions(graph, dims))) {
+    if (g.first.flops_share < kSmallestShare || shown.size() == kMostRows) {
       left_out += g.count;
-      continue;
+    } else {
+      shown.push_back(std::move(g));
     }
-    ++rows;
+  }
+  std::map<std::pair<std::string, std::string>, int> rows;  // by name and part of the model
+  const auto key = [&](const RegionGroup& g) {
+    return std::pair(words[static_cast<size_t>(g.first.dimension_class)],
+                     where(graph, parts, g.first, g.count));
+  };
+  for (const RegionGroup& g : shown) ++rows[key(g)];
+  for (const RegionGroup& g : shown) {
+    const Region& r = g.first;
+    auto [name, in] = key(g);
+    // Regions of one class in one part of the model: by what does their work.
+    if (rows[{name, in}] > 1) {
+      name = fmt::format("{} ({})", name.substr(0, name.find(" (")), heaviest_scope(graph, r));
+    }
     std::vector<std::string> row = {
-        cut(words[static_cast<size_t>(r.dimension_class)], kNameWidth),
+        cut(name, kNameWidth),
         with_commas(static_cast<double>(dims.classes[static_cast<size_t>(r.dimension_class)].size)),
-        where(graph, parts, r, g.count), fmt::format("{:.0f} %", 100 * r.flops_share)};
+        in, fmt::format("{:.0f} %", 100 * r.flops_share)};
     bool ends = false;
     for (Phase phase : {Phase::kForward, Phase::kBackward}) {
       const Ends e = ends_in(graph, r.syncs, phase);

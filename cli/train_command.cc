@@ -68,9 +68,9 @@ LoadedPlan planned(const TrainArguments& a) {
     const std::string text = read_file(a.model.model);
     ModelSpec spec = spec_in_plan_file(a.model.model, text);
     if (!spec.training) fail("{}: a plan of the forward alone trains nothing", a.model.model);
-    if (spec.dtype == DType::kBF16) {
-      fail("{}: planned in bf16, which CPU devices do not compute; plan with --precision fp32",
-           a.model.model);
+    if (is_half(spec.dtype)) {
+      fail("{}: planned in {}, which CPU devices do not compute; plan with --precision fp32",
+           a.model.model, precision_name(spec.dtype));
     }
     spec.optimizer = optimizer_of(a, spec.optimizer);
     LoadedPlan loaded = load_plan(a.model.model, text, std::move(spec), a.model.user);
@@ -82,8 +82,8 @@ LoadedPlan planned(const TrainArguments& a) {
     return loaded;
   }
   ModelSpec spec = spec_of(a.model);
-  if (spec.dtype == DType::kBF16) {
-    fail("--precision bf16: CPU devices compute in fp32 and fp64");
+  if (is_half(spec.dtype)) {
+    fail("--precision {}: CPU devices compute in fp32 and fp64", precision_name(spec.dtype));
   }
   spec.optimizer = optimizer_of(a, spec.optimizer);
   LoadedPlan result;

@@ -41,7 +41,9 @@ void fill_initial(const ProgramSource& source, const ProgramTensor& tensor, cons
     case DType::kF32: return fill(source, tensor, shard, seed, reinterpret_cast<float*>(data));
     case DType::kF64: return fill(source, tensor, shard, seed, reinterpret_cast<double*>(data));
     case DType::kI32: return fill(source, tensor, shard, seed, reinterpret_cast<int32_t*>(data));
-    case DType::kBF16: fail("{}: bf16 is only planned with, not run on the CPU", source.name);
+    case DType::kBF16:
+    case DType::kF16:
+      fail("{}: {} is only planned with, not run on the CPU", source.name, name_of(tensor.dtype));
   }
 }
 

@@ -14,8 +14,8 @@
 
 namespace cleave {
 
-// Statistics of bf16 rows (mean, log-sum-exp) are kept in f32.
-inline DType statistics_dtype(DType x) { return x == DType::kBF16 ? DType::kF32 : x; }
+// Statistics of rows of 16 bits (mean, log-sum-exp) are kept in f32.
+inline DType statistics_dtype(DType x) { return is_half(x) ? DType::kF32 : x; }
 
 // Throws Error unless operand i has the element type that kinds[i] stands for: 'x' that of the
 // first operand, 's' statistics of it, 'i' i32.

@@ -155,11 +155,11 @@ void learning_rate_cpu(const KernelArgs& args) {
 
 // --- Updates -------------------------------------------------------------------------------------
 
-// Parameters in bf16 may have their moments, and the scalars, in another float type.
+// Parameters of 16 bits may have their moments, and the scalars, in another float type.
 void expect_update_types(const OpCall& call, size_t floats) {
   for (size_t i = 0; i < floats; ++i) {
     const DType t = call.in[i].dtype, p = call.in[0].dtype;
-    if (!is_float(t) || (t != p && p != DType::kBF16)) {
+    if (!is_float(t) || (t != p && !is_half(p))) {
       fail("operand {} must be {}, got {}", i + 1, name_of(p), to_string(call.in[i]));
     }
   }

@@ -29,7 +29,7 @@ std::vector<TensorType> reduce_infer(const OpCall& call) {
 // What is summed in f32 in a bf16 graph stays in f32.
 std::vector<TensorType> logsumexp_infer(const OpCall& call) {
   std::vector<TensorType> out = reduce_infer(call);
-  if (out[0].dtype == DType::kBF16) out[0].dtype = DType::kF32;
+  if (is_half(out[0].dtype)) out[0].dtype = DType::kF32;
   return out;
 }
 

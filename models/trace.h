@@ -12,7 +12,7 @@
 namespace cleave {
 
 struct TraceOptions {
-  DType dtype = DType::kF32;  // of the computation; kBF16 keeps the parameters in f32
+  DType dtype = DType::kF32;  // of the computation; one of 16 bits keeps the parameters in f32
   bool training = true;  // backward and update too; else the loss only, and dropout drops nothing
   OptimizerOptions optimizer;
 };

@@ -26,7 +26,9 @@ MatrixRate rate(double peak, double efficiency, double half_k) {
 
 // Where the numbers come from. "Data sheet" is the maker's, of the SXM module where there are two.
 //
-// memory: the data sheet's, less 4 % for the driver and libraries' own.
+// memory: the data sheet's, less 4 % for the driver and libraries' own. Its GB are GiB: nvidia-smi
+//   shows 81,559 MiB on an H100 of 80 GB, 143,771 on an H200 of 141, and 183,359 on a B200 of 180
+//   (eight of a DGX B200 have 1,440 GB, NVIDIA's user guide).
 // bandwidth: measured copies where there are any (H100 3.0 of 3.35, H200 4.25 of 4.8 TB/s,
 //   benchmarks/results); V100 0.81 of 0.90 TB/s, a public BabelStream run; B200: 0.89 of the data
 //   sheet's 8 TB/s, as H100. A100: see below.
@@ -60,7 +62,8 @@ MatrixRate rate(double peak, double efficiency, double half_k) {
 // What nobody measured and is taken from a neighbour: of B200, from H100, the share of the memory's
 //   bandwidth, attention's rates, op_latency, NCCL's share of NVLink and its start, InfiniBand; of
 //   V100, from A100, attention's rates, op_latency, half_k's clocks, how far the product efficiency
-//   lies below the public figure. V100 has no bf16: what stands there is its fp16.
+//   lies below the public figure. V100's tensor cores have fp16 and no bf16; all others both, at
+//   one rate.
 // cpu: one core of a desktop or server machine with AVX2, with OpenBLAS (measured: 100-120 GFLOP/s
 //   f32); devices are threads that share the memory. `cleave calibrate` measures the machine
 //   itself.
@@ -82,6 +85,7 @@ Device a100(std::string name, double memory, double bandwidth) {
           .f64 = rate(19.5 * kTera, 0.9, 32),
           .f32 = rate(19.5 * kTera, 0.9, 16),
           .bf16 = rate(312 * kTera, 0.8, 85),
+          .f16 = rate(312 * kTera, 0.8, 85),
           .tiling = {108, 128, 256, 32},
           .fused = {.efficiency = 0.75,
                     .half_width = 24,
@@ -102,6 +106,7 @@ Device hopper(std::string name, double memory, double bandwidth, double efficien
           .f64 = rate(67 * kTera, 0.9, 64),
           .f32 = rate(67 * kTera, 0.8, 32),
           .bf16 = rate(989 * kTera, efficiency, 180),
+          .f16 = rate(989 * kTera, efficiency, 180),
           .tiling = {132, 128, 256, 32},
           .fused = kHopperFused,
           .host_bandwidth = 50 * kGiga,
@@ -119,6 +124,7 @@ const std::array<Preset, 7>& presets() {
         .f64 = {50 * kGiga, 0.9, 4, 8, 16},
         .f32 = {100 * kGiga, 0.9, 4, 8, 16},
         .bf16 = {100 * kGiga, 0.9, 4, 8, 16},
+        .f16 = {100 * kGiga, 0.9, 4, 8, 16},
         .fused = {.efficiency = 0.6, .half_width = 8, .half_length = 16, .backward = 0.9},
         .host_bandwidth = 8 * kGiga,
         .host_latency = 1 * kMicro,
@@ -134,7 +140,8 @@ const std::array<Preset, 7>& presets() {
         .op_latency = 4 * kMicro,
         .f64 = rate(7.8 * kTera, 0.9, 16),
         .f32 = rate(15.7 * kTera, 0.9, 16),
-        .bf16 = rate(125 * kTera, 0.78, 85),
+        .bf16 = rate(15.7 * kTera, 0.9, 16),  // no tensor cores for it: as f32
+        .f16 = rate(125 * kTera, 0.78, 85),
         .tiling = {80, 128, 128, 32},
         .fused =
             {.efficiency = 0.6, .half_width = 24, .half_length = 150, .backward = 0.8, .most = 0.6},
@@ -149,13 +156,14 @@ const std::array<Preset, 7>& presets() {
       {"h200", hopper("H200", 141, 4250, 0.81), kNvlink4, kNdr, 2048 * kGiB},
       {"b200",
        {.name = "B200",
-        .memory = 0.96 * 180e9,
+        .memory = 0.96 * 180 * kGiB,
         .bandwidth = 7100 * kGiga,
         .vector_flops = 75 * kTera,
         .op_latency = 3 * kMicro,
         .f64 = rate(37 * kTera, 0.9, 64),
         .f32 = rate(75 * kTera, 0.8, 32),
         .bf16 = rate(2250 * kTera, 0.81, 340),
+        .f16 = rate(2250 * kTera, 0.81, 340),
         .tiling = {148, 128, 256, 32},
         .fused = kHopperFused,
         .host_bandwidth = 50 * kGiga,
@@ -188,8 +196,17 @@ const MatrixRate& Cluster::matrix_rate(DType dtype) const {
   switch (dtype) {
     case DType::kF64: return device.f64;
     case DType::kBF16: return device.bf16;
+    case DType::kF16: return device.f16;
     default: return device.f32;
   }
+}
+
+DType Cluster::fastest_dtype() const {
+  DType best = DType::kF32;
+  for (DType dtype : {DType::kBF16, DType::kF16}) {
+    if (peak_flops(dtype) > peak_flops(best)) best = dtype;
+  }
+  return best;
 }
 
 int64_t Cluster::unit(size_t tier) const {

@@ -51,7 +51,7 @@ struct Device {
   double bandwidth = 0;     // memory, bytes/s, as measured for a copy
   double vector_flops = 0;  // flop/s of what is no matrix product
   double op_latency = 0;    // seconds to start one op
-  MatrixRate f64 = {}, f32 = {}, bf16 = {};
+  MatrixRate f64 = {}, f32 = {}, bf16 = {}, f16 = {};
   Tiling tiling = {};
   FusedProducts fused = {};
   double host_bandwidth = 0;  // bytes/s between a device and its node's memory, each way
@@ -105,6 +105,8 @@ struct Cluster {
   std::string note() const;
   const MatrixRate& matrix_rate(DType dtype) const;
   double peak_flops(DType dtype) const { return matrix_rate(dtype).peak; }
+  // What products are fastest in: bf16 or f16, of equal ones bf16, or f32 when neither is faster.
+  DType fastest_dtype() const;
   // Devices in one unit of a tier.
   int64_t unit(size_t tier) const;
   // Bytes/s that one device has of a tier when all of its neighbours use it too.

@@ -202,7 +202,7 @@ class Reader {
     }
     const Fields fields = device_fields(c.device, fresh);
     std::vector<std::string> keys = keys_of(fields);
-    for (const char* t : {"f64", "f32", "bf16", "tiling", "fused"}) keys.emplace_back(t);
+    for (const char* t : {"f64", "f32", "bf16", "f16", "tiling", "fused"}) keys.emplace_back(t);
     known_keys(*device, "device.", keys);
     read(*device, fields, "device.", *device);
     const auto part = [&](const char* name, const Fields& f, bool required) {
@@ -220,6 +220,9 @@ class Reader {
     if (!part("f64", rate_fields(c.device.f64, fresh), false) && fresh) c.device.f64 = c.device.f32;
     if (!part("bf16", rate_fields(c.device.bf16, fresh), false) && fresh) {
       c.device.bf16 = c.device.f32;
+    }
+    if (!part("f16", rate_fields(c.device.f16, fresh), false) && fresh) {
+      c.device.f16 = c.device.bf16;
     }
     part("tiling", tiling_fields(c.device.tiling), false);
     part("fused", fused_fields(c.device.fused), false);
@@ -376,6 +379,7 @@ std::string cluster_to_toml(const Cluster& cluster, std::string_view head) {
   for (NodeGroup& g : groups) text += section("[[node]]", group_fields(g));
   text += section("[device]", device_fields(c.device, false));
   text += section("[device.bf16]", rate_fields(c.device.bf16, false));
+  text += section("[device.f16]", rate_fields(c.device.f16, false));
   text += section("[device.f32]", rate_fields(c.device.f32, false));
   text += section("[device.f64]", rate_fields(c.device.f64, false));
   text += section("[device.tiling]", tiling_fields(c.device.tiling));

@@ -78,7 +78,7 @@ TEST_F(Command, MistakesAreOneLineThatSaysWhatToDo) {
       {"plan gpt2:tiny --cluster cpu:4 --mesh dp=4 --batch 6", "try --batch 8"},
       {"plan gpt2:tiny --cluster cpu:4 --memory lots", "--memory lots: write a size"},
       {"plan gpt2:tiny --cluster cpu:4 --memory -1GB", "write a size"},
-      {"plan gpt2:tiny --cluster cpu:4 --precision fp8", "write fp32, fp64 or bf16"},
+      {"plan gpt2:tiny --cluster cpu:4 --precision fp8", "write fp32, fp64, bf16 or fp16"},
       {"plan gpt2:tiny --cluster cpu:4 --optimizer lion", "write adamw or sgd"},
       {"plan gpt2:tiny --cluster cpu:4 --set layers", "write key=value"},
       {"plan gpt2:tiny --cluster cpu:4 --set depth=3", "the keys are"},

@@ -49,6 +49,7 @@ class Export : public ::testing::Test {
         "--accumulate 1",
         "zero1");
     made("gpt2:124m --set layers=2 --cluster 4xh100 --mesh tp=4 --accumulate 1", "fused");
+    made("gpt2:124m --set layers=2 --cluster 2xv100 --mesh dp=2 --pin zero=1", "v100");
     made(
         "gpt2:124m --set layers=4 --cluster 4xh100 --pin pp=2 dp=2 micro=4 schedule=1f1b "
         "recompute=none zero=1",
@@ -155,6 +156,18 @@ TEST_F(Export, HuggingFace) {
   EXPECT_EQ(plan["layers.*.mlp.up"], "colwise");
   EXPECT_EQ(plan["layers.*.mlp.proj"], "rowwise");
   EXPECT_FALSE(plan.contains("layers.*.attn_norm"));
+}
+
+// V100s have no bf16.
+TEST_F(Export, InTheTypeThatTheDevicesCompute) {
+  const auto f = flags(text("v100", "megatron"));
+  EXPECT_TRUE(f.contains("--fp16"));
+  EXPECT_FALSE(f.contains("--bf16"));
+  const Json zero = Json::parse(text("v100", "deepspeed"));
+  EXPECT_EQ(zero["fp16"]["enabled"], true);
+  EXPECT_FALSE(zero.contains("bf16"));
+  const Outcome explained = cleave_run("explain " + file("v100"));
+  EXPECT_NE(explained.out.find(", fp16, adamw"), std::string::npos) << explained.out;
 }
 
 TEST_F(Export, DeepSpeed) {

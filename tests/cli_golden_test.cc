@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <regex>
+#include <set>
 #include <sstream>
 
 #include "cli/command.h"
@@ -64,6 +65,24 @@ INSTANTIATE_TEST_SUITE_P(
       std::erase_if(name, [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); });
       return name;
     });
+
+// What a row of regions is called, and the part of the model, tell it from every other.
+TEST(Regions, RowsHaveDifferentNames) {
+  for (const char* model : {"llama:8b", "gpt2:124m", "mixtral:tiny", "bert:base"}) {
+    std::istringstream lines(output_of(std::string("regions ") + model));
+    std::set<std::string> seen;
+    size_t rows = 0;
+    for (std::string line; std::getline(lines, line);) {
+      const std::regex row("(\\S.*?)  +[0-9,]+  (\\S.*?)  +[<0-9]+ %.*");
+      std::smatch parts;
+      if (!std::regex_match(line, parts, row)) continue;
+      ++rows;
+      EXPECT_TRUE(seen.insert(parts[1].str() + " in " + parts[2].str()).second)
+          << model << ": " << line;
+    }
+    EXPECT_GT(rows, 4u) << model;
+  }
+}
 
 }  // namespace
 }  // namespace cleave

@@ -39,7 +39,7 @@ const std::vector<Row>& words() {
       {"trace gpt2:tiny --batch 9223372036854775807", {"batch=9223372036854775807 is above"}},
       {"trace gpt2:tiny --batch 0", {"--batch 0: write at least 1"}},
       {"trace gpt2:tiny --batch -1", {"--batch -1: write at least 1"}},
-      {"trace gpt2:tiny --precision fp8", {"--precision 'fp8': write fp32, fp64 or bf16"}},
+      {"trace gpt2:tiny --precision fp8", {"--precision 'fp8': write fp32, fp64, bf16 or fp16"}},
       {"trace gpt2:tiny --optimizer lion", {"--optimizer 'lion': write adamw or sgd"}},
       {"regions", {"MODEL is required", "see cleave regions --help"}},
       {"regions gpt2:tiny --jsn", {"there is no option '--jsn'; did you mean --json?"}},

@@ -41,6 +41,7 @@ TEST(Presets, MakeSense) {
     EXPECT_GT(c.device.memory, 1e9);
     EXPECT_GT(c.host_memory, 8 * c.device.memory / 4);
     EXPECT_GT(c.device.bf16.peak, 0.99 * c.device.f32.peak);
+    EXPECT_GE(c.device.f16.peak, c.device.bf16.peak);
     EXPECT_GE(c.device.f32.peak, c.device.f64.peak);
     EXPECT_GE(c.device.f32.peak, c.device.vector_flops);
     EXPECT_LE(c.device.bf16.efficiency, 1);
@@ -91,6 +92,19 @@ TEST(Toml, StrangeNumbersAndNames) {
   expect_same(c, cluster_from_toml(cluster_to_toml(c), "c.toml"));
 }
 
+TEST(Presets, ComputeInTheTypeThatTheyHave) {
+  const auto fastest = [](const char* kind) { return cluster_of_kind(kind).fastest_dtype(); };
+  EXPECT_EQ(fastest("v100"), DType::kF16);
+  EXPECT_EQ(fastest("cpu"), DType::kF32);
+  for (const char* kind : {"a100-40g", "a100", "h100", "h200", "b200"}) {
+    EXPECT_EQ(fastest(kind), DType::kBF16) << kind;
+  }
+  const Cluster v100 = cluster_of_kind("v100");
+  EXPECT_EQ(v100.peak_flops(DType::kF16), 125e12);
+  EXPECT_EQ(v100.peak_flops(DType::kBF16), v100.peak_flops(DType::kF32));
+  EXPECT_NEAR(cluster_of_kind("b200").device.memory / 1073741824, 0.96 * 180, 1e-9);
+}
+
 TEST(Toml, APresetWithChanges) {
   const Cluster c = cluster_from_toml(
       "kind = \"a100\"\n[device]\nmemory = 40e9\n[device.bf16]\nefficiency = 0.7\n"
@@ -111,6 +125,7 @@ TEST(Toml, TheLeastThereCanBe) {
       "c.toml");
   EXPECT_EQ(c.size(), 1);
   EXPECT_EQ(c.device.bf16, c.device.f32);
+  EXPECT_EQ(c.device.f16, c.device.f32);
   EXPECT_EQ(c.device.host_bandwidth, 1e10);
 }
 
@@ -164,7 +179,7 @@ TEST(Toml, MistakesNameTheLineAndTheKey) {
       {"[device]\nmemory = 1e9\n", "device.bandwidth: is missing"},
       {"[device]\nmemory = 1e9\nbandwidth = 1e10\nvector_flops = 1\n", "device.f32: is missing"},
       {base + "[device.f64]\n" + link, "c.toml:7: device.f64.peak: is missing"},
-      {base + "[device.f16]\npeak = 3\n" + link, "device.f16: there is no such key"},
+      {base + "[device.f8]\npeak = 3\n" + link, "device.f8: there is no such key"},
       {base + "[device.bf16]\npeak = -1\n" + link, "c.toml:8: device.bf16.peak: write a number"},
       {base + "[device.bf16]\npeak = nan\n" + link, "device.bf16.peak: write a number"},
       {base + "[device.bf16]\npeak = inf\n" + link, "device.bf16.peak: write a number"},

@@ -53,7 +53,7 @@ Routing Router::operator()(const Tensor& x, Loc loc) const {
   const Scope scope(name);
   Routing routing;
   const Tensor logits = gate(x);  // [b, s, experts]
-  routing.logits = logits.dtype() == DType::kBF16 ? logits.to(DType::kF32) : logits;
+  routing.logits = is_half(logits.dtype()) ? logits.to(DType::kF32) : logits;
   const bool softmaxed = options.scores == RouterOptions::Scores::kSoftmax;
   const Tensor scores = softmaxed ? softmax(routing.logits) : sigmoid(routing.logits);
   routing.scores = softmaxed ? scores : over_their_sum(scores, loc);

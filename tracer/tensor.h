@@ -221,7 +221,7 @@ Tensor data(std::string_view name, Shape shape, DType dtype, std::vector<std::st
             Loc loc = Loc::current());
 
 struct TracerOptions {
-  // Of the forward and backward. kBF16: parameters stay f32 and are cast where they are read.
+  // Of the forward and backward. Of 16 bits: parameters stay f32 and are cast where they are read.
   DType compute = DType::kF32;
   bool dropout = true;  // false: dropout layers drop nothing, as when a model is evaluated
 };

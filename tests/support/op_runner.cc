@@ -93,7 +93,8 @@ class Memory {
       case DType::kF64: return store_as<double>(at, x);
       case DType::kF32: return store_as<float>(at, x);
       case DType::kI32: return store_as<int32_t>(at, x);
-      case DType::kBF16: throw std::runtime_error("bf16 does not run on a CPU");
+      case DType::kBF16:
+      case DType::kF16: throw std::runtime_error("it does not run on a CPU");
     }
   }
   double load(int64_t at) const {
@@ -101,7 +102,8 @@ class Memory {
       case DType::kF64: return load_as<double>(at);
       case DType::kF32: return load_as<float>(at);
       case DType::kI32: return load_as<int32_t>(at);
-      case DType::kBF16: break;
+      case DType::kBF16:
+      case DType::kF16: break;
     }
     throw std::runtime_error("bf16 does not run on a CPU");
   }
