@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "graph/error.h"
+#include "planner/capacity_bound.h"
 #include "planner/schedule.h"
 
 namespace cleave {
@@ -162,14 +163,32 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
     all.forward.assign(columns, 0);
     all.backward = all.awaited = all.forward;
     all.update.assign(static_cast<size_t>(a.stages), 0);
-    CriticalPath back = all, through = all;
-    back.kind = 1, through.kind = 2;
+    all.stage = s;
+    CriticalPath back = all, through = all, drained = all;
+    back.kind = 1, through.kind = 2, drained.kind = 3;
     for (int32_t c = 0; c < s; ++c) all.forward[size_t(c)] = 1;
     all.sends = s;
     for (int32_t c = s; c < chunks; c += a.stages)
       all.forward[size_t(c)] = all.backward[size_t(c)] = m;
     all.update[size_t(s)] = 1;
     paths.push_back(all);
+    const auto last_back = std::find_if(
+        order.rbegin(), order.rend(), [](const Unit& u) { return u.kind == UnitKind::kBackward; });
+    if (last_back != order.rend()) {
+      drained.forward = all.forward;
+      for (auto u = last_back; u != order.rend(); ++u) {
+        const auto c = static_cast<size_t>(u->chunk);
+        if (u->kind == UnitKind::kBackward) (halves ? drained.awaited : drained.backward)[c] += 1;
+        // A gradient of weights and what was awaited before it make a whole backward.
+        if (u->kind == UnitKind::kWeightGradient) drained.backward[c] += 1, drained.awaited[c] -= 1;
+      }
+      for (int32_t c = 0; c < last_back->chunk; ++c) {
+        (halves ? drained.awaited : drained.backward)[size_t(c)] += 1;
+      }
+      drained.sends = s + last_back->chunk;
+      drained.update[0] = 1;
+      paths.push_back(drained);
+    }
     // From the first backward on; of a backward that is two units only what is there of both.
     const auto first = std::find_if(order.begin(), order.end(),
                                     [](const Unit& u) { return u.kind == UnitKind::kBackward; });
@@ -212,7 +231,8 @@ std::vector<CriticalPath> critical_paths(const Arrangement& a, Schedules& schedu
     }
     const UnitChain chain = critical_chain(schedule, seconds, simulate(schedule, seconds), s);
     CriticalPath path;
-    path.kind = 3;
+    path.kind = 4;
+    path.stage = s;
     path.forward = chain.forward;
     path.update.assign(static_cast<size_t>(a.stages), 0);
     path.update[static_cast<size_t>(s)] = 1;
@@ -255,7 +275,9 @@ double whole_pieces_bound(const Arrangement& a, const std::vector<PieceOption>& 
 bool nothing_fits(const Arrangement& arrangement, const std::vector<Piece>& pieces,
                   const std::vector<PieceOption>& options, const std::vector<double>& limits,
                   Schedules& schedules) {
-  return Dual(arrangement, pieces, options, limits, 0, schedules).nothing_fits();
+  if (std::isinf(limits[0])) return false;
+  return Dual(arrangement, pieces, options, limits, 0, schedules).nothing_fits() ||
+         std::isinf(capacity_bound(arrangement, pieces, options, {}, limits, 0, 0, schedules));
 }
 
 double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& pieces,
@@ -270,14 +292,15 @@ double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& 
   // (m + p - 1) / p times: no cut is faster than an even one.
   const double m = static_cast<double>(arrangement.micro_batches), p = arrangement.stages;
   if (arrangement.schedule == ScheduleKind::kOneForwardOneBackward && m > p + 1 &&
-      weights.size() >= 3 * stages) {
+      weights.size() >= 4 * stages) {
     const double count = (m - 1) / p;
     double sum = 0;
     weights.assign(weights.size(), 0);
-    for (size_t s = 0; s < stages; ++s) {
-      const double weight = (count - sum) / (m - p + static_cast<double>(s));
-      weights[3 * s + 2] = weight;  // 1f1b has all three kinds of each stage
-      sum += weight;
+    for (size_t k = 0; k < weights.size(); ++k) {
+      const CriticalPath& path = dual.paths()[k];
+      if (path.kind != 2) continue;
+      weights[k] = (count - sum) / (m - p + path.stage);
+      sum += weights[k];
     }
   }
   // From the best of this, all paths of one kind alike, and each path alone.
@@ -291,7 +314,7 @@ double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& 
     const double value = dual.at(other, prices).value;
     if (value > start) start = value, weights = std::move(other);
   };
-  for (int32_t kind = 0; kind < 4; ++kind) {
+  for (int32_t kind = 0; kind < 5; ++kind) {
     try_from([&](size_t k) { return dual.paths()[k].kind == kind ? 1.0 : 0.0; });
   }
   for (size_t only = 0; only < weights.size(); ++only) {
@@ -305,7 +328,10 @@ double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& 
   }
   for (double& w : weights) w /= sum;
   std::vector<double> best_weights = weights, best_prices = prices;
-  double best = whole_pieces_bound(arrangement, options);
+  double best = std::max(
+      whole_pieces_bound(arrangement, options),
+      capacity_bound(arrangement, pieces, options, dual.paths(), limits, sent, enough, schedules));
+  if (best >= enough) return best;
   // Steps towards the goal, shorter whenever a few have brought nothing, from the best point then.
   double pace = 1;
   int since = 0;

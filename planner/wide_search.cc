@@ -37,6 +37,7 @@ constexpr size_t kMostBeyond = 3;
 constexpr double kKept = 1.03;        // of its estimate: a plan that costs no more kept its promise
 constexpr size_t kMostFailed = 12;    // arrangements that do not fit in the end, before giving up
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
+constexpr size_t kMostAsked = 32;     // grounds whose ways are computed for the bound alone
 
 // Work on [0, count) by so many threads; the first exception is thrown again.
 template <class Work>
@@ -688,27 +689,54 @@ void WideSearch::add_neighbours() {
   }
 }
 
-// Where the work alone bounds too little. Ways that were not computed for a ground are no part of
-// its bound: without all of them, its entries are bounded as if memory were no limit, unless not
-// even the thriftiest fit.
+// Ways that were not computed for a ground are no part of its bound: without all of them, its
+// entries are bounded as if memory were no limit, unless not even the thriftiest fit.
+void WideSearch::raise_bound(Entry& e, double best) {
+  const Ground& g = grounds_[e.ground];
+  if (!g.free || e.bound >= best) return;
+  const std::vector<Piece>& pieces = outline(e).pieces;
+  const auto stages = static_cast<size_t>(e.arrangement.stages);
+  const std::vector<double> limits(stages, limit_), none(stages, kInfinity);
+  const bool all = g.known == Known::kAll;
+  const bool unfit = e.final && std::isinf(e.estimate);
+  if (!all && unfit && nothing_fits(e.arrangement, pieces, g.options, limits, schedules_)) {
+    e.bound = kInfinity;
+  } else {
+    e.bound = std::max(e.bound, pipeline_bound(e.arrangement, pieces, g.options,
+                                               all ? limits : none, g.sent, best, schedules_));
+  }
+  e.report.lower_bound = e.bound;
+}
+
+// Where the work alone bounds too little; then, the lowest first, of entries whose ground's ways
+// were not all computed.
 void WideSearch::raise_bounds(double best) {
-  in_parallel(entries_.size(), options_.threads, [&](size_t i) {
-    Entry& e = entries_[i];
-    const Ground& g = grounds_[e.ground];
-    if (!g.free || e.bound >= best) return;
-    const std::vector<Piece>& pieces = outline(e).pieces;
-    const auto stages = static_cast<size_t>(e.arrangement.stages);
-    const std::vector<double> limits(stages, limit_), none(stages, kInfinity);
-    const bool all = g.known == Known::kAll;
-    const bool unfit = e.final && std::isinf(e.estimate);
-    if (!all && unfit && nothing_fits(e.arrangement, pieces, g.options, limits, schedules_)) {
-      e.bound = kInfinity;
-    } else {
-      e.bound = std::max(e.bound, pipeline_bound(e.arrangement, pieces, g.options,
-                                                 all ? limits : none, g.sent, best, schedules_));
+  in_parallel(entries_.size(), options_.threads, [&](size_t i) { raise_bound(entries_[i], best); });
+  for (size_t asked = 0; asked < kMostAsked;) {
+    std::vector<size_t> order;
+    for (size_t i = 0; i < entries_.size(); ++i) {
+      if (entries_[i].bound < best) order.push_back(i);
     }
-    e.report.lower_bound = e.bound;
-  });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return entries_[a].bound < entries_[b].bound; });
+    std::vector<size_t> grounds;
+    for (size_t i : order) {
+      Ground& ground = grounds_[entries_[i].ground];
+      if (ground.known == Known::kAll || grounds.size() == kBatch) break;
+      if (std::find(grounds.begin(), grounds.end(), entries_[i].ground) != grounds.end()) continue;
+      if (ground.base_price == 0) ground.base_price = entries_[i].free / limit_;
+      grounds.push_back(entries_[i].ground);
+    }
+    if (grounds.empty()) return;
+    asked += grounds.size();
+    add_options(grounds, Known::kAll);
+    in_parallel(order.size(), options_.threads, [&](size_t i) {
+      Entry& e = entries_[order[i]];
+      if (std::find(grounds.begin(), grounds.end(), e.ground) != grounds.end()) {
+        raise_bound(e, best);
+      }
+    });
+  }
 }
 
 PlanResult WideSearch::run() {

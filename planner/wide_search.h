@@ -100,6 +100,7 @@ class WideSearch {
   bool realise(Entry& entry);
   std::optional<Plan> realised(Entry& entry, bool even, std::shared_ptr<const Graph>& graph);
   void note_peak(int64_t bytes);
+  void raise_bound(Entry& e, double best);
   void raise_bounds(double best);
   bool hopeless() const;
   StageEstimate estimated(const Entry& entry, const std::vector<PieceOption>& options,
