@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "graph/error.h"
 
@@ -13,6 +14,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kRounds = 6;
 constexpr size_t kMostRuns = 60, kMostUnits = 1'000'000;  // simulated to improve cuts
 constexpr size_t kNeighbours = 3;
+constexpr size_t kMostTries = 2000, kMostUnitsTried = 10'000'000;  // the same, when thorough
+constexpr double kHot = 3e-3, kCold = 1e-5;  // of the step: how much worse is taken on
 // What weight gradients that wait need besides what the forward keeps: gradients of the forward's
 // results, as a part of those.
 constexpr double kWaitingGradients = 0.5;
@@ -29,55 +32,6 @@ void add(PieceLoad& to, const PieceLoad& from, double times) {
 }
 
 double pass(const GroupLoad& l) { return l.seconds[0] + l.seconds[1]; }
-
-// By chunk, its first piece: the largest chunk as small as possible, then the sum of squares. Empty
-// when the rules leave nothing.
-std::vector<int32_t> deal_out(const std::vector<double>& weights, int32_t stages, int32_t chunks,
-                              const CutRules& rules) {
-  const auto n = static_cast<int32_t>(weights.size());
-  std::vector<double> before(static_cast<size_t>(n) + 1, 0);
-  for (int32_t i = 0; i < n; ++i) {
-    before[static_cast<size_t>(i) + 1] = before[static_cast<size_t>(i)] + weights[size_t(i)];
-  }
-  struct Best {
-    double most = kInfinity, squares = 0;
-    int32_t from = -1;
-  };
-  const double slack = 1e-12 * before.back();
-  std::vector<std::vector<Best>> best(static_cast<size_t>(chunks) + 1,
-                                      std::vector<Best>(static_cast<size_t>(n) + 1));
-  best[0][0] = {0, 0, 0};
-  for (int32_t c = 1; c <= chunks; ++c) {
-    for (int32_t end = c; end <= n - (chunks - c); ++end) {
-      Best& b = best[static_cast<size_t>(c)][static_cast<size_t>(end)];
-      for (int32_t from = end - 1; from >= c - 1; --from) {
-        if (!rules.stage_of.empty() && rules.stage_of[static_cast<size_t>(from)] >= 0 &&
-            rules.stage_of[static_cast<size_t>(from)] != (c - 1) % stages) {
-          break;
-        }
-        if (!rules.begins.empty() && from + 1 < end &&
-            rules.begins[static_cast<size_t>(from) + 1]) {
-          break;
-        }
-        const Best& a = best[static_cast<size_t>(c) - 1][static_cast<size_t>(from)];
-        const double own = before[static_cast<size_t>(end)] - before[static_cast<size_t>(from)];
-        if (own > b.most + slack) break;
-        if (a.from < 0) continue;
-        const double most = std::max(a.most, own), squares = a.squares + own * own;
-        if (most < b.most - slack || (most <= b.most + slack && squares < b.squares)) {
-          b = {most, squares, from};
-        }
-      }
-    }
-  }
-  std::vector<int32_t> first(static_cast<size_t>(chunks));
-  for (int32_t c = chunks, end = n; c > 0; --c) {
-    if (best[static_cast<size_t>(c)][static_cast<size_t>(end)].from < 0) return {};
-    end = best[static_cast<size_t>(c)][static_cast<size_t>(end)].from;
-    first[static_cast<size_t>(c) - 1] = end;
-  }
-  return first;
-}
 
 // One stage: which of its pieces run how.
 class Stage {
@@ -221,18 +175,6 @@ const Schedules::Facts& Schedules::of(const Arrangement& a) {
   return *entry;
 }
 
-double least_longest(const std::vector<double>& seconds, int32_t stages) {
-  const std::vector<int32_t> first = deal_out(seconds, stages, stages, {});
-  double most = 0;
-  for (size_t s = 0; s < first.size(); ++s) {
-    const auto end = s + 1 < first.size() ? static_cast<size_t>(first[s + 1]) : seconds.size();
-    double sum = 0;
-    for (auto p = static_cast<size_t>(first[s]); p < end; ++p) sum += seconds[p];
-    most = std::max(most, sum);
-  }
-  return most;
-}
-
 double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,
                     const std::vector<double>& updates, Schedules& schedules) {
   if (arrangement.stages == 1) {
@@ -301,31 +243,6 @@ StageEstimate mix_stages(const Arrangement& arrangement, int32_t pieces,
   return e;
 }
 
-// Whether pins allow these cuts.
-bool allowed(const std::vector<int32_t>& first_piece, int32_t pieces, int32_t stages,
-             const CutRules& rules) {
-  for (size_t c = 0; c < first_piece.size(); ++c) {
-    const int32_t end = c + 1 < first_piece.size() ? first_piece[c + 1] : pieces;
-    for (int32_t p = first_piece[c]; p < end; ++p) {
-      const auto i = static_cast<size_t>(p);
-      if (!rules.stage_of.empty() && rules.stage_of[i] >= 0 &&
-          rules.stage_of[i] != static_cast<int32_t>(c) % stages) {
-        return false;
-      }
-      if (!rules.begins.empty() && rules.begins[i] && p > first_piece[c]) return false;
-    }
-  }
-  return true;
-}
-
-// A piece fewer in one chunk, one more in another: those between move on by one.
-std::vector<int32_t> moved(std::vector<int32_t> first_piece, size_t from, size_t to) {
-  for (size_t c = std::min(from, to) + 1; c <= std::max(from, to); ++c) {
-    first_piece[c] += from < to ? -1 : 1;
-  }
-  return first_piece;
-}
-
 // Equal chunks are not always the best: what fills and drains an interleaved pipeline are its first
 // chunks. Downhill: from a chunk whose units count most often in the chain that the step waits for
 // to one whose units count least, as long as that helps.
@@ -333,7 +250,7 @@ template <class Mix>
 void improve_cuts(const Arrangement& arrangement, int32_t pieces, const CutRules& rules,
                   Schedules& schedules, const Mix& mix, StageEstimate& best) {
   const Schedule& schedule = schedules.of(arrangement).schedule;
-  int runs = static_cast<int>(std::min<size_t>(kMostRuns, kMostUnits / schedule.units()));
+  int runs = static_cast<int>(std::min(kMostRuns, kMostUnits / schedule.units()));
   const size_t chunks = best.first_piece.size();
   const auto size_of = [&](size_t c) {
     return (c + 1 < chunks ? best.first_piece[c + 1] : pieces) - best.first_piece[c];
@@ -368,6 +285,37 @@ void improve_cuts(const Arrangement& arrangement, int32_t pieces, const CutRules
   }
 }
 
+// Simulated annealing from there: random moves of one cut or of a run of cuts, worse ones taken on
+// the less the longer it lasts. The same every time.
+template <class Mix>
+void anneal_cuts(const Arrangement& arrangement, int32_t pieces, const CutRules& rules,
+                 Schedules& schedules, const Mix& mix, StageEstimate& best) {
+  const size_t units = schedules.of(arrangement).schedule.units();
+  const size_t tries = std::min(kMostTries, kMostUnitsTried / units);
+  const size_t chunks = best.first_piece.size();
+  std::mt19937 random(1);
+  const auto below = [&](size_t n) { return static_cast<size_t>(random()) % n; };
+  std::vector<int32_t> cuts = best.first_piece;
+  double now = best.step_seconds;
+  for (size_t i = 0; i < tries; ++i) {
+    const double part = static_cast<double>(i) / static_cast<double>(tries);
+    const double heat = now * kHot * std::pow(kCold / kHot, part);
+    std::vector<int32_t> next = cuts;
+    const size_t first = 1 + below(chunks - 1);
+    const size_t run = below(2) == 0 ? 1 : 1 + below(static_cast<size_t>(arrangement.stages));
+    const int32_t step = below(2) == 0 ? 1 : -1;
+    for (size_t c = first; c < std::min(chunks, first + run); ++c) next[c] += step;
+    bool empty = next.back() >= pieces;
+    for (size_t c = 1; c < chunks; ++c) empty = empty || next[c] <= next[c - 1];
+    const double chance = static_cast<double>(random()) / 4294967296.0;
+    if (empty || !allowed(next, pieces, arrangement.stages, rules)) continue;
+    StageEstimate e = mix(std::move(next));
+    if (!(e.step_seconds < now || std::exp((now - e.step_seconds) / heat) > chance)) continue;
+    now = e.step_seconds, cuts = e.first_piece;
+    if (now < best.step_seconds * (1 - 1e-6)) best = std::move(e);
+  }
+}
+
 }  // namespace
 
 StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<Piece>& pieces,
@@ -391,10 +339,15 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
     return mix_stages(arrangement, count, options, limits, in_flight, deferred, sent, schedules,
                       std::move(first_piece));
   };
-  StageEstimate best;
-  best.step_seconds = kInfinity;
+  const bool moves = arrangement.chunks > 1 && !rules.even;
+  StageEstimate best, even_stages;
+  best.step_seconds = even_stages.step_seconds = kInfinity;
   for (int round = 0; round < kRounds; ++round) {
     StageEstimate e = mix(deal_out(weights, arrangement.stages, chunks, rules));
+    if (moves && !e.first_piece.empty()) {
+      StageEstimate other = mix(with_even_stages(arrangement, weights, rules, e.first_piece));
+      if (other.step_seconds < even_stages.step_seconds) even_stages = std::move(other);
+    }
     const bool better = e.step_seconds < best.step_seconds * (1 - 1e-6);
     if (better) best = e;
     if (e.first_piece.empty() || arrangement.stages == 1) break;
@@ -426,8 +379,13 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
       }
     }
   }
-  if (arrangement.chunks > 1 && !rules.even && std::isfinite(best.step_seconds)) {
-    improve_cuts(arrangement, count, rules, schedules, mix, best);
+  for (StageEstimate* start : {&best, &even_stages}) {
+    if (!moves || std::isinf(start->step_seconds)) continue;
+    improve_cuts(arrangement, count, rules, schedules, mix, *start);
+  }
+  if (even_stages.step_seconds < best.step_seconds) best = std::move(even_stages);
+  if (moves && rules.thorough && std::isfinite(best.step_seconds)) {
+    anneal_cuts(arrangement, count, rules, schedules, mix, best);
   }
   return best;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "planner/arrangements.h"
+#include "planner/chunk_cuts.h"
 #include "planner/outline.h"
 #include "planner/plan.h"
 #include "planner/schedule.h"
@@ -55,13 +56,6 @@ class Schedules {
   std::map<std::tuple<ScheduleKind, int32_t, int32_t, int64_t>, std::unique_ptr<Facts>> known_;
 };
 
-// What is fixed of the cuts. Empty lists: nothing is pinned.
-struct CutRules {
-  bool even = false;              // chunks of equal length, though others promise to be quicker
-  std::vector<int32_t> stage_of;  // by piece; -1: any
-  std::vector<bool> begins;       // by piece: a chunk begins with it
-};
-
 struct StageEstimate {
   std::vector<int32_t> first_piece;   // by chunk
   std::vector<ChunkSeconds> seconds;  // by chunk
@@ -77,10 +71,6 @@ StageEstimate estimate_stages(const Arrangement& arrangement, const std::vector<
                               const std::vector<PieceOption>& options,
                               const std::vector<double>& limits, double sent, Schedules& schedules,
                               const CutRules& rules = {});
-
-// The pieces dealt out to so many stages, in their order and at least one each, so that the longest
-// sum is least: that sum.
-double least_longest(const std::vector<double>& seconds, int32_t stages);
 
 // Seconds of a step: the schedule, and the updates of the stages after their last units.
 double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,

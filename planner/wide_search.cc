@@ -259,11 +259,12 @@ void WideSearch::solve(Ground& ground) {
 }
 
 StageEstimate WideSearch::estimated(const Entry& entry, const std::vector<PieceOption>& options,
-                                    const std::vector<double>& limits, bool even) {
+                                    const std::vector<double>& limits, Cuts cuts) {
   const Ground& ground = grounds_[entry.ground];
   const Traced& t = traced(ground);
   CutRules rules = t.rules;
-  rules.even = even;
+  rules.even = cuts == Cuts::kEven;
+  rules.thorough = cuts == Cuts::kThorough;
   return estimate_stages(entry.arrangement, t.outline.pieces, options, limits, ground.sent,
                          schedules_, rules);
 }
@@ -481,7 +482,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
   for (int i = 0; i < kTries; ++i) {
     std::vector<double> limits;
     for (double m : margin) limits.push_back(limit_ - m);
-    const StageEstimate e = estimated(entry, options, limits, even);
+    const StageEstimate e = estimated(entry, options, limits, even ? Cuts::kEven : Cuts::kThorough);
     if (std::isinf(e.step_seconds)) break;
     Rewrite rewrite;
     for (int32_t c = 1; c < chunks; ++c) {

@@ -38,6 +38,7 @@ class WideSearch {
     bool has_menu = false;
     std::vector<PreparedGraph> folded;  // by mode of the menu
   };
+  enum class Cuts { kQuick, kEven, kThorough };  // how they are looked for
   // How much of a ground's ways to run its pieces has been computed.
   enum class Known {
     kFree,     // the quickest without a limit
@@ -104,7 +105,7 @@ class WideSearch {
   void raise_bounds(double best);
   bool hopeless() const;
   StageEstimate estimated(const Entry& entry, const std::vector<PieceOption>& options,
-                          const std::vector<double>& limits, bool even = false);
+                          const std::vector<double>& limits, Cuts cuts = Cuts::kQuick);
   Traced traced_of(std::shared_ptr<const Graph> graph) const;
   // What each piece computes again, by its mode, as nodes of the outline's graph; pins have the
   // last word. `chosen`: by mode, by piece.
