@@ -136,7 +136,7 @@ TEST_F(Damage, AManifestThatLiesIsNoticed) {
       {"\"name\":\"w\"", "\"name\":\"b\"", "tensor 'b' is listed twice"},
       {"\"name\":\"w\"", "\"name\":\"v\"", "no tensor 'v'"},
       {"\"dtype\":\"f32\"", "\"dtype\":\"i32\"", "'w' is f32[3, 5], and the manifest says i32"},
-      {"\"dtype\":\"f32\"", "\"dtype\":\"f16\"", "unknown element type 'f16'"},
+      {"\"dtype\":\"f32\"", "\"dtype\":\"f17\"", "unknown element type 'f17'"},
       {"[3,5]", "[5,3]", "'w' is f32[3, 5], and the manifest says f32[5, 3]"},
       {"[3,5]", "[3,-5]", "'shape' holds something else than a count"},
       {"[3,5]", "[4611686018427387904,5]", "its shape is too large"},
