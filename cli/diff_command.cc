@@ -10,6 +10,7 @@
 #include "cli/format.h"
 #include "cli/op_splits.h"
 #include "cli/plan_file.h"
+#include "cli/plan_parts.h"
 #include "cli/syncs.h"
 #include "graph/error.h"
 #include "planner/pins.h"
@@ -135,9 +136,13 @@ struct CollectiveSum {
 };
 using Collectives = std::map<std::string, CollectiveSum>;  // by "all-reduce over tp"
 
-Collectives collectives(const Plan& plan) {
+// What one device of the busiest stage sends.
+Collectives collectives(const LoadedPlan& loaded) {
+  const Plan& plan = loaded.plan;
+  const int32_t stage = busiest_stage(loaded.model.graph, plan).stage;
   Collectives sums;
   for (const PlannedCollectives& c : plan.collectives) {
+    if (c.stage != stage) continue;
     CollectiveSum& s = sums[fmt::format("{} over {}", name_of(c.kind),
                                         plan.mesh.axes[static_cast<size_t>(c.axis)].name)];
     s.count += c.count;
@@ -146,12 +151,12 @@ Collectives collectives(const Plan& plan) {
   return sums;
 }
 
-std::string collectives_table(const Plan& a, const Plan& b, const std::string& name_a,
+std::string collectives_table(const LoadedPlan& a, const LoadedPlan& b, const std::string& name_a,
                               const std::string& name_b, bool colour) {
   const Collectives x = collectives(a), y = collectives(b);
   Collectives all = x;
   all.insert(y.begin(), y.end());
-  Table table({"each step", ">" + name_a, ">" + name_b});
+  Table table({"one device sends", ">" + name_a, ">" + name_b});
   const auto text = [](const Collectives& sums, const std::string& key) {
     const auto at = sums.find(key);
     if (at == sums.end()) return std::string("-");
@@ -196,7 +201,7 @@ void diff_command(const DiffArguments& a) {
                          {"b", m.b}});
     }
     Json sums = Json::array();
-    const Collectives p = collectives(x.plan), q = collectives(y.plan);
+    const Collectives p = collectives(x), q = collectives(y);
     Collectives both = p;
     both.insert(q.begin(), q.end());
     for (const auto& entry : both) {
@@ -223,7 +228,7 @@ void diff_command(const DiffArguments& a) {
   fmt::print("{:<24}  {} on {}\n\n", name_b, plan_words(y.model.graph, y.plan),
              y.plan.cluster.spec);
   fmt::print("{}", measures_table(all, name_a, name_b, colour));
-  fmt::print("{}", collectives_table(x.plan, y.plan, name_a, name_b, colour));
+  fmt::print("{}", collectives_table(x, y, name_a, name_b, colour));
   fmt::print("{}", differences_table("op is split", splits, name_a, name_b, colour));
   fmt::print("{}", differences_table("weights are kept", weights, name_a, name_b, colour));
   if (splits.empty() && weights.empty())

@@ -80,7 +80,8 @@ Json sync_json(const Sync& s, const Plan& plan) {
           {"phase", name_of(s.phase)}, {"name", s.name},
           {"where", s.place},          {"bundled", s.bundled},
           {"places", s.places},        {"count", s.count},
-          {"bytes", s.bytes},          {"seconds", s.seconds}};
+          {"stage", s.stage},          {"bytes", s.bytes},
+          {"seconds", s.seconds}};
 }
 
 Json syncs_json(const std::vector<Sync>& syncs, const Plan& plan) {
@@ -269,9 +270,12 @@ std::string explain_text(const LoadedPlan& loaded, bool colour) {
   text += "\n" + bold("beaten", colour) + "\n" + others_text(plan);
   const std::vector<Sync> syncs = syncs_of(graph, plan);
   text += "\n" + syncs_table(syncs, plan, colour);
-  text +=
-      "\nBytes and seconds are those of a step, of one device. cleave explain PLAN OP shows one "
-      "op.\n";
+  text += fmt::format(
+      "\nBytes and seconds are those of a step, of one device{}. cleave explain PLAN OP shows one "
+      "op.\n",
+      plan.pipeline.stages == 1 || syncs.empty()
+          ? ""
+          : fmt::format(" of stage {}, the busiest", syncs[0].stage));
   return text;
 }
 
@@ -316,6 +320,9 @@ std::string explain_op_text(const LoadedPlan& loaded, const std::string& pattern
                         "a device", shapes(graph, plan, n, true));
     text += parameters_text(graph, plan, n);
     text += "\n" + syncs_table(e.syncs, plan, colour);
+    if (plan.pipeline.stages > 1 && !e.syncs.empty()) {
+      text += fmt::format("a step, one device of stage {}\n", e.syncs[0].stage);
+    }
     text += "\n" + alternatives_table(loaded, e, words, colour);
   }
   if (all.size() > kMostGroups) text += fmt::format("\nand {} more\n", all.size() - kMostGroups);

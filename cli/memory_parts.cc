@@ -9,7 +9,7 @@
 #include "executor/lower.h"
 #include "executor/memory_layout.h"
 #include "graph/error.h"
-#include "viz/weights.h"
+#include "planner/of_weights.h"
 
 namespace cleave {
 namespace {

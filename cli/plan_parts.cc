@@ -28,11 +28,21 @@ double flops_of(const Graph& graph, const Node& node) {
   return node.op->flops(Graph::call(node, graph.input_types(node)));
 }
 
-// "h.3.attn.qkv": layers "h", number 3, inside "attn"; without a number: the scope's first part.
-struct LayerName {
-  std::string layers, inside;
-  int32_t number = -1;
-};
+// "0-7, 12"
+std::string ranges(const std::vector<int32_t>& ascending) {
+  std::vector<std::string> parts;
+  for (size_t i = 0; i < ascending.size();) {
+    size_t j = i;
+    while (j + 1 < ascending.size() && ascending[j + 1] == ascending[j] + 1) ++j;
+    parts.push_back(i == j ? std::to_string(ascending[i])
+                           : fmt::format("{}-{}", ascending[i], ascending[j]));
+    i = j + 1;
+  }
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
+
+}  // namespace
+
 LayerName layer_name(const std::string& scope) {
   LayerName name;
   for (size_t begin = 0; begin < scope.size();) {
@@ -53,21 +63,6 @@ LayerName layer_name(const std::string& scope) {
   if (name.number < 0) name.inside = name.layers.substr(0, name.layers.find('.'));
   return name;
 }
-
-// "0-7, 12"
-std::string ranges(const std::vector<int32_t>& ascending) {
-  std::vector<std::string> parts;
-  for (size_t i = 0; i < ascending.size();) {
-    size_t j = i;
-    while (j + 1 < ascending.size() && ascending[j + 1] == ascending[j] + 1) ++j;
-    parts.push_back(i == j ? std::to_string(ascending[i])
-                           : fmt::format("{}-{}", ascending[i], ascending[j]));
-    i = j + 1;
-  }
-  return fmt::format("{}", fmt::join(parts, ", "));
-}
-
-}  // namespace
 
 StageTime busiest_stage(const Graph& graph, const Plan& plan) {
   const auto stages = static_cast<size_t>(std::max(plan.pipeline.stages, 1));

@@ -12,6 +12,13 @@
 
 namespace cleave {
 
+// "h.3.attn.qkv": layers "h", number 3, inside "attn"; without a number: the scope's first part.
+struct LayerName {
+  std::string layers, inside;
+  int32_t number = -1;
+};
+LayerName layer_name(const std::string& scope);
+
 // Seconds of a step of the stage that is busy longest; with one stage, of the step.
 struct StageTime {
   int32_t stage = 0;

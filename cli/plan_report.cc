@@ -266,25 +266,34 @@ class Report {
   void splits() {
     const std::vector<SplitRow> rows = split_rows(model_.graph, plan_);
     if (rows.empty()) return;
-    Table table({"axis", "split", "in", ">work", "then devices meet (bytes one sends)"});
+    const std::string sender =
+        plan_.pipeline.stages == 1
+            ? "one"
+            : fmt::format("one of stage {}", busiest_stage(model_.graph, plan_).stage);
+    Table table({"axis", "split", "in", ">work",
+                 fmt::format("then devices meet (bytes {} sends)", sender)});
     int32_t axis = -1;
     for (const SplitRow& r : rows) {
       const std::vector<std::string> lines = after(r);
       const bool weights = r.kind == SplitRow::Kind::kWeights;
       table.add({r.axis == axis ? "" : plan_.mesh.axes[static_cast<size_t>(r.axis)].name, what(r),
                  weights ? "gradients, update" : cut(r.where, kWhereWidth),
-                 weights ? "" : share_text(r.flops_share), lines.empty() ? "-" : lines[0]});
+                 weights ? "" : share_text(r.flops_share),
+                 !lines.empty()      ? lines[0]
+                 : r.meets_elsewhere ? "on other stages"
+                                     : "-"});
       for (size_t i = 1; i < lines.size(); ++i) table.add({"", "", "", "", lines[i]});
       axis = r.axis;
     }
     text_ += "\n" + table.to_string(colour_);
   }
 
-  // What one device sends in a step, by axis.
+  // What one device of the busiest stage sends in a step, by axis.
   void sent() {
     if (plan_.collectives.empty()) return;
-    Table table({"sent each step", ">activations", ">", ">weights, gradients", ">", "over"});
     const int32_t stage = busiest_stage(model_.graph, plan_).stage;
+    const std::string of = plan_.pipeline.stages == 1 ? "" : fmt::format(", stage {}", stage);
+    Table table({"sent each step" + of, ">activations", ">", ">weights, gradients", ">", "over"});
     for (size_t axis = 0; axis < plan_.mesh.axes.size(); ++axis) {
       double bytes[2] = {}, seconds[2] = {};
       for (const PlannedCollectives& c : plan_.collectives) {

@@ -71,13 +71,14 @@ std::string place_of(const Graph& graph, const Ends& e) {
 }
 
 // The parts of the model that a region goes through, those with the most work first.
-std::string where(const Graph& graph, const PartNames& parts, const Region& r, int64_t count) {
+std::string where(const Graph& graph, const std::vector<std::string>& parts, const Region& r,
+                  int64_t count) {
   std::map<std::string, double> work;
   double total = 0;
   for (NodeId n : r.nodes) {
     const Node& node = graph.node(n);
     const double flops = node.op->flops(Graph::call(node, graph.input_types(node)));
-    work[parts.of_node[static_cast<size_t>(n)]] += flops;
+    work[parts[static_cast<size_t>(n)]] += flops;
     total += flops;
   }
   std::vector<std::pair<double, std::string>> order;
@@ -110,7 +111,7 @@ std::string heaviest_scope(const Graph& graph, const Region& r) {
 std::string regions_report(const Graph& graph, bool colour) {
   const Dimensions dims = find_dimensions(graph);
   const std::vector<std::string> words = class_words(graph, dims);
-  const PartNames parts = part_names(graph);
+  const std::vector<std::string> parts = part_names(graph);
   Table table(
       {"split", ">size", "in", ">work", "ends where devices must meet, bytes", "the largest at"});
   int64_t left_out = 0;

@@ -5,8 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 #include <tuple>
 
+#include "cli/plan_parts.h"
+#include "planner/meetings.h"
+#include "planner/of_weights.h"
 #include "viz/class_words.h"
 #include "viz/weights.h"
 
@@ -26,11 +30,12 @@ class RowMaker {
         plan_(plan),
         words_(class_words(graph, *plan.dimensions)),
         of_weights_(values_of_weights(graph)),
-        parts_(part_names(graph)) {}
+        parts_(part_names(graph)),
+        stage_(busiest_stage(graph, plan).stage) {}
 
   std::vector<SplitRow> rows() {
     for (NodeId n = 0; n < static_cast<NodeId>(graph_.nodes().size()); ++n) add_node(n);
-    for (Value v = 0; v < static_cast<Value>(plan_.values.size()); ++v) add_value(v);
+    for (const Meeting& m : meetings(graph_, plan_)) add_meeting(m);
     for (size_t r = 0; r < rows_.size(); ++r) {
       SplitRow& row = rows_[r];
       row.where = where(work_[r], row.flops_share);
@@ -42,7 +47,8 @@ class RowMaker {
     std::erase_if(rows_, [&](const SplitRow& r) {
       const double least = r.kind == SplitRow::Kind::kWhole ? kSmallestWhole : kSmallestShare;
       const bool idle = r.kind != SplitRow::Kind::kWeights && r.flops_share < least;
-      return plan_.mesh.axes[at(r.axis)].size == 1 || (idle && r.after.empty());
+      return plan_.mesh.axes[at(r.axis)].size == 1 ||
+             (idle && r.after.empty() && !r.meets_elsewhere);
     });
     std::stable_sort(rows_.begin(), rows_.end(), [](const SplitRow& a, const SplitRow& b) {
       return std::tuple(a.axis, a.kind != SplitRow::Kind::kSplit, a.kind, -a.flops_share) <
@@ -78,20 +84,14 @@ class RowMaker {
     return entry->second;
   }
 
-  bool works_on_weights(NodeId n) const {
-    const Node& node = graph_.node(n);
-    if (node.phase == Phase::kUpdate) return true;
-    return node.phase == Phase::kForward && !node.inputs.empty() &&
-           of_weights_[at(node.outputs[0])];
-  }
-
   // Partial sums that an op only passes on belong to the op that made them.
   size_t row_of(NodeId n, int32_t axis) {
-    if (works_on_weights(n)) return row_of(SplitRow::Kind::kWeights, axis);
+    if (works_on_weights(graph_, of_weights_, n)) return row_of(SplitRow::Kind::kWeights, axis);
     while (plan_.nodes[at(n)].axes[at(axis)].partial) {
       const auto& inputs = graph_.node(n).inputs;
       const auto made = std::find_if(inputs.begin(), inputs.end(), [&](Value v) {
-        return graph_.value(v).producer != kNoNode && !works_on_weights(graph_.value(v).producer);
+        const NodeId producer = graph_.value(v).producer;
+        return producer != kNoNode && !works_on_weights(graph_, of_weights_, producer);
       });
       if (made == inputs.end()) break;
       n = graph_.value(*made).producer;
@@ -104,42 +104,35 @@ class RowMaker {
     const Node& node = graph_.node(n);
     const double flops = node.op->flops(Graph::call(node, graph_.input_types(node)));
     total_ += flops;
+    const LayerName in = layer_name(graph_.scopes()[at(node.scope)]);
+    const std::string layer = in.number < 0 ? "" : fmt::format("{}.{}", in.layers, in.number);
+    const bool of_layer = in.number >= 0 && !in.inside.empty() && node.phase != Phase::kUpdate;
+    const std::string& name = of_layer ? in.inside : parts_[at(n)];
     for (int32_t axis = 0; axis < static_cast<int32_t>(plan_.mesh.axes.size()); ++axis) {
       const size_t r = row_of(n, axis);
       rows_[r].flops_share += flops;
-      work_[r][{parts_.of_node[at(n)], parts_.copies[at(n)]}] += flops;
-    }
-    for (const Step& step : plan_.nodes[at(n)].inner) {
-      add_step(rows_[row_of(n, step.axis)], step, node.phase, false);
-    }
-  }
-
-  void add_value(Value v) {
-    const NodeId producer = graph_.value(v).producer;
-    for (const Form& form : plan_.values[at(v)]) {
-      for (const Step& step : form.steps) {
-        if (!is_collective(step.kind)) continue;
-        const bool weights = of_weights_[at(v)] || form.bundled || producer == kNoNode;
-        const size_t r =
-            weights ? row_of(SplitRow::Kind::kWeights, step.axis) : row_of(producer, step.axis);
-        add_step(rows_[r], step, form.phase, form.bundled);
-      }
+      Part& part = work_[r][name];
+      part.flops += flops;
+      part.layers.insert(layer);
     }
   }
 
-  void add_step(SplitRow& row, const Step& step, Phase phase, bool bundled) const {
-    if (!is_collective(step.kind)) return;
-    // What the forward and the backward move, they move in every micro-batch.
-    const int64_t times = phase == Phase::kUpdate || bundled ? 1 : graph_.micro_batches;
-    const double bytes = step.bytes * static_cast<double>(times);
-    for (After& a : row.after) {
-      if (a.kind != step.kind || a.phase != phase || a.bundled != bundled) continue;
-      a.equal &= std::abs(step.bytes - a.bytes / static_cast<double>(a.count)) < 1;
-      a.bytes += bytes;
-      a.count += times;
+  void add_meeting(const Meeting& m) {
+    const NodeId maker = m.node != kNoNode ? m.node : graph_.value(m.value).producer;
+    SplitRow& row = rows_[m.weights ? row_of(SplitRow::Kind::kWeights, m.step->axis)
+                                    : row_of(maker, m.step->axis)];
+    if (m.stage != stage_) {
+      row.meets_elsewhere = true;
       return;
     }
-    row.after.push_back({step.kind, phase, bundled, true, bytes, times});
+    for (After& a : row.after) {
+      if (a.kind != m.step->kind || a.phase != m.phase || a.bundled != m.bundled) continue;
+      a.equal &= std::abs(m.step->bytes - a.bytes / static_cast<double>(a.count)) < 1;
+      a.bytes += m.bytes;
+      a.count += m.times;
+      return;
+    }
+    row.after.push_back({m.step->kind, m.phase, m.bundled, true, m.bytes, m.times});
   }
 
   // Shares of the bytes of weights and states that lie in parts along the axis.
@@ -159,24 +152,36 @@ class RowMaker {
     row.states_cut /= std::max(states, 1.0);
   }
 
-  using Work = std::map<std::pair<std::string, int32_t>, double>;  // by part, copies of its layer
+  // What a row does in a part of the model, "attn", of all layers that have one.
+  struct Part {
+    double flops = 0;
+    std::set<std::string> layers;
+  };
+  using Work = std::map<std::string, Part>;
 
   static std::string where(const Work& work, double total) {
-    std::vector<std::pair<double, std::pair<std::string, int32_t>>> parts;
-    for (const auto& [part, flops] : work) {
-      if (!part.first.empty() && flops >= kPartOfARow * total && flops > 0)
-        parts.emplace_back(-flops, part);
+    struct Named {
+      double flops;
+      std::string name;
+      int64_t layers;
+    };
+    std::vector<Named> parts;
+    for (const auto& [name, part] : work) {
+      if (!name.empty() && part.flops >= kPartOfARow * total && part.flops > 0)
+        parts.push_back({part.flops, name, static_cast<int64_t>(part.layers.size())});
     }
-    std::sort(parts.begin(), parts.end());
-    // Layers together, then what stands alone.
-    std::map<int32_t, std::vector<std::string>> by_copies;
+    std::sort(parts.begin(), parts.end(), [](const Named& a, const Named& b) {
+      return std::tuple(-a.flops, a.name) < std::tuple(-b.flops, b.name);
+    });
+    // Those of as many layers together, of most layers first.
+    std::map<int64_t, std::vector<std::string>> by_layers;
     for (size_t i = 0; i < std::min(parts.size(), kMostParts); ++i) {
-      by_copies[-parts[i].second.second].push_back(parts[i].second.first);
+      by_layers[-parts[i].layers].push_back(parts[i].name);
     }
     std::vector<std::string> texts;
-    for (const auto& [copies, names] : by_copies) {
+    for (const auto& [layers, names] : by_layers) {
       texts.push_back(fmt::format("{}{}", fmt::join(names, ", "),
-                                  copies < -1 ? fmt::format(" ×{}", -copies) : ""));
+                                  layers < -1 ? fmt::format(" ×{}", -layers) : ""));
     }
     return fmt::format("{}", fmt::join(texts, "; "));
   }
@@ -185,7 +190,8 @@ class RowMaker {
   const Plan& plan_;
   const std::vector<std::string> words_;  // by class
   const std::vector<bool> of_weights_;    // by value
-  const PartNames parts_;
+  const std::vector<std::string> parts_;  // by node
+  const int32_t stage_;                   // whose collectives are shown
   std::map<std::tuple<SplitRow::Kind, int32_t, std::string, int64_t>, size_t> known_;
   std::vector<SplitRow> rows_;
   std::vector<Work> work_;  // by row

@@ -16,7 +16,7 @@ struct After {
   Phase phase = Phase::kForward;
   bool bundled = false;  // joined into few, for all parameters at once
   bool equal = true;     // each sends as many bytes
-  double bytes = 0;      // sent by one rank, all together
+  double bytes = 0;      // sent by one device in a step, all together
   int64_t count = 0;     // values moved
 };
 
@@ -34,7 +34,8 @@ struct SplitRow {
   std::string where;  // parts of the model with most of the work: "attn, mlp ×12"
   double flops_share = 0;
   double weights_cut = 0, states_cut = 0;  // kWeights: shares of the bytes that are split
-  std::vector<After> after;                // the most bytes first
+  std::vector<After> after;  // of a device of the pipeline's busiest stage; the most bytes first
+  bool meets_elsewhere = false;  // on other stages too
 };
 
 // For each axis of more than one device the rows with the most work first, then what is not split,

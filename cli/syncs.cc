@@ -5,8 +5,9 @@
 #include <set>
 #include <tuple>
 
+#include "cli/plan_parts.h"
 #include "graph/error.h"
-#include "planner/bundles.h"
+#include "planner/meetings.h"
 #include "planner/pins.h"
 #include "viz/names.h"
 
@@ -26,16 +27,22 @@ class Collector {
   }
 
   std::vector<Sync> all() {
-    for (size_t n = 0; n < graph_.nodes().size(); ++n) {
-      for (const Step& s : plan_.nodes[n].inner) {
-        const auto node = static_cast<NodeId>(n);
-        if (wanted(node)) add(s, graph_.nodes()[n].phase, false, false, node, op_name(node));
-      }
+    std::vector<std::pair<Meeting, NodeId>> near;  // and the node where it lies
+    std::map<int32_t, double> seconds;             // by stage
+    for (const Meeting& m : meetings(graph_, plan_)) {
+      if (!wanted(m)) continue;
+      near.emplace_back(m, place_of(m));
+      seconds[m.stage] += m.seconds;
     }
-    for (bool made_by_update : {false, true}) {
-      for (const Bundle& bundle : bundles(graph_, plan_, made_by_update)) starts(bundle);
+    if (seconds.empty()) return {};
+    int32_t stage = busiest_stage(graph_, plan_).stage;
+    if (!seconds.contains(stage)) {
+      const auto less = [](const auto& x, const auto& y) { return x.second < y.second; };
+      stage = std::max_element(seconds.begin(), seconds.end(), less)->first;
     }
-    for (Value v = 0; v < static_cast<Value>(graph_.values().size()); ++v) value(v);
+    for (const auto& [meeting, node] : near) {
+      if (meeting.stage == stage) add(meeting, node);
+    }
     std::vector<Sync> result;
     for (auto& [key, sync] : found_) {
       sync.places = static_cast<int64_t>(names_[key].size());
@@ -51,59 +58,39 @@ class Collector {
 
   bool wanted(NodeId n) const { return only_.empty() || only_.contains(n); }
 
-  std::string op_name(NodeId n) const { return pin_name(graph_, n); }
-
-  // A bundle starts once for all its steps: each is given its share, by bytes.
-  void starts(const Bundle& bundle) {
-    const double seconds = start_seconds(plan_, bundle);
-    double bytes = 0;
-    for (const BundledStep& b : bundle) bytes += step_of(plan_, {b}).bytes;
-    for (const BundledStep& b : bundle) {
-      const Step& step = step_of(plan_, {b});
-      if (bytes > 0) start_of_[&step] = seconds * step.bytes / bytes;
-    }
+  bool wanted(const Meeting& m) const {
+    if (m.node != kNoNode) return wanted(m.node);
+    const NodeId producer = graph_.value(m.value).producer;
+    const auto& readers = readers_[static_cast<size_t>(m.value)];
+    return (producer != kNoNode && wanted(producer)) ||
+           std::any_of(readers.begin(), readers.end(), [&](NodeId n) { return wanted(n); });
   }
 
-  void value(Value v) {
-    const NodeId producer = graph_.value(v).producer;
-    const Source* source = graph_.source_of(v);
-    const auto& readers = readers_[static_cast<size_t>(v)];
-    const bool near = producer != kNoNode && wanted(producer);
-    for (const Form& form : plan_.values[static_cast<size_t>(v)]) {
-      for (const Step& step : form.steps) {
-        if (!is_collective(step.kind)) continue;
-        // A parameter's way is named by the parameter, and lies where it is first read.
-        NodeId at = producer;
-        if (source != nullptr) {
-          const auto first = std::find_if(readers.begin(), readers.end(), [&](NodeId n) {
-            return graph_.node(n).phase == form.phase;
-          });
-          at = first != readers.end() ? *first : readers.empty() ? kNoNode : readers[0];
-        }
-        const bool read_near =
-            std::any_of(readers.begin(), readers.end(), [&](NodeId n) { return wanted(n); });
-        if (!near && !read_near) continue;
-        add(step, form.phase, source != nullptr, form.bundled, at,
-            source != nullptr ? source->name : op_name(producer));
-      }
-    }
+  // A parameter's way is named by the parameter, and lies where it is first read.
+  NodeId place_of(const Meeting& m) const {
+    if (m.node != kNoNode) return m.node;
+    if (graph_.source_of(m.value) == nullptr) return graph_.value(m.value).producer;
+    const auto& readers = readers_[static_cast<size_t>(m.value)];
+    const auto first = std::find_if(readers.begin(), readers.end(),
+                                    [&](NodeId n) { return graph_.node(n).phase == m.phase; });
+    return first != readers.end() ? *first : readers.empty() ? kNoNode : readers[0];
   }
 
-  void add(const Step& step, Phase phase, bool before, bool bundled, NodeId at,
-           const std::string& name) {
-    const std::string place = at == kNoNode ? "?" : graph_.place(graph_.node(at).loc);
-    const std::string folded = bundled ? std::string() : folded_name(name);
-    const Key key{step.kind, step.axis, phase, before, bundled, folded, bundled ? "" : place};
+  void add(const Meeting& m, NodeId at) {
+    const Source* source = m.node == kNoNode ? graph_.source_of(m.value) : nullptr;
+    const bool before = source != nullptr;
+    const std::string name = before ? source->name : pin_name(graph_, at);
+    const std::string place = m.bundled       ? ""
+                              : at == kNoNode ? "?"
+                                              : graph_.place(graph_.node(at).loc);
+    const std::string folded = m.bundled ? "" : folded_name(name);
+    const Key key{m.step->kind, m.step->axis, m.phase, before, m.bundled, folded, place};
     Sync& s = found_[key];
-    s.kind = step.kind, s.axis = step.axis, s.phase = phase, s.before = before;
-    s.bundled = bundled, s.name = folded, s.place = bundled ? "" : place, s.example = at;
-    const int64_t times = phase == Phase::kUpdate || bundled ? 1 : graph_.micro_batches;
-    s.count += times;
-    s.bytes += static_cast<double>(times) * step.bytes;
-    s.seconds += static_cast<double>(times) * step.seconds;
-    if (const auto start = start_of_.find(&step); start != start_of_.end()) {
-      s.seconds += start->second;
-    }
+    s.kind = m.step->kind, s.axis = m.step->axis, s.phase = m.phase, s.before = before;
+    s.bundled = m.bundled, s.name = folded, s.place = place, s.example = at, s.stage = m.stage;
+    s.count += m.times;
+    s.bytes += m.bytes;
+    s.seconds += m.seconds;
     names_[key].insert(name);
   }
 
@@ -111,7 +98,6 @@ class Collector {
   const Plan& plan_;
   const std::set<NodeId> only_;
   std::vector<std::vector<NodeId>> readers_;  // by value
-  std::map<const Step*, double> start_of_;    // seconds; of bundled steps
   std::map<Key, Sync> found_;
   std::map<Key, std::set<std::string>> names_;  // in how many places
 };

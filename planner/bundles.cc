@@ -17,7 +17,8 @@ const Placement& before_step(const std::vector<Form>& forms, const Form& form, s
   return forms[static_cast<size_t>(form.from)].placements[static_cast<size_t>(axis)];
 }
 
-// By value: the pipeline stage that holds it.
+}  // namespace
+
 std::vector<int32_t> stages_of_values(const Graph& graph, const Plan& plan) {
   std::vector<int32_t> stages(graph.values().size(), 0);
   if (plan.pipeline.stages == 1) return stages;
@@ -30,8 +31,6 @@ std::vector<int32_t> stages_of_values(const Graph& graph, const Plan& plan) {
   }
   return stages;
 }
-
-}  // namespace
 
 std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_update) {
   struct Timed {

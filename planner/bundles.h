@@ -23,6 +23,9 @@ using Bundle = std::vector<BundledStep>;  // one collective, or a single local s
 // kind, reduction, axis, element type and pipeline stage are one.
 std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_update);
 
+// By value: the pipeline stage that holds it.
+std::vector<int32_t> stages_of_values(const Graph& graph, const Plan& plan);
+
 // Its first step; a bundle's collective is of this kind, on this axis.
 const Step& step_of(const Plan& plan, const Bundle& bundle);
 // What a bundle's collective takes beyond the seconds of its steps, which count bytes alone.

@@ -35,8 +35,8 @@ struct NodePlan {
   double seconds = 0;                     // compute and inner collectives, each time it runs
 };
 
-// All collectives of one kind along one axis in one phase of a step, all its micro-batches
-// together.
+// All collectives of one kind along one axis in one phase of a step on one stage of the pipeline,
+// all its micro-batches together.
 struct PlannedCollectives {
   StepKind kind = StepKind::kAllReduce;
   int32_t axis = 0;
@@ -44,7 +44,7 @@ struct PlannedCollectives {
   int32_t stage = 0;        // of the pipeline
   bool parameters = false;  // they move parameters, gradients and states; otherwise activations
   int64_t count = 0;        // a bundle counts as one
-  double bytes = 0;         // sent by one rank in one step
+  double bytes = 0;         // sent by one rank of the stage in one step
   double seconds = 0;       // with the starts of bundles
 };
 

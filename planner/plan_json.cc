@@ -58,6 +58,7 @@ Json collectives_json(const Plan& plan) {
     list.push_back(
         {{"kind", name_of(c.kind)},
          {"axis", plan.mesh.axes[static_cast<size_t>(c.axis)].name},
+         {"stage", c.stage},
          {"count", c.count},
          {"bytes", c.bytes},
          {"where", fmt::format("{}, {}", name_of(c.phase),

@@ -7,6 +7,7 @@
 
 #include "graph/error.h"
 #include "planner/bundles.h"
+#include "planner/of_weights.h"
 #include "planner/offload.h"
 #include "planner/placement_problem.h"
 
@@ -194,6 +195,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   const auto times_of = [&](Phase phase) {
     return phase == Phase::kUpdate ? 1.0 : static_cast<double>(graph_.micro_batches);
   };
+  const std::vector<bool> of_weights = values_of_weights(graph_);
   double counted_cost = 0;  // of what is added up here, as the search counts it
   const auto add_step = [&](const Step& step, int32_t g, Phase phase, bool parameters,
                             bool counted) {
@@ -237,7 +239,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
     double own = m.seconds;
     for (const Step& step : m.inner) {
       own -= step.seconds;
-      add_step(step, group(id), phase, false, true);
+      add_step(step, group(id), phase, works_on_weights(graph_, of_weights, id), true);
     }
     plan.loads[static_cast<size_t>(group(id))].seconds[static_cast<size_t>(phase)] += own;
     counted_cost += runs_of(id) * own;
@@ -245,15 +247,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   // A bundle is one collective: its first step counts for all.
   for (size_t v = 0; v < graph_.values().size(); ++v) {
     read_value(choice, static_cast<Value>(v), plan);
-    // What is made of parameters alone, and what only such families read: their gradients.
-    const NodeId producer = graph_.values()[v].producer;
-    bool of_parameters =
-        ways_[v].source || (producer != kNoNode && !families_.reads_data(producer));
-    for (const Use& use : uses_[v]) {
-      const int32_t family = families_.family_of(use.node);
-      of_parameters |=
-          !families_.reads_data(families_.all()[static_cast<size_t>(family)].members[0]);
-    }
+    const bool of_parameters = counts_as_weights(graph_, of_weights, static_cast<Value>(v));
     for (const Form& form : plan.values[v]) {
       const bool parameter = form.bundled || of_parameters;
       for (const Step& step : form.steps) {

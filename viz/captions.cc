@@ -7,8 +7,8 @@
 #include <set>
 
 #include "graph/number_text.h"
+#include "planner/of_weights.h"
 #include "viz/names.h"
-#include "viz/weights.h"
 
 namespace cleave {
 namespace {

@@ -1,7 +1,5 @@
 #include "viz/weights.h"
 
-#include <algorithm>
-
 #include "viz/units.h"
 
 namespace cleave {
@@ -9,50 +7,14 @@ namespace {
 
 size_t at(int32_t i) { return static_cast<size_t>(i); }
 
-// Of values of one shape, element by element: a sum, a cast.
-bool is_sum(const Node& node) {
-  if (node.outputs.size() != 1) return false;
-  const auto& inputs = node.signature->inputs();
-  return std::all_of(inputs.begin(), inputs.end(),
-                     [&](const OperandDims& in) { return in == node.signature->outputs()[0]; });
-}
-
 }  // namespace
 
-std::vector<bool> values_of_weights(const Graph& graph) {
-  std::vector<bool> result(graph.values().size());
-  std::vector<std::vector<NodeId>> readers(graph.values().size());
-  for (const Source& s : graph.sources()) result[at(s.value)] = s.kind == SourceKind::kParameter;
-  for (size_t n = 0; n < graph.nodes().size(); ++n) {
-    const Node& node = graph.nodes()[n];
-    for (Value v : node.inputs) readers[at(v)].push_back(static_cast<NodeId>(n));
-    const bool made =
-        node.phase == Phase::kForward && !node.inputs.empty() &&
-        std::all_of(node.inputs.begin(), node.inputs.end(), [&](Value v) { return result[at(v)]; });
-    for (Value v : node.outputs) result[at(v)] = made;
-  }
-  for (size_t n = graph.nodes().size(); n-- > 0;) {
-    const Node& node = graph.nodes()[n];
-    if (node.phase != Phase::kBackward) continue;
-    for (Value v : node.outputs) {
-      result[at(v)] = !readers[at(v)].empty() &&
-                      std::all_of(readers[at(v)].begin(), readers[at(v)].end(), [&](NodeId r) {
-                        const Node& reader = graph.node(r);
-                        return reader.phase == Phase::kUpdate ||
-                               (is_sum(reader) && result[at(reader.outputs[0])]);
-                      });
-    }
-  }
-  return result;
-}
-
-PartNames part_names(const Graph& graph) {
+std::vector<std::string> part_names(const Graph& graph) {
   const Units units = find_units(graph, ViewLevel::kModel);
-  PartNames names;
+  std::vector<std::string> names;
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const GraphUnit& u = units.units[at(units.of_node[n])];
-    names.of_node.push_back(u.phase == Phase::kUpdate ? "" : unit_name(graph, units, u));
-    names.copies.push_back(u.repeat < 0 ? 1 : units.repeats[at(u.repeat)].count);
+    names.push_back(u.phase == Phase::kUpdate ? "" : unit_name(graph, units, u));
   }
   return names;
 }
