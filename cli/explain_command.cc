@@ -27,7 +27,8 @@ bool mesh_gives_way(const MeshRequest& mesh, const Pins& pins) {
   const auto has = [&](AxisRole role) {
     return std::find(mesh.roles.begin(), mesh.roles.end(), role) != mesh.roles.end();
   };
-  if (pins.zero.value_or(0) > 0 && !has(AxisRole::kData)) return true;
+  const bool open = has(AxisRole::kAny);
+  if (pins.zero && (open || (*pins.zero > 0 && !has(AxisRole::kData)))) return true;
   const auto on_another = [&](const PlacementPin& p) {
     const auto role = role_named(p.axis);
     return role && !has(*role);

@@ -56,12 +56,7 @@ std::string syncs_table(const std::vector<Sync>& syncs, const Plan& plan, bool c
 }
 
 std::string others_text(const Plan& plan) {
-  std::vector<const Candidate*> order;
-  for (const Candidate& c : plan.candidates) {
-    if (!c.why_not.empty()) order.push_back(&c);
-  }
-  std::stable_sort(order.begin(), order.end(),
-                   [](const Candidate* a, const Candidate* b) { return a->cost < b->cost; });
+  const std::vector<const Candidate*> order = beaten(plan);
   if (order.empty()) return "nothing else was compared\n";
   std::string text;
   for (size_t i = 0; i < std::min(order.size(), kMostOthers); ++i) {
@@ -283,10 +278,11 @@ std::string explain_json(const LoadedPlan& loaded) {
   const Graph& graph = loaded.model.graph;
   const Plan& plan = loaded.plan;
   Json others = Json::array();
-  for (const Candidate& c : plan.candidates) {
-    if (c.why_not.empty()) continue;
+  for (const Candidate* other : beaten(plan)) {
+    const Candidate& c = *other;
     others.push_back({{"mesh", words_of(c)},
                       {"step_seconds", std::isfinite(c.cost) ? Json(c.cost) : Json()},
+                      {"planned", c.planned},
                       {"why_not", c.why_not}});
   }
   const Json json = {{"chosen", plan_words(graph, plan)},

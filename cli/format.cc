@@ -54,6 +54,12 @@ double parse_bytes(std::string_view text, std::string_view option) {
        {"GiB", 1073741824.0},
        {"TiB", 1099511627776.0},
        {"G", 1e9}}};
+  // No device has so little; "40" is meant in another unit.
+  constexpr double kFewBytes = 1e6;
+  if (error == std::errc() && unit.empty() && number > 0 && number < kFewBytes) {
+    fail("{} {}: that is {} bytes; write a unit, as in {}GB, or {}B", option, text, text, text,
+         text);
+  }
   for (const auto& [name, factor] : kUnits) {
     if (error == std::errc() && name == unit && number > 0 && std::isfinite(number * factor)) {
       return number * factor;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <utility>
 
+#include "cli/plan_parts.h"
 #include "planner/arrangements.h"
 #include "planner/pins.h"
 
@@ -14,7 +15,12 @@ namespace {
 
 // As a shell reads it.
 std::string word(const std::string& text) {
-  return text.find_first_of(" *()?'\"$;&|<>~#") == std::string::npos ? text : "'" + text + "'";
+  constexpr std::string_view kPlain =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./:=,@%+-";
+  if (!text.empty() && text.find_first_not_of(kPlain) == std::string::npos) return text;
+  std::string quoted = "'";
+  for (const char c : text) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+  return quoted + "'";
 }
 
 // The plan's own pins that say what its arrangement does not.
@@ -27,6 +33,17 @@ std::vector<std::string> pins_besides(const Plan& plan) {
     }
   }
   return kept;
+}
+
+// Whether pins name every op that is computed again.
+bool names_remade(const Pins& pins, const TracedModel& model, const Plan& plan) {
+  if (plan.rewrite.remade.empty() || pins.recompute) return true;
+  if (pins.nodes.empty()) return false;
+  const NodePins named = node_pins(pins, model.graph);
+  const std::vector<NodeId> repeats = repeated_nodes(model.graph, plan);
+  return std::all_of(repeats.begin(), repeats.end(), [&](NodeId n) {
+    return n == kNoNode || named.remade[static_cast<size_t>(n)] == 1;
+  });
 }
 
 }  // namespace
@@ -45,6 +62,21 @@ std::string PlanAgain::text() const { return fmt::format("{}", fmt::join(options
 
 PlanAgain plan_again(const TracedModel& model, const Plan& plan) {
   PlanAgain again;
+  // The limits that were tried to find it are not all known, and the last alone need not lead
+  // there: the same is asked again.
+  if (plan.asked.least_memory) {
+    if (!plan.asked.mesh.empty()) again.options.push_back("--mesh " + plan.asked.mesh);
+    std::vector<std::string> pins;
+    for (const std::string& pin : plan.pins) pins.push_back(word(pin));
+    if (plan.asked.micro_batches)
+      pins.push_back(fmt::format("micro={}", model.graph.micro_batches));
+    if (!pins.empty()) again.options.push_back(fmt::format("--pin {}", fmt::join(pins, " ")));
+    if (plan.asked.memory_limit > 0) {
+      again.options.push_back("--memory " + exact_bytes(plan.asked.memory_limit));
+    }
+    again.options.push_back("--objective memory");
+    return again;
+  }
   MeshRequest mesh;
   for (const MeshAxis& a : plan.mesh.axes) mesh.sizes.push_back(a.size);
   mesh.roles = plan.roles;
@@ -64,7 +96,7 @@ PlanAgain plan_again(const TracedModel& model, const Plan& plan) {
   }
   const Pins own = parse_pins(plan.pins, "--pin");
   const auto& prices = plan.costing.prices;
-  again.exact = (plan.rewrite.remade.empty() || own.recompute || !own.nodes.empty()) &&
+  again.exact = names_remade(own, model, plan) &&
                 std::all_of(prices.begin(), prices.end(), [](const auto& m) { return m.free(); }) &&
                 std::count(plan.on_host.begin(), plan.on_host.end(), true) == 0;
   return again;
@@ -72,8 +104,9 @@ PlanAgain plan_again(const TracedModel& model, const Plan& plan) {
 
 std::string command_of(const TracedModel& model, const Plan& plan) {
   const ModelSpec& s = model.spec;
-  std::string text = "cleave plan " + s.name;
-  if (!s.set.empty()) text += fmt::format(" --set {}", fmt::join(s.set, " "));
+  std::string text = "cleave plan " + word(s.name);
+  if (!s.set.empty()) text += " --set";
+  for (const std::string& set : s.set) text += " " + word(set);
   text += fmt::format(" --batch {}", model.config.batch * model.graph.micro_batches);
   text += fmt::format(" --precision {}", precision_name(s.dtype));
   if (s.optimizer.kind != OptimizerOptions{}.kind) {

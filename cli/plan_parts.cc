@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "cli/format.h"
 #include "graph/error.h"
@@ -136,9 +137,26 @@ std::string words_of(const Candidate& c) {
   return text;
 }
 
+std::vector<const Candidate*> beaten(const Plan& plan) {
+  std::vector<const Candidate*> order;
+  for (const Candidate& c : plan.candidates) {
+    if (!c.why_not.empty()) order.push_back(&c);
+  }
+  const auto rank = [](const Candidate* c) {
+    return std::tuple(!std::isfinite(c->cost), !c->planned, c->cost);
+  };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](const Candidate* a, const Candidate* b) { return rank(a) < rank(b); });
+  return order;
+}
+
 std::string why_not(const Candidate& c, const Plan& chosen) {
   if (!std::isfinite(c.cost)) return c.why_not;
-  const double slower = 100 * (c.cost / chosen.certificate.cost - 1);
+  const double slower = std::max(0.0, 100 * (c.cost / chosen.certificate.cost - 1));
+  if (!c.planned) {
+    if (slower < 0.05) return "promising by an estimate, not planned in full";
+    return fmt::format("estimated, not planned: at best {:.1f} % slower", slower);
+  }
   std::string text = fmt::format("{:.1f} % slower", slower);
   // A pipeline's seconds are those of all its stages.
   if (c.compute_seconds > 0 && c.stages == 1) {

@@ -41,7 +41,11 @@ std::string mesh_words(const Mesh& mesh, int32_t stages);
 std::string zero_words(const Graph& graph, const Plan& plan);
 // "pp 4 × dp 2, 8 micro-batches": of what the search compared.
 std::string words_of(const Candidate& candidate);
-// "2.9 % slower: 57 ms computing, 5 ms communicating", or why it has no plan.
+// What the search compared and did not choose: planned in full first, then estimated, then what has
+// no plan; each by its seconds.
+std::vector<const Candidate*> beaten(const Plan& plan);
+// "2.9 % slower: 57 ms computing, 5 ms communicating", "estimated, not planned: at best
+// 0.6 % slower", or why it has no plan.
 std::string why_not(const Candidate& candidate, const Plan& chosen);
 
 // The nodes of the backward that compute again what the forward did, by node: the one that they

@@ -312,12 +312,7 @@ class Report {
 
   void others() {
     if (plan_.candidates.empty()) return;
-    std::vector<const Candidate*> order;
-    for (const Candidate& c : plan_.candidates) {
-      if (!c.why_not.empty()) order.push_back(&c);
-    }
-    std::stable_sort(order.begin(), order.end(),
-                     [](const Candidate* a, const Candidate* b) { return a->cost < b->cost; });
+    const std::vector<const Candidate*> order = beaten(plan_);
     text_ += "\n";
     if (order.empty()) {
       line("others",

@@ -85,6 +85,7 @@ Planned planned(PlanRequest request) {
   p.limit = memory_limit(p.options, request.cluster);
   p.result = find_plan(p.model->graph, request.cluster, p.options);
   if (!p.result.plan) return p;
+  p.result.plan->asked.micro_batches = request.fixed_micro_batches && !p.options.pins.micro_batches;
   // The plan may be for another number of micro-batches, and for a graph that is rewritten.
   if (p.result.graph->micro_batches != p.model->graph.micro_batches) {
     *p.model = trace_model(divided(spec, sequences, p.result.graph->micro_batches), request.user);
@@ -145,7 +146,7 @@ Planned with_least_memory(const PlanRequest& request) {
   PlanRequest r = request;
   Planned best = planned(r);
   if (!best.result.plan) return best;
-  const double limit = best.limit;
+  const double limit = best.limit, own_limit = best.result.plan->asked.memory_limit;
   r.memory = "1B";  // into which nothing fits
   if (auto nearest = nearest_to_fitting(r)) best = std::move(*nearest);
   // Of those no larger, the fastest was searched for. Then a little less, as long as that goes.
@@ -157,6 +158,10 @@ Planned with_least_memory(const PlanRequest& request) {
     best = std::move(p);
   }
   best.limit = limit;
+  // Not the limits that were tried on the way.
+  Asked& asked = best.result.plan->asked;
+  asked.memory_limit = own_limit;
+  asked.least_memory = true;
   return best;
 }
 

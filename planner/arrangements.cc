@@ -147,7 +147,13 @@ std::vector<Arrangement> all_of(const Cluster& cluster, const MeshRequest& reque
   std::vector<Arrangement> result;
   const int64_t devices = cluster.size();
   const int64_t asked = request.empty() ? 0 : named(request.sizes).size();
+  int64_t least_stages = 1;
+  for (const NodePin& p : pins.nodes) {
+    if (p.kind == NodePin::Kind::kStage)
+      least_stages = std::max<int64_t>(least_stages, p.stage + 1);
+  }
   for (int64_t stages : divisors(devices)) {
+    if (stages < least_stages) continue;
     if (stages > 1 && (!limits.stages || stages > limits.pieces)) break;
     if (asked != 0 && devices / stages != asked) continue;
     if (pins.stages && stages != *pins.stages) continue;

@@ -179,6 +179,7 @@ class Exhaustive {
     for (Variant& other : variants_) other.report.why_not = kNotChosen;
     Plan& plan = *found.plan;
     v.report.cost = plan.certificate.cost;
+    v.report.planned = true;
     v.report.why_not.clear();
     plan.rewrite = v.rewrite;
     if (a.stages > 1) set_step_seconds(*run, plan, schedules_);

@@ -76,6 +76,7 @@ void MeshSearch::describe(Plan& plan, Candidate& report) const {
   name_axes(graph_, plan);
   report.mesh = plan.mesh;
   report.cost = plan.certificate.cost;
+  report.planned = true;
   report.compute_seconds = plan.predicted.compute_seconds;
   report.communication_seconds = plan.predicted.communication_seconds;
 }

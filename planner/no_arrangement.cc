@@ -60,6 +60,25 @@ std::vector<std::pair<AxisRole, std::string>> needed_axes(const Pins& pins) {
   return needed;
 }
 
+// Parts of the batch that have no sequence each; empty: there are none.
+std::string why_no_sequences(const MeshRequest& request, const Pins& pins,
+                             const ArrangementLimits& limits) {
+  int64_t parts = 1;
+  std::vector<std::string> names;
+  for (const AxisRole role : {AxisRole::kData, AxisRole::kExpert}) {
+    int64_t size = std::max<int64_t>(size_of(request, role), 1);
+    for (const AxisPin& a : pins.axes) {
+      if (a.role == role) size = a.size;
+    }
+    if (size == 1) continue;
+    parts *= size;
+    names.push_back(fmt::format("{}={}", name_of(role), size));
+  }
+  if (limits.batch <= 0 || limits.batch % parts == 0) return "";
+  return fmt::format("{}: the {} sequences of a step cannot be cut into {} equal parts",
+                     fmt::join(names, " and "), limits.batch, parts);
+}
+
 // What no count of stages allows; empty: nothing. `left`: devices that sizes leave.
 std::string why_no_pipeline(const Pins& pins, const ArrangementLimits& limits, int64_t left,
                             bool mesh) {
@@ -102,9 +121,12 @@ void check_mesh(const MeshRequest& request, const Pins& pins) {
     const int64_t size = std::max<int64_t>(size_of(request, a.role), 1);
     if (size != a.size) fail("--pin {}: --mesh {} says otherwise; give one of them", text, mesh);
   }
-  if (pins.zero.value_or(0) > 0 && size_of(request, AxisRole::kData) == 0) {
+  // Over an axis without a role nobody can say what is data parallelism's.
+  if (pins.zero && (open || (*pins.zero > 0 && size_of(request, AxisRole::kData) <= 1))) {
     fail("--pin zero={}: --mesh {} {}, over which states would be in parts", *pins.zero, mesh,
-         open ? "does not say which axis is dp (write dp=N,tp=M)" : "has no axis dp");
+         open ? "does not say which axis is dp (write dp=N,tp=M)"
+         : size_of(request, AxisRole::kData) == 1 ? "has one device on dp"
+                                                  : "has no axis dp");
   }
 }
 
@@ -113,6 +135,15 @@ std::string why_no_arrangement(const Cluster& cluster, const MeshRequest& reques
                                const std::function<bool(const Pins&)>& possible) {
   const int64_t devices = cluster.size();
   const int64_t stages = pins.stages.value_or(1), chunks = pins.chunks.value_or(1);
+  if (stages > devices) {
+    return fmt::format("pp={}: a stage needs a device at least, and {} has {}", stages,
+                       cluster.spec, devices);
+  }
+  for (const NodePin& p : pins.nodes) {
+    if (p.kind != NodePin::Kind::kStage || p.stage < devices) continue;
+    return fmt::format("'{}': it needs {} stages, of a device each at least, and {} has {}", p.text,
+                       p.stage + 1, cluster.spec, devices);
+  }
   if (stages * chunks > limits.pieces) {
     return fmt::format(
         "{} stages of {} chunks are pinned, but the model can be cut into {} pieces at most",
@@ -155,6 +186,7 @@ std::string why_no_arrangement(const Cluster& cluster, const MeshRequest& reques
     return fmt::format("{} {} {} devices, and {} has {}; leave one of them out for the rest", all,
                        names.size() > 1 ? "together are" : "is", product, cluster.spec, devices);
   }
+  if (auto why = why_no_sequences(request, pins, limits); !why.empty()) return why;
   if (auto why = why_no_pipeline(pins, limits, left, !request.empty()); !why.empty()) return why;
   for (size_t i = 0; i < pins.texts.size() && pins.texts.size() > 1; ++i) {
     std::vector<std::string> others = pins.texts;

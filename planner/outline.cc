@@ -62,6 +62,21 @@ Restrictions restrictions_of(const Graph& graph, const Dimensions& dims) {
   return r;
 }
 
+bool looks_up_in_layers(const Outline& outline, const PreparedGraph& prepared) {
+  const std::vector<ClassId>& indexed = prepared.restrictions.indexed;
+  for (size_t n = 0; n < prepared.graph->nodes().size(); ++n) {
+    if (outline.pieces[static_cast<size_t>(prepared.piece_of[n])].repeat < 0) continue;
+    for (const auto& factor : prepared.dimensions->factors[n]) {
+      for (const Atom& a : factor) {
+        if (std::find(indexed.begin(), indexed.end(), a.dimension_class) != indexed.end()) {
+          return true;
+        }
+      }
+    }
+  }
+  return false;
+}
+
 Outline outline_of(std::shared_ptr<const Graph> graph) {
   Outline outline;
   const std::vector<Repeat> runs = repeats(*graph);

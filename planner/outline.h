@@ -60,6 +60,10 @@ PreparedGraph prepare(const Outline& outline, std::shared_ptr<const Graph> graph
 // The outline's graph itself, all of it.
 PreparedGraph prepare(const Outline& outline);
 
+// Whether repeated layers look something up by index, as those of a mixture of experts do.
+// `prepared`: of the outline. False of a model in which nothing repeats.
+bool looks_up_in_layers(const Outline& outline, const PreparedGraph& prepared);
+
 // The classes that roles speak of; roles themselves are the caller's.
 Restrictions restrictions_of(const Graph& graph, const Dimensions& dimensions);
 

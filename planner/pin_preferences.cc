@@ -266,7 +266,7 @@ PinnedPreferences pinned_preferences(const Pins& pins, const Graph& graph,
 }
 
 bool pins_axes(const Pins& pins) {
-  return !pins.axes.empty() || pins.zero.value_or(0) > 0 ||
+  return !pins.axes.empty() || pins.zero ||
          std::any_of(pins.placements.begin(), pins.placements.end(),
                      [](const PlacementPin& p) { return role_named(p.axis).has_value(); });
 }

@@ -32,7 +32,8 @@ struct PinnedMesh {
   std::vector<AxisRole> roles;
 };
 std::vector<PinnedMesh> pinned_meshes(const Pins& pins, int64_t devices, size_t max_axes);
-// Whether the pins say anything of axes.
+// Whether the pins say anything of axes: a ZeRO stage does, 0 too, which only an axis with the role
+// of dp can be held to.
 bool pins_axes(const Pins& pins);
 
 }  // namespace cleave

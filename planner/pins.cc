@@ -72,9 +72,21 @@ class PinReader {
     return *n;
   }
 
+  // With the first pin that fixes the same.
+  [[noreturn]] void contradicted() const {
+    const auto key = [](const std::string& text) {
+      const std::string k = text.substr(0, text.find('='));
+      return k == "stages" ? "pp" : k;
+    };
+    const auto other = std::find_if(pins_.texts.begin(), pins_.texts.end(),
+                                    [&](const auto& text) { return key(text) == key(text_); });
+    CLEAVE_ASSERT(other != pins_.texts.end(), "nothing contradicts '{}'", text_);
+    fail("{} '{}' and '{}' contradict each other", where_, *other, text_);
+  }
+
   template <class T>
   void set(std::optional<T>& target, T value) const {
-    if (target && *target != value) wrong("another pin says otherwise");
+    if (target && *target != value) contradicted();
     target = value;
   }
 
@@ -104,7 +116,7 @@ class PinReader {
     } else if (const auto role = role_named(key_); role && *role != AxisRole::kAny) {
       const int64_t size = count(1, kMost);
       for (const AxisPin& a : pins_.axes) {
-        if (a.role == *role && a.size != size) wrong("another pin says otherwise");
+        if (a.role == *role && a.size != size) contradicted();
         if (a.role == *role) return true;
       }
       pins_.axes.push_back({*role, size});
@@ -200,6 +212,10 @@ Pins parse_pins(std::span<const std::string> texts, std::string_view where) {
   if (pins.chunks.value_or(1) > 1 && pins.schedule &&
       *pins.schedule != ScheduleKind::kInterleaved) {
     fail("{} chunks={}: only schedule=interleaved has several chunks a stage", where, *pins.chunks);
+  }
+  for (const AxisPin& a : pins.axes) {
+    if (a.role != AxisRole::kData || a.size > 1 || pins.zero.value_or(0) == 0) continue;
+    fail("{} zero={}: dp=1 leaves nothing over which states would be in parts", where, *pins.zero);
   }
   for (const NodePin& pin : pins.nodes) {
     if (pin.kind != NodePin::Kind::kStage || !pins.stages || pin.stage < *pins.stages) continue;

@@ -127,7 +127,8 @@ struct Candidate {
   double compute_seconds = 0, communication_seconds = 0;  // of its plan; 0: there is none
   double lower_bound = 0;
   int64_t peak_bytes = 0;
-  std::string why_not;  // empty when it was chosen
+  bool planned = false;  // in full; else the cost is an estimate of the search's, which tends low
+  std::string why_not;   // empty when it was chosen
 };
 
 // How the model is cut over time. Every stage has a mesh of its own, all of one shape: rank
@@ -150,6 +151,7 @@ struct Asked {
   std::string mesh;            // as MeshRequest says it; empty: chosen
   double memory_limit = 0;     // bytes a device; 0: the cluster's own; infinite: none
   bool micro_batches = false;  // as many as the graph had; else the search divided the step
+  bool least_memory = false;   // the smallest peak, not the fastest step
 };
 
 // A plan for a graph: the traced one as `rewrite` changes it.

@@ -216,6 +216,7 @@ std::vector<Candidate> candidates_in(const Json& search) {
     c.lower_bound =
         bound.is_number() ? bound.get<double>() : std::numeric_limits<double>::infinity();
     c.peak_bytes = field<int64_t>(j, "peak_bytes");
+    c.planned = j.contains("planned") && field<bool>(j, "planned");
     c.compute_seconds = field<double>(j, "compute_seconds");
     c.communication_seconds = field<double>(j, "communication_seconds");
     c.why_not = field<std::string>(j, "why_not");
@@ -231,6 +232,7 @@ Asked asked_in(const Json& j) {
   asked.memory_limit =
       limit == "none" ? std::numeric_limits<double>::infinity() : field<double>(j, "memory_bytes");
   asked.micro_batches = field<bool>(j, "micro_batches");
+  asked.least_memory = j.contains("least_memory") && field<bool>(j, "least_memory");
   return asked;
 }
 
@@ -305,7 +307,8 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
   const double limit = plan.asked.memory_limit;
   j["asked"] = {{"mesh", plan.asked.mesh},
                 {"memory_bytes", std::isinf(limit) ? Json("none") : Json(limit)},
-                {"micro_batches", plan.asked.micro_batches}};
+                {"micro_batches", plan.asked.micro_batches},
+                {"least_memory", plan.asked.least_memory}};
   j["offloaded"] = Json::array();
   for (size_t i = 0; i < plan.on_host.size(); ++i) {
     if (plan.on_host[i]) j["offloaded"].push_back(graph.sources()[i].name);
@@ -342,6 +345,7 @@ Json plan_to_json(const Graph& graph, const Plan& plan) {
          {"cost", c.cost < std::numeric_limits<double>::infinity() ? Json(c.cost) : Json()},
          {"lower_bound", c.lower_bound},
          {"peak_bytes", c.peak_bytes},
+         {"planned", c.planned},
          {"compute_seconds", c.compute_seconds},
          {"communication_seconds", c.communication_seconds},
          {"why_not", c.why_not}});

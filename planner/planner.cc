@@ -242,8 +242,31 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
                    options);
 }
 
+namespace {
+
+// An axis of experts in a model whose layers have none would be one more of data parallelism.
+void check_experts(const Graph& graph, const PlannerOptions& options) {
+  std::string text;
+  for (const AxisPin& a : options.pins.axes) {
+    if (a.role == AxisRole::kExpert && a.size > 1) text = fmt::format("--pin ep={}", a.size);
+  }
+  for (size_t a = 0; a < options.mesh.sizes.size(); ++a) {
+    if (options.mesh.roles[a] != AxisRole::kExpert || options.mesh.sizes[a] == 1) continue;
+    text = "--mesh " + options.mesh.to_string();
+  }
+  if (text.empty()) return;
+  const Outline outline = outline_of(std::make_shared<const Graph>(graph));
+  const bool repeats = std::any_of(outline.pieces.begin(), outline.pieces.end(),
+                                   [](const Piece& p) { return p.repeat >= 0; });
+  if (!repeats || looks_up_in_layers(outline, prepare_folded(outline, {}))) return;
+  fail("{}: the layers of this model have no experts to share out; dp=N splits the batch", text);
+}
+
+}  // namespace
+
 PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOptions& options) {
   const auto start = Clock::now();
+  check_experts(graph, options);
   PlannerOptions asked = options;
   const Pins& pins = options.pins;
   const auto pins_stage = [](const NodePin& pin) {
@@ -273,7 +296,6 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
     plan.pins = options.pins.texts;
     plan.asked.mesh = options.mesh.to_string();
     plan.asked.memory_limit = options.memory_limit;
-    plan.asked.micro_batches = !options.trace && !options.pins.micro_batches;
     plan.search_seconds = seconds_since(start);
   }
   return result;

@@ -119,19 +119,7 @@ WideSearch::WideSearch(const Graph& graph, const Cluster& cluster, const Planner
   limits.batch = sequences_per_step(graph);
   limits.pieces = static_cast<int64_t>(first.pieces.size());
   limits.sequence = folded.restrictions.sequence >= 0;
-  limits.experts = std::any_of(folded.restrictions.indexed.begin(),
-                               folded.restrictions.indexed.end(), [&](ClassId c) {
-                                 for (size_t n = 0; n < folded.graph->nodes().size(); ++n) {
-                                   const int32_t p = folded.piece_of[n];
-                                   if (first.pieces[static_cast<size_t>(p)].repeat < 0) continue;
-                                   for (const auto& factor : folded.dimensions->factors[n]) {
-                                     for (const Atom& a : factor) {
-                                       if (a.dimension_class == c) return true;
-                                     }
-                                   }
-                                 }
-                                 return false;
-                               });
+  limits.experts = looks_up_in_layers(first, folded);
   limits.micro_batches = {graph.micro_batches};
   if (options.trace && limits.batch > 0) limits.micro_batches = divisors(limits.batch);
   if (const auto pinned = options.pins.micro_batches; pinned && options.trace) {
@@ -377,6 +365,7 @@ void WideSearch::fit(Entry& entry) {
   entry.overhead = overhead(entry);
   entry.fitted = std::isfinite(seconds);
   entry.report.cost = seconds;
+  entry.report.planned = false;
   if (entry.fitted) {
     // Between the quickest and the thriftiest ways there will be better ones, and so where the
     // quickest fit in uneven stages.
@@ -530,6 +519,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
     }
     if (piped) set_step_seconds(*run, plan, schedules_);
     entry.report.cost = plan.certificate.cost;
+    entry.report.planned = true;
     if (result_.plan && plan.certificate.cost >= result_.plan->certificate.cost) {
       entry.report.why_not = slower(plan.certificate.cost, result_.plan->certificate.cost);
       return std::nullopt;
@@ -757,8 +747,9 @@ PlanResult WideSearch::run() {
     Entry& e = entries_[i];
     bound = std::min(bound, e.bound);
     if (!e.report.why_not.empty() || (result_.plan && i == chosen_)) continue;
-    e.report.why_not =
-        e.report.cost > best ? slower(e.report.cost, best) : "promising, but not planned in full";
+    e.report.why_not = e.report.cost <= best ? "promising, but not planned in full"
+                       : e.report.planned    ? slower(e.report.cost, best)
+                                             : "by an estimate " + slower(e.report.cost, best);
   }
   std::stable_sort(entries_.begin(), entries_.end(),
                    [](const Entry& a, const Entry& b) { return a.report.cost < b.report.cost; });

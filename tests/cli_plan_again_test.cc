@@ -10,12 +10,17 @@ using testing::capture;
 using testing::Outcome;
 using Json = nlohmann::ordered_json;
 
-// As a shell takes a line apart, as far as single quotes go.
+// As a shell takes a line apart, as far as single quotes and backslashes go.
 std::vector<std::string> words_of(const std::string& line) {
   std::vector<std::string> words = {""};
-  bool quoted = false;
+  bool quoted = false, escaped = false;
   for (char c : line) {
-    if (c == '\'') {
+    if (escaped) {
+      words.back() += c;
+      escaped = false;
+    } else if (c == '\\' && !quoted) {
+      escaped = true;
+    } else if (c == '\'') {
       quoted = !quoted;
     } else if (c == ' ' && !quoted) {
       words.emplace_back();
@@ -71,7 +76,10 @@ INSTANTIATE_TEST_SUITE_P(
                       "gpt2:124m --set layers=2 --cluster 4xa100 --pin 'h.1=stage 1' pp=2 "
                       "--optimizer sgd",
                       "mixtral:tiny --cluster 8xh100 --pin ep=2 --memory 60GB",
-                      "bert:base --set layers=2 --cluster 2xv100 --precision fp32"));
+                      "bert:base --set layers=2 --cluster 2xv100 --precision fp32",
+                      "gpt2:tiny --cluster cpu:4 --objective memory",
+                      "gpt2:tiny --cluster cpu:4 --objective memory --pin dp=2 zero=0 --memory 8MB",
+                      "gpt2:124m --set layers=2 --cluster 8xh100 --pin zero=0"));
 
 // What is computed again, and kept in parts, so that it fits is searched: what is printed does not
 // claim more than the arrangement, and gives that.
@@ -88,6 +96,38 @@ TEST(PlanAgainLine, SaysWhereMemoryDecided) {
   EXPECT_LE(second["predicted"]["peak_bytes"], 4e6);
   const Outcome shown = testing::cleave_run("plan gpt2:tiny --cluster cpu:4 --memory 4MB");
   EXPECT_NE(shown.out.find("searched anew"), std::string::npos) << shown.out;
+}
+
+// Limits that were tried on the way to the smallest peak are not printed: what is printed leads
+// there.
+TEST(PlanAgainLine, OfTheLeastMemoryAsksForTheLeastMemory) {
+  const Json plan = planned("plan gpt2:tiny --cluster cpu:4 --objective memory --accumulate 2");
+  ASSERT_FALSE(plan.is_null());
+  const std::string line = plan["again"]["command"];
+  EXPECT_NE(line.find(" --cluster cpu:4 --pin micro=2 --objective memory"), std::string::npos)
+      << line;
+  EXPECT_EQ(line.find("--memory"), std::string::npos) << line;
+  EXPECT_EQ(plan["asked"]["memory_bytes"], 0);
+  EXPECT_TRUE(plan["asked"]["least_memory"]);
+}
+
+// A pin of a stage says nothing of what is computed again.
+TEST(PlanAgainLine, IsNotExactByAnyPinOfAnOp) {
+  const std::string asked = "plan gpt2:tiny --cluster cpu:4 --memory 4MB --pin 'h.0=keep'";
+  const Json kept = planned(asked);
+  ASSERT_FALSE(kept.is_null());
+  EXPECT_FALSE(kept["again"]["exact"]);
+}
+
+TEST(PlanAgainLine, SaysAccumulateOnlyWhereItWasGiven) {
+  const char* base = "plan gpt2:tiny --cluster cpu:4";
+  const auto asked = [&](const std::string& more) {
+    return planned(base + more)["asked"]["micro_batches"].get<bool>();
+  };
+  EXPECT_FALSE(asked(" --forward"));
+  EXPECT_FALSE(asked(" --batch 1"));
+  EXPECT_FALSE(asked(""));
+  EXPECT_TRUE(asked(" --accumulate 1"));
 }
 
 }  // namespace

@@ -85,8 +85,9 @@ TEST(Pins, MistakesAreOneLineThatSaysWhat) {
       {{"wte:tp=shard"}, "'shard' is no placement; write replicate, partial, or shard(D)"},
       {{"wte:tp=shard(x)"}, "'shard(x)' is no placement"},
       {{"wte:tp=shard(-1)"}, "is no placement"},
-      {{"tp=2", "tp=4"}, "--pin 'tp=4': another pin says otherwise"},
-      {{"pp=2", "stages=4"}, "--pin 'stages=4': another pin says otherwise"},
+      {{"tp=2", "tp=4"}, "--pin 'tp=2' and 'tp=4' contradict each other"},
+      {{"pp=2", "stages=4"}, "--pin 'pp=2' and 'stages=4' contradict each other"},
+      {{"zero=3", "dp=1"}, "--pin zero=3: dp=1 leaves nothing over which states would be in parts"},
       {{"pp=1", "chunks=2"}, "a model on one stage is not cut"},
       {{"chunks=2", "schedule=1f1b"}, "only schedule=interleaved"},
       {{"pp=2", "h.1=stage 2"}, "there are 2 stages, counted from 0"},
@@ -191,6 +192,13 @@ TEST(Pins, ThatContradictEachOtherAreRefused) {
   EXPECT_EQ(mesh("tp=8", {"zero=1"}),
             "--pin zero=1: --mesh tp=8 has no axis dp, over which states would be in parts");
   EXPECT_EQ(mesh("dp=2,tp=4", {"tp=4", "zero=1"}), "none");
+  EXPECT_EQ(mesh("dp=1,tp=8", {"zero=1"}),
+            "--pin zero=1: --mesh dp=1,tp=8 has one device on dp, over which states would be in "
+            "parts");
+  EXPECT_EQ(mesh("2x4", {"zero=0"}),
+            "--pin zero=0: --mesh 2x4 does not say which axis is dp (write dp=N,tp=M), over which "
+            "states would be in parts");
+  EXPECT_EQ(mesh("tp=8", {"zero=0"}), "none");
 }
 
 TEST(Pins, ThatLeaveNoArrangementAreNamed) {
@@ -213,6 +221,9 @@ TEST(Pins, ThatLeaveNoArrangementAreNamed) {
       {{"schedule=interleaved", "pp=4", "micro=2"},
        "schedule=interleaved: the micro-batches (2) do not divide by the stages (4), as it needs; "
        "pin micro or pp"},
+      {{"pp=64"}, "pp=64: a stage needs a device at least, and 8xh100 has 8"},
+      {{"h.0=stage 8"},
+       "'h.0=stage 8': it needs 9 stages, of a device each at least, and 8xh100 has 8"},
       {{"pp=8", "chunks=2"},
        "8 stages of 2 chunks are pinned, but the model can be cut into 12 pieces at most"}};
   for (const auto& [texts, expected] : rows) {
@@ -262,8 +273,47 @@ std::string meshes(const std::vector<std::string>& texts, int64_t devices = 8) {
   return all;
 }
 
+TEST(Pins, ThatLeaveAPartOfTheBatchNoSequenceAreNamed) {
+  const ArrangementLimits limits{.batch = 7, .pieces = 12, .micro_batches = {1, 7}, .stages = true};
+  const auto with = [&](const std::vector<std::string>& texts) {
+    return mistake([&] { arrangements_of(parse_cluster("8xh100"), {}, pins_of(texts), limits); });
+  };
+  EXPECT_EQ(with({"dp=8"}), "dp=8: the 7 sequences of a step cannot be cut into 8 equal parts");
+  EXPECT_EQ(with({"dp=2", "ep=4"}),
+            "dp=2 and ep=4: the 7 sequences of a step cannot be cut into 8 equal parts");
+  EXPECT_EQ(with({"dp=1"}), "none");
+}
+
+// A stage that is pinned needs those before it: fewer are not searched in vain.
+TEST(Pins, OfStagesLeavePipelinesThatHaveThem) {
+  const ArrangementLimits limits{
+      .batch = 8, .pieces = 12, .micro_batches = {1, 2, 4, 8}, .stages = true};
+  const auto found = arrangements_of(parse_cluster("8xh100"), {}, pins_of({"h.1=stage 2"}), limits);
+  ASSERT_FALSE(found.empty());
+  for (const Arrangement& a : found) EXPECT_GE(a.stages, 3) << a.to_string();
+}
+
+TEST(Pins, OfExpertsNeedExperts) {
+  PlannerOptions options;
+  options.pins = pins_of({"ep=2"});
+  const auto plan = [&](const Graph& g) {
+    return mistake([&] { find_plan(g, parse_cluster("4xh100"), options); });
+  };
+  const std::string why =
+      ": the layers of this model have no experts to share out; dp=N splits the batch";
+  EXPECT_EQ(plan(gpt()), "--pin ep=2" + why);
+  ModelConfig config = model_named("mixtral:tiny");
+  config.batch = 8;
+  EXPECT_EQ(plan(trace(config)), "none");
+  options.pins = {};
+  options.mesh = parse_mesh("dp=2,ep=2");
+  EXPECT_EQ(plan(gpt()), "--mesh dp=2,ep=2" + why);
+}
+
 TEST(Pins, LeaveMeshes) {
-  EXPECT_FALSE(pins_axes(pins_of({"zero=0", "pp=2"})));
+  EXPECT_FALSE(pins_axes(pins_of({"micro=1", "pp=2"})));
+  EXPECT_TRUE(pins_axes(pins_of({"zero=0", "pp=2"})));
+  EXPECT_EQ(meshes({"zero=0"}), "tp8 dp2,tp4 dp4,tp2 dp8");
   EXPECT_TRUE(pins_axes(pins_of({"zero=1"})));
   EXPECT_TRUE(pins_axes(pins_of({"wte.weight:tp=shard(0)"})));
   EXPECT_EQ(meshes({"tp=2"}), "dp4,tp2");
@@ -348,6 +398,16 @@ TEST(Pins, AreKeptByTheSearch) {
 
 TEST(Pins, OfZeroAreKept) {
   const Graph g = gpt(2);
+  // Whichever mesh comes out: nothing is in parts over what it calls data parallel.
+  const Plan open = planned(g, {"zero=0"});
+  EXPECT_EQ(open.zero, 0);
+  for (const Source& s : g.sources()) {
+    if (s.kind != SourceKind::kParameter && s.kind != SourceKind::kState) continue;
+    for (size_t a = 0; a < open.mesh.axes.size(); ++a) {
+      if (!open.mesh.axes[a].name.starts_with("dp")) continue;
+      EXPECT_FALSE(open.values[static_cast<size_t>(s.value)][0].placements[a].is_shard()) << s.name;
+    }
+  }
   for (const std::string model : {"dp=8", "dp=4"}) {
     const Plan none = planned(g, {model, "zero=0"}), states = planned(g, {model, "zero=1"}),
                all = planned(g, {model, "zero=3"});
