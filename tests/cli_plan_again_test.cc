@@ -1,6 +1,9 @@
 // The line that a plan prints gives it back.
 #include <nlohmann/json.hpp>
 
+#include "cli/plan_again.h"
+#include "cli/plan_file.h"
+#include "cli/plan_parts.h"
 #include "tests/cli_run.h"
 
 namespace cleave {
@@ -111,14 +114,60 @@ TEST(PlanAgainLine, OfTheLeastMemoryAsksForTheLeastMemory) {
   EXPECT_TRUE(plan["asked"]["least_memory"]);
 }
 
-// A pin of a stage says nothing of what is computed again.
-TEST(PlanAgainLine, IsNotExactByAnyPinOfAnOp) {
-  const std::string asked = "plan gpt2:tiny --cluster cpu:4 --memory 4MB --pin 'h.0=keep'";
-  const Json kept = planned(asked);
-  ASSERT_FALSE(kept.is_null());
-  EXPECT_FALSE(kept["again"]["exact"]);
+LoadedPlan loaded(const Json& plan) {
+  const std::string text = plan.dump();
+  return load_plan("plan.json", text, spec_in_plan_file("plan.json", text), nullptr);
 }
 
+// What is computed again is fixed only by pins that name it.
+TEST(PlanAgainLine, IsExactWhenPinsNameWhatIsComputedAgain) {
+  Json plan =
+      planned("plan gpt2:tiny --cluster cpu:2 --mesh dp=2 --accumulate 1 --pin h.0.mlp=recompute");
+  ASSERT_FALSE(plan.is_null());
+  ASSERT_FALSE(plan["rewrite"]["remade"].empty());
+  const auto exact_with = [&](const std::string& pin) {
+    plan["pins"] = {pin};
+    const LoadedPlan l = loaded(plan);
+    return plan_again(l.model, l.plan).exact;
+  };
+  EXPECT_TRUE(exact_with("h.0.mlp=recompute"));
+  EXPECT_TRUE(exact_with("h.*=recompute"));
+  EXPECT_FALSE(exact_with("h.0.mlp=keep"));
+  EXPECT_FALSE(exact_with("h.1.mlp=recompute"));
+  EXPECT_FALSE(exact_with("h.0=stage 0"));
+}
+
+TEST(PlanAgainLine, IsQuotedForAShell) {
+  LoadedPlan l = loaded(planned("plan mlp:tiny --cluster cpu:1"));
+  l.model.spec.name = "my model's {1}.py";
+  l.model.spec.set = {"layers=2", "a=`b`"};
+  l.plan.cluster.spec = "rack[1].toml";
+  EXPECT_TRUE(command_of(l.model, l.plan)
+                  .starts_with("cleave plan 'my model'\\''s {1}.py' --set layers=2 'a=`b`' "));
+  EXPECT_NE(command_of(l.model, l.plan).find(" --cluster 'rack[1].toml' "), std::string::npos);
+}
+
+// What was not planned in full is not told as if it had been, nor as slower than nothing.
+TEST(Beaten, SaysWhatWasOnlyEstimated) {
+  Plan plan;
+  plan.certificate.cost = 1;
+  const auto add = [&](double cost, bool full, const char* why) {
+    Candidate c;
+    c.cost = cost, c.planned = full, c.why_not = why;
+    plan.candidates.push_back(c);
+  };
+  add(0.9, false, "promising");
+  add(1, true, "");  // chosen
+  add(1.1, false, "slower");
+  add(1.2, true, "slower");
+  std::vector<std::string> lines;
+  for (const Candidate* c : beaten(plan)) lines.push_back(why_not(*c, plan));
+  EXPECT_EQ(lines, (std::vector<std::string>{"20.0 % slower",
+                                             "promising by an estimate, not planned in full",
+                                             "estimated, not planned: at best 10.0 % slower"}));
+}
+
+// A step of one sequence cannot be divided, and a forward is not; neither was asked for.
 TEST(PlanAgainLine, SaysAccumulateOnlyWhereItWasGiven) {
   const char* base = "plan gpt2:tiny --cluster cpu:4";
   const auto asked = [&](const std::string& more) {
