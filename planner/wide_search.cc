@@ -37,6 +37,7 @@ constexpr size_t kMostBeyond = 3;
 constexpr double kKept = 1.03;        // of its estimate: a plan that costs no more kept its promise
 constexpr size_t kMostFailed = 12;    // arrangements that do not fit in the end, before giving up
 constexpr size_t kMostRealised = 24;  // arrangements planned in full
+constexpr size_t kTogether = 2;       // so many at once, on however few threads
 constexpr size_t kMostAsked = 32;     // grounds whose ways are computed for the bound alone
 
 // Work on [0, count) by so many threads; the first exception is thrown again.
@@ -452,13 +453,13 @@ std::vector<NodeId> WideSearch::remade_nodes(const Entry& entry,
 }
 
 void WideSearch::note_peak(int64_t bytes) {
+  const std::lock_guard lock(peak_mutex_);
   if (bytes > 0 && (result_.smallest_peak == 0 || bytes < result_.smallest_peak)) {
     result_.smallest_peak = bytes;
   }
 }
 
-std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
-                                         std::shared_ptr<const Graph>& graph) {
+WideSearch::Realised WideSearch::realised(Entry& entry, bool even, double best) {
   Ground& ground = grounds_[entry.ground];
   const std::vector<PieceOption>& options = ground.options;
   const std::vector<RemakeMode>& menu = traced(ground).menu;
@@ -508,7 +509,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
     Solved solved = solver.solve(costing, pipeline);
     if (!solved.plan) {
       entry.report.why_not = solved.too_large.empty() ? "no placement works" : solved.too_large;
-      return std::nullopt;
+      return {};
     }
     Plan& plan = *solved.plan;
     plan.rewrite = std::move(rewrite);
@@ -520,9 +521,9 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
     if (piped) set_step_seconds(*run, plan, schedules_);
     entry.report.cost = plan.certificate.cost;
     entry.report.planned = true;
-    if (result_.plan && plan.certificate.cost >= result_.plan->certificate.cost) {
-      entry.report.why_not = slower(plan.certificate.cost, result_.plan->certificate.cost);
-      return std::nullopt;
+    if (plan.certificate.cost >= best) {
+      entry.report.why_not = slower(plan.certificate.cost, best);
+      return {};
     }
     std::vector<int64_t> bytes = options_.live_bytes ? options_.live_bytes(*run, plan) : held;
     const auto over = [&](int64_t b) { return static_cast<double>(b) > limit_; };
@@ -537,8 +538,7 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
       entry.report.compute_seconds = plan.predicted.compute_seconds;
       entry.report.communication_seconds = plan.predicted.communication_seconds;
       entry.report.why_not.clear();
-      graph = std::move(run);
-      return std::move(solved.plan);
+      return {std::move(solved.plan), std::move(run)};
     }
     note_peak(plan.predicted.peak_bytes);
     for (size_t s = 0; s < stages; ++s) {
@@ -551,13 +551,14 @@ std::optional<Plan> WideSearch::realised(Entry& entry, bool even,
   }
   entry.report.why_not = kUnfit;
   entry.report.cost = kInfinity;
-  return std::nullopt;
+  return {};
 }
 
-bool WideSearch::realise(Entry& entry) {
+WideSearch::Realised WideSearch::realise(Entry& entry, double best) {
   refine(entry);
   const double promised = entry.estimate;
-  std::optional<Candidate> best;
+  Realised found;
+  Candidate report;
   // What uneven cuts promise they may not keep: values cost something to pass where layers have no
   // border.
   for (const bool even : {false, true}) {
@@ -565,15 +566,14 @@ bool WideSearch::realise(Entry& entry) {
                  entry.report.why_not == kUnfit)) {
       break;
     }
-    std::shared_ptr<const Graph> graph;
-    auto plan = realised(entry, even, graph);
-    if (!plan) continue;
-    result_.plan = std::move(plan);
-    result_.graph = std::move(graph);
-    best = entry.report;
+    Realised made = realised(entry, even, best);
+    if (!made.plan) continue;
+    best = made.plan->certificate.cost;
+    found = std::move(made);
+    report = entry.report;
   }
-  if (best) entry.report = std::move(*best);
-  return best.has_value();
+  if (found.plan) entry.report = std::move(report);
+  return found;
 }
 
 void WideSearch::work_through(size_t first) {
@@ -609,36 +609,57 @@ void WideSearch::work_through(size_t first) {
     if (!batch.empty()) {
       add_options(thrifty, Known::kThrifty);
       add_options(all, Known::kAll);
+      in_parallel(batch.size(), options_.threads, [&](size_t i) { fit(entries_[batch[i]]); });
       for (size_t i : batch) {
-        fit(entries_[i]);
         unfit += std::isinf(entries_[i].estimate);
         queue.emplace(entries_[i].estimate, i);
       }
       continue;
     }
-    if (done()) break;
-    const size_t next = queue.top().second;
-    Entry& e = entries_[next];
-    queue.pop();
-    ++realised;
-    if (result_.plan && e.estimate >= result_.plan->certificate.cost && ++beyond == kMostBeyond) {
-      worth = 1;
+    // Two at once, if the next needs nothing either.
+    std::vector<size_t> next;
+    while (!done() && next.size() < kTogether) {
+      const size_t i = queue.top().second;
+      const Entry& e = entries_[i];
+      if (!e.final || e.overhead != overhead(e)) break;
+      if (!next.empty() && e.ground == entries_[next[0]].ground) break;
+      if (result_.plan && e.estimate >= result_.plan->certificate.cost && ++beyond == kMostBeyond) {
+        worth = 1;
+      }
+      queue.pop();
+      next.push_back(i);
     }
+    if (next.empty()) break;
+    realised += next.size();
     const bool had = result_.plan.has_value();
-    const bool planned = realise(e);
-    if (planned) chosen_ = next;
-    // Its pieces seemed to fit as they are, and with others they may.
-    if (Ground& ground = grounds_[e.ground]; !planned && std::isfinite(e.estimate) &&
-                                             ground.known != Known::kAll &&
-                                             e.report.why_not == kUnfit) {
-      if (ground.base_price == 0) ground.base_price = e.free / limit_;
-      add_options({e.ground}, Known::kAll);
-      fit(e);
-      queue.emplace(e.estimate, next);
-      continue;
+    const double best = had ? result_.plan->certificate.cost : kInfinity;
+    std::vector<Realised> made(next.size());
+    in_parallel(next.size(), options_.threads,
+                [&](size_t i) { made[i] = realise(entries_[next[i]], best); });
+    for (size_t i = 0; i < next.size(); ++i) {
+      Entry& e = entries_[next[i]];
+      if (made[i].plan) {
+        if (result_.plan && made[i].plan->certificate.cost >= result_.plan->certificate.cost) {
+          continue;
+        }
+        result_.plan = std::move(made[i].plan);
+        result_.graph = std::move(made[i].graph);
+        chosen_ = next[i];
+        continue;
+      }
+      // Its pieces seemed to fit as they are, and with others they may.
+      Ground& ground = grounds_[e.ground];
+      if (std::isfinite(e.estimate) && ground.known != Known::kAll && e.report.why_not == kUnfit) {
+        if (ground.base_price == 0) ground.base_price = e.free / limit_;
+        add_options({e.ground}, Known::kAll);
+        fit(e);
+        queue.emplace(e.estimate, next[i]);
+        continue;
+      }
+      if (!had) ++failed;
     }
     // When the most promising do not fit after all, those behind them will not either.
-    if (!had && !result_.plan && ++failed == kMostFailed) break;
+    if (!result_.plan && failed >= kMostFailed) break;
   }
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -97,9 +98,14 @@ class WideSearch {
   // when none does.
   void fit(Entry& entry);
   void refine(Entry& entry);
-  // Plans an arrangement in full. False: nothing came of it, for the reason in its report.
-  bool realise(Entry& entry);
-  std::optional<Plan> realised(Entry& entry, bool even, std::shared_ptr<const Graph>& graph);
+  struct Realised {
+    std::optional<Plan> plan;  // none: for the reason in the entry's report
+    std::shared_ptr<const Graph> graph;
+  };
+  // Plans an arrangement in full; nothing that costs `best` or more. Safe to run at the same time
+  // for entries of different grounds.
+  Realised realise(Entry& entry, double best);
+  Realised realised(Entry& entry, bool even, double best);
   void note_peak(int64_t bytes);
   void raise_bound(Entry& e, double best);
   void raise_bounds(double best);
@@ -128,6 +134,7 @@ class WideSearch {
   ArrangementLimits limits_;
   Schedules schedules_;
   PlanResult result_;
+  std::mutex peak_mutex_;  // of result_.smallest_peak
 };
 
 }  // namespace cleave
