@@ -291,8 +291,10 @@ double pipeline_bound(const Arrangement& arrangement, const std::vector<Piece>& 
   // Under 1f1b with more micro-batches than stages, the third paths weighted so count every chunk
   // (m + p - 1) / p times: no cut is faster than an even one.
   const double m = static_cast<double>(arrangement.micro_batches), p = arrangement.stages;
-  if (arrangement.schedule == ScheduleKind::kOneForwardOneBackward && m > p + 1 &&
-      weights.size() >= 4 * stages) {
+  const bool all_through = std::count_if(dual.paths().begin(), dual.paths().end(),
+                                         [](const CriticalPath& path) { return path.kind == 2; }) ==
+                           static_cast<int64_t>(stages);
+  if (arrangement.schedule == ScheduleKind::kOneForwardOneBackward && m > p + 1 && all_through) {
     const double count = (m - 1) / p;
     double sum = 0;
     weights.assign(weights.size(), 0);

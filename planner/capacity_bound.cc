@@ -29,10 +29,11 @@ struct Counts {
   }
 };
 
-// What keeps one stage from taking more copies: `copies` for certain, which leave scale * T - fixed
-// for more at `each`; a heavy piece costs `heavy`.
+// What keeps one stage from taking more copies: `copies` for certain, which leave T - fixed for
+// more at `each`, or, of bytes alone, -fixed whatever T; a heavy piece costs `heavy`.
 struct Room {
-  double scale = 1, fixed = 0, each = 0;
+  bool bytes_alone = false;
+  double fixed = 0, each = 0;
   int32_t copies = 0;
   std::vector<double> heavy;
 };
@@ -71,7 +72,7 @@ class Capacity {
     for (int32_t s = 0; s < stages_; ++s) {
       if (std::isinf(limits_[size_t(s)])) continue;
       add_room(s, Counts(), 0, {}, 1);
-      rooms_[size_t(s)].back().scale = 0;
+      rooms_[size_t(s)].back().bytes_alone = true;
     }
   }
 
@@ -202,7 +203,7 @@ class Capacity {
   double most_copies(const std::vector<Room>& rooms, size_t set, double seconds) const {
     double most = static_cast<double>(copies_);
     for (const Room& room : rooms) {
-      double left = room.scale == 0 ? -room.fixed : room.scale * seconds - room.fixed;
+      double left = (room.bytes_alone ? 0 : seconds) - room.fixed;
       for (size_t h = 0; h < heavy_.size(); ++h) {
         if ((set >> h & 1) != 0) left -= room.heavy[h];
       }

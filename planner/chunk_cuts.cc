@@ -94,6 +94,37 @@ std::vector<int32_t> moved(std::vector<int32_t> first_piece, size_t from, size_t
   return first_piece;
 }
 
+namespace {
+
+struct Balance {
+  std::vector<double> sums;  // of a micro-batch, by stage: seconds
+  double seconds = 0;        // of a step, about
+};
+
+// `before`: seconds of all pieces before this one.
+Balance balance(const Arrangement& arrangement, const std::vector<double>& before,
+                const std::vector<int32_t>& first_piece) {
+  const auto stages = static_cast<size_t>(arrangement.stages);
+  const double mean = before.back() / static_cast<double>(stages);
+  Balance b;
+  b.sums.assign(stages, 0);
+  double longest = 0, row = 0, soft = 0;
+  for (size_t c = 0; c < first_piece.size(); ++c) {
+    const size_t end =
+        c + 1 < first_piece.size() ? static_cast<size_t>(first_piece[c + 1]) : before.size() - 1;
+    const double chunk = before[end] - before[static_cast<size_t>(first_piece[c])];
+    row = c % stages == 0 ? chunk : row + chunk;
+    b.sums[c % stages] += chunk;
+    longest = std::max(longest, row);
+  }
+  for (double s : b.sums) soft += std::pow(s / mean, kSoft);
+  b.seconds =
+      static_cast<double>(arrangement.micro_batches) * mean * std::pow(soft, 1 / kSoft) + longest;
+  return b;
+}
+
+}  // namespace
+
 std::vector<int32_t> with_even_stages(const Arrangement& arrangement,
                                       const std::vector<double>& weights, const CutRules& rules,
                                       std::vector<int32_t> first_piece) {
@@ -101,45 +132,26 @@ std::vector<int32_t> with_even_stages(const Arrangement& arrangement,
   const auto stages = static_cast<size_t>(arrangement.stages);
   std::vector<double> before(weights.size() + 1, 0);
   for (size_t p = 0; p < weights.size(); ++p) before[p + 1] = before[p] + weights[p];
-  const double mean = before.back() / static_cast<double>(stages);
-  const auto m = static_cast<double>(arrangement.micro_batches);
-  const auto end_of = [&](const std::vector<int32_t>& cuts, size_t c) {
-    return c + 1 < cuts.size() ? cuts[c + 1] : pieces;
-  };
-  std::vector<double> sums(stages);
-  const auto seconds = [&](const std::vector<int32_t>& cuts) {
-    sums.assign(stages, 0);
-    double longest = 0, row = 0, soft = 0;
-    for (size_t c = 0; c < cuts.size(); ++c) {
-      if (c % stages == 0) row = 0;
-      const double chunk = before[size_t(end_of(cuts, c))] - before[size_t(cuts[c])];
-      sums[c % stages] += chunk;
-      row += chunk;
-      longest = std::max(longest, row);
-    }
-    for (double s : sums) soft += std::pow(s / mean, kSoft);
-    return m * mean * std::pow(soft, 1 / kSoft) + longest;
-  };
-  double best = seconds(first_piece);
+  Balance best = balance(arrangement, before, first_piece);
   for (bool better = true; better;) {
     better = false;
-    std::vector<int32_t> found;
+    const std::vector<int32_t> cuts = first_piece;
+    const std::vector<double> sums = best.sums;
     const auto most =
         static_cast<size_t>(std::max_element(sums.begin(), sums.end()) - sums.begin());
-    for (size_t from = most; from < first_piece.size(); from += stages) {
-      if (end_of(first_piece, from) - first_piece[from] < 2) continue;
-      for (size_t to = 0; to < first_piece.size(); ++to) {
+    for (size_t from = most; from < cuts.size(); from += stages) {
+      if ((from + 1 < cuts.size() ? cuts[from + 1] : pieces) - cuts[from] < 2) continue;
+      for (size_t to = 0; to < cuts.size(); ++to) {
         if (to % stages == most) continue;
-        auto cuts = moved(first_piece, from, to);
-        const double x = seconds(cuts);
-        if (x < best * (1 - 1e-9) && allowed(cuts, pieces, arrangement.stages, rules)) {
-          best = x, found = std::move(cuts);
+        auto next = moved(cuts, from, to);
+        Balance b = balance(arrangement, before, next);
+        if (b.seconds < best.seconds * (1 - 1e-9) &&
+            allowed(next, pieces, arrangement.stages, rules)) {
+          best = std::move(b), first_piece = std::move(next);
+          better = true;
         }
       }
     }
-    better = !found.empty();
-    if (better) first_piece = std::move(found);
-    seconds(first_piece);
   }
   return first_piece;
 }

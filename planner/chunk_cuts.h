@@ -28,10 +28,11 @@ std::vector<int32_t> deal_out(const std::vector<double>& weights, int32_t stages
                               const CutRules& rules);
 
 // The pieces dealt out to so many stages, in their order and at least one each, so that the longest
-// sum is least: that sum.
+// sum is least: that sum; 0 when there are fewer pieces than stages.
 double least_longest(const std::vector<double>& seconds, int32_t stages);
 
-// A piece fewer in one chunk, one more in another: those between move on by one.
+// A piece fewer in chunk `from`, which has two or more, one more in chunk `to`: those between move
+// on by one.
 std::vector<int32_t> moved(std::vector<int32_t> first_piece, size_t from, size_t to);
 
 // Where pieces do not come out even, chunks as equal as can be leave some stages with more than

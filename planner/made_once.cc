@@ -1,6 +1,7 @@
 #include "planner/made_once.h"
 
 #include <algorithm>
+#include <set>
 
 #include "planner/cut.h"
 
@@ -43,17 +44,29 @@ std::vector<bool> made_once(const Graph& graph) {
 
 std::vector<std::vector<Value>> copies_made_once(const Graph& graph) {
   const std::vector<bool> once = made_once(graph);
+  std::vector<std::set<int32_t>> made_of(graph.values().size());  // by value: parameters
   std::vector<std::vector<Value>> copies(graph.sources().size());
   std::vector<bool> otherwise(graph.sources().size(), false);  // read as it is
+  std::vector<bool> listed(graph.values().size(), false);
+  for (size_t s = 0; s < graph.sources().size(); ++s) {
+    if (graph.sources()[s].kind != SourceKind::kParameter) continue;
+    made_of[static_cast<size_t>(graph.sources()[s].value)].insert(static_cast<int32_t>(s));
+  }
   for (size_t n = 0; n < once.size(); ++n) {
     const Node& node = graph.nodes()[n];
     if (node.phase == Phase::kUpdate) continue;
     for (Value v : node.inputs) {
-      const int32_t s = graph.value(v).source;
-      if (s < 0 || graph.sources()[static_cast<size_t>(s)].kind != SourceKind::kParameter) continue;
-      auto& list = copies[static_cast<size_t>(s)];
-      if (once[n]) list.insert(list.end(), node.outputs.begin(), node.outputs.end());
-      otherwise[static_cast<size_t>(s)] = otherwise[static_cast<size_t>(s)] || !once[n];
+      const auto i = static_cast<size_t>(v);
+      for (int32_t s : made_of[i]) {
+        if (once[n]) {
+          for (Value out : node.outputs) made_of[static_cast<size_t>(out)].insert(s);
+        } else if (graph.value(v).source >= 0) {
+          otherwise[static_cast<size_t>(s)] = true;
+        } else if (!listed[i]) {
+          copies[static_cast<size_t>(s)].push_back(v);
+        }
+      }
+      listed[i] = listed[i] || !once[n];
     }
   }
   for (size_t s = 0; s < copies.size(); ++s) {

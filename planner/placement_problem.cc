@@ -519,7 +519,9 @@ void PlacementProblem::add_ways(Value v) {
   if (w.held >= 0 && !w.source) {
     add_conversion(v, w.producer, held, phase_of(producer), false);
   }
-  if (w.source || w.once) add_state_price(v, w);
+  for (size_t p = 0; p < kBegin; ++p) w.lasts = w.lasts || (w.once && !w.readers[p].ends.empty());
+  w.lasts = w.lasts || (w.once && !w.fixed.empty());
+  if (w.source || w.lasts) add_state_price(v, w);
   for (size_t p = 0; p < std::size(w.readers); ++p) {
     const Readers& r = w.readers[p];
     if (r.ends.empty()) continue;

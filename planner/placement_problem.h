@@ -87,7 +87,8 @@ class PlacementProblem {
     bool source = false;       // a parameter, state or accumulator
     bool accumulated = false;  // the next value of an accumulator: held as it is made
     bool saved = false;        // priced: held from the forward to the backward
-    bool once = false;         // made when the step begins, and held until its last micro-batch
+    bool once = false;         // made when the step begins
+    bool lasts = false;        // once, and held for micro-batches that read it
     int32_t held = -1;         // variable; -1: the readers take it as produced
     int32_t keep = -1;         // variable: 1: what the forward handed out is kept; -1: the cheaper
     const Indices* held_forms = nullptr;

@@ -155,7 +155,7 @@ void PlacementProblem::read_value(std::span<const int32_t> choice, Value v, Plan
   if (w.held >= 0 && !w.source) {
     held = form_for(choice, v, held_end(w), 0, 0, phase_of(producer), false, true, plan);
   }
-  if (w.once) {
+  if (w.lasts) {
     const Placements& kept = forms[static_cast<size_t>(held)].placements;
     load(v, plan).state_bytes +=
         static_cast<int64_t>(s.local_bytes(static_cast<size_t>(s.index_of(kept))));

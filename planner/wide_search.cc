@@ -278,7 +278,7 @@ void WideSearch::estimate(size_t first) {
     }
     // Every stage does its share of all micro-batches and of the update: the slowest at least the
     // mean.
-    e.bound = std::min(g.bound / e.arrangement.stages, e.estimate);
+    e.bound = e.base_bound = std::min(g.bound / e.arrangement.stages, e.estimate);
     e.report.cost = e.estimate;
     e.report.lower_bound = e.bound;
   });
@@ -304,6 +304,7 @@ void WideSearch::add_menus(const std::vector<size_t>& grounds) {
   if (!options_.space.recompute || options_.pins.recompute) return;
   std::map<int64_t, size_t> missing;  // by micro-batches: a ground
   for (size_t g : grounds) {
+    CLEAVE_ASSERT(grounds_[g].free, "a ground that could not be solved has no menu");
     const Traced& t = traced(grounds_[g]);
     if (!t.has_menu) missing.emplace(grounds_[g].arrangement.micro_batches, g);
   }
@@ -705,7 +706,7 @@ void WideSearch::add_neighbours() {
 // entries are bounded as if memory were no limit, unless not even the thriftiest fit.
 void WideSearch::raise_bound(Entry& e, double best) {
   const Ground& g = grounds_[e.ground];
-  if (!g.free || e.bound >= best) return;
+  if (!g.free || e.base_bound >= best) return;
   const std::vector<Piece>& pieces = outline(e).pieces;
   const auto stages = static_cast<size_t>(e.arrangement.stages);
   const std::vector<double> limits(stages, limit_), none(stages, kInfinity);
@@ -714,8 +715,8 @@ void WideSearch::raise_bound(Entry& e, double best) {
   if (!all && unfit && nothing_fits(e.arrangement, pieces, g.options, limits, schedules_)) {
     e.bound = kInfinity;
   } else {
-    e.bound = std::max(e.bound, pipeline_bound(e.arrangement, pieces, g.options,
-                                               all ? limits : none, g.sent, best, schedules_));
+    e.bound = std::max(e.base_bound, pipeline_bound(e.arrangement, pieces, g.options,
+                                                    all ? limits : none, g.sent, best, schedules_));
   }
   e.report.lower_bound = e.bound;
 }
@@ -723,6 +724,8 @@ void WideSearch::raise_bound(Entry& e, double best) {
 // Where the work alone bounds too little; then, the lowest first, of entries whose ground's ways
 // were not all computed.
 void WideSearch::raise_bounds(double best) {
+  // Without a plan to compare it with, or when other plans would not use the host, nobody asks.
+  if (std::isinf(best) || options_.preferences.on_host) return;
   in_parallel(entries_.size(), options_.threads, [&](size_t i) { raise_bound(entries_[i], best); });
   for (size_t asked = 0; asked < kMostAsked;) {
     std::vector<size_t> order;
@@ -734,7 +737,8 @@ void WideSearch::raise_bounds(double best) {
     std::vector<size_t> grounds;
     for (size_t i : order) {
       Ground& ground = grounds_[entries_[i].ground];
-      if (ground.known == Known::kAll || grounds.size() == kBatch) break;
+      // What could not be solved has no ways that could be asked for.
+      if (!ground.free || ground.known == Known::kAll || grounds.size() == kBatch) break;
       if (std::find(grounds.begin(), grounds.end(), entries_[i].ground) != grounds.end()) continue;
       if (ground.base_price == 0) ground.base_price = entries_[i].free / limit_;
       grounds.push_back(entries_[i].ground);

@@ -64,6 +64,7 @@ class WideSearch {
     size_t ground = 0;
     double free = 0;                 // seconds without a limit
     double estimate = 0, bound = 0;  // seconds
+    double base_bound = 0;           // of all its pieces' work alone: of whatever ways they run
     double overhead = 0;             // of the ground when the estimate was made
     bool fitted = false;             // the estimate is of pieces that fit in memory
     bool final = false;              // more options of the ground would not change it

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
 
 #include "executor/memory_layout.h"
 #include "planner/cost.h"
@@ -38,10 +39,10 @@ Tensor reparametrised(const ModelConfig& c, const Tensor& tokens, const Tensor& 
   return cross_entropy(linear(x, wte.weight), targets);
 }
 
-Graph reparametrised_graph(ModelConfig config, int64_t micro_batches) {
+Graph reparametrised_graph(ModelConfig config, int64_t micro_batches, DType dtype = DType::kF64) {
   config.batch /= micro_batches;
   TraceOptions options;
-  options.dtype = DType::kF64;
+  options.dtype = dtype;
   options.optimizer = {.lr = 3e-3, .warmup = 3, .total_steps = 8, .micro_batches = micro_batches};
   return trace("reparametrised", config, reparametrised, options);
 }
@@ -116,30 +117,71 @@ TEST(MadeOnce, CountsOnceAStep) {
   EXPECT_NEAR(plan->loads[0].seconds[2], casts + update, 1e-9);
 }
 
-// Held like a parameter, whatever is in flight.
+// What is made when the step begins and read by micro-batches: bytes of all buffers that begin it
+// and are read later. And the layout's own parameters and states.
+struct Held {
+  int64_t begun = 0, later = 0, persistent = 0;
+};
+
+Held held_by(const Program& program) {
+  Held held;
+  std::set<int32_t> read;
+  for (const Instr& instr : program.instrs) {
+    if (once_a_step(instr.part)) continue;
+    for (TensorId t : instr.in) read.insert(program.tensor(t).buffer);
+  }
+  for (const Instr& instr : program.instrs) {
+    const bool makes = instr.kind == InstrKind::kCompute || instr.kind == InstrKind::kReceive;
+    if (instr.part != Part::kBegin || !makes) continue;
+    const int32_t b = program.tensor(instr.out[0]).buffer;
+    EXPECT_EQ(program.buffers[size_t(b)].slots, 1);
+    if (read.contains(b)) held.later += program.buffers[size_t(b)].bytes;
+    ++held.begun;
+  }
+  for (const Buffer& b : program.buffers) held.persistent += b.persistent ? b.bytes : 0;
+  return held;
+}
+
+int64_t state_bytes(const Plan& plan) {
+  int64_t bytes = 0;
+  for (const GroupLoad& l : plan.loads) bytes += l.state_bytes;
+  return bytes;
+}
+
+// Held like a parameter, whatever is in flight. What the search counts is what the layout holds:
+// not what only other copies are made of, as a weight that is sent and then cast.
 TEST(MadeOnce, IsHeldOnceByAPipeline) {
   const Graph traced = bf16_graph(8, 8);
   const RewrittenGraph cut = rewritten(traced, {{}, even_cuts(traced, 4)});
   const PipelineShape shape{.stages = 4, .chunks = 1, .micro_batches = 8};
   const Plan plan = pipeline_plan(cut.graph, "1", pipeline_of(shape, cut));
-  const Program program = lower(cut.graph, plan);
   const std::vector<bool> once = made_once(cut.graph);
-  int64_t begun = 0, bytes = 0;
-  for (const Instr& instr : program.instrs) {
-    const bool makes = instr.kind == InstrKind::kCompute || instr.kind == InstrKind::kReceive;
-    if (instr.part != Part::kBegin || !makes) continue;
-    EXPECT_TRUE(once[static_cast<size_t>(instr.node)]);
-    const Buffer& buffer = program.buffers[size_t(program.tensor(instr.out[0]).buffer)];
-    EXPECT_EQ(buffer.slots, 1);
-    bytes += buffer.bytes;
-    ++begun;
+  const Held held = held_by(lower(cut.graph, plan));
+  EXPECT_EQ(held.begun, std::count(once.begin(), once.end(), true));
+  EXPECT_EQ(state_bytes(plan), held.persistent + held.later);
+}
+
+// A function of a copy: the copy is gone when the step has begun, the function's value is what
+// micro-batches read, and whose parts ZeRO goes by.
+TEST(MadeOnce, OnlyWhatIsReadLaterIsHeld) {
+  ModelConfig config = small();
+  config.hidden = 64;
+  const Graph graph = reparametrised_graph(config, 4, DType::kBF16);
+  const auto plan = plan_with(graph, parse_cluster("h100"), {}, {}, MemoryPrice{}, {});
+  ASSERT_TRUE(plan);
+  const Held held = held_by(lower(graph, *plan));
+  EXPECT_EQ(state_bytes(*plan), held.persistent + held.later);
+  const std::vector<std::vector<Value>> copies = copies_made_once(graph);
+  int functions = 0;
+  for (size_t s = 0; s < copies.size(); ++s) {
+    for (Value v : copies[s]) {
+      const std::string_view op = graph.node(graph.value(v).producer).op->name;
+      const bool layer = graph.sources()[s].name.starts_with("h.");
+      EXPECT_EQ(op, layer ? "tanh" : "cast") << graph.sources()[s].name;
+      functions += op == "tanh";
+    }
   }
-  EXPECT_EQ(begun, std::count(once.begin(), once.end(), true));
-  // What the search counts as held is what the layout holds.
-  int64_t states = 0, persistent = 0;
-  for (const GroupLoad& l : plan.loads) states += l.state_bytes;
-  for (const Buffer& b : program.buffers) persistent += b.persistent ? b.bytes : 0;
-  EXPECT_EQ(states, persistent + bytes);
+  EXPECT_EQ(functions, config.layers);
 }
 
 // Of random plans: what is made once is made by one instruction, brought to where it is held by

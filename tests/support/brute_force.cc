@@ -460,7 +460,10 @@ void BruteForce::ways_of_value(Value v, size_t source_held, const VisitWay& visi
     if (producer != kNoNode) {
       base.seconds += times_of(producer) * r.plain->seconds(made, held);
     }
-    if (r.source || r.once) base.bytes += r.plain->local_bytes(held);
+    // What only other nodes that are run when the step begins read is gone when it has begun.
+    const bool lasts = r.once && (!r.readers[0].empty() || !r.readers[1].empty() ||
+                                  !r.readers[2].empty() || r.outputs > 0);
+    if (r.source || lasts) base.bytes += r.plain->local_bytes(held);
     base.seconds += r.outputs * r.plain->seconds(held, whole);
     if (r.next_of != kNoValue) base.seconds += r.bundled->seconds(held, source_held);
     for (size_t p : {2, 3}) {
