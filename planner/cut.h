@@ -14,7 +14,8 @@ namespace cleave {
 // - A node that follows another lies in its chunk. A parameter lies in the chunk of its first
 //   reader in the forward; with it its gradient, its accumulator, its optimizer states and its
 //   update. Data lie wherever they are read.
-// - A transfer follows its reader's need: one for each (value, receiving chunk), from the chunk that
+// - A transfer follows its reader's need: one for each (value, receiving chunk), from the chunk
+// that
 //   makes the value. It is of the phase of what it carries, or of the update when nothing else
 //   reads it. The transfer of a parameter is of the forward, but see sent_once.
 // - A sum over several chunks is first summed in each, then in the chunk of its reader; what goes
