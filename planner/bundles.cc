@@ -76,19 +76,16 @@ std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_u
   return result;
 }
 
-const Step& step_of(const Plan& plan, const Bundle& bundle) {
-  const BundledStep& b = bundle[0];
-  return plan.values[static_cast<size_t>(b.value)][static_cast<size_t>(b.form)].steps[b.step];
+const Step& step_of(const Plan& plan, const BundledStep& step) {
+  return plan.values[static_cast<size_t>(step.value)][static_cast<size_t>(step.form)]
+      .steps[step.step];
 }
 
 double start_seconds(const Plan& plan, const Bundle& bundle) {
-  const Step& first = step_of(plan, bundle);
+  const Step& first = step_of(plan, bundle[0]);
   if (!is_collective(first.kind)) return 0;
   double bytes = 0;
-  for (const BundledStep& b : bundle) {
-    bytes +=
-        plan.values[static_cast<size_t>(b.value)][static_cast<size_t>(b.form)].steps[b.step].bytes;
-  }
+  for (const BundledStep& b : bundle) bytes += step_of(plan, b).bytes;
   const AxisLinks links = axis_links(plan.cluster, plan.mesh, static_cast<size_t>(first.axis));
   return collective_seconds(first.kind, bytes, links) - bytes * seconds_a_byte(first.kind, links);
 }

@@ -26,8 +26,8 @@ std::vector<Bundle> bundles(const Graph& graph, const Plan& plan, bool made_by_u
 // By value: the pipeline stage that holds it.
 std::vector<int32_t> stages_of_values(const Graph& graph, const Plan& plan);
 
-// Its first step; a bundle's collective is of this kind, on this axis.
-const Step& step_of(const Plan& plan, const Bundle& bundle);
+// A bundle's collective is of the kind of its first step, on that one's axis.
+const Step& step_of(const Plan& plan, const BundledStep& step);
 // What a bundle's collective takes beyond the seconds of its steps, which count bytes alone.
 double start_seconds(const Plan& plan, const Bundle& bundle);
 

@@ -16,9 +16,9 @@ std::map<const Step*, double> starts(const Graph& graph, const Plan& plan) {
     for (const Bundle& bundle : bundles(graph, plan, made_by_update)) {
       const double seconds = start_seconds(plan, bundle);
       double bytes = 0;
-      for (const BundledStep& b : bundle) bytes += step_of(plan, {b}).bytes;
+      for (const BundledStep& b : bundle) bytes += step_of(plan, b).bytes;
       for (const BundledStep& b : bundle) {
-        const Step& step = step_of(plan, {b});
+        const Step& step = step_of(plan, b);
         if (bytes > 0) result[&step] = seconds * step.bytes / bytes;
       }
     }

@@ -261,7 +261,7 @@ void PlacementProblem::read_solution(std::span<const int32_t> choice, Plan& plan
   // What the search leaves out, since it is the same for nearly all plans: starting each bundle.
   for (bool made_by_update : {false, true}) {
     for (const Bundle& bundle : bundles(graph_, plan, made_by_update)) {
-      const Step& step = step_of(plan, bundle);
+      const Step& step = step_of(plan, bundle[0]);
       if (!is_collective(step.kind)) continue;
       const Form& form = plan.values[size_t(bundle[0].value)][static_cast<size_t>(bundle[0].form)];
       const int32_t g = group_of_value_[static_cast<size_t>(bundle[0].value)];

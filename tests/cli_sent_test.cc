@@ -96,7 +96,7 @@ TEST(Sent, MeetingsAddUpToWhatThePlanCountsOnEveryStage) {
     const std::vector<int32_t> stages = stages_of_values(graph, plan);
     for (bool made_by_update : {false, true}) {
       for (const Bundle& b : bundles(graph, plan, made_by_update)) {
-        const Step& step = step_of(plan, b);
+        const Step& step = step_of(plan, b[0]);
         if (!is_collective(step.kind)) continue;
         const auto& forms = plan.values[static_cast<size_t>(b[0].value)];
         ++met[key(stages[static_cast<size_t>(b[0].value)], step.kind, step.axis,
