@@ -107,6 +107,17 @@ class WideSearch {
   // for entries of different grounds.
   Realised realise(Entry& entry, double best);
   Realised realised(Entry& entry, bool even, double best);
+  // What is run so: the graph with cuts and recomputation, and what its placements are to cost.
+  struct Attempt {
+    Rewrite rewrite;
+    std::shared_ptr<const Graph> run;
+    PreparedGraph prepared;
+    Costing costing;
+    Pipeline pipeline;
+  };
+  Attempt attempt(const Entry& entry, const StageEstimate& estimate);
+  static constexpr const char* kUnfit = "does not fit in memory";
+  static std::string slower(double cost, double best);
   void note_peak(int64_t bytes);
   void raise_bound(Entry& e, double best);
   void raise_bounds(double best);
