@@ -1,4 +1,6 @@
 // cleave export
+#include <fmt/ranges.h>
+
 #include <cstdio>
 
 #include "cli/commands.h"
@@ -12,15 +14,18 @@ void export_command(const ExportArguments& a) {
   const std::string text = read_file(a.plan);
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
   const Exported e = exported(loaded, a.to);
-  const std::string written = a.to == "megatron"  ? megatron_flags(loaded, e, a.user)
-                              : a.to == "dtensor" ? dtensor_script(loaded, e)
-                              : a.to == "hf-tp"   ? hf_tp_plan(loaded, e)
-                                                  : deepspeed_config(loaded, e);
+  const Written written = a.to == "megatron"  ? megatron_flags(loaded, e, a.user)
+                          : a.to == "dtensor" ? dtensor_script(loaded, e)
+                          : a.to == "hf-tp"   ? hf_tp_plan(loaded, e)
+                                              : deepspeed_config(loaded, e);
+  if (!written.notes.empty()) {
+    fmt::print(stderr, "cleave: note: --to {}: {}\n", a.to, fmt::join(written.notes, "; "));
+  }
   if (a.out.empty()) {
-    fmt::print("{}", written);
+    fmt::print("{}", written.text);
     return;
   }
-  write_file(a.out, written);
+  write_file(a.out, written.text);
   fmt::print("written to {}\n", a.out);
 }
 

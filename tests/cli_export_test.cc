@@ -38,7 +38,7 @@ class Export : public ::testing::Test {
     made(
         "llama:8b --set layers=2 sequence=2048 --cluster 4xh100 --mesh tp=4 --accumulate 1 --pin "
         "zero=0 "
-        "embed:tp=replicate",
+        "embed.embedding:tp=replicate embed:tp=replicate matmul:tp=replicate head:tp=replicate",
         "products");
     made(
         "llama:8b --set layers=2 sequence=2048 --cluster 8xh100 --mesh dp=8 --pin zero=3 "
@@ -54,6 +54,11 @@ class Export : public ::testing::Test {
         "gpt2:124m --set layers=4 --cluster 4xh100 --pin pp=2 dp=2 micro=4 schedule=1f1b "
         "recompute=none zero=1",
         "stages");
+    made(
+        "mixtral:8x7b --set layers=2 sequence=1024 --batch 8 --accumulate 1 --cluster 8xh100 "
+        "--mesh "
+        "dp=2,ep=4 --pin zero=3 embed.embedding:ep=shard(0) matmul:ep=shard(0)",
+        "experts");
     made("llama:8b --set layers=2 sequence=2048 --forward --cluster 4xh100", "forward");
     const std::string small =
         "gpt2:124m --set layers=4 --cluster 4xh100 --accumulate 1 --pin zero=1 ";
@@ -113,6 +118,11 @@ TEST_F(Export, Megatron) {
   EXPECT_TRUE(z.contains("--data-parallel-sharding-strategy optim_grads_params"));
   EXPECT_TRUE(z.contains("--use-megatron-fsdp"));
   EXPECT_TRUE(flags(text("zero1", "megatron")).contains("--use-distributed-optimizer"));
+  // Ranks among which experts are split are ranks of the data there.
+  const auto e = flags(text("experts", "megatron"));
+  EXPECT_TRUE(e.contains("--expert-model-parallel-size 4"));
+  EXPECT_TRUE(e.contains("--micro-batch-size 1"));
+  EXPECT_TRUE(e.contains("--global-batch-size 8"));
   const auto s = flags(text("stages", "megatron"));
   EXPECT_TRUE(s.contains("--pipeline-model-parallel-size 2"));
   EXPECT_TRUE(s.contains("--micro-batch-size 1"));
@@ -156,6 +166,10 @@ TEST_F(Export, HuggingFace) {
   EXPECT_EQ(plan["layers.*.mlp.up"], "colwise");
   EXPECT_EQ(plan["layers.*.mlp.proj"], "rowwise");
   EXPECT_FALSE(plan.contains("layers.*.attn_norm"));
+  // What is the same computation, and not in the text, is a note.
+  const Outcome o = exported("tp", "hf-tp");
+  EXPECT_TRUE(one_line(o.err)) << o.err;
+  EXPECT_NE(o.err.find("in the plan each has a part of the sequence"), std::string::npos) << o.err;
 }
 
 // V100s have no bf16.
@@ -202,10 +216,10 @@ TEST_F(Export, WhatCannotBeSaidIsRefused) {
   refused("stages", "dtensor", "parallelize_module has no stages");
   refused("stages", "deepspeed", "PipelineModule");
   refused("both", "hf-tp", "says nothing of the dp 2");
-  refused("zero1", "hf-tp", "a tp_plan");
+  refused("zero1", "hf-tp", "splits no weights over a tp axis");
   refused("fused", "hf-tp", "3 pieces are cut one by one");
   refused("fused", "dtensor", "3 pieces are cut one by one");
-  refused("tp", "deepspeed", "--pin 'embed:tp=replicate'");
+  refused("tp", "deepspeed", "'embed:tp=replicate'");
   refused("forward", "megatron", "a plan of the forward alone");
 }
 
