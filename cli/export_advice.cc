@@ -121,6 +121,13 @@ std::string mesh_with_roles(const Exported& e) {
   return text.empty() ? "dp=1" : text;
 }
 
+// A mesh is that of one stage.
+static std::string of_stages(const Exported& e) {
+  const bool said = std::any_of(e.pins.begin(), e.pins.end(),
+                                [](const std::string& pin) { return pin.starts_with("pp="); });
+  return e.stages > 1 && !said ? fmt::format("--pin pp={}", e.stages) : "";
+}
+
 std::string zero_for_all(const Exported& e, const std::string& target) {
   if (e.data == 1) {
     return target == "deepspeed" && e.tensor > 1 ? pinned(whole_end_pins(e)) : "";
@@ -134,13 +141,14 @@ std::string zero_for_all(const Exported& e, const std::string& target) {
 }
 
 std::string with_roles(const Exported& e, const std::string& target) {
-  return joined("--mesh " + mesh_with_roles(e), zero_for_all(e, target));
+  return joined(joined("--mesh " + mesh_with_roles(e), of_stages(e)), zero_for_all(e, target));
 }
 
 std::string only_data(const Exported& e) {
   const int64_t ranks = e.data * e.tensor * e.context * e.expert;
   std::string text =
       fmt::format("--mesh dp={} --pin zero={}", ranks, e.zero == 3 && e.stages == 1 ? 3 : 1);
+  text = joined(text, of_stages(e));
   if (e.batch % ranks != 0) {
     text += fmt::format(" --batch {}", (e.batch + ranks - 1) / ranks * ranks);
   }
@@ -174,7 +182,8 @@ std::string experts_instead(const Exported& e, const std::string& target) {
   other.expert = std::gcd(e.tensor * e.expert, experts);
   other.data = e.data * e.tensor * e.expert / other.expert;
   other.tensor = 1;
-  return joined("--mesh " + mesh_with_roles(other), ends_by_batch(other, "ep", target)) +
+  return joined(joined("--mesh " + mesh_with_roles(other), of_stages(e)),
+                ends_by_batch(other, "ep", target)) +
          without_pins(e, kSizes, ":");
 }
 

@@ -6,6 +6,7 @@
 #include "cli/export_layouts.h"
 #include "cli/plan_parts.h"
 #include "graph/error.h"
+#include "planner/made_once.h"
 #include "planner/roles.h"
 
 namespace cleave {
@@ -39,19 +40,61 @@ void expect_axes(const Exported& e, const std::string& target) {
 
 }  // namespace
 
+namespace {
+
+// Shares of the bytes of parameters and of states that are in parts over ranks with data of their
+// own. What experts are split into is no such part.
+KeptInParts kept_by_zero(const LoadedPlan& loaded, const Exported& e) {
+  const Graph& graph = loaded.model.graph;
+  const Plan& plan = loaded.plan;
+  if (e.expert == 1) return kept_in_parts(graph, plan);
+  const auto in_parts = [&](const Placements& p, bool experts) {
+    bool parts = false;
+    for (size_t a = 0; a < p.size(); ++a) {
+      const std::string role = role_of(plan.mesh.axes[a].name);
+      const bool counts = role == "dp" || (role == "ep" && !experts);
+      parts |= counts && plan.mesh.axes[a].size > 1 && p[a].is_shard();
+    }
+    return parts;
+  };
+  const auto copies = copies_made_once(graph);
+  double parameters = 0, states = 0;
+  KeptInParts split;
+  for (const Source& s : graph.sources()) {
+    if (s.kind != SourceKind::kParameter && s.kind != SourceKind::kState) continue;
+    const TensorType& type = graph.type(s.value);
+    const bool experts = type.shape.size() > 2;
+    if (experts && e.data == 1) continue;  // nothing is left to split
+    bool parts = in_parts(plan.values[static_cast<size_t>(s.value)][0].placements, experts);
+    for (Value copy : copies[static_cast<size_t>(graph.value(s.value).source)]) {
+      const auto held = plan.held.find(copy);
+      parts = parts && (held == plan.held.end() || in_parts(held->second, experts));
+    }
+    const auto bytes = static_cast<double>(numel(type.shape) * size_of(type.dtype));
+    const bool parameter = s.kind == SourceKind::kParameter;
+    (parameter ? parameters : states) += bytes;
+    if (parts) (parameter ? split.parameters : split.states) += bytes;
+  }
+  if (parameters > 0) split.parameters /= parameters;
+  if (states > 0) split.states /= states;
+  return split;
+}
+
+}  // namespace
+
 std::vector<std::string> expect_whole_zero(const LoadedPlan& loaded, const Exported& e,
                                            const std::string& target) {
   const Plan& plan = loaded.plan;
-  const KeptInParts parts = kept_in_parts(loaded.model.graph, plan);
-  const double share = plan.zero == 3 ? parts.parameters : parts.states;
+  const KeptInParts parts = kept_by_zero(loaded, e);
+  const double share = e.zero == 3 ? parts.parameters : parts.states;
   // What cannot be split at all is little.
   constexpr double kLittle = 0.02;
-  if (plan.zero == 0 ? share <= kLittle : share >= 1 - kLittle) return {};
+  if (e.zero == 0 ? share <= kLittle : share >= 1 - kLittle) return {};
   // As far as can be.
   const bool pinned = std::any_of(plan.pins.begin(), plan.pins.end(),
                                   [](const std::string& pin) { return pin.starts_with("zero="); });
-  const char* what = plan.zero == 3 ? "weights" : "optimizer states";
-  if (pinned && plan.zero > 0) {
+  const char* what = e.zero == 3 ? "weights" : "optimizer states";
+  if (pinned && e.zero > 0) {
     return {
         fmt::format("all {} are in parts over dp there, {:.0f} % in the plan", what, 100 * share)};
   }
@@ -59,7 +102,10 @@ std::vector<std::string> expect_whole_zero(const LoadedPlan& loaded, const Expor
       "--to {}: {:.0f} % of the {} are in parts over the ranks with data of their own, and there "
       "it "
       "is all or none; plan again with {}",
-      target, 100 * share, what, e.roles ? zero_for_all(e, target) : with_roles(e, target));
+      target, 100 * share, what,
+      e.data == 1 && e.expert > 1 ? only_data(e)
+      : e.roles                   ? zero_for_all(e, target)
+                                  : with_roles(e, target));
 }
 
 Exported exported(const LoadedPlan& loaded, const std::string& target) {
@@ -94,6 +140,10 @@ Exported exported(const LoadedPlan& loaded, const std::string& target) {
   }
   e.stages = plan.pipeline.stages;
   e.zero = plan.zero;
+  if (e.expert > 1) {
+    const KeptInParts parts = kept_by_zero(loaded, e);
+    e.zero = parts.parameters > 0.5 ? 3 : parts.states > 0.5 ? 1 : 0;
+  }
   e.batch = loaded.model.config.batch;
   e.pins = plan.pins;
   e.roles = std::none_of(plan.roles.begin(), plan.roles.end(),

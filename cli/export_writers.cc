@@ -354,7 +354,7 @@ Written megatron_flags(const LoadedPlan& loaded, const Exported& e, const UserMo
   if (is_half(loaded.model.spec.dtype)) {
     flags.push_back(fmt::format("--{}", precision_name(loaded.model.spec.dtype)));
   }
-  if (plan.zero == 3) {
+  if (e.zero == 3) {
     if (p.stages > 1) {
       fail(
           "--to megatron: parameters in parts over dp (ZeRO 3) do not go with pipeline stages "
@@ -365,7 +365,7 @@ Written megatron_flags(const LoadedPlan& loaded, const Exported& e, const UserMo
     flags.push_back("--no-gradient-accumulation-fusion");
     flags.push_back("--ckpt-format fsdp_dtensor");
   }
-  if (plan.zero > 0) flags.push_back("--use-distributed-optimizer");
+  if (e.zero > 0) flags.push_back("--use-distributed-optimizer");
   for (const std::string& flag : recompute_flags(loaded, user)) flags.push_back(flag);
   std::string text;
   for (const std::string& f : flags) text += f + "\n";

@@ -123,6 +123,11 @@ TEST_F(Export, Megatron) {
   EXPECT_TRUE(e.contains("--expert-model-parallel-size 4"));
   EXPECT_TRUE(e.contains("--micro-batch-size 1"));
   EXPECT_TRUE(e.contains("--global-batch-size 8"));
+  // Experts that are split are no ZeRO.
+  made("deepseek:tiny --cluster cpu:4 --mesh ep=4", "ep");
+  const auto ep = flags(text("ep", "megatron"));
+  EXPECT_TRUE(ep.contains("--expert-model-parallel-size 4"));
+  EXPECT_FALSE(ep.contains("--use-megatron-fsdp"));
   const auto s = flags(text("stages", "megatron"));
   EXPECT_TRUE(s.contains("--pipeline-model-parallel-size 2"));
   EXPECT_TRUE(s.contains("--micro-batch-size 1"));
