@@ -59,7 +59,7 @@ struct FitArguments {
   ModelArguments model;
   std::string cluster, mesh, memory;
   std::vector<std::string> pins;
-  double seconds = 20;  // after which no further change is tried
+  double seconds = 60;  // for the nearest plan and the changes
   bool json = false;
 };
 

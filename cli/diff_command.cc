@@ -23,7 +23,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr size_t kMostRows = 14;
-constexpr size_t kNameWidth = 30, kSplitWidth = 32;
 
 LoadedPlan loaded(const std::string& path, const UserModel* user) {
   const std::string text = read_file(path);
@@ -122,8 +121,8 @@ std::string differences_table(const char* what, const std::vector<SplitDifferenc
   Table table({what, name_a, name_b});
   for (size_t i = 0; i < std::min(all.size(), kMostRows); ++i) {
     const SplitDifference& d = all[i];
-    table.add({cut(d.name, kNameWidth) + (d.count > 1 ? fmt::format(" ×{}", d.count) : ""),
-               cut(d.a, kSplitWidth), cut(d.b, kSplitWidth)});
+    table.add({cut(d.name, kWidest) + (d.count > 1 ? fmt::format(" ×{}", d.count) : ""),
+               cut(d.a, kWidest), cut(d.b, kWidest)});
   }
   std::string text = "\n" + table.to_string(colour);
   if (all.size() > kMostRows) text += fmt::format("and {} more\n", all.size() - kMostRows);
@@ -169,11 +168,11 @@ std::string collectives_table(const LoadedPlan& a, const LoadedPlan& b, const st
   return table.empty() ? "" : "\n" + table.to_string(colour);
 }
 
-// Short names for columns: the files' own, without folders that both have.
+// The files' names; with their folders when the names are the same.
 std::pair<std::string, std::string> column_names(const DiffArguments& a) {
   const auto base = [](const std::string& path) { return path.substr(path.rfind('/') + 1); };
-  if (base(a.a) != base(a.b)) return {cut(base(a.a), 24), cut(base(a.b), 24)};
-  return {cut(a.a, 24), cut(a.b, 24)};
+  if (base(a.a) != base(a.b)) return {base(a.a), base(a.b)};
+  return {a.a, a.b};
 }
 
 Json differences_json(const std::vector<SplitDifference>& all) {
@@ -224,8 +223,10 @@ void diff_command(const DiffArguments& a) {
   const bool colour = colours_wanted();
   const auto [name_a, name_b] = column_names(a);
   fmt::print("{}\n\n", describe(x.model));
-  fmt::print("{:<24}  {} on {}\n", name_a, plan_words(x.model.graph, x.plan), x.plan.cluster.spec);
-  fmt::print("{:<24}  {} on {}\n\n", name_b, plan_words(y.model.graph, y.plan),
+  const size_t width = std::max({name_a.size(), name_b.size(), size_t{24}});
+  fmt::print("{:<{}}  {} on {}\n", name_a, width, plan_words(x.model.graph, x.plan),
+             x.plan.cluster.spec);
+  fmt::print("{:<{}}  {} on {}\n\n", name_b, width, plan_words(y.model.graph, y.plan),
              y.plan.cluster.spec);
   fmt::print("{}", measures_table(all, name_a, name_b, colour));
   fmt::print("{}", collectives_table(x, y, name_a, name_b, colour));

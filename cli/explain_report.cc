@@ -23,7 +23,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr size_t kMostSyncs = 16, kMostOthers = 6, kMostGroups = 12, kMostAlternatives = 14;
-constexpr size_t kSyncWidth = 62;
+constexpr size_t kSyncWidth = 96;
 constexpr double kSearchSeconds = 6;  // for the alternatives of one group
 
 std::string bold(const std::string& text, bool colour) {

@@ -32,13 +32,11 @@ struct Change {
 class Changes {
  public:
   // `peak`: of the plan that came nearest, in bytes.
-  Changes(const PlanRequest& request, const Planned& asked, double peak, double seconds)
+  Changes(const PlanRequest& request, const Planned& asked, double peak)
       : request_(request),
         asked_(asked),
         peak_(peak),
-        seconds_(seconds),
-        sequences_(asked.model->spec.batch * asked.model->graph.micro_batches),
-        start_(Clock::now()) {}
+        sequences_(asked.model->spec.batch * asked.model->graph.micro_batches) {}
 
   std::vector<Change> find() {
     pins();
@@ -51,14 +49,10 @@ class Changes {
   bool stopped_early() const { return stopped_; }
 
  private:
-  bool time_left() {
-    stopped_ |= std::chrono::duration<double>(Clock::now() - start_).count() > seconds_;
-    return !stopped_;
-  }
-
   // Whether the plan fits so; requests that make no sense do not.
   bool fits(const PlanRequest& request, std::string what, std::string options) {
-    if (!time_left()) return false;
+    stopped_ |= Clock::now() >= request_.deadline;
+    if (stopped_) return false;
     try {
       const Planned p = planned(request);
       if (!p.result.plan) return false;
@@ -68,6 +62,9 @@ class Changes {
       return true;
     } catch (const Error&) {
       impossible_ = true;
+      return false;
+    } catch (const SearchStopped&) {
+      stopped_ = true;
       return false;
     }
   }
@@ -206,9 +203,8 @@ class Changes {
 
   const PlanRequest& request_;
   const Planned& asked_;
-  const double peak_, seconds_;
+  const double peak_;
   const int64_t sequences_;  // of a step, as asked for
-  const Clock::time_point start_;
   bool stopped_ = false;
   bool impossible_ = false;  // what was tried last makes no sense
   std::vector<Change> found_;
@@ -237,10 +233,104 @@ Json change_json(const Change& c) {
           {"step_seconds", c.step_seconds}};
 }
 
+// So many seconds from now; never when that is beyond what a clock counts.
+Clock::time_point after(double seconds) {
+  constexpr double kForever = 1e8;  // seconds: three years
+  if (seconds >= kForever) return Clock::time_point::max();
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
+// The plan that comes nearest, as far as the time lets it; nothing when the time did not suffice
+// for one. Throws when there is none.
+std::optional<Planned> nearest_in_time(const PlanRequest& request, const Planned& asked,
+                                       Clock::time_point deadline) {
+  PlanRequest r = request;
+  r.deadline = deadline;
+  try {
+    std::optional<Planned> nearest =
+        nearest_to_fitting(r, static_cast<double>(asked.result.smallest_peak));
+    if (!nearest) {
+      throw_no_plan(asked.model->spec.name, asked.model->graph, request.cluster, asked.options,
+                    asked.result);
+    }
+    return nearest;
+  } catch (const SearchStopped&) {
+    return std::nullopt;
+  }
+}
+
+// What a request needs that nothing fits, and what would make it fit, found in so many seconds.
+[[noreturn]] void does_not_fit(const FitArguments& a, PlanRequest request, const Planned& p,
+                               Json json) {
+  const std::string name = describe(*p.model);
+  request.deadline = after(a.seconds);
+  const auto half = after(a.seconds / 2);
+  const std::optional<Planned> nearest = nearest_in_time(request, p, half);
+  const bool nearest_stopped = Clock::now() >= half;
+  // What no plan was made of may be estimated as less than the limit.
+  const auto estimate = static_cast<double>(p.result.smallest_peak);
+  const bool estimated = estimate > p.limit;
+  const double peak =
+      nearest ? static_cast<double>(nearest->result.plan->predicted.peak_bytes) : estimate;
+  Changes changes(request, p, peak);
+  const std::vector<Change> all = changes.find();
+  if (estimated) json["smallest_peak_bytes"] = p.result.smallest_peak;
+  if (nearest) {
+    json["peak_bytes"] = nearest->result.plan->predicted.peak_bytes;
+    json["over_bytes"] = peak - p.limit;
+    json["plan"] = plan_words(nearest->model->graph, *nearest->result.plan);
+    json["memory"] = memory_json(memory_parts(nearest->model->graph, *nearest->result.plan));
+  }
+  json["changes"] = Json::array();
+  for (const Change& c : all) json["changes"].push_back(change_json(c));
+  const std::string by_estimate =
+      fmt::format("the smallest peak found or estimated is {} a device", bytes_text(estimate));
+  if (a.json) {
+    fmt::print("{}\n", json.dump(2));
+  } else {
+    if (nearest) {
+      fmt::print(
+          "{}\ndoes not fit on {}: {} a device in the nearest plan found, of {}: {} too much\n",
+          name, request.cluster.spec, bytes_text(peak), bytes_text(p.limit),
+          bytes_text(peak - p.limit));
+      if (estimated && estimate < peak) {
+        fmt::print("{}, before plans were made in full\n", by_estimate);
+      }
+      fmt::print("nearest: {}\n\n", plan_words(nearest->model->graph, *nearest->result.plan));
+      print_memory(memory_parts(nearest->model->graph, *nearest->result.plan));
+    } else {
+      fmt::print("{}\ndoes not fit on {}, of {} a device{}\n", name, request.cluster.spec,
+                 bytes_text(p.limit), estimated ? ": " + by_estimate : "");
+    }
+    if (!all.empty()) fmt::print("\nIt fits with one of these, the smallest change first:\n");
+    for (const Change& c : all) {
+      fmt::print("  {}: {}\n    {} a device, {} a step, as {}\n", c.options, c.what,
+                 bytes_text(static_cast<double>(c.peak)), seconds_text(c.step_seconds), c.plan);
+    }
+    if (all.empty()) fmt::print("\nNo change that was tried makes it fit.\n");
+    if (nearest_stopped || changes.stopped_early())
+      fmt::print("Not all was tried in the {} s of --seconds.\n", a.seconds);
+  }
+  const std::string& model = p.model->spec.name;
+  const std::string needs =
+      nearest || estimated
+          ? fmt::format("{} needs {} a device on {}{}, {} more than one may use", model,
+                        bytes_text(peak), request.cluster.spec,
+                        nearest ? " in the nearest plan found" : " at least by an estimate",
+                        bytes_text(peak - p.limit))
+          : fmt::format("{} has no plan on {} that was found to fit", model, request.cluster.spec);
+  throw DoesNotFit(needs + (all.empty()
+                                ? ""
+                                : fmt::format("; it fits {}{}",
+                                              all[0].options.starts_with("without") ? "" : "with ",
+                                              all[0].options)));
+}
+
 }  // namespace
 
 void fit_command(const FitArguments& a) {
-  const PlanRequest request = request_of(a.model, a.cluster, a.mesh, a.memory, a.pins);
+  PlanRequest request = request_of(a.model, a.cluster, a.mesh, a.memory, a.pins);
   const Planned p = planned(request);
   const std::string name = describe(*p.model);
   Json json = {{"model", p.model->spec.name},
@@ -267,43 +357,7 @@ void fit_command(const FitArguments& a) {
     print_memory(parts);
     return;
   }
-  const std::optional<Planned> nearest = nearest_to_fitting(request);
-  if (!nearest) {
-    throw_no_plan(p.model->spec.name, p.model->graph, request.cluster, p.options, p.result);
-  }
-  const auto peak = static_cast<double>(nearest->result.plan->predicted.peak_bytes);
-  Changes changes(request, p, peak, a.seconds);
-  const std::vector<Change> all = changes.find();
-  if (a.json) {
-    json["peak_bytes"] = nearest->result.plan->predicted.peak_bytes;
-    json["over_bytes"] = peak - p.limit;
-    json["plan"] = plan_words(nearest->model->graph, *nearest->result.plan);
-    json["memory"] = memory_json(memory_parts(nearest->model->graph, *nearest->result.plan));
-    json["changes"] = Json::array();
-    for (const Change& c : all) json["changes"].push_back(change_json(c));
-    fmt::print("{}\n", json.dump(2));
-  } else {
-    fmt::print(
-        "{}\ndoes not fit on {}: {} a device in the nearest plan found, of {}: {} too much\n", name,
-        request.cluster.spec, bytes_text(peak), bytes_text(p.limit), bytes_text(peak - p.limit));
-    fmt::print("nearest: {}\n\n", plan_words(nearest->model->graph, *nearest->result.plan));
-    print_memory(memory_parts(nearest->model->graph, *nearest->result.plan));
-    if (!all.empty()) fmt::print("\nIt fits with one of these, the smallest change first:\n");
-    for (const Change& c : all) {
-      fmt::print("  {}: {}\n    {} a device, {} a step, as {}\n", c.options, c.what,
-                 bytes_text(static_cast<double>(c.peak)), seconds_text(c.step_seconds), c.plan);
-    }
-    if (all.empty()) fmt::print("\nNo change that was tried makes it fit.\n");
-    if (changes.stopped_early())
-      fmt::print("Not all was tried in the {} s of --seconds.\n", a.seconds);
-  }
-  throw DoesNotFit(fmt::format(
-      "{} needs {} a device on {}, {} more than one may use{}", p.model->spec.name,
-      bytes_text(peak), request.cluster.spec, bytes_text(peak - p.limit),
-      all.empty()
-          ? ""
-          : fmt::format("; it fits {}{}", all[0].options.starts_with("without") ? "" : "with ",
-                        all[0].options)));
+  does_not_fit(a, std::move(request), p, std::move(json));
 }
 
 }  // namespace cleave

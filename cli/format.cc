@@ -29,6 +29,32 @@ size_t width_of(std::string_view text) {
 
 std::string cut(const std::string& text, size_t width) { return shortened(text, width); }
 
+std::vector<std::string> wrapped(const std::vector<std::string>& parts, std::string_view between,
+                                 size_t width) {
+  std::vector<std::string> lines;
+  for (const std::string& p : parts) {
+    if (lines.empty() || width_of(lines.back()) + width_of(between) + width_of(p) > width) {
+      if (!lines.empty()) lines.back() += between.substr(0, between.find_last_not_of(' ') + 1);
+      lines.push_back(p);
+    } else {
+      lines.back() += between;
+      lines.back() += p;
+    }
+  }
+  return lines;
+}
+
+std::vector<std::string> wrapped(std::string_view text, size_t width) {
+  std::vector<std::string> parts;  // each with what ends it
+  while (!text.empty()) {
+    const size_t mark = text.find_first_of(",;");
+    const size_t end = mark == std::string_view::npos ? text.size() : mark + 1;
+    parts.emplace_back(text.substr(0, end));
+    text.remove_prefix(std::min(text.find_first_not_of(' ', end), text.size()));
+  }
+  return wrapped(parts, " ", width);
+}
+
 bool colours_wanted() {
   const char* terminal = std::getenv("TERM");
   const bool dumb = terminal == nullptr || std::string_view(terminal) == "dumb";

@@ -10,7 +10,17 @@
 
 namespace cleave {
 
-std::string cut(const std::string& text, size_t width);  // at most so many characters; "…" inside
+// At most so many characters; an ellipsis inside. What is cut may be what tells two rows apart:
+// cells are widened or wrapped, and cut only where a name of the user's own would fill the screen.
+std::string cut(const std::string& text, size_t width);
+inline constexpr size_t kWidest = 64;  // characters of a cell
+
+// The parts, with `between` between them, in lines of at most this width; a longer part has its
+// own.
+std::vector<std::string> wrapped(const std::vector<std::string>& parts, std::string_view between,
+                                 size_t width);
+// The same of text that has its parts between commas or semicolons.
+std::vector<std::string> wrapped(std::string_view text, size_t width);
 
 // Whether stdout is a terminal that shows colours.
 bool colours_wanted();

@@ -29,16 +29,25 @@ double flops_of(const Graph& graph, const Node& node) {
   return node.op->flops(Graph::call(node, graph.input_types(node)));
 }
 
-// "0-7, 12"
+// "0-7, 12"; of many that are equally long and far apart, "0, 4, … 28".
 std::string ranges(const std::vector<int32_t>& ascending) {
+  constexpr size_t kFew = 4;
   std::vector<std::string> parts;
+  std::vector<std::pair<int32_t, int32_t>> runs;  // first, last
   for (size_t i = 0; i < ascending.size();) {
     size_t j = i;
     while (j + 1 < ascending.size() && ascending[j + 1] == ascending[j] + 1) ++j;
+    runs.emplace_back(ascending[i], ascending[j]);
     parts.push_back(i == j ? std::to_string(ascending[i])
                            : fmt::format("{}-{}", ascending[i], ascending[j]));
     i = j + 1;
   }
+  bool regular = runs.size() > kFew;
+  for (size_t r = 1; r < runs.size(); ++r) {
+    regular &= runs[r].first - runs[r - 1].first == runs[1].first - runs[0].first &&
+               runs[r].second - runs[r].first == runs[0].second - runs[0].first;
+  }
+  if (regular) return fmt::format("{}, {}, … {}", parts[0], parts[1], parts.back());
   return fmt::format("{}", fmt::join(parts, ", "));
 }
 
@@ -160,8 +169,10 @@ std::string why_not(const Candidate& c, const Plan& chosen) {
   std::string text = fmt::format("{:.1f} % slower", slower);
   // A pipeline's seconds are those of all its stages.
   if (c.compute_seconds > 0 && c.stages == 1) {
-    text += fmt::format(": {} computing, {} communicating", seconds_text(c.compute_seconds),
-                        seconds_text(c.communication_seconds));
+    text += fmt::format(": {} computing", seconds_text(c.compute_seconds));
+    if (c.communication_seconds > 0) {
+      text += fmt::format(", {} communicating", seconds_text(c.communication_seconds));
+    }
   }
   return text;
 }
@@ -194,11 +205,15 @@ std::vector<NodeId> repeated_nodes(const Graph& graph, const Plan& plan) {
 Recomputed recomputed(const Graph& graph, const Plan& plan) {
   Recomputed result;
   const std::vector<NodeId> repeats_of = repeated_nodes(graph, plan);
+  result.stage = busiest_stage(graph, plan).stage;
   std::vector<bool> remade(graph.nodes().size(), false);
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     if (repeats_of[n] == kNoNode) continue;
     remade[at(repeats_of[n])] = true;
-    result.seconds += plan.nodes[n].seconds * static_cast<double>(graph.micro_batches);
+    if (plan.pipeline.stages == 1 ||
+        plan.pipeline.stage_of(static_cast<NodeId>(n)) == result.stage) {
+      result.seconds += plan.nodes[n].seconds * static_cast<double>(graph.micro_batches);
+    }
   }
   // The work of every part of every layer, and how much of it is done again.
   struct Work {

@@ -53,20 +53,23 @@ std::string why_not(const Candidate& candidate, const Plan& chosen);
 std::vector<NodeId> repeated_nodes(const Graph& graph, const Plan& plan);
 
 // What is computed again, as "20 of 32 layers whole; attn of 12 layers", and the seconds
-// that takes in a step. Empty: nothing.
+// that takes the busiest stage in a step. Empty: nothing.
 struct Recomputed {
   std::string words;
   double seconds = 0;
+  int32_t stage = 0;
 };
 Recomputed recomputed(const Graph& graph, const Plan& plan);
 
 // One stage of a pipeline, as its report shows it.
 struct StageRow {
-  int32_t first = 0, last = 0;              // stages that are alike
-  std::string holds;                        // "embed, layers 0-7"
-  double forward = 0, backward = 0;         // seconds of one micro-batch, all chunks
-  double in_flight = 1;                     // micro-batches whose values are kept
-  int64_t state_bytes = 0, kept_bytes = 0;  // kept: of all micro-batches in flight
+  int32_t first = 0, last = 0;       // stages that are alike
+  std::string holds;                 // "embed, layers 0-7"
+  double forward = 0, backward = 0;  // seconds of one micro-batch, all chunks
+  double in_flight = 1;              // micro-batches whose values are kept
+  // All step: weights, states, what gradients add up in, copies made once a step. Kept for the
+  // backward: of all micro-batches in flight.
+  int64_t state_bytes = 0, kept_bytes = 0;
 };
 std::vector<StageRow> stage_rows(const Graph& graph, const Plan& plan);
 

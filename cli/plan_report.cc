@@ -15,7 +15,7 @@
 namespace cleave {
 namespace {
 
-constexpr size_t kNameWidth = 29, kWhereWidth = 17;
+constexpr size_t kWhereWidth = 20;
 constexpr size_t kAfterWidth = 34;  // of a line of collectives, and of
 constexpr size_t kPartsWidth = 90;  // a line of parts
 constexpr size_t kCandidates = 3;
@@ -60,21 +60,6 @@ std::string proof(const Plan& plan) {
   return fmt::format("at most {:.2f} % slower than any other of the plans searched{} ({})",
                      100 * c.gap(), plan.pins.empty() ? "" : ", as pinned",
                      seconds_text(c.lower_bound));
-}
-
-// The parts, in lines of at most this width.
-std::vector<std::string> wrapped(const std::vector<std::string>& parts, std::string_view between,
-                                 size_t width) {
-  std::vector<std::string> lines;
-  for (const std::string& p : parts) {
-    if (lines.empty() || lines.back().size() + between.size() + p.size() > width) {
-      if (!lines.empty()) lines.back() += between.substr(0, between.find_last_not_of(' ') + 1);
-      lines.push_back(p);
-    } else {
-      lines.back() += fmt::format("{}{}", between, p);
-    }
-  }
-  return lines;
 }
 
 std::string share_text(double share) {
@@ -129,9 +114,11 @@ class Report {
     for (size_t i = 0; i < options.size(); ++i) line(i == 0 ? "same with" : "", options[i]);
     if (!again.exact) line("", "(what memory asks for is then searched anew)");
     const StageTime t = busiest_stage(graph, plan_);
-    std::string step =
-        fmt::format("{} predicted: {} computing, {} communicating", seconds_text(p.step_seconds),
-                    seconds_text(t.compute), seconds_text(t.communication));
+    std::string step = fmt::format("{} predicted: {} computing", seconds_text(p.step_seconds),
+                                   seconds_text(t.compute));
+    if (t.communication > 0) {
+      step += fmt::format(", {} communicating", seconds_text(t.communication));
+    }
     if (plan_.pipeline.stages > 1) {
       step += fmt::format(", {} waiting ({:.0f} % bubble)", seconds_text(t.waiting),
                           100 * t.waiting / p.step_seconds);
@@ -151,16 +138,18 @@ class Report {
     }
     const Recomputed twice = recomputed(graph, plan_);
     if (!twice.words.empty()) {
-      line("again",
-           fmt::format("the backward computes again: {}", cut(twice.words, kPartsWidth - 29)));
-      line("", fmt::format("{} a step on all stages", seconds_text(twice.seconds)));
+      const auto again_lines = wrapped("the backward computes again: " + twice.words, kPartsWidth);
+      for (size_t i = 0; i < again_lines.size(); ++i) line(i == 0 ? "again" : "", again_lines[i]);
+      const std::string stage =
+          plan_.pipeline.stages == 1 ? "" : fmt::format(" on stage {}, the busiest", twice.stage);
+      line("", fmt::format("{} a step{}", seconds_text(twice.seconds), stage));
     }
   }
 
   // A row a stage; those in the middle that are alike together.
   void stages() {
     if (plan_.pipeline.stages == 1) return;
-    Table table({"stage", "holds", ">forward", ">backward", ">weights, states", ">kept", ">for"});
+    Table table({"stage", "holds", ">forward", ">backward", ">held all step", ">kept", ">for"});
     const std::vector<StageRow> rows = stage_rows(model_.graph, plan_);
     for (size_t i = 0; i < rows.size(); ++i) {
       if (rows.size() > kMostStages && i >= kMostStages / 2 && i + kMostStages / 2 < rows.size()) {
@@ -168,10 +157,12 @@ class Report {
         continue;
       }
       const StageRow& r = rows[i];
-      table.add({std::to_string(r.first), cut(r.holds, kHoldsWidth), seconds_text(r.forward),
+      const std::vector<std::string> holds = wrapped(r.holds, kHoldsWidth);
+      table.add({std::to_string(r.first), holds.empty() ? "" : holds[0], seconds_text(r.forward),
                  seconds_text(r.backward), bytes_text(static_cast<double>(r.state_bytes)),
                  bytes_text(static_cast<double>(r.kept_bytes)),
                  fmt::format("{:.0f} micro", r.in_flight)});
+      for (size_t h = 1; h < holds.size(); ++h) table.add({"", holds[h], "", "", "", "", ""});
     }
     text_ += "\n" + table.to_string(colour_);
   }
@@ -245,7 +236,7 @@ class Report {
   static std::string sizes(const SplitRow& r) {
     const std::string numbers = fmt::format(" {} → {}", with_commas(static_cast<double>(r.size)),
                                             with_commas(static_cast<double>(r.local)));
-    return cut(r.what, kNameWidth - std::min(numbers.size(), kNameWidth / 2)) + numbers;
+    return cut(r.what, kWidest) + numbers;
   }
 
   std::string what(const SplitRow& r) const {
@@ -276,13 +267,16 @@ class Report {
     for (const SplitRow& r : rows) {
       const std::vector<std::string> lines = after(r);
       const bool weights = r.kind == SplitRow::Kind::kWeights;
+      const std::vector<std::string> in =
+          wrapped(weights ? "gradients, update" : r.where, kWhereWidth);
       table.add({r.axis == axis ? "" : plan_.mesh.axes[static_cast<size_t>(r.axis)].name, what(r),
-                 weights ? "gradients, update" : cut(r.where, kWhereWidth),
-                 weights ? "" : share_text(r.flops_share),
+                 in.empty() ? "" : in[0], weights ? "" : share_text(r.flops_share),
                  !lines.empty()      ? lines[0]
                  : r.meets_elsewhere ? "on other stages"
                                      : "-"});
-      for (size_t i = 1; i < lines.size(); ++i) table.add({"", "", "", "", lines[i]});
+      for (size_t i = 1; i < std::max(lines.size(), in.size()); ++i) {
+        table.add({"", "", i < in.size() ? in[i] : "", "", i < lines.size() ? lines[i] : ""});
+      }
       axis = r.axis;
     }
     text_ += "\n" + table.to_string(colour_);

@@ -82,6 +82,7 @@ Planned planned(PlanRequest request) {
     };
   }
   p.options.pins = std::move(request.pins);
+  p.options.deadline = request.deadline;
   p.limit = memory_limit(p.options, request.cluster);
   p.result = find_plan(p.model->graph, request.cluster, p.options);
   if (!p.result.plan) return p;
@@ -118,27 +119,33 @@ std::optional<Cluster> larger(const Cluster& c, int64_t times) {
   return resized(c, nodes, devices);
 }
 
-std::optional<Planned> nearest_to_fitting(const PlanRequest& request, int tries) {
+std::optional<Planned> nearest_to_fitting(const PlanRequest& request, double least) {
+  constexpr int kTries = 6;
   PlanRequest r = request;
   r.memory = "none";
   Planned best = planned(r);
   if (!best.result.plan) return std::nullopt;
   const PlannerOptions asked = planner_options(best.model->graph, "", request.memory);
   const double limit = memory_limit(asked, request.cluster);
-  double least = limit;  // which is too little
-  for (int i = 0; i < tries; ++i) {
+  best.limit = limit;
+  least = std::max(least, limit);  // which is too little
+  for (int i = 0; i < kTries; ++i) {
     const auto peak = static_cast<double>(best.result.plan->predicted.peak_bytes);
     if (peak < 1.02 * least) break;
     const double middle = std::sqrt(least * peak);
     r.memory = fmt::format("{:.0f}B", middle);
-    Planned p = planned(r);
-    if (p.result.plan) {
-      best = std::move(p);
-    } else {
-      least = middle;
+    try {
+      Planned p = planned(r);
+      if (p.result.plan) {
+        best = std::move(p);
+        best.limit = limit;
+      } else {
+        least = middle;
+      }
+    } catch (const SearchStopped&) {
+      break;
     }
   }
-  best.limit = limit;
   return best;
 }
 

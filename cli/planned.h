@@ -1,6 +1,7 @@
 // A model planned as asked for: what plan, fit and explain --why-not share.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +20,8 @@ struct PlanRequest {
   std::string mesh, memory;          // as for `cleave plan`
   bool fixed_micro_batches = false;  // as many as the spec says; else the search divides the step
   Pins pins;
+  // After it a search throws SearchStopped.
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 };
 
 // As arguments say. Throws Error when they make no sense.
@@ -47,10 +50,11 @@ std::optional<Cluster> resized(const Cluster& cluster, int64_t nodes, int64_t de
 // more nodes. Nothing when the cluster is not a preset.
 std::optional<Cluster> larger(const Cluster& cluster, int64_t times);
 
-// For a request that nothing fits: the plan that comes nearest to the limit, of at most `tries`
-// searches under larger ones; nothing when not even without a limit there is a plan. Its `limit` is
-// the request's own.
-std::optional<Planned> nearest_to_fitting(const PlanRequest& request, int tries = 6);
+// For a request that nothing fits: the plan that comes nearest to the limit, of some searches under
+// larger ones, as far as the request's deadline lets it; nothing when not even without a limit
+// there is a plan. Its `limit` is the request's own. `least`: bytes into which hardly anything
+// fits, when they are more than the limit.
+std::optional<Planned> nearest_to_fitting(const PlanRequest& request, double least = 0);
 
 // The plan that needs the least memory, of those the fastest: find_plan under smaller and smaller
 // limits.

@@ -3,7 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 
@@ -30,25 +29,50 @@ void check_batch(const Graph& graph, const MeshRequest& mesh) {
   }
 }
 
-// The smallest cluster on which the model was found to fit, of a few seconds' search; empty: none.
-std::string what_fits(const Graph& graph, const Cluster& cluster, PlannerOptions options,
-                      double times_too_much) {
+// Whether what lies between steps is too much even when no device holds any of it twice.
+bool hopeless(const Graph& graph, const Cluster& cluster, double limit) {
+  double bytes = 0;
+  for (const Source& s : graph.sources()) {
+    if (s.kind != SourceKind::kParameter && s.kind != SourceKind::kState) continue;
+    const TensorType& type = graph.type(s.value);
+    bytes += static_cast<double>(numel(type.shape) * size_of(type.dtype));
+  }
+  return bytes > limit * static_cast<double>(cluster.size());
+}
+
+// One mesh or two, of open roles, that use every device.
+std::vector<std::string> plain_meshes(const Cluster& c) {
+  if (c.nodes > 1) return {fmt::format("{}x{}", c.nodes, c.devices_per_node)};
+  const int64_t n = c.devices_per_node;
+  if (n < 4 || n % 2 != 0) return {std::to_string(n)};
+  return {fmt::format("2x{}", n / 2), std::to_string(n)};
+}
+
+// A cluster of more of the same devices, or the same one, on which the model was found to fit, with
+// all states on the devices; empty: none. A few quick searches, on given meshes without a
+// pipeline, and never a clock: the answer is the same however slow the machine is.
+std::string what_fits(const Graph& graph, const Cluster& cluster, PlannerOptions options) {
   constexpr int64_t kMost = 256;
-  constexpr double kSeconds = 4;  // after which no search is begun
-  using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
+  constexpr int kTries = 4;
   const bool same_devices = !options.mesh.sizes.empty();  // on another mesh than was asked for
-  options.mesh = {};
-  options.space.stages = false;  // for an answer within seconds
+  const double limit = memory_limit(options, cluster);
+  options.space.stages = options.space.offload = false;
   options.trace = nullptr;
-  int64_t times = same_devices ? 1 : 2;
-  // So many devices share no better than evenly.
-  while (!same_devices && static_cast<double>(times) < times_too_much && times <= kMost) times *= 2;
-  for (; times <= kMost; times *= 2) {
-    if (std::chrono::duration<double>(Clock::now() - start).count() > kSeconds) break;
+  int tries = 0;
+  for (int64_t times = same_devices ? 1 : 2; times <= kMost; times *= 2) {
     const auto more = larger(cluster, times);
     if (!more) return "";
-    if (find_plan(graph, *more, options).plan) return more->spec;
+    if (hopeless(graph, *more, limit)) continue;
+    for (const std::string& mesh : plain_meshes(*more)) {
+      if (++tries > kTries) return "";
+      // Pinned sizes are the mesh.
+      options.mesh = options.pins.empty() ? parse_mesh(mesh) : MeshRequest{};
+      try {
+        if (find_plan(graph, *more, options).plan) return more->spec;
+      } catch (const Error&) {  // not on so many devices
+      }
+      if (!options.pins.empty()) break;
+    }
   }
   return "";
 }
@@ -110,13 +134,16 @@ void throw_no_plan(const std::string& model, const Graph& graph, const Cluster& 
   }
   const double limit = memory_limit(options, cluster);
   const double peak = static_cast<double>(result.smallest_peak);
-  const std::string fits = what_fits(graph, cluster, options, peak / limit);
+  const std::string fits = what_fits(graph, cluster, options);
   const std::string advice = fits.empty()           ? "use more devices or a smaller batch"
                              : fits == cluster.spec ? "it fits without --mesh"
                                                     : fmt::format("it fits on {}", fits);
   throw DoesNotFit(fmt::format(
-      "{} does not fit on {}: the smallest peak found is {} a device, the limit is {}, so {} too "
-      "much; {}; cleave plan --memory none shows the plan anyway",
+      "{} does not fit on {}: the smallest peak found or estimated is {} a device, the limit is "
+      "{}, "
+      "so {} too much; {}; cleave fit looks for the smallest change, cleave plan --memory none "
+      "shows "
+      "the plan anyway",
       model, cluster.spec, bytes_text(peak), bytes_text(limit), bytes_text(peak - limit), advice));
 }
 

@@ -18,7 +18,6 @@ namespace {
 
 constexpr double kSmallestShare = 0.005;  // of flops; smaller regions are only counted
 constexpr size_t kMostRows = 14;
-constexpr size_t kNameWidth = 22, kWhereWidth = 14, kPlaceWidth = 9, kEndWidth = 28;
 
 // The ends of a region in one phase: what they are, and the largest of them.
 struct Ends {
@@ -62,12 +61,12 @@ std::string text_of(const Graph& graph, const Ends& e) {
   return fmt::format("{} in {} places", bytes_text(e.bytes), e.count);
 }
 
-// "gpt2.cc:29 mlp.proj", short enough.
+// "gpt2.cc:29 mlp.proj".
 std::string place_of(const Graph& graph, const Ends& e) {
   const Node& node = graph.node(e.largest.node);
   return fmt::format(
       "{} {}", graph.place(node.loc),
-      cut(inside_layer(folded_name(graph.scopes()[static_cast<size_t>(node.scope)])), kPlaceWidth));
+      cut(inside_layer(folded_name(graph.scopes()[static_cast<size_t>(node.scope)])), kWidest));
 }
 
 // The parts of the model that a region goes through, those with the most work first.
@@ -89,7 +88,7 @@ std::string where(const Graph& graph, const std::vector<std::string>& parts, con
   if (order.size() > 2 && count == 1) return "whole model";
   std::vector<std::string> names;
   for (const auto& [flops, part] : order) names.push_back(part);
-  return cut(fmt::format("{}", fmt::join(names, ", ")), kWhereWidth - 5) +
+  return cut(fmt::format("{}", fmt::join(names, ", ")), kWidest) +
          (count > 1 ? fmt::format(" ×{}", count) : "");
 }
 
@@ -137,14 +136,14 @@ std::string regions_report(const Graph& graph, bool colour) {
       name = fmt::format("{} ({})", name.substr(0, name.find(" (")), heaviest_scope(graph, r));
     }
     std::vector<std::string> row = {
-        cut(name, kNameWidth),
+        cut(name, kWidest),
         with_commas(static_cast<double>(dims.classes[static_cast<size_t>(r.dimension_class)].size)),
         in, fmt::format("{:.0f} %", 100 * r.flops_share)};
     bool ends = false;
     for (Phase phase : {Phase::kForward, Phase::kBackward}) {
       const Ends e = ends_in(graph, r.syncs, phase);
       if (e.count == 0) continue;
-      row.push_back(fmt::format("{:<9}{}", name_of(phase), cut(text_of(graph, e), kEndWidth)));
+      row.push_back(fmt::format("{:<9}{}", name_of(phase), cut(text_of(graph, e), kWidest)));
       row.push_back(place_of(graph, e));
       table.add(std::move(row));
       row = {"", "", "", ""};

@@ -69,6 +69,10 @@ std::vector<std::string> header_lines(const RunInfo& info) {
     lines.push_back(fmt::format("MFU: {}of {}/s: {}",
                                 masks(info.work) ? "causal (full in brackets), " : "",
                                 flops_text(info.peak.flops), info.peak.basis));
+  } else if (!info.peak.basis.empty()) {
+    lines.push_back(
+        fmt::format("predicted for {}; there is no MFU then: cleave calibrate measures the machine",
+                    info.peak.basis));
   }
   return lines;
 }

@@ -7,20 +7,23 @@
 #include <thread>
 
 #include "graph/error.h"
-#include "planner/cluster.h"
 #include "planner/planner.h"
 
 namespace cleave {
 
-PeakRate cpu_peak(int64_t devices, DType dtype, int64_t cores) {
+PeakRate cpu_peak(const Cluster& cluster, int64_t devices, DType dtype, int64_t cores) {
   CLEAVE_ASSERT(devices > 0 && cores > 0, "{} devices on {} cores", devices, cores);
-  const double core = parse_cluster("cpu:1").peak_flops(dtype);
+  const double device = cluster.peak_flops(dtype);
+  const std::string shared =
+      devices > cores ? fmt::format("; {} devices share {} cores here", devices, cores) : "";
+  if (cluster.description.empty()) {
+    return {0, fmt::format("{}, a preset of {:.0f} GFLOP/s a device, not this machine{}",
+                           cluster.spec, device / 1e9, shared)};
+  }
   const int64_t working = std::min(devices, cores);
-  PeakRate peak{core * static_cast<double>(working), {}};
-  peak.basis = fmt::format("{} x {:.0f} GFLOP/s, a core's {} rate as assumed, not measured",
-                           working, core / 1e9, name_of(dtype));
-  if (devices > cores) peak.basis += fmt::format("; {} devices share {} cores", devices, cores);
-  return peak;
+  return {device * static_cast<double>(working),
+          fmt::format("{} x {:.0f} GFLOP/s, a device's {} rate in {}{}", working, device / 1e9,
+                      name_of(dtype), cluster.spec, shared)};
 }
 
 int64_t usable_cores() {
@@ -42,8 +45,8 @@ RunInfo run_info(const Graph& graph, const Plan& plan) {
   RunInfo info;
   info.tokens_per_step = tokens_per_step(graph);
   info.work = {model_flops(graph, false), model_flops(graph, true)};
-  info.peak =
-      cpu_peak(plan.pipeline.stages * plan.mesh.size(), product_dtype(graph), usable_cores());
+  info.peak = cpu_peak(plan.cluster, plan.pipeline.stages * plan.mesh.size(), product_dtype(graph),
+                       usable_cores());
   return info;
 }
 

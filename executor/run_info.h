@@ -6,19 +6,21 @@
 
 #include "graph/graph.h"
 #include "graph/types.h"
+#include "planner/cluster.h"
 #include "planner/plan.h"
 
 namespace cleave {
 
 // The most that the devices of a run can compute.
 struct PeakRate {
-  double flops = 0;   // flop/s of all devices
-  std::string basis;  // where the number is from, in a few words
+  double flops = 0;   // flop/s of all devices; 0: not known
+  std::string basis;  // where the number is from, or why there is none, in a few words
 };
 
-// Of CPU devices, which are threads: those beyond the cores share them, so it is the assumed rate
-// of one core (planner/cluster.h) for each of min(devices, cores).
-PeakRate cpu_peak(int64_t devices, DType dtype, int64_t cores);
+// Of CPU devices, which are threads: those beyond the cores share them, so it is the rate of one
+// device of the plan's cluster for each of min(devices, cores). A preset's rate is not this
+// machine's: only a cluster that a file describes, as `cleave calibrate` writes it, has one.
+PeakRate cpu_peak(const Cluster& cluster, int64_t devices, DType dtype, int64_t cores);
 
 // Cores that this process may run on.
 int64_t usable_cores();

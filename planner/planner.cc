@@ -163,6 +163,11 @@ PlanResult search_offloaded(const Graph& graph, const PlannerOptions& options,
 
 }  // namespace
 
+void check_deadline(const PlannerOptions& options) {
+  if (options.deadline == Clock::time_point::max() || Clock::now() < options.deadline) return;
+  throw SearchStopped("the search has not ended in the time that it was given");
+}
+
 double memory_limit(const PlannerOptions& options, const Cluster& cluster) {
   return options.memory_limit > 0 ? options.memory_limit : cluster.device.memory;
 }
@@ -284,8 +289,12 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
   };
   PlanResult result = search(asked);
   if (!result.plan && asked.space.offload && !asked.preferences.on_host) {
-    if (PlanResult found = search_offloaded(graph, asked, search); found.plan) {
+    PlanResult found = search_offloaded(graph, asked, search);
+    if (found.plan) {
       result = std::move(found);
+    } else if (found.smallest_peak > 0 &&
+               (result.smallest_peak == 0 || found.smallest_peak < result.smallest_peak)) {
+      result.smallest_peak = found.smallest_peak;
     }
   }
   if (result.plan) {

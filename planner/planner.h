@@ -2,9 +2,11 @@
 // that fit in memory.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -29,6 +31,12 @@ struct SearchSpace {
   bool exhaustive = false;
 };
 
+// Thrown by a search that has not ended when its deadline has passed.
+class SearchStopped : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 // Its functions are called from several threads at once.
 struct PlannerOptions {
   MeshRequest mesh;
@@ -43,12 +51,20 @@ struct PlannerOptions {
   Preferences preferences;
   Pins pins;
   int threads = 0;  // 0: as many as there are cores
+  // Looked at before every solve; after it the search throws SearchStopped. Results do not depend
+  // on the clock otherwise.
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 };
+
+// Throws SearchStopped when the deadline has passed.
+void check_deadline(const PlannerOptions& options);
 
 struct PlanResult {
   std::optional<Plan> plan;            // empty: nothing that was searched fits
   std::shared_ptr<const Graph> graph;  // the one that the plan is for: rewritten as it says
-  int64_t smallest_peak = 0;           // bytes: of the plan that came nearest
+  // Bytes: of the plan that came nearest, planned or estimated; with states on the host, where that
+  // was tried. 0: none came near.
+  int64_t smallest_peak = 0;
   std::vector<Candidate> candidates;
 };
 

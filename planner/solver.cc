@@ -26,10 +26,12 @@ PlacementSolver::PlacementSolver(const PreparedGraph& prepared, const Cluster& c
       families_(*prepared.graph, *prepared.dimensions, cluster, mesh,
                 with_roles(prepared.restrictions, roles)),
       pinned_(pinned_preferences(options.pins, *prepared.graph, *prepared.dimensions, families_,
-                                 mesh_, roles_, options.preferences)) {}
+                                 mesh_, roles_, options.preferences)),
+      options_(options) {}
 
 Solved PlacementSolver::solve(const Costing& costing, const Pipeline& pipeline,
                               std::span<const Fixed> fixed) const {
+  check_deadline(options_);
   const PlacementProblem problem(*prepared_.graph, *prepared_.dimensions, families_, cluster_,
                                  mesh_, prepared_.grouping(), costing, pinned_.preferences);
   MinSumResult result;

@@ -49,6 +49,7 @@ class PlacementSolver {
   std::vector<AxisRole> roles_;
   Families families_;
   PinnedPreferences pinned_;
+  const PlannerOptions& options_;
 };
 
 }  // namespace cleave

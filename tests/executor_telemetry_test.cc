@@ -88,13 +88,21 @@ class TelemetryTest : public ::testing::Test {
   std::vector<std::string> lines_;
 };
 
+// As from a file that cleave calibrate wrote.
+Cluster measured_cluster() {
+  Cluster cluster = parse_cluster("cpu:4");
+  cluster.spec = "box.toml";
+  cluster.description = "[device]";
+  return cluster;
+}
+
 RunInfo info_of(int64_t steps, int64_t first_step = 1) {
   RunInfo info;
   info.steps = steps;
   info.first_step = first_step;
   info.tokens_per_step = 512;
   info.work = {1e9, 1.25e9};
-  info.peak = cpu_peak(4, DType::kF32, 2);
+  info.peak = cpu_peak(measured_cluster(), 4, DType::kF32, 2);
   info.arena_bytes = 3 << 20;
   return info;
 }
@@ -517,11 +525,23 @@ TEST_F(TelemetryTest, HeaderNamesThePeakAndItsOrigin) {
             "a step: 512 tokens, 1 GFLOP; memory: 3.00 MiB a device; a line ends with the "
             "process's peak");
   EXPECT_EQ(lines[1],
-            "MFU: causal (full in brackets), of 200 GFLOP/s: 2 x 100 GFLOP/s, a core's f32 rate as "
-            "assumed, not measured; 4 devices share 2 cores");
-  EXPECT_EQ(cpu_peak(1, DType::kF32, 8).flops, 1e11);
-  EXPECT_EQ(cpu_peak(4, DType::kF64, 8).flops, 2e11);
+            "MFU: causal (full in brackets), of 200 GFLOP/s: 2 x 100 GFLOP/s, a device's f32 rate "
+            "in box.toml; 4 devices share 2 cores here");
+  EXPECT_EQ(cpu_peak(measured_cluster(), 1, DType::kF32, 8).flops, 1e11);
+  EXPECT_EQ(cpu_peak(measured_cluster(), 4, DType::kF64, 8).flops, 2e11);
   EXPECT_GE(usable_cores(), 1);
+}
+
+// A preset's cores are not this machine's: nothing is divided by their rate.
+TEST_F(TelemetryTest, PresetsHaveNoMfu) {
+  RunInfo info = info_of(60);
+  info.peak = cpu_peak(parse_cluster("cpu:4"), 4, DType::kF32, 2);
+  EXPECT_EQ(info.peak.flops, 0);
+  EXPECT_EQ(info.mfu(1e-3), 0);
+  EXPECT_EQ(header_lines(info)[1],
+            "predicted for cpu:4, a preset of 100 GFLOP/s a device, not this machine; 4 devices "
+            "share 2 cores here; there is no MFU then: cleave calibrate measures the machine");
+  EXPECT_EQ(log_line(record_of(1, info), info, 0).find("MFU"), std::string::npos);
 }
 
 TEST_F(TelemetryTest, LinesComeWhenDue) {
