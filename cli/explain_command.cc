@@ -147,7 +147,7 @@ class WhyNot {
       const PlanRequest request = request_of(alternative);
       other = planned(request);
       if (!other.result.plan && static_cast<double>(other.result.smallest_peak) <= other.limit) {
-        const auto nearest = nearest_to_fitting(request, 1);
+        const auto nearest = nearest_to_fitting(request);
         if (nearest) other.result.smallest_peak = nearest->result.plan->predicted.peak_bytes;
       }
     } catch (const Error& e) {

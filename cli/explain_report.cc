@@ -366,7 +366,8 @@ std::string why_not_text(const LoadedPlan& loaded, const Planned& other, const s
     const auto peak = static_cast<double>(other.result.smallest_peak);
     if (peak > other.limit) {
       text += fmt::format(
-          "{}  {}: does not fit: the smallest peak found is {} a device, the limit {}: {} too "
+          "{}  {}: does not fit: the smallest peak found or estimated is {} a device, the limit "
+          "{}: {} too "
           "much\n",
           bold("why not", colour), asked, bytes_text(peak), bytes_text(other.limit),
           bytes_text(peak - other.limit));

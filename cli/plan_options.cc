@@ -64,7 +64,7 @@ std::vector<Option> options_of(FitArguments& a) {
   append(options, planning_options(a.cluster, a.mesh, a.memory, a.pins));
   append(options, {{.flag = "--seconds",
                     .type = "S",
-                    .help = "After so long no further change is tried",
+                    .help = "So long it looks for the nearest plan and for changes that fit",
                     .target = &a.seconds,
                     .at_least = 0},
                    json_option(a.json)});

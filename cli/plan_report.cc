@@ -91,6 +91,15 @@ class Report {
     text_ += bold(fmt::format("{:<10}", name)) + value + '\n';
   }
 
+  // Whether axes were given no roles, so that their names are what came out.
+  bool axes_are_open(const PlanAgain& again) const {
+    return std::any_of(plan_.mesh.axes.begin(), plan_.mesh.axes.end(),
+                       [](const MeshAxis& a) { return a.size > 1; }) &&
+           std::any_of(again.options.begin(), again.options.end(), [](const std::string& o) {
+             return o.starts_with("--mesh") && o.find('=') == std::string::npos;
+           });
+  }
+
   void head() {
     const Prediction& p = plan_.predicted;
     text_ += bold(describe(model_)) + "   on " + bold(cluster_text(plan_.cluster)) + "\n\n";
@@ -113,6 +122,9 @@ class Report {
     const auto options = wrapped(again.options, " ", kPartsWidth);
     for (size_t i = 0; i < options.size(); ++i) line(i == 0 ? "same with" : "", options[i]);
     if (!again.exact) line("", "(what memory asks for is then searched anew)");
+    if (axes_are_open(again)) {
+      line("", "(dp, tp, ... above name what an axis mostly splits: they are no pins)");
+    }
     const StageTime t = busiest_stage(graph, plan_);
     std::string step = fmt::format("{} predicted: {} computing", seconds_text(p.step_seconds),
                                    seconds_text(t.compute));

@@ -40,12 +40,12 @@ bool hopeless(const Graph& graph, const Cluster& cluster, double limit) {
   return bytes > limit * static_cast<double>(cluster.size());
 }
 
-// One mesh or two, of open roles, that use every device.
-std::vector<std::string> plain_meshes(const Cluster& c) {
-  if (c.nodes > 1) return {fmt::format("{}x{}", c.nodes, c.devices_per_node)};
-  const int64_t n = c.devices_per_node;
-  if (n < 4 || n % 2 != 0) return {std::to_string(n)};
-  return {fmt::format("2x{}", n / 2), std::to_string(n)};
+// Any mesh of a few devices, of more only one, of open roles; of pinned sizes those that there are.
+MeshRequest quick_mesh(const Cluster& c, const Pins& pins) {
+  constexpr int64_t kFew = 8;
+  if (c.size() <= kFew || !pins.empty()) return {};
+  return parse_mesh(fmt::format("{}x{}", std::max<int64_t>(c.nodes, 2),
+                                c.size() / std::max<int64_t>(c.nodes, 2)));
 }
 
 // A cluster of more of the same devices, or the same one, on which the model was found to fit, with
@@ -63,15 +63,11 @@ std::string what_fits(const Graph& graph, const Cluster& cluster, PlannerOptions
     const auto more = larger(cluster, times);
     if (!more) return "";
     if (hopeless(graph, *more, limit)) continue;
-    for (const std::string& mesh : plain_meshes(*more)) {
-      if (++tries > kTries) return "";
-      // Pinned sizes are the mesh.
-      options.mesh = options.pins.empty() ? parse_mesh(mesh) : MeshRequest{};
-      try {
-        if (find_plan(graph, *more, options).plan) return more->spec;
-      } catch (const Error&) {  // not on so many devices
-      }
-      if (!options.pins.empty()) break;
+    if (++tries > kTries) return "";
+    options.mesh = quick_mesh(*more, options.pins);
+    try {
+      if (find_plan(graph, *more, options).plan) return more->spec;
+    } catch (const Error&) {  // not on so many devices
     }
   }
   return "";
@@ -134,6 +130,13 @@ void throw_no_plan(const std::string& model, const Graph& graph, const Cluster& 
   }
   const double limit = memory_limit(options, cluster);
   const double peak = static_cast<double>(result.smallest_peak);
+  if (peak <= limit) {
+    throw DoesNotFit(fmt::format(
+        "{} does not fit on {}: plans were estimated to, but none that was made in full takes {} a "
+        "device at most; use more devices or a smaller batch; cleave plan --memory none shows the "
+        "plan anyway",
+        model, cluster.spec, bytes_text(limit)));
+  }
   const std::string fits = what_fits(graph, cluster, options);
   const std::string advice = fits.empty()           ? "use more devices or a smaller batch"
                              : fits == cluster.spec ? "it fits without --mesh"

@@ -1,0 +1,100 @@
+// Words and numbers of the reports that one would stumble over: one number for one thing, cells
+// that keep what tells rows apart, and nothing said that is not there.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <string>
+
+#include "cli/format.h"
+#include "tests/cli_run.h"
+
+namespace cleave {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using testing::cleave_run;
+using testing::Outcome;
+
+constexpr const char* kTooLarge = " gpt2:tiny --cluster cpu:2 --memory 3500KB";
+
+// The number that a text has behind these words.
+std::string behind(const std::string& text, const std::string& words) {
+  std::smatch match;
+  const std::regex pattern(words + " ([0-9.]+ [KMG]iB)");
+  return std::regex_search(text, match, pattern) ? match[1].str() : "";
+}
+
+TEST(Words, PlanAndFitNameOneSmallestPeak) {
+  const Outcome plan = cleave_run("plan" + std::string(kTooLarge));
+  const Outcome fit = cleave_run("fit --seconds 10000" + std::string(kTooLarge));
+  EXPECT_EQ(plan.status, 3);
+  EXPECT_EQ(fit.status, 3);
+  const std::string words = "smallest peak found or estimated is";
+  ASSERT_NE(behind(plan.err, words), "") << plan.err;
+  EXPECT_EQ(behind(plan.err, words), behind(fit.out, words)) << plan.err << fit.out;
+  EXPECT_NE(fit.err.find("a device on cpu:2 in the nearest plan found"), std::string::npos);
+  const Json a = Json::parse(cleave_run("plan --json" + std::string(kTooLarge)).out);
+  const Json b = Json::parse(cleave_run("fit --json --seconds 0" + std::string(kTooLarge)).out);
+  EXPECT_EQ(a.at("smallest_peak_bytes"), b.at("smallest_peak_bytes"));
+}
+
+// States on the host are searched too, so the peak is of that search where it is smaller.
+TEST(Words, TheSmallestPeakIsWithStatesOnTheHost) {
+  const Json with = Json::parse(cleave_run("plan --json" + std::string(kTooLarge)).out);
+  const Json without =
+      Json::parse(cleave_run("plan --json" + std::string(kTooLarge) + " --pin offload=off").out);
+  EXPECT_LT(with.at("smallest_peak_bytes"), without.at("smallest_peak_bytes"));
+}
+
+TEST(Words, FitWithoutTimeSaysSo) {
+  const Outcome o = cleave_run("fit --seconds 0" + std::string(kTooLarge));
+  EXPECT_EQ(o.status, 3);
+  EXPECT_NE(o.out.find("Not all was tried in the 0 s of --seconds."), std::string::npos) << o.out;
+  EXPECT_EQ(o.out.find("nearest"), std::string::npos) << o.out;
+  EXPECT_NE(o.err.find("at least by an estimate"), std::string::npos) << o.err;
+}
+
+// However slow the machine is: what is searched for the advice is counted, not timed.
+TEST(Words, ARefusalNamesALargerClusterThatFits) {
+  const Outcome o = cleave_run("plan" + std::string(kTooLarge));
+  std::smatch match;
+  ASSERT_TRUE(std::regex_search(o.err, match, std::regex("it fits on (cpu:[0-9]+);"))) << o.err;
+  EXPECT_EQ(match[1], "cpu:8");
+  EXPECT_EQ(cleave_run("plan gpt2:tiny --memory 3500KB --cluster " + match[1].str()).status, 0);
+}
+
+TEST(Words, ARegularListOfLayersIsShortened) {
+  const Outcome o = cleave_run(
+      "plan gpt2:tiny --set layers=10 hidden=32 --cluster cpu:2 --pin pp=2 chunks=5 micro=2 "
+      "schedule=interleaved recompute=full");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_NE(o.out.find("h 0, 2, … 8, "), std::string::npos) << o.out;
+  EXPECT_NE(o.out.find("held all step"), std::string::npos) << o.out;
+  EXPECT_TRUE(std::regex_search(o.out, std::regex("s a step on stage [01], the busiest"))) << o.out;
+}
+
+TEST(Words, NothingIsCommunicatedByOneDevice) {
+  const Outcome o = cleave_run("plan gpt2:tiny --cluster cpu:1");
+  EXPECT_EQ(o.status, 0);
+  EXPECT_NE(o.out.find(" computing\n"), std::string::npos) << o.out;
+  EXPECT_EQ(o.out.find("communicating"), std::string::npos) << o.out;
+}
+
+TEST(Words, NamesOfOpenAxesAreNoPins) {
+  const std::string hint = "they are no pins";
+  const std::string plan = "plan gpt2:tiny --cluster cpu:4";
+  EXPECT_NE(cleave_run(plan + " --mesh 2x2").out.find(hint), std::string::npos);
+  EXPECT_EQ(cleave_run(plan + " --mesh dp=2,tp=2").out.find(hint), std::string::npos);
+}
+
+TEST(Wrapped, KeepsEveryPart) {
+  using Lines = std::vector<std::string>;
+  EXPECT_EQ(wrapped("a part of attn, mlp; ln", 14), (Lines{"a part of attn,", "mlp; ln"}));
+  EXPECT_EQ(wrapped("embed", 3), Lines{"embed"});
+  EXPECT_EQ(wrapped("", 3), Lines{});
+  EXPECT_EQ(wrapped({"dp 4", "tp 2"}, " × ", 11), Lines{"dp 4 × tp 2"});  // characters, not bytes
+}
+
+}  // namespace
+}  // namespace cleave
