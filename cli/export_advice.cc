@@ -3,9 +3,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <map>
+#include <cctype>
 #include <numeric>
 
+#include "cli/planned.h"
+#include "planner/pins.h"
 #include "viz/names.h"
 
 namespace cleave {
@@ -13,212 +15,366 @@ namespace {
 
 using Kind = ModuleSplit::Kind;
 
-// Pins that a mesh of other sizes contradicts.
-const std::vector<std::string> kSizes = {"dp", "tp", "cp", "ep"};
+// "wte:dp=shard(0)": what it is of, up to the last "=", and what it says.
+struct OwnPin {
+  std::string key, value;
+  std::string pattern, axis;  // of a placement
+};
 
-bool is_of_layers(const std::string& name) { return folded_name(name) != name; }
-
-using PinsByName = std::map<std::string, std::string>;  // "h.*.mlp.fc:tp" -> "shard(0)"
-
-std::string pinned(const PinsByName& pins) {
-  std::string text;
-  for (const auto& [name, to] : pins) {
-    text += fmt::format("{}'{}={}'", text.empty() ? "--pin " : " ", name, to);
-  }
-  return text;
+OwnPin read_pin(const std::string& text) {
+  OwnPin pin;
+  const size_t equals = text.rfind('=');
+  pin.key = text.substr(0, equals);
+  pin.value = text.substr(equals + 1);
+  if (pin.key == "stages") pin.key = "pp";
+  const size_t colon = pin.key.rfind(':');
+  if (colon == std::string::npos) return pin;
+  pin.pattern = folded_name(pin.key.substr(0, colon));
+  pin.axis = pin.key.substr(colon + 1);
+  return pin;
 }
 
-std::string joined(const std::string& a, const std::string& b) {
-  return a + (a.empty() || b.empty() ? "" : " ") + b;
+// "a0": the first axis, whatever its role.
+bool by_number(const std::string& axis) {
+  return axis.size() > 1 && axis[0] == 'a' && std::isdigit(static_cast<unsigned char>(axis[1]));
+}
+
+std::string parent(const std::string& name) { return name.substr(0, name.rfind('.')); }
+
+// Names a parameter or state of the module, or all of them.
+bool names_weights(const std::string& pattern, const ModuleSplit& m) {
+  const std::string module = folded_name(m.name);
+  return matches(pattern, module) || matches(parent(pattern), module) ||
+         matches(parent(parent(pattern)), module);
+}
+bool names_ops(const std::string& pattern, const ModuleSplit& m) {
+  return std::any_of(m.ops.begin(), m.ops.end(),
+                     [&](const std::string& op) { return matches(pattern, op); });
+}
+
+// Whether a placement of the plan's own says something else of a module than an advised one.
+bool in_the_way(const Exported& e, const OwnPin& own, const OwnPin& advised) {
+  if (own.axis != advised.axis && !by_number(own.axis)) return false;
+  if (own.value == "replicate" && advised.value == "replicate") return false;
+  for (const ModuleSplit& m : e.modules) {
+    if (folded_name(m.name) != advised.pattern && !m.ops.contains(advised.pattern)) continue;
+    if (names_weights(own.pattern, m) || names_ops(own.pattern, m)) return true;
+  }
+  // Attention between products that are split is split too.
+  return advised.value != "replicate" &&
+         std::any_of(e.attention.begin(), e.attention.end(), [&](const std::string& op) {
+           return advised.pattern.starts_with(parent(op) + ".") && matches(own.pattern, op);
+         });
+}
+
+bool contradicts(const Exported& e, const std::string& text, const Advice& advice) {
+  const OwnPin own = read_pin(text);
+  if (const auto same = advice.pins.find(own.key); same != advice.pins.end()) {
+    return same->second != own.value;
+  }
+  if (!advice.mesh.empty()) {
+    static const std::set<std::string> kSizes = {"dp", "tp", "cp", "ep"};
+    if (kSizes.contains(own.key)) return true;
+    const bool there = ("," + advice.mesh).find("," + own.axis + "=") != std::string::npos;
+    if (!own.axis.empty() && !there) return true;
+  }
+  if (own.axis.empty()) return false;
+  return std::any_of(advice.pins.begin(), advice.pins.end(), [&](const auto& pin) {
+    const OwnPin advised = read_pin(pin.first + "=" + pin.second);
+    return !advised.axis.empty() && in_the_way(e, own, advised);
+  });
+}
+
+std::string cluster_option(const Exported& e, int64_t devices) {
+  const int64_t a_node = e.cluster.devices_per_node;
+  std::optional<Cluster> other;
+  if (devices <= a_node || preset_kind(e.cluster) == "cpu") {
+    other = resized(e.cluster, 1, devices);
+  } else if (devices % a_node == 0) {
+    other = resized(e.cluster, devices / a_node, a_node);
+  }
+  return other ? "--cluster " + other->spec : fmt::format("a --cluster of {} devices", devices);
+}
+
+bool has_pin(const Exported& e, const std::string& key) {
+  return std::any_of(e.pins.begin(), e.pins.end(),
+                     [&](const std::string& pin) { return read_pin(pin).key == key; });
+}
+
+int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// A batch of which every rank has the same number of sequences in a micro-batch. --batch is that of
+// a step, unless --accumulate says of how many micro-batches; a search that divides it itself needs
+// at least as many as there are stages.
+void set_batch(const Exported& e, const Exported& other, Advice& advice) {
+  const int64_t ranks = other.data * other.expert;
+  const bool pinned =
+      has_pin(e, "micro") && !advice.without.contains(fmt::format("micro={}", e.micro_batches));
+  if (e.fixed_micro_batches || pinned) {
+    if (e.batch % ranks == 0) return;
+    advice.batch = rounded_up(e.batch, ranks);
+    advice.accumulate = e.micro_batches;
+    return;
+  }
+  const int64_t step = e.batch * e.micro_batches;
+  if (step % (ranks * other.stages) != 0) advice.batch = rounded_up(step, ranks * other.stages);
 }
 
 // The weight is kept whole, and what is done with it is done by every rank.
-void add_whole(const ModuleSplit& m, PinsByName& pins) {
-  pins[folded_name(m.name) + ":tp"] = "replicate";
-  for (const std::string& op : m.ops) pins[op + ":tp"] = "replicate";
+void add_whole(const ModuleSplit& m, Advice& advice) {
+  advice.pins[folded_name(m.name) + ":tp"] = "replicate";
+  for (const std::string& op : m.ops) advice.pins[op + ":tp"] = "replicate";
 }
 
-PinsByName whole_end_pins(const Exported& e) {
-  PinsByName pins;
+void add_whole_ends(const Exported& e, Advice& advice) {
   for (const ModuleSplit& m : e.modules) {
-    if (m.multiplies && !is_of_layers(m.name)) add_whole(m, pins);
+    if (m.multiplies && !in_layers(m.name)) add_whole(m, advice);
   }
-  return pins;
 }
 
-// The plan's own pins of these modules that say something else.
-std::string without_others(const Exported& e, const PinsByName& pins) {
-  std::vector<std::string> starts;
+void set_zero(const Exported& e, const Exported& other, const std::string& target, Advice& advice) {
+  if (other.data > 1) {
+    const bool little = (target == "deepspeed" && other.tensor > 1) || other.stages > 1;
+    const int wanted = other.data > e.data ? std::max(e.zero, 1) : e.zero;
+    const int zero = target == "hf-tp" ? 0 : std::min(wanted, little ? 1 : 3);
+    advice.pins["zero"] = std::to_string(zero);
+  }
+  // What would be refused next.
+  if (target == "deepspeed" && other.tensor > 1) add_whole_ends(e, advice);
+}
+
+Advice on_mesh_with(Advice advice, const Exported& e, const Exported& other,
+                    const std::string& target) {
+  if (target == "hf-tp") {
+    const Advice tensor =
+        only_tensor(e, other.stages * other.data * other.context * other.expert * other.tensor);
+    advice.mesh = tensor.mesh, advice.devices = tensor.devices;
+    for (const auto& pin : tensor.pins) advice.pins.insert(pin);
+    return advice;
+  }
+  const auto add = [&](const char* role, int64_t size) {
+    if (size > 1) advice.mesh += fmt::format("{}{}={}", advice.mesh.empty() ? "" : ",", role, size);
+  };
+  add("dp", other.data), add("cp", other.context), add("ep", other.expert);
+  add("tp", other.tensor);
+  if (advice.mesh.empty()) advice.mesh = "dp=1";
+  if (other.stages > 1) advice.pins["pp"] = std::to_string(other.stages);
+  set_zero(e, other, target, advice);
+  set_batch(e, other, advice);
+  return advice;
+}
+
+// All placements of the plan's own.
+void leave_out_placements(const Exported& e, Advice& advice) {
+  for (const std::string& pin : e.pins) {
+    if (!read_pin(pin).axis.empty()) advice.without.insert(pin);
+  }
+}
+
+void add_ends(const Exported& e, const std::string& axis, Advice& advice) {
+  const char* split = axis.starts_with("cp") ? "shard(1)" : "shard(0)";
   for (const ModuleSplit& m : e.modules) {
-    const bool of_these = std::any_of(pins.begin(), pins.end(), [&](const auto& pin) {
-      return pin.first == folded_name(m.name) + ":tp" ||
-             m.ops.contains(pin.first.substr(0, pin.first.rfind(':')));
-    });
-    if (!of_these) continue;
-    starts.push_back(m.name + ":tp"), starts.push_back(folded_name(m.name) + ":tp");
-    for (const std::string& op : m.ops) starts.push_back(op + ":tp");
+    if (!m.multiplies || in_layers(m.name)) continue;
+    for (const std::string& op : m.ops) advice.pins[fmt::format("{}:{}", op, axis)] = split;
   }
-  // Attention between products that are split is split too.
-  for (const std::string& op : e.attention) {
-    const bool between = std::any_of(pins.begin(), pins.end(), [&](const auto& pin) {
-      return pin.second != "replicate" && pin.first.starts_with(op.substr(0, op.rfind('.') + 1));
-    });
-    if (between) starts.push_back(op + ":tp");
-  }
-  Exported other = e;
-  std::erase_if(other.pins, [&](const std::string& pin) {
-    const auto same = pins.find(pin.substr(0, pin.rfind('=')));
-    return same != pins.end() && pin.ends_with("=" + same->second);
-  });
-  return without_pins(other, starts);
 }
 
 }  // namespace
 
-std::string without_pins(const Exported& e, const std::vector<std::string>& starts,
-                         const std::string& holding) {
-  std::vector<std::string> found;
-  for (const std::string& pin : e.pins) {
-    const bool starts_so = std::any_of(starts.begin(), starts.end(), [&](const std::string& start) {
-      return pin.starts_with(start + "=");
-    });
-    if (starts_so || (!holding.empty() && pin.find(holding) != std::string::npos))
-      found.push_back(fmt::format("'{}'", pin));
+std::string text_of(const Exported& e, const Advice& advice) {
+  std::vector<std::string> options, pins, without;
+  if (advice.devices > 0) options.push_back(cluster_option(e, advice.devices));
+  if (!advice.mesh.empty()) options.push_back("--mesh " + advice.mesh);
+  if (advice.batch > 0) options.push_back(fmt::format("--batch {}", advice.batch));
+  if (advice.accumulate > 0) options.push_back(fmt::format("--accumulate {}", advice.accumulate));
+  for (const auto& [key, value] : advice.pins) {
+    const std::string pin = key + "=" + value;
+    // What the plan has is said only where it is all there is to say.
+    const bool there = std::find(e.pins.begin(), e.pins.end(), pin) != e.pins.end();
+    if (there && advice.pins.size() > 1) continue;
+    const bool plain = pin.find_first_of("*(: ") == std::string::npos;
+    pins.push_back(plain ? pin : fmt::format("'{}'", pin));
   }
-  return found.empty() ? "" : fmt::format(", without {}", fmt::join(found, ", "));
+  if (!pins.empty()) options.push_back(fmt::format("--pin {}", fmt::join(pins, " ")));
+  for (const std::string& pin : e.pins) {
+    if (!advice.without.contains(pin) && !contradicts(e, pin, advice)) continue;
+    without.push_back(fmt::format("'{}'", pin));
+  }
+  std::string text;
+  if (!options.empty()) text = fmt::format("with {}", fmt::join(options, " "));
+  if (without.empty()) return text;
+  return fmt::format("{}{}without {}", text, text.empty() ? "" : ", ", fmt::join(without, ", "));
 }
 
-std::string one_stage(const Exported& e, const std::string& target) {
+Advice pinned(const std::string& key, const std::string& value) {
+  Advice advice;
+  advice.pins[key] = value;
+  return advice;
+}
+
+void leave_out(const Exported& e, const std::string& ending, Advice& advice) {
+  for (const std::string& pin : e.pins) {
+    // "=stage 1" says which.
+    const size_t equals = pin.rfind('=');
+    if (pin.compare(equals, ending.size(), ending) == 0 &&
+        !advice.pins.contains(pin.substr(0, equals))) {
+      advice.without.insert(pin);
+    }
+  }
+}
+
+Advice zero_for_all(const Exported& e, const std::string& target) {
+  Advice advice;
+  if (e.roles) {
+    set_zero(e, e, target, advice);
+  } else {
+    advice = with_roles(e, target);
+  }
+  for (const std::string& pin : e.pins) {
+    const OwnPin own = read_pin(pin);
+    const bool data = own.axis.starts_with("dp") || own.axis.starts_with("ep");
+    if (!data && !by_number(own.axis)) continue;
+    const bool weights = std::any_of(e.modules.begin(), e.modules.end(), [&](const ModuleSplit& m) {
+      return names_weights(own.pattern, m) && !names_ops(own.pattern, m);
+    });
+    if (weights) advice.without.insert(pin);
+  }
+  return advice;
+}
+
+Advice whole_over_experts(const Exported& e) {
+  Advice advice;
+  for (const ModuleSplit& m : e.modules) {
+    if (m.multiplies && m.experts == 0) advice.pins[folded_name(m.name) + ":ep"] = "replicate";
+  }
+  return advice;
+}
+
+Advice on_mesh(const Exported& e, const Exported& other, const std::string& target) {
+  return on_mesh_with({}, e, other, target);
+}
+
+Advice with_roles(const Exported& e, const std::string& target) { return on_mesh(e, e, target); }
+
+Advice only_data(const Exported& e) {
+  Exported other = e;
+  other.data = e.data * e.tensor * e.context * e.expert;
+  other.tensor = other.context = other.expert = 1;
+  Advice advice;
+  leave_out_placements(e, advice);
+  return on_mesh_with(std::move(advice), e, other, "");
+}
+
+Advice only_tensor(const Exported& e, int64_t devices) {
+  Advice advice;
+  if (devices != e.cluster.size()) advice.devices = devices;
+  advice.mesh = fmt::format("tp={}", devices);
+  advice.pins["zero"] = "0";
+  return advice;
+}
+
+Advice one_stage(const Exported& e, const std::string& target) {
   Exported one = e;
   one.data *= e.stages;
   one.stages = 1;
-  const int64_t devices = one.data * one.context * one.expert * one.tensor;
-  return (target == "hf-tp" ? fmt::format("--mesh tp={} --pin pp=1 zero=0", devices)
-                            : "--pin pp=1 " + with_roles(one, target)) +
-         without_pins(e, {"schedule", "chunks", "micro", "dp", "tp", "cp", "ep"}, "=cut") +
-         without_pins(e, {}, "=stage");
+  Advice advice = pinned("pp", "1");
+  for (const std::string& pin : e.pins) {
+    const std::string key = read_pin(pin).key;
+    if (key == "schedule" || key == "chunks" || key == "micro") advice.without.insert(pin);
+  }
+  leave_out(e, "=cut", advice), leave_out(e, "=stage", advice);
+  return on_mesh_with(std::move(advice), e, one, target);
 }
 
-std::string whole_ends(const Exported& e) {
-  const PinsByName pins = whole_end_pins(e);
-  return pinned(pins) + without_others(e, pins);
+Advice whole_ends(const Exported& e) {
+  Advice advice;
+  add_whole_ends(e, advice);
+  return advice;
 }
 
-std::string kept_whole(const Exported& e) {
-  PinsByName pins;
+Advice kept_whole(const Exported& e) {
+  Advice advice;
   for (const ModuleSplit& m : e.modules) {
-    if (m.multiplies && m.kind == Kind::kWhole && m.kept_in_parts) add_whole(m, pins);
+    if (m.multiplies && m.use.kind == Kind::kWhole && m.stored_in_parts) add_whole(m, advice);
   }
-  return pinned(pins) + without_others(e, pins);
+  return advice;
 }
 
-std::string mesh_with_roles(const Exported& e) {
-  std::string text;
-  const auto add = [&](const char* role, int64_t size) {
-    if (size > 1) text += fmt::format("{}{}={}", text.empty() ? "" : ",", role, size);
-  };
-  add("dp", e.data), add("cp", e.context), add("ep", e.expert), add("tp", e.tensor);
-  return text.empty() ? "dp=1" : text;
-}
-
-// A mesh is that of one stage.
-static std::string of_stages(const Exported& e) {
-  const bool said = std::any_of(e.pins.begin(), e.pins.end(),
-                                [](const std::string& pin) { return pin.starts_with("pp="); });
-  return e.stages > 1 && !said ? fmt::format("--pin pp={}", e.stages) : "";
-}
-
-std::string zero_for_all(const Exported& e, const std::string& target) {
-  if (e.data == 1) {
-    return target == "deepspeed" && e.tensor > 1 ? pinned(whole_end_pins(e)) : "";
-  }
-  const bool little = (target == "deepspeed" && e.tensor > 1) || e.stages > 1;
-  std::string text =
-      fmt::format("--pin zero={}", target == "hf-tp" ? 0 : std::min(e.zero, little ? 1 : 3));
-  // What would be refused next.
-  if (target == "deepspeed" && e.tensor > 1) text = joined(text, pinned(whole_end_pins(e)));
-  return text;
-}
-
-std::string with_roles(const Exported& e, const std::string& target) {
-  return joined(joined("--mesh " + mesh_with_roles(e), of_stages(e)), zero_for_all(e, target));
-}
-
-std::string only_data(const Exported& e) {
-  const int64_t ranks = e.data * e.tensor * e.context * e.expert;
-  std::string text =
-      fmt::format("--mesh dp={} --pin zero={}", ranks, e.zero == 3 && e.stages == 1 ? 3 : 1);
-  text = joined(text, of_stages(e));
-  if (e.batch % ranks != 0) {
-    text += fmt::format(" --batch {}", (e.batch + ranks - 1) / ranks * ranks);
-  }
-  return text + without_pins(e, kSizes, ":");
-}
-
-std::string fewer_tensor(const Exported& e, const Misfit& m, const std::string& target) {
+Advice fewer_tensor(const Exported& e, const Misfit& m, const std::string& target) {
   const int64_t tensor = std::gcd(e.tensor, m.heads);
-  if (target == "hf-tp" && tensor == 1) return part_whole(e, m.op);
-  if (target == "hf-tp") return fmt::format("a --cluster of {0} devices and --mesh tp={0}", tensor);
+  if (target == "hf-tp") return tensor == 1 ? part_whole(e, m.op) : only_tensor(e, tensor);
   if (tensor == 1) return only_data(e);
   Exported fewer = e;
   fewer.data *= e.tensor / tensor;
   fewer.tensor = tensor;
-  return with_roles(fewer, target) + without_pins(e, kSizes);
+  return on_mesh(e, fewer, target);
 }
 
-std::string ends_by_batch(const Exported& e, const std::string& axis, const std::string& target) {
-  PinsByName pins;
-  for (const ModuleSplit& m : e.modules) {
-    if (!m.multiplies || is_of_layers(m.name)) continue;
-    for (const std::string& op : m.ops) pins[fmt::format("{}:{}", op, axis)] = "shard(0)";
-  }
-  return joined(zero_for_all(e, target), pinned(pins));
+Advice without_tensor(const Exported& e, const std::string& target) {
+  Exported other = e;
+  other.tensor = 1;
+  Advice advice = on_mesh(e, other, target);
+  advice.devices = e.stages * e.data * e.context * e.expert;
+  return advice;
 }
 
-std::string experts_instead(const Exported& e, const std::string& target) {
+Advice split_by_role(const Exported& e, const Misfit& m, const std::string& target) {
+  if (m.dim < 0) return only_data(e);
+  Advice advice;
+  set_zero(e, e, target, advice);
+  add_ends(e, m.axis, advice);
+  advice.pins[fmt::format("{}:{}", m.op, m.axis)] = fmt::format("shard({})", m.dim);
+  return advice;
+}
+
+Advice experts_instead(const Exported& e, const std::string& target) {
   int64_t experts = 0;
   for (const ModuleSplit& m : e.modules) experts = std::gcd(experts, m.experts);
   Exported other = e;
   other.expert = std::gcd(e.tensor * e.expert, experts);
+  if (other.expert == 1) return only_data(e);
   other.data = e.data * e.tensor * e.expert / other.expert;
   other.tensor = 1;
-  return joined(joined("--mesh " + mesh_with_roles(other), of_stages(e)),
-                ends_by_batch(other, "ep", target)) +
-         without_pins(e, kSizes, ":");
+  Advice advice;
+  leave_out_placements(e, advice);
+  advice = on_mesh_with(std::move(advice), e, other, target);
+  add_ends(e, "ep", advice);
+  return advice;
 }
 
-std::string part_whole(const Exported& e, const std::string& module) {
-  const auto part_of = [](const std::string& name) {
-    return name.substr(0, std::min(name.rfind('.'), name.size()));
-  };
-  const std::string part = part_of(folded_name(module));
-  PinsByName pins;
+Advice part_whole(const Exported& e, const std::string& module) {
+  const std::string part = parent(folded_name(module));
+  Advice advice;
   for (const ModuleSplit& m : e.modules) {
     const std::string name = folded_name(m.name);
-    if (m.multiplies && (name == folded_name(module) || part_of(name) == part)) add_whole(m, pins);
+    if (m.multiplies && (name == folded_name(module) || parent(name) == part)) add_whole(m, advice);
   }
   for (const std::string& op : e.attention) {
-    if (part_of(op) == part) pins[op + ":tp"] = "replicate";
+    if (parent(op) == part) advice.pins[op + ":tp"] = "replicate";
   }
-  return pinned(pins) + without_others(e, pins);
+  return advice;
 }
 
-std::string usual_split(const Exported& e, const std::string& target, Ends ends) {
-  PinsByName pins;
+Advice usual_split(const Exported& e, const std::string& target, Ends ends) {
+  Advice advice;
   for (const ModuleSplit& m : e.modules) {
     if (!m.multiplies) continue;
-    const bool end = !is_of_layers(m.name);
+    const bool end = !in_layers(m.name);
     if (end && ends == Ends::kAsPlanned) continue;
     if (end && ends == Ends::kWhole) {
-      add_whole(m, pins);
-    } else if (m.kind != m.usual) {
-      pins[folded_name(m.name) + ":tp"] =
+      add_whole(m, advice);
+    } else if (m.use.kind != m.usual) {
+      advice.pins[folded_name(m.name) + ":tp"] =
           m.usual == Kind::kWhole ? "replicate" : fmt::format("shard({})", m.usual_dim);
     }
   }
-  if (e.roles && pins.empty()) return only_data(e);
+  if (e.roles && advice.pins.empty()) return only_data(e);
+  if (e.roles) return advice;
+  const auto pins = advice.pins;
+  advice = with_roles(e, target);
   // Ends that are whole are said with the mesh.
-  return joined(e.roles ? "" : with_roles(e, target), pinned(pins)) + without_others(e, pins);
+  for (const auto& pin : pins) advice.pins.insert(pin);
+  return advice;
 }
 
 }  // namespace cleave

@@ -1,6 +1,7 @@
 #include "cli/export_layouts.h"
 
 #include <algorithm>
+#include <cctype>
 #include <map>
 #include <set>
 
@@ -90,7 +91,7 @@ class Reader {
       if (added) e_.modules.emplace_back().name = name;
       module_of[s.value] = entry->second;
       if (axis_ < 0 || plan_.values[at(s.value)].empty()) continue;
-      e_.modules[entry->second].kept_in_parts |=
+      e_.modules[entry->second].stored_in_parts |=
           plan_.values[at(s.value)][0].placements[at(axis_)].is_shard();
     }
     return module_of;
@@ -139,7 +140,7 @@ class Reader {
     return contracts(node) && graph_.type(weight).shape.size() >= 2;
   }
   std::string name_of_op(NodeId n) const {
-    const std::string& scope = graph_.scopes()[at(graph_.node(n).scope)];
+    const std::string& scope = scope_of(n);
     return fmt::format("{}{}{}", scope, scope.empty() ? "" : ".", graph_.node(n).op->name);
   }
 
@@ -210,38 +211,50 @@ class Reader {
     m.looks_up |= table;
     if (axis_ < 0) return;
     if (!product && m.multiplies) return;  // a bias follows its weight
-    Kind kind = Kind::kWhole;
+    const ModuleSplit::Use use = use_of(n, operand, product, table);
+    if (product && use.kind == Kind::kWhole && split_class(n, at(axis_)) >= 0) {
+      note_misfit(
+          fmt::format("{} has all of its weight on each rank of tp, and there a part of "
+                      "the {}",
+                      folded_name(name_of_op(n)), words_[at(split_class(n, at(axis_)))]));
+    }
+    // A product's use of a look-up's table is one of its own.
+    if (again && !m.again) m.again = use;
+    ModuleSplit::Use& kept = again ? *m.again : m.use;
+    const int part = again ? 2 : product ? 1 : 0;
+    if (!known_uses_.emplace(m.name, part).second && !kept.cut_like(use)) {
+      note_misfit(fmt::format("{} has the weights of {} cut in another way than another op",
+                              folded_name(name_of_op(n)), folded_name(m.name)));
+      return;
+    }
+    kept = use;
+  }
+
+  ModuleSplit::Use use_of(NodeId n, size_t operand, bool product, bool table) const {
+    const Node& node = graph_.node(n);
+    ModuleSplit::Use use;
     const Layout layout =
         plan_.layout(node.inputs[operand], plan_.nodes[at(n)].input_forms[operand]);
     const Placement& p = layout.placements[at(axis_)];
     const MemberSplit::OnAxis& on = plan_.nodes[at(n)].axes[at(axis_)];
     if (p.is_shard()) {
-      kind = product                                  ? kind_of(node, on, table)
-             : split_class(n, at(axis_)) == sequence_ ? Kind::kPositions
-             : on.factor >= 0 && graph_.type(node.inputs[operand]).shape.size() == 1 ? Kind::kBias
-                                                                                     : Kind::kOther;
+      const bool alone = graph_.type(node.inputs[operand]).shape.size() == 1;
+      use.kind = product                                  ? kind_of(n, on, table)
+                 : split_class(n, at(axis_)) == sequence_ ? Kind::kPositions
+                 : on.factor >= 0 && alone                ? Kind::kBias
+                                                          : Kind::kOther;
       const int dim = layout.atom_dim[static_cast<size_t>(p.atom)];
-      m.pieces = 1;
       for (size_t a = 0; a < static_cast<size_t>(p.atom); ++a) {
-        if (layout.atom_dim[a] == dim) m.pieces *= layout.atoms[a];
+        if (layout.atom_dim[a] == dim) use.pieces *= layout.atoms[a];
       }
-      m.first = dim == 0;
+      use.first = dim == 0;
     }
-    const ModuleSplit::Edges edges = edges_of(n, operand, kind);
-    if (product && kind == Kind::kWhole && split_class(n, at(axis_)) >= 0) {
-      note_misfit(n,
-                  fmt::format("{} has all of its weight on each rank of tp, and there a part of "
-                              "the {}",
-                              folded_name(name_of_op(n)), words_[at(split_class(n, at(axis_)))]));
-    }
-    if (again) {
-      m.again = kind, m.edges_again = edges;
-    } else {
-      m.kind = kind, m.edges = edges;
-    }
+    use.edges = edges_of(n, operand, use.kind);
+    return use;
   }
 
-  Kind kind_of(const Node& node, const MemberSplit::OnAxis& on, bool table) const {
+  Kind kind_of(NodeId n, const MemberSplit::OnAxis& on, bool table) const {
+    const Node& node = graph_.node(n);
     if (on.factor < 0) return Kind::kOther;
     const Factor& f = node.signature->factors()[static_cast<size_t>(on.factor)];
     const bool summed = node.signature->reduced_in(on.factor, 0);
@@ -287,13 +300,13 @@ class Reader {
   }
 
   // Once for all layers.
-  void note_misfit(NodeId, Misfit misfit) {
+  void note_misfit(Misfit misfit) {
     if (known_misfits_.insert(misfit.what).second) e_.misfits.push_back(std::move(misfit));
   }
-  void note_misfit(NodeId n, std::string what) {
+  void note_misfit(std::string what) {
     Misfit m;
     m.what = std::move(what);
-    note_misfit(n, std::move(m));
+    note_misfit(std::move(m));
   }
 
   // Axes of the batch, of experts and of the context are that for every product.
@@ -316,16 +329,24 @@ class Reader {
       // What all ranks look up is looked up by each there: little work.
       if (fits || (c < 0 && is_look_up(node))) continue;
       Misfit m;
-      m.of_batch_axes = true;
-      m.repeated = c < 0;
+      m.kind = c < 0 ? Misfit::Kind::kRepeated : Misfit::Kind::kOtherWork;
       const std::string name = folded_name(name_of_op(n));
-      m.what =
-          m.repeated
-              ? fmt::format("each of the {} ranks of {} does all of {}", axis.size, axis.name, name)
-              : fmt::format("{} is split by {} over {}", name, words_[at(c)], axis.name);
+      m.op = name;
+      m.dim = dim_of(node.outputs[0], role == "cp" ? sequence_ : batch_);
+      m.what = c < 0 ? fmt::format("each of the {} ranks of {} does all of {}", axis.size,
+                                   axis.name, name)
+                     : fmt::format("{} is split by {} over {}", name, words_[at(c)], axis.name);
       m.axis = axis.name;
-      note_misfit(n, std::move(m));
+      note_misfit(std::move(m));
     }
+  }
+
+  // Which dimension of a value begins with this class; -1: none.
+  int dim_of(Value v, ClassId c) const {
+    for (const ValueAtom& a : plan_.dimensions->values[at(v)]) {
+      if (a.dimension_class == c) return a.dim;
+    }
+    return -1;
   }
 
   void look_at_context(NodeId n) {
@@ -351,11 +372,11 @@ class Reader {
     return false;
   }
   // Of a factor that all its operands have, and that is no batch.
-  int64_t heads_of(const Node& node) const {
-    const auto n = static_cast<size_t>(&node - graph_.nodes().data());
+  int64_t heads_of(NodeId n) const {
+    const Node& node = graph_.node(n);
     int64_t heads = 1;
     for (size_t f = 0; f < node.signature->factors().size(); ++f) {
-      const auto& atoms = plan_.dimensions->factors[n][f];
+      const auto& atoms = plan_.dimensions->factors[at(n)][f];
       const bool batch = std::any_of(atoms.begin(), atoms.end(),
                                      [&](const Atom& a) { return a.dimension_class == batch_; });
       if (!batch && by_all_operands(node, static_cast<int>(f))) {
@@ -408,8 +429,7 @@ class Reader {
     return product ? n : kNoNode;
   }
 
-  static bool in_layers(const std::string& scope) { return folded_name(scope) != scope; }
-  bool in_layers(NodeId n) const { return in_layers(graph_.scopes()[at(graph_.node(n).scope)]); }
+  const std::string& scope_of(NodeId n) const { return graph_.scopes()[at(graph_.node(n).scope)]; }
 
   // Numbers of rows alone: losses, sums of them.
   bool is_small(Value v) const {
@@ -425,20 +445,20 @@ class Reader {
     if (multiplies_data(node)) e_.attention.insert(name);
     const ClassId c = split_class(n, at(axis_));
     if (c == batch_ && c >= 0) {
-      note_misfit(n, fmt::format("{} is split along the batch over tp", name));
+      note_misfit(fmt::format("{} is split along the batch over tp", name));
       return;
     }
     const int factor = plan_.nodes[at(n)].axes[at(axis_)].factor;
     if (multiplies_data(node) && (c < 0 || c == sequence_ || !by_all_operands(node, factor))) {
       Misfit m;
-      m.heads = heads_of(node);
+      m.heads = heads_of(n);
       m.op = name;
-      m.whole_attention = c < 0;
+      m.kind = c < 0 ? Misfit::Kind::kWholeAttention : Misfit::Kind::kAttention;
       m.what = fmt::format("{} is {} over tp, not split by heads", name,
                            c < 0            ? "whole"
                            : c == sequence_ ? "split along the sequence"
                                             : fmt::format("split by {}", words_[at(c)]));
-      note_misfit(n, std::move(m));
+      note_misfit(std::move(m));
       if (c >= 0) return;
     }
     for (size_t i = 0; i < node.inputs.size(); ++i) {
@@ -451,7 +471,7 @@ class Reader {
                     [&](const Step& s) { return s.axis == axis_; });
     // A loss over the logits in parts is what is usual.
     if (inside && !is_small(node.outputs[0])) {
-      note_misfit(n, fmt::format("ranks of tp meet inside of {}", name));
+      note_misfit(fmt::format("ranks of tp meet inside of {}", name));
     }
   }
 
@@ -469,7 +489,7 @@ class Reader {
     const Held read = read_as({n, i});
     if (read == Held::kPartial || is_cast(n)) return;
     if (held(v, 0) == Held::kPartial && summing(v) == kNoNode) {
-      note_misfit(n, fmt::format("{} reads sums over tp that no split weight makes", name));
+      note_misfit(fmt::format("{} reads sums over tp that no split weight makes", name));
       return;
     }
     const Held made = made_as(v);
@@ -478,16 +498,20 @@ class Reader {
     // Logits that are gathered for the loss; what is looked up, for everything.
     if (made == Held::kInner && read != Held::kInner && ends_a_module(v)) return;
     Misfit m;
-    m.of_sequence = (made == Held::kWhole && read == Held::kSequence) ||
-                    (made == Held::kSequence && read == Held::kWhole);
-    m.before_layers = made == Held::kWhole && read == Held::kSequence && !in_layers(n);
+    const bool enters = made == Held::kWhole && read == Held::kSequence && !in_layers(scope_of(n));
+    if (enters) {
+      m.kind = Misfit::Kind::kEnters;
+    } else if ((made == Held::kWhole && read == Held::kSequence) ||
+               (made == Held::kSequence && read == Held::kWhole)) {
+      m.kind = Misfit::Kind::kSequence;
+    }
     m.what = fmt::format("{} reads {} over tp what is made {}", name, words(read), words(made));
-    note_misfit(n, std::move(m));
+    note_misfit(std::move(m));
   }
 
   bool ends_a_module(Value v) const {
     const NodeId producer = graph_.value(v).producer;
-    if (producer == kNoNode || in_layers(producer)) return false;
+    if (producer == kNoNode || in_layers(scope_of(producer))) return false;
     const Node& node = graph_.node(producer);
     return std::any_of(node.inputs.begin(), node.inputs.end(),
                        [&](Value in) { return is_weight(in) && multiplies(node, in); });
@@ -504,9 +528,14 @@ class Reader {
   std::set<ClassId> width_, experts_;
   std::set<int64_t> numbers_of_experts_;
   std::set<std::string> known_misfits_;
+  std::set<std::pair<std::string, int>> known_uses_;  // of a module: by a gain, a product, again
 };
 
 }  // namespace
+
+bool in_layers(const std::string& name) {
+  return name.find('*') != std::string::npos || folded_name(name) != name;
+}
 
 std::string role_of(const std::string& axis) {
   std::string role = axis;

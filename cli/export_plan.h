@@ -34,51 +34,70 @@ struct ModuleSplit {
     Held in = Held::kWhole, out = Held::kWhole;
     bool operator==(const Edges&) const = default;
   };
+  // What one op does with it.
+  struct Use {
+    Kind kind = Kind::kWhole;
+    int64_t pieces = 1;  // that the cut dimension is made of one after the other, each cut alone
+    bool first = true;   // of the cut dimension: its number in the weight is 0
+    Edges edges;
+    bool cut_like(const Use& other) const {
+      return kind == other.kind && pieces == other.pieces && first == other.first;
+    }
+  };
   std::string name;  // "h.3.attn.qkv"
-  Kind kind = Kind::kWhole;
-  int64_t pieces = 1;  // that the cut dimension is made of one after the other, each cut for itself
-  bool first = true;   // of the cut dimension: its number in the weight is 0
-  bool multiplies = false;     // it is a product or a look-up, not a gain or a bias alone
-  bool looks_up = false;       // a look-up
-  bool kept_in_parts = false;  // some parameter is kept in parts, however it is used
-  Edges edges;
-  int64_t experts = 0;        // of several products in one weight: how many
-  std::set<std::string> ops;  // of what multiplies, and adds a bias to it: "h.*.mlp.fc.matmul"
-  Kind usual = Kind::kOther;  // of what multiplies: as the usual split by tensors has it
-  int usual_dim = 0;          // of the weight: that is in parts then
-  std::optional<Kind> again;  // a table that is a product's weight elsewhere: how it is there
-  Edges edges_again;
+  Use use;
+  bool multiplies = false;       // it is a product or a look-up, not a gain or a bias alone
+  bool looks_up = false;         // a look-up
+  bool stored_in_parts = false;  // between steps, some parameter over tp, however it is used
+  int64_t experts = 0;           // of several products in one weight: how many
+  std::set<std::string> ops;     // of what multiplies: "h.*.mlp.fc.matmul"
+  Kind usual = Kind::kOther;     // of what multiplies: as the usual split by tensors has it
+  int usual_dim = 0;             // of the weight: that is in parts then
+  std::optional<Use> again;      // a table that is a product's weight elsewhere: how it is there
 };
 
 // What a plan does on an axis that few programs do.
 struct Misfit {
-  std::string what;          // "h.3.attn.core.attention is split along the sequence over tp"
-  bool of_sequence = false;  // whole here, along the sequence there: the same for what splits none
-  bool before_layers = false;    // what enters the layers whole is cut along the sequence first
-  bool whole_attention = false;  // attention that each rank does all of
-  int64_t heads = 0;             // else 0: attention that is not split by heads: how many there are
-  std::string op;                // ... its name
-  bool of_batch_axes = false;  // an axis of the batch, of experts or of the context does other work
-  bool repeated = false;       // ... none at all: each rank does everything
-  std::string axis;            // ... its name
+  enum class Kind : uint8_t {
+    kLayout,          // an op reads what is made in another layout
+    kSequence,        // whole here, along the sequence there: the same for what splits none
+    kEnters,          // the same of what enters the layers: made whole, read along the sequence
+    kAttention,       // attention that is split, and not by heads
+    kWholeAttention,  // attention that each rank does all of
+    kOtherWork,       // an axis of the batch, of experts or of the context splits something else
+    kRepeated,        // ... nothing: each rank does everything
+  };
+  Kind kind = Kind::kLayout;
+  std::string what;   // "h.3.attn.core.attention is split along the sequence over tp"
+  std::string op;     // of attention and of other work: its name
+  int64_t heads = 1;  // of attention: how many there are
+  std::string axis;   // of other work: its name
+  int dim = -1;       // of other work: of the op's result, what the axis is for; -1: none
+
+  bool of_attention() const { return kind == Kind::kAttention || kind == Kind::kWholeAttention; }
+  bool of_other_axes() const { return kind == Kind::kOtherWork || kind == Kind::kRepeated; }
 };
 
 // The plan as other programs speak of it.
 struct Exported {
   int64_t data = 1, tensor = 1, context = 1, expert = 1;  // sizes of the axes
-  int64_t sequences = 1;                                  // of one rank in one micro-batch
-  int64_t micro_batches = 1;                              // of a step
-  std::vector<ModuleSplit> modules;                       // in the order of the parameters
-  std::set<std::string> attention;  // ops that multiply activations: "h.*.attn.attention"
-  std::vector<Misfit> misfits;      // in the order of the ops
-  bool rings =
-      true;  // attention over the context passes keys and values round, nowhere gathers them
-  int64_t batch = 1;              // sequences of a micro-batch, of all ranks
-  int32_t stages = 1;             // of the pipeline
-  int zero = 0;                   // as most weights have it
-  std::vector<std::string> pins;  // the plan's
-  bool roles = true;              // the mesh was planned with roles for all axes
+  int32_t stages = 1;                                     // of the pipeline
+  int64_t batch = 1;                 // sequences of a micro-batch, of all ranks
+  int64_t sequences = 1;             // of one rank in one micro-batch
+  int64_t micro_batches = 1;         // of a step
+  bool fixed_micro_batches = false;  // asked for with --accumulate
+  int zero = 0;                      // as most weights have it
+  Cluster cluster;
+  std::vector<std::string> pins;     // the plan's
+  bool roles = true;                 // the mesh was planned with roles for all axes
+  std::vector<ModuleSplit> modules;  // in the order of the parameters
+  std::set<std::string> attention;   // ops that multiply activations: "h.*.attn.attention"
+  std::vector<Misfit> misfits;       // in the order of the ops
+  bool rings = true;                 // attention over the context passes keys and values round
 };
+
+// Of a module or a scope: it is in a repeated layer, "h.3.attn" or "h.*.attn".
+bool in_layers(const std::string& name);
 
 struct Written {
   std::string text;

@@ -48,12 +48,21 @@ void name_axes(const Graph& graph, Plan& plan) {
 }
 
 KeptInParts kept_in_parts(const Graph& graph, const Plan& plan) {
-  const auto in_parts = [&](const Placements& p) {
+  const auto batch = [](const Source&, const MeshAxis& axis) {
+    return axis.name.starts_with("dp") || axis.name.starts_with("ep");
+  };
+  return kept_in_parts(
+      graph, plan, [](const Source&) { return true; }, batch);
+}
+
+KeptInParts kept_in_parts(const Graph& graph, const Plan& plan,
+                          const std::function<bool(const Source&)>& counted,
+                          const std::function<bool(const Source&, const MeshAxis&)>& keeps) {
+  const auto in_parts = [&](const Source& s, const Placements& p) {
     bool parts = false;
     for (size_t a = 0; a < p.size(); ++a) {
       const MeshAxis& axis = plan.mesh.axes[a];
-      const bool batch = axis.name.starts_with("dp") || axis.name.starts_with("ep");
-      parts |= batch && axis.size > 1 && p[a].is_shard();
+      parts |= axis.size > 1 && p[a].is_shard() && keeps(s, axis);
     }
     return parts;
   };
@@ -61,13 +70,14 @@ KeptInParts kept_in_parts(const Graph& graph, const Plan& plan) {
   double parameters = 0, states = 0;
   KeptInParts split;
   for (const Source& s : graph.sources()) {
-    if (s.kind != SourceKind::kParameter && s.kind != SourceKind::kState) continue;
-    const double bytes =
-        static_cast<double>(numel(graph.type(s.value).shape) * size_of(graph.type(s.value).dtype));
-    bool parts = in_parts(plan.values[static_cast<size_t>(s.value)][0].placements);
+    const bool kept = s.kind == SourceKind::kParameter || s.kind == SourceKind::kState;
+    if (!kept || !counted(s)) continue;
+    const TensorType& type = graph.type(s.value);
+    const auto bytes = static_cast<double>(numel(type.shape) * size_of(type.dtype));
+    bool parts = in_parts(s, plan.values[static_cast<size_t>(s.value)][0].placements);
     for (Value copy : copies[static_cast<size_t>(graph.value(s.value).source)]) {
       const auto held = plan.held.find(copy);
-      parts = parts && (held == plan.held.end() || in_parts(held->second));
+      parts = parts && (held == plan.held.end() || in_parts(s, held->second));
     }
     const bool parameter = s.kind == SourceKind::kParameter;
     (parameter ? parameters : states) += bytes;

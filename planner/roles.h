@@ -1,6 +1,8 @@
 // What people would call the axes of a plan: data, tensor or context parallelism.
 #pragma once
 
+#include <functional>
+
 #include "planner/plan.h"
 
 namespace cleave {
@@ -16,5 +18,9 @@ struct KeptInParts {
   double parameters = 0, states = 0;
 };
 KeptInParts kept_in_parts(const Graph& graph, const Plan& plan);
+// The same of those for which `counted`, along the axes for which `keeps`.
+KeptInParts kept_in_parts(const Graph& graph, const Plan& plan,
+                          const std::function<bool(const Source&)>& counted,
+                          const std::function<bool(const Source&, const MeshAxis&)>& keeps);
 
 }  // namespace cleave

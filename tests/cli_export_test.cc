@@ -124,7 +124,10 @@ TEST_F(Export, Megatron) {
   EXPECT_TRUE(e.contains("--micro-batch-size 1"));
   EXPECT_TRUE(e.contains("--global-batch-size 8"));
   // Experts that are split are no ZeRO.
-  made("deepseek:tiny --cluster cpu:4 --mesh ep=4", "ep");
+  made(
+      "deepseek:tiny --cluster cpu:4 --mesh ep=4 --pin layers.*.mlp.gate:ep=replicate "
+      "layers.*.mlp.up:ep=replicate layers.*.mlp.proj:ep=replicate",
+      "ep");
   const auto ep = flags(text("ep", "megatron"));
   EXPECT_TRUE(ep.contains("--expert-model-parallel-size 4"));
   EXPECT_FALSE(ep.contains("--use-megatron-fsdp"));
@@ -214,7 +217,9 @@ TEST_F(Export, MegatronsRecomputation) {
 }
 
 TEST_F(Export, WhatCannotBeSaidIsRefused) {
-  refused("one", "megatron", "--pin recompute=full or recompute=selective");
+  refused("one", "megatron",
+          "attention (recompute=selective); plan again with --pin recompute=full, without "
+          "'h.1.mlp=recompute'");
   refused("full", "deepspeed", "written in the model there");
   refused("uneven", "megatron", "its chunks have as many layers each, the plan's");
   refused("stages", "hf-tp", "a tp_plan has no stages");
