@@ -147,8 +147,7 @@ class WhyNot {
       const PlanRequest request = request_of(alternative);
       other = planned(request);
       if (!other.result.plan && static_cast<double>(other.result.smallest_peak) <= other.limit) {
-        const auto nearest = nearest_to_fitting(request);
-        if (nearest) other.result.smallest_peak = nearest->result.plan->predicted.peak_bytes;
+        replace_by_nearest(request, other);
       }
     } catch (const Error& e) {
       // An answer too: there is no such plan. What the pins name has to be there.

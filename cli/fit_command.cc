@@ -252,7 +252,7 @@ std::optional<Planned> nearest_in_time(const PlanRequest& request, const Planned
         nearest_to_fitting(r, static_cast<double>(asked.result.smallest_peak));
     if (!nearest) {
       throw_no_plan(asked.model->spec.name, asked.model->graph, request.cluster, asked.options,
-                    asked.result);
+                    asked.result, false);
     }
     return nearest;
   } catch (const SearchStopped&) {
@@ -267,7 +267,7 @@ std::optional<Planned> nearest_in_time(const PlanRequest& request, const Planned
   request.deadline = after(a.seconds);
   const auto half = after(a.seconds / 2);
   const std::optional<Planned> nearest = nearest_in_time(request, p, half);
-  const bool nearest_stopped = Clock::now() >= half;
+  const bool nearest_stopped = !nearest || nearest->stopped;
   // What no plan was made of may be estimated as less than the limit.
   const auto estimate = static_cast<double>(p.result.smallest_peak);
   const bool estimated = estimate > p.limit;
@@ -284,6 +284,8 @@ std::optional<Planned> nearest_in_time(const PlanRequest& request, const Planned
   }
   json["changes"] = Json::array();
   for (const Change& c : all) json["changes"].push_back(change_json(c));
+  const bool complete = !nearest_stopped && !changes.stopped_early();
+  json["complete"] = complete;
   const std::string by_estimate =
       fmt::format("the smallest peak found or estimated is {} a device", bytes_text(estimate));
   if (a.json) {
@@ -309,8 +311,7 @@ std::optional<Planned> nearest_in_time(const PlanRequest& request, const Planned
                  bytes_text(static_cast<double>(c.peak)), seconds_text(c.step_seconds), c.plan);
     }
     if (all.empty()) fmt::print("\nNo change that was tried makes it fit.\n");
-    if (nearest_stopped || changes.stopped_early())
-      fmt::print("Not all was tried in the {} s of --seconds.\n", a.seconds);
+    if (!complete) fmt::print("Not all was tried in the {} s of --seconds.\n", a.seconds);
   }
   const std::string& model = p.model->spec.name;
   const std::string needs =

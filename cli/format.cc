@@ -47,7 +47,8 @@ std::vector<std::string> wrapped(const std::vector<std::string>& parts, std::str
 std::vector<std::string> wrapped(std::string_view text, size_t width) {
   std::vector<std::string> parts;  // each with what ends it
   while (!text.empty()) {
-    const size_t mark = text.find_first_of(",;");
+    // "dp=4,tp=2" is one word.
+    const size_t mark = std::min(text.find(", "), text.find("; "));
     const size_t end = mark == std::string_view::npos ? text.size() : mark + 1;
     parts.emplace_back(text.substr(0, end));
     text.remove_prefix(std::min(text.find_first_not_of(' ', end), text.size()));

@@ -28,8 +28,7 @@ void plan_command(const PlanArguments& a) {
   Planned p = as_wanted(request, a.objective, smaller);
   if (!p.result.plan && static_cast<double>(p.result.smallest_peak) <= p.limit) {
     // What never came near enough to be planned in full.
-    const auto nearest = nearest_to_fitting(request);
-    if (nearest) p.result.smallest_peak = nearest->result.plan->predicted.peak_bytes;
+    replace_by_nearest(request, p);
   }
   if (!p.result.plan) {
     if (a.json) fmt::print("{}", no_plan_text(*p.model, request.cluster, p.limit, p.result));

@@ -119,8 +119,7 @@ std::optional<Cluster> larger(const Cluster& c, int64_t times) {
   return resized(c, nodes, devices);
 }
 
-std::optional<Planned> nearest_to_fitting(const PlanRequest& request, double least) {
-  constexpr int kTries = 6;
+std::optional<Planned> nearest_to_fitting(const PlanRequest& request, double least, int tries) {
   PlanRequest r = request;
   r.memory = "none";
   Planned best = planned(r);
@@ -129,7 +128,7 @@ std::optional<Planned> nearest_to_fitting(const PlanRequest& request, double lea
   const double limit = memory_limit(asked, request.cluster);
   best.limit = limit;
   least = std::max(least, limit);  // which is too little
-  for (int i = 0; i < kTries; ++i) {
+  for (int i = 0; i < tries; ++i) {
     const auto peak = static_cast<double>(best.result.plan->predicted.peak_bytes);
     if (peak < 1.02 * least) break;
     const double middle = std::sqrt(least * peak);
@@ -143,10 +142,22 @@ std::optional<Planned> nearest_to_fitting(const PlanRequest& request, double lea
         least = middle;
       }
     } catch (const SearchStopped&) {
+      best.stopped = true;
       break;
     }
   }
   return best;
+}
+
+void replace_by_nearest(const PlanRequest& request, Planned& p) {
+  std::optional<Planned> nearest = nearest_to_fitting(request, 0, 1);
+  if (!nearest) return;
+  const int64_t peak = nearest->result.plan->predicted.peak_bytes;
+  if (static_cast<double>(peak) <= p.limit) {
+    p = std::move(*nearest);
+  } else {
+    p.result.smallest_peak = peak;
+  }
 }
 
 Planned with_least_memory(const PlanRequest& request) {

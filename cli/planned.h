@@ -33,7 +33,8 @@ struct Planned {
   std::shared_ptr<TracedModel> model;  // with the plan's graph, where there is a plan
   PlannerOptions options;              // refers to the model
   PlanResult result;
-  double limit = 0;  // bytes a device
+  double limit = 0;      // bytes a device
+  bool stopped = false;  // of several searches: the deadline left some out
 };
 
 // Traces the model, in the pinned number of micro-batches, and plans it. Throws Error when the
@@ -53,8 +54,13 @@ std::optional<Cluster> larger(const Cluster& cluster, int64_t times);
 // For a request that nothing fits: the plan that comes nearest to the limit, of some searches under
 // larger ones, as far as the request's deadline lets it; nothing when not even without a limit
 // there is a plan. Its `limit` is the request's own. `least`: bytes into which hardly anything
-// fits, when they are more than the limit.
-std::optional<Planned> nearest_to_fitting(const PlanRequest& request, double least = 0);
+// fits, when they are more than the limit. `tries`: searches after the first, without a limit.
+std::optional<Planned> nearest_to_fitting(const PlanRequest& request, double least = 0,
+                                          int tries = 6);
+
+// Of `p`, which has no plan though smaller ones were estimated: the nearest, of few searches, where
+// that fits after all; else its peak as the smallest.
+void replace_by_nearest(const PlanRequest& request, Planned& p);
 
 // The plan that needs the least memory, of those the fastest: find_plan under smaller and smaller
 // limits.

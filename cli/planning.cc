@@ -118,7 +118,7 @@ std::string why_impossible(const PlannerOptions& options, const PlanResult& resu
 }
 
 void throw_no_plan(const std::string& model, const Graph& graph, const Cluster& cluster,
-                   const PlannerOptions& options, const PlanResult& result) {
+                   const PlannerOptions& options, const PlanResult& result, bool without_limit) {
   if (result.smallest_peak <= 0 && !options.pins.empty()) {
     const std::string why = why_impossible(options, result);
     fail("{} cannot be split over {} with {}{}{}; leave out a --pin", model, cluster.spec,
@@ -133,21 +133,23 @@ void throw_no_plan(const std::string& model, const Graph& graph, const Cluster& 
   if (peak <= limit) {
     throw DoesNotFit(fmt::format(
         "{} does not fit on {}: plans were estimated to, but none that was made in full takes {} a "
-        "device at most; use more devices or a smaller batch; cleave plan --memory none shows the "
-        "plan anyway",
+        "device at most; use more devices or a smaller batch",
         model, cluster.spec, bytes_text(limit)));
   }
   const std::string fits = what_fits(graph, cluster, options);
   const std::string advice = fits.empty()           ? "use more devices or a smaller batch"
                              : fits == cluster.spec ? "it fits without --mesh"
-                                                    : fmt::format("it fits on {}", fits);
+                             : options.mesh.empty()
+                                 ? fmt::format("it fits on {}", fits)
+                                 : fmt::format("it fits on {} without --mesh", fits);
   throw DoesNotFit(fmt::format(
       "{} does not fit on {}: the smallest peak found or estimated is {} a device, the limit is "
       "{}, "
-      "so {} too much; {}; cleave fit looks for the smallest change, cleave plan --memory none "
-      "shows "
-      "the plan anyway",
-      model, cluster.spec, bytes_text(peak), bytes_text(limit), bytes_text(peak - limit), advice));
+      "so {} too much; {}{}",
+      model, cluster.spec, bytes_text(peak), bytes_text(limit), bytes_text(peak - limit), advice,
+      without_limit ? "; cleave fit looks for the smallest change, cleave plan --memory none shows "
+                      "the plan anyway"
+                    : ""));
 }
 
 }  // namespace cleave

@@ -29,9 +29,10 @@ DType planned_precision(const Cluster& cluster);
 std::string why_impossible(const PlannerOptions& options, const PlanResult& result);
 
 // What PlanResult says when it has no plan, as DoesNotFit, with a cluster on which the graph fits
-// if one is found within seconds; Error when no mesh splits the model.
+// if one is found within seconds; Error when no mesh splits the model. `without_limit`: whether
+// there may be a plan when memory is no limit.
 [[noreturn]] void throw_no_plan(const std::string& model, const Graph& graph,
                                 const Cluster& cluster, const PlannerOptions& options,
-                                const PlanResult& result);
+                                const PlanResult& result, bool without_limit = true);
 
 }  // namespace cleave

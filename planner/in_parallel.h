@@ -9,14 +9,14 @@
 namespace cleave {
 
 // work(i) for each i of [0, count), by `threads` threads, this one among them. The first exception
-// is thrown again when all is done; what else there is to do is done all the same.
+// is thrown again; what no thread had begun by then is not done.
 template <class Work>
 void in_parallel(size_t count, int threads, const Work& work) {
   std::atomic<size_t> next = 0;
   std::exception_ptr failure;
   std::atomic_flag failed = ATOMIC_FLAG_INIT;
   const auto loop = [&] {
-    for (size_t i; (i = next++) < count;) {
+    for (size_t i; !failed.test() && (i = next++) < count;) {
       try {
         work(i);
       } catch (...) {

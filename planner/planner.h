@@ -51,8 +51,8 @@ struct PlannerOptions {
   Preferences preferences;
   Pins pins;
   int threads = 0;  // 0: as many as there are cores
-  // Looked at before every solve; after it the search throws SearchStopped. Results do not depend
-  // on the clock otherwise.
+  // Looked at before every solve and what else is long; after it the search throws SearchStopped.
+  // Results do not depend on the clock otherwise.
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 };
 

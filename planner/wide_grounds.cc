@@ -63,6 +63,7 @@ CutRules rules_of(const NodePins& pins, const Outline& o) {
 }  // namespace
 
 WideSearch::Traced WideSearch::traced_of(std::shared_ptr<const Graph> graph) const {
+  check_deadline(options_);
   Traced t;
   t.outline = outline_of(std::move(graph));
   if (!options_.pins.nodes.empty()) {
@@ -230,8 +231,10 @@ void WideSearch::add_menus(const std::vector<size_t>& grounds) {
   in_parallel(todo.size(), options_.threads, [&](size_t i) {
     const Ground& ground = grounds_[todo[i].second];
     Traced& t = traced(ground);
+    check_deadline(options_);
     t.menu = remake_menu(t.outline, t.folded[0], *ground.free, kModes);
     for (size_t mode = 1; mode < t.menu.size(); ++mode) {
+      check_deadline(options_);
       t.folded.push_back(prepare_folded(t.outline, t.menu[mode]));
     }
     t.has_menu = true;

@@ -237,6 +237,19 @@ TEST_F(ExportAdvice, PinsInTheWay) {
   works(kLlama + "--cluster 8xh100 --pin pp=1 dp=2 tp=4 zero=1", "hf-tp", "nothing of the dp 2");
 }
 
+// Layers that are split in different ways.
+TEST_F(ExportAdvice, OneLayerOfSeveral) {
+  const std::string whole =
+      "embed.embedding:tp=replicate embed:tp=replicate matmul:tp=replicate head:tp=replicate ";
+  const std::string other =
+      "layers.1.mlp.up:tp=replicate layers.1.mlp.gate:tp=replicate layers.1.mlp.proj:tp=replicate "
+      "layers.1.mlp.up.matmul:tp=replicate layers.1.mlp.gate.matmul:tp=replicate "
+      "layers.1.mlp.proj.matmul:tp=replicate";
+  for (const char* to : {"deepspeed", "hf-tp", "megatron"}) {
+    works(kLlama + "--cluster 4xh100 --mesh tp=4 --pin " + whole + other, to, "layers.");
+  }
+}
+
 // Batches that the advised ranks of data do not divide, of a step and of a micro-batch.
 TEST_F(ExportAdvice, Batches) {
   works(kGpt + "--cluster 8xh100 --batch 6 --mesh dp=2,tp=4 --pin zero=1", "dtensor",

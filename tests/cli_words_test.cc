@@ -37,6 +37,7 @@ TEST(Words, PlanAndFitNameOneSmallestPeak) {
   const Json a = Json::parse(cleave_run("plan --json" + std::string(kTooLarge)).out);
   const Json b = Json::parse(cleave_run("fit --json --seconds 0" + std::string(kTooLarge)).out);
   EXPECT_EQ(a.at("smallest_peak_bytes"), b.at("smallest_peak_bytes"));
+  EXPECT_EQ(b.at("complete"), false);  // in no time
 }
 
 // States on the host are searched too, so the peak is of that search where it is smaller.
@@ -61,6 +62,16 @@ TEST(Words, ARefusalNamesALargerClusterThatFits) {
   std::smatch match;
   ASSERT_TRUE(std::regex_search(o.err, match, std::regex("it fits on (cpu:[0-9]+);"))) << o.err;
   EXPECT_EQ(match[1], "cpu:8");
+  EXPECT_EQ(cleave_run("plan gpt2:tiny --memory 3500KB --cluster " + match[1].str()).status, 0);
+}
+
+// On a larger cluster another mesh was found, and the one that was asked for does not even divide.
+TEST(Words, WhatFitsOnAnotherMeshIsSaid) {
+  const Outcome o = cleave_run("plan gpt2:tiny --cluster cpu:2 --memory 3500KB --mesh tp=2");
+  std::smatch match;
+  ASSERT_TRUE(
+      std::regex_search(o.err, match, std::regex("it fits on (cpu:[0-9]+) without --mesh;")))
+      << o.err;
   EXPECT_EQ(cleave_run("plan gpt2:tiny --memory 3500KB --cluster " + match[1].str()).status, 0);
 }
 
@@ -92,6 +103,7 @@ TEST(Wrapped, KeepsEveryPart) {
   using Lines = std::vector<std::string>;
   EXPECT_EQ(wrapped("a part of attn, mlp; ln", 14), (Lines{"a part of attn,", "mlp; ln"}));
   EXPECT_EQ(wrapped("embed", 3), Lines{"embed"});
+  EXPECT_EQ(wrapped("on dp=4,tp=2; or", 4), (Lines{"on dp=4,tp=2;", "or"}));
   EXPECT_EQ(wrapped("", 3), Lines{});
   EXPECT_EQ(wrapped({"dp 4", "tp 2"}, " × ", 11), Lines{"dp 4 × tp 2"});  // characters, not bytes
 }
