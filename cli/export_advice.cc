@@ -191,7 +191,7 @@ std::string text_of(const Exported& e, const Advice& advice) {
     const std::string pin = key + "=" + value;
     // What the plan has is said only where it is all there is to say.
     const bool there = std::find(e.pins.begin(), e.pins.end(), pin) != e.pins.end();
-    if (there && advice.pins.size() > 1) continue;
+    if (there && (advice.pins.size() > 1 || !advice.mesh.empty())) continue;
     const bool plain = pin.find_first_of("*(: ") == std::string::npos;
     pins.push_back(plain ? pin : fmt::format("'{}'", pin));
   }

@@ -237,6 +237,17 @@ TEST_F(ExportAdvice, PinsInTheWay) {
   works(kLlama + "--cluster 8xh100 --pin pp=1 dp=2 tp=4 zero=1", "hf-tp", "nothing of the dp 2");
 }
 
+// The mesh is that of one stage.
+TEST_F(ExportAdvice, AxesOfStages) {
+  works("mixtral:tiny --cluster 4xh100 --mesh 2 --pin pp=2 micro=2 schedule=1f1b", "megatron",
+        "axis rep only repeats work on 2 devices");
+  works(
+      "llama:8b --set layers=4 sequence=1024 --cluster 8xh100 --batch 8 --mesh 2x2 --pin pp=2 "
+      "micro=4 schedule=1f1b layers.2=cut layers.*.mlp.up.matmul:a0=shard(2) "
+      "layers.*.attn.q.matmul:a0=shard(2) layers.*.mlp.gate.matmul:a0=shard(2)",
+      "megatron", "splits layers over two axes, tp and tp2");
+}
+
 // Layers that are split in different ways.
 TEST_F(ExportAdvice, OneLayerOfSeveral) {
   const std::string whole =
