@@ -218,6 +218,9 @@ std::string alternatives_table(const LoadedPlan& loaded, const Explained& e,
   if (e.one.size() > kMostAlternatives) {
     text += fmt::format("  and {} more ways that are slower\n", e.one.size() - kMostAlternatives);
   }
+  if (loaded.plan.pipeline.stages > 1) {
+    text += "  (computing, sending, kept: one device of each stage, added up)\n";
+  }
   return text;
 }
 

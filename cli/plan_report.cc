@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "cli/format.h"
 #include "cli/memory_parts.h"
@@ -143,10 +144,20 @@ class Report {
     if (const std::string note = plan_.cluster.note(); !note.empty()) line("cluster", note);
     const auto offloaded = std::count(plan_.on_host.begin(), plan_.on_host.end(), true);
     if (offloaded > 0) {
+      const bool stages = plan_.pipeline.stages > 1;
+      double busiest = 0;  // of the stages, seconds
+      std::map<size_t, double> seconds;
+      for (size_t c = 0; c < plan_.loads.size(); ++c) {
+        double& of = seconds[c % static_cast<size_t>(plan_.pipeline.stages)];
+        of += plan_.loads[c].host;
+        busiest = std::max(busiest, of);
+      }
       line("host",
-           fmt::format("{} optimizer states lie in the host's memory between updates: {}, {}",
+           fmt::format("{} optimizer states lie in the host's memory between updates: {}{}, {}{}",
                        offloaded, bytes_text(static_cast<double>(p.host_bytes)),
-                       seconds_text(p.host_seconds)));
+                       stages ? " of a device of each stage together" : "",
+                       seconds_text(stages ? busiest : p.host_seconds),
+                       stages ? " on the busiest" : ""));
     }
     const Recomputed twice = recomputed(graph, plan_);
     if (!twice.words.empty()) {

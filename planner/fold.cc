@@ -14,7 +14,7 @@ constexpr int32_t kKept = 4;  // copies of a repeat
 class Folding {
  public:
   Folding(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers,
-          const std::vector<Piece>& pieces)
+          const std::vector<Piece>& pieces, const std::vector<bool>& whole)
       : graph_(graph),
         repeats_(repeats),
         layers_(layers),
@@ -29,7 +29,9 @@ class Folding {
       position_.emplace(static_cast<NodeId>(n), static_cast<int32_t>(nodes.size()));
       nodes.push_back(static_cast<NodeId>(n));
     }
-    for (size_t r = 0; r < repeats.size(); ++r) decide(static_cast<int32_t>(r));
+    for (size_t r = 0; r < repeats.size(); ++r) {
+      decide(static_cast<int32_t>(r), !whole.empty() && whole[r]);
+    }
     for (size_t p = 0; p < pieces.size(); ++p) add_group(static_cast<int32_t>(p));
   }
 
@@ -124,9 +126,9 @@ class Folding {
   }
 
   // Whether the inner copies are alike, so that two stand for them.
-  void decide(int32_t repeat) {
+  void decide(int32_t repeat, bool whole) {
     const int32_t count = repeats_[static_cast<size_t>(repeat)].count;
-    bool alike = count > kKept;
+    bool alike = count > kKept && !whole;
     for (int32_t c = 2; c + 1 < count && alike; ++c) alike = same(repeat, 1, c);
     alike_.push_back(alike);
   }
@@ -252,8 +254,8 @@ double FoldedGraph::passages(size_t group) const {
 }
 
 FoldedGraph fold(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers,
-                 const std::vector<Piece>& pieces) {
-  return Folding(graph, repeats, layers, pieces).run();
+                 const std::vector<Piece>& pieces, const std::vector<bool>& whole) {
+  return Folding(graph, repeats, layers, pieces, whole).run();
 }
 
 }  // namespace cleave

@@ -33,9 +33,9 @@ struct FoldedGraph {
   double passages(size_t group) const;
 };
 
-// A repeat whose inner copies differ in the backward or the update, or that has at most four, is
-// kept whole, each copy a group of weight 1.
+// A repeat whose inner copies differ in the backward or the update, that has at most four, or that
+// is `whole` (by repeat; empty: none is), is kept whole, each copy a group of weight 1.
 FoldedGraph fold(const Graph& graph, const std::vector<Repeat>& repeats, const Layers& layers,
-                 const std::vector<Piece>& pieces);
+                 const std::vector<Piece>& pieces, const std::vector<bool>& whole = {});
 
 }  // namespace cleave

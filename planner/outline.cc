@@ -1,7 +1,10 @@
 #include "planner/outline.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
+#include <set>
+#include <tuple>
 #include <unordered_map>
 
 #include "graph/error.h"
@@ -47,6 +50,40 @@ std::vector<ClassId> indexed_classes(const Graph& graph, const Dimensions& dims)
   return indexed;
 }
 
+// By repeat: whether placement pins say of one inner copy what they do not say of another.
+std::vector<bool> pinned_unlike(const Graph& graph, const std::vector<Repeat>& runs,
+                                const Layers& layers, const Pins& pins) {
+  std::vector<bool> unlike(runs.size(), false);
+  if (pins.placements.empty()) return unlike;
+  // The place of a source among those of its copy.
+  std::vector<int32_t> place(graph.sources().size(), 0);
+  std::map<std::pair<int32_t, int32_t>, int32_t> count;
+  for (size_t s = 0; s < place.size(); ++s) {
+    const Layer& l = layers.sources[s];
+    place[s] = count[{l.repeat, l.copy}]++;
+  }
+  using Said = std::tuple<const PlacementPin*, bool, int32_t>;  // of a source, and its place
+  std::map<std::pair<int32_t, int32_t>, std::set<Said>> said;   // by repeat, copy
+  for (const ValuePin& p : value_pins(pins, graph)) {
+    const ValueInfo& info = graph.value(p.value);
+    const bool source = info.source >= 0;
+    const Layer& l = source ? layers.sources[static_cast<size_t>(info.source)]
+                            : layers.nodes[static_cast<size_t>(info.producer)];
+    if (l.repeat < 0) continue;
+    const Repeat& r = runs[static_cast<size_t>(l.repeat)];
+    said[{l.repeat, l.copy}].emplace(
+        p.pin, source,
+        source ? place[static_cast<size_t>(info.source)] : (info.producer - r.first) % r.period);
+  }
+  for (size_t r = 0; r < runs.size(); ++r) {
+    const auto of = [&](int32_t copy) { return said[{static_cast<int32_t>(r), copy}]; };
+    for (int32_t c = 2; c + 1 < runs[r].count; ++c) {
+      if (of(c) != of(1)) unlike[r] = true;
+    }
+  }
+  return unlike;
+}
+
 }  // namespace
 
 Restrictions restrictions_of(const Graph& graph, const Dimensions& dims) {
@@ -77,12 +114,14 @@ bool looks_up_in_layers(const Outline& outline, const PreparedGraph& prepared) {
   return false;
 }
 
-Outline outline_of(std::shared_ptr<const Graph> graph) {
+Outline outline_of(std::shared_ptr<const Graph> graph, const Pins& pins) {
   Outline outline;
   const std::vector<Repeat> runs = repeats(*graph);
+  const Layers layers = layers_of(*graph, runs);
   outline.pieces = pieces_of(*graph, runs);
   outline.piece_of = pieces_of_nodes(*graph, outline.pieces);
-  outline.folded = fold(*graph, runs, layers_of(*graph, runs), outline.pieces);
+  outline.folded =
+      fold(*graph, runs, layers, outline.pieces, pinned_unlike(*graph, runs, layers, pins));
   outline.graph = std::move(graph);
   return outline;
 }

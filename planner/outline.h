@@ -9,6 +9,7 @@
 #include "planner/dimensions.h"
 #include "planner/family.h"
 #include "planner/fold.h"
+#include "planner/pins.h"
 #include "planner/pieces.h"
 #include "planner/placement_problem.h"
 
@@ -49,7 +50,9 @@ struct Outline {
   std::vector<NodeId> nodes_of(const RemakeMode& mode) const;  // of all pieces
 };
 
-Outline outline_of(std::shared_ptr<const Graph> graph);
+// Layers that stand for others must be split alike: those of which placement pins name some, and
+// others not, stand for themselves. Throws Error when a pin names nothing.
+Outline outline_of(std::shared_ptr<const Graph> graph, const Pins& pins = {});
 
 // The folded graph, in which all pieces compute again what the mode says.
 PreparedGraph prepare_folded(const Outline& outline, const RemakeMode& mode);

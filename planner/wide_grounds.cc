@@ -65,7 +65,7 @@ CutRules rules_of(const NodePins& pins, const Outline& o) {
 WideSearch::Traced WideSearch::traced_of(std::shared_ptr<const Graph> graph) const {
   check_deadline(options_);
   Traced t;
-  t.outline = outline_of(std::move(graph));
+  t.outline = outline_of(std::move(graph), options_.pins);
   if (!options_.pins.nodes.empty()) {
     t.pins = node_pins(options_.pins, *t.outline.graph);
     t.rules = rules_of(t.pins, t.outline);

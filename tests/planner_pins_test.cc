@@ -396,6 +396,27 @@ TEST(Pins, AreKeptByTheSearch) {
   }
 }
 
+// Layers stand for each other while candidates are compared, but not for one that is pinned.
+TEST(Pins, OfOneLayerAmongManyAreKept) {
+  const Graph graph = gpt(8);
+  const Cluster cluster = parse_cluster("4xh100");
+  for (const int layer : {1, 3, 6}) {
+    PlannerOptions options;
+    options.space.recompute = true;
+    options.mesh = parse_mesh("dp=2,tp=2");
+    options.pins = pins_of({fmt::format("h.{}.attn.qkv.weight:tp=shard(1)", layer)});
+    const PlanResult found = find_plan(graph, cluster, options);
+    ASSERT_TRUE(found.plan) << layer;
+    for (int other = 0; other < 8; ++other) {
+      const std::string name = fmt::format("h.{}.attn.qkv.weight", other);
+      const Layout l = found.plan->layout(found.graph->source_named(name)->value, 0);
+      const Placement& p = l.placements[1];
+      const bool rows = p.is_shard() && l.atom_dim[static_cast<size_t>(p.atom)] == 1;
+      EXPECT_EQ(rows, other == layer) << name << ", pinned " << layer;
+    }
+  }
+}
+
 TEST(Pins, OfZeroAreKept) {
   const Graph g = gpt(2);
   // Whichever mesh comes out: nothing is in parts over what it calls data parallel.
