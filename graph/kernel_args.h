@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "graph/attrs.h"
@@ -12,6 +13,7 @@
 
 namespace cleave {
 
+class DeviceContext;
 class ThreadTeam;
 
 // A strided tensor in the device's memory; not owned.
@@ -58,8 +60,10 @@ struct KernelArgs {
   std::span<const Extent> extents;  // one for each factor of the signature, in its order
   void* workspace = nullptr;        // OpDef::workspace bytes, uninitialised, 64-byte aligned
   uint64_t seed = 0;                // the run's seed; the same on every rank
-  void* stream = nullptr;           // a cudaStream_t; unused on the CPU
   ThreadTeam* team = nullptr;  // threads of this rank, for CPU kernels; null: the caller's only
+  DeviceContext* device = nullptr;  // of GPU kernels: see kernels/cuda/context.h
+  void* stream = nullptr;           // of GPU kernels: the cudaStream_t to launch in
+  std::string_view element = {};    // of generated kernels: OpDef::element
 
   // The extent of the factor with this letter.
   const Extent& extent(char letter) const {

@@ -125,8 +125,15 @@ struct OpDef {
   int8_t fused_products = 0;
   // Its result lies on another pipeline stage than its operand.
   bool transfer = false;
-  KernelFn cpu = nullptr;   // the reference, in f32 and f64; null: only ever a view
-  KernelFn cuda = nullptr;  // null: no device kernel in this build
+  KernelFn cpu = nullptr;  // the reference, in f32 and f64; null: only ever a view
+  // Launches work on the GPU; everything it needs besides, it finds or makes in the device's
+  // context the first time. Null: there is no kernel for the GPU, or none in this build.
+  KernelFn cuda = nullptr;
+  WorkspaceFn cuda_workspace = nullptr;  // null: the GPU's kernel needs no scratch memory
+  // For kernels that are generated: each output at one place, in CUDA C++, of the operands there,
+  // a, b, c, ...; several are separated by ";". "$value" stands for the attribute `value`. Numbers
+  // are float, or double where an operand is f64; functions are those of kernels/cuda/prelude.h.
+  std::string_view element = {};
 };
 
 // Expands the "..." of a template, and turns dimensions of size 1 under "..." that another operand

@@ -1,4 +1,5 @@
 // Activation functions and their derivatives.
+#include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
 #include "kernels/ops.h"
 #include "kernels/pointwise.h"
@@ -101,6 +102,8 @@ constinit const OpDef ops::relu = {
     .infer = pointwise_infer,
     .grad = relu_grad,
     .cpu = unary_cpu<[](auto x) { return x < 0 ? decltype(x){0} : x; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a < 0 ? decltype(a){} : a",
 };
 
 constinit const OpDef ops::relu_backward = {
@@ -108,6 +111,8 @@ constinit const OpDef ops::relu_backward = {
     .factors = "...,...->...",
     .infer = same_shape_infer,
     .cpu = binary_cpu<[](auto x, auto dy) { return (x > 0) ? dy : decltype(dy){0}; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a > 0 ? b : decltype(b){}",
 };
 
 constinit const OpDef ops::tanh = {
@@ -116,6 +121,8 @@ constinit const OpDef ops::tanh = {
     .infer = pointwise_infer,
     .grad = tanh_grad,
     .cpu = unary_cpu<[](auto x) { return tanh_of(x); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "tanh_of(a)",
 };
 
 constinit const OpDef ops::tanh_backward = {
@@ -123,6 +130,8 @@ constinit const OpDef ops::tanh_backward = {
     .factors = "...,...->...",
     .infer = same_shape_infer,
     .cpu = binary_cpu<[](auto y, auto dy) { return dy * (1 - y * y); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "b * (1 - a * a)",
 };
 
 constinit const OpDef ops::sigmoid = {
@@ -131,6 +140,8 @@ constinit const OpDef ops::sigmoid = {
     .infer = pointwise_infer,
     .grad = sigmoid_grad,
     .cpu = unary_cpu<[](auto x) { return sigmoid_of(x); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "sigmoid(a)",
 };
 
 constinit const OpDef ops::sigmoid_backward = {
@@ -138,6 +149,8 @@ constinit const OpDef ops::sigmoid_backward = {
     .factors = "...,...->...",
     .infer = same_shape_infer,
     .cpu = binary_cpu<[](auto y, auto dy) { return dy * y * (1 - y); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "b * a * (1 - a)",
 };
 
 constinit const OpDef ops::silu = {
@@ -146,6 +159,8 @@ constinit const OpDef ops::silu = {
     .infer = pointwise_infer,
     .grad = silu_grad,
     .cpu = unary_cpu<[](auto x) { return x * sigmoid_of(x); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "silu(a)",
 };
 
 constinit const OpDef ops::silu_backward = {
@@ -153,6 +168,8 @@ constinit const OpDef ops::silu_backward = {
     .factors = "...,...->...",
     .infer = same_shape_infer,
     .cpu = binary_cpu<[](auto x, auto dy) { return dy * silu_slope(x); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "b * silu_slope(a)",
 };
 
 constinit const OpDef ops::gelu = {
@@ -161,6 +178,8 @@ constinit const OpDef ops::gelu = {
     .infer = pointwise_infer,
     .grad = gelu_grad,
     .cpu = unary_cpu<[](auto x) { return gelu_of(x); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "gelu(a)",
 };
 
 constinit const OpDef ops::gelu_backward = {
@@ -168,6 +187,8 @@ constinit const OpDef ops::gelu_backward = {
     .factors = "...,...->...",
     .infer = same_shape_infer,
     .cpu = binary_cpu<[](auto x, auto dy) { return dy * gelu_slope(x); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "b * gelu_slope(a)",
 };
 
 constinit const OpDef ops::swiglu = {
@@ -176,6 +197,8 @@ constinit const OpDef ops::swiglu = {
     .infer = same_shape_infer,
     .grad = swiglu_grad,
     .cpu = binary_cpu<[](auto gate, auto up) { return gate * sigmoid_of(gate) * up; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "silu(a) * b",
 };
 
 constinit const OpDef ops::swiglu_backward = {
@@ -183,6 +206,8 @@ constinit const OpDef ops::swiglu_backward = {
     .factors = "...,...,...->...,...",
     .infer = same_shape_infer,
     .cpu = swiglu_backward_cpu,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "c * b * silu_slope(a); c * silu(a)",
 };
 
 }  // namespace cleave

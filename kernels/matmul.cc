@@ -1,12 +1,18 @@
 // Any contraction of two operands, in the letters of its factor string: a linear layer is
 // "bsk,nk->bsn", a batched product "bmk,bkn->bmn".
 #include "kernels/blas.h"
+#include "kernels/contraction.h"
+#include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
 #include "kernels/parallel.h"
 
 namespace cleave {
+
+void matmul_cuda(const KernelArgs& args);
+int64_t matmul_cuda_workspace(const OpCall& call);
+
 namespace {
 
 std::vector<TensorType> matmul_infer(const OpCall& call) {
@@ -37,33 +43,6 @@ std::vector<Value> matmul_grad(GradContext& ctx) {
           add_backward(ctx, ops::matmul, {ctx.in(0), ctx.grad(0)}, a + "," + c + "->" + b)};
 }
 
-// The factors by where they occur, each list in the order of the operand named first.
-struct Classes {
-  std::vector<int8_t> batch;  // a, b, c
-  std::vector<int8_t> m;      // a, c
-  std::vector<int8_t> n;      // b, c
-  std::vector<int8_t> k;      // a, b
-};
-
-Classes classify(const Signature& s) {
-  Classes classes;
-  const OperandDims &a = s.inputs()[0], &b = s.inputs()[1], &c = s.outputs()[0];
-  for (const int8_t f : factors_of(c)) {
-    const bool in_a = Signature::carries(a, f), in_b = Signature::carries(b, f);
-    (in_a && in_b ? classes.batch : in_a ? classes.m : classes.n).push_back(f);
-  }
-  for (const int8_t f : factors_of(b)) {
-    if (!Signature::carries(c, f)) classes.k.push_back(f);
-  }
-  return classes;
-}
-
-int64_t size_of(const KernelArgs& args, std::span<const int8_t> factors) {
-  int64_t size = 1;
-  for (const int8_t f : factors) size *= args.extents[static_cast<size_t>(f)].local;
-  return size;
-}
-
 // One operand as a matrix for each index of the batch.
 template <class T>
 struct Operand {
@@ -75,28 +54,6 @@ struct Operand {
 template <class T>
 Matrix<const T> as_const(const Matrix<T>& m) {
   return {m.data, m.row, m.column};
-}
-
-// The one stride that these factors make together, when there is one; else -1.
-int64_t common_stride(const KernelArgs& args, std::span<const int8_t> factors,
-                      const Shape& strides) {
-  const LoopNest<1> nest = nest_over<1>(args, factors, {strides});
-  if (nest.sizes.empty()) return 1;
-  return nest.sizes.size() == 1 ? nest.steps[0][0] : -1;
-}
-
-// Row-major strides for the factors batch, rows, columns.
-Shape packed_strides(const KernelArgs& args, std::span<const int8_t> batch,
-                     std::span<const int8_t> rows, std::span<const int8_t> columns) {
-  Shape strides(args.extents.size(), 0);
-  int64_t stride = 1;
-  for (const auto& list : {columns, rows, batch}) {
-    for (size_t i = list.size(); i-- > 0;) {
-      strides[static_cast<size_t>(list[i])] = stride;
-      stride *= args.extents[static_cast<size_t>(list[i])].local;
-    }
-  }
-  return strides;
 }
 
 // Sees an operand as matrices [rows, columns]; packs it first when its strides do not allow that.
@@ -199,6 +156,8 @@ constinit const OpDef ops::matmul = {
     .infer = matmul_infer,
     .grad = matmul_grad,
     .cpu = matmul_cpu,
+    .cuda = cuda_kernel<matmul_cuda>(),
+    .cuda_workspace = cuda_workspace<matmul_cuda_workspace>(),
 };
 
 }  // namespace cleave

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <deque>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
 #include "kernels/ops.h"
 #include "kernels/vector_math.h"
@@ -249,6 +250,8 @@ constinit const OpDef ops::add = {
     .grad = add_grad,
     .linear = true,
     .cpu = binary_cpu<[](auto a, auto b) { return a + b; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a + b",
 };
 
 constinit const OpDef ops::sub = {
@@ -258,6 +261,8 @@ constinit const OpDef ops::sub = {
     .grad = sub_grad,
     .linear = true,
     .cpu = binary_cpu<[](auto a, auto b) { return a - b; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a - b",
 };
 
 constinit const OpDef ops::mul = {
@@ -266,6 +271,8 @@ constinit const OpDef ops::mul = {
     .infer = pointwise_infer,
     .grad = mul_grad,
     .cpu = binary_cpu<[](auto a, auto b) { return a * b; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a * b",
 };
 
 constinit const OpDef ops::div = {
@@ -274,6 +281,8 @@ constinit const OpDef ops::div = {
     .infer = pointwise_infer,
     .grad = div_grad,
     .cpu = binary_cpu<[](auto a, auto b) { return a / b; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a / b",
 };
 
 constinit const OpDef ops::add_n = {
@@ -284,6 +293,7 @@ constinit const OpDef ops::add_n = {
     .linear = true,
     .sums = true,
     .cpu = add_n_cpu,
+    .cuda = cuda_kernel<add_n_cuda>(),
 };
 
 constinit const OpDef ops::scale = {
@@ -293,6 +303,8 @@ constinit const OpDef ops::scale = {
     .grad = scale_grad,
     .linear = true,
     .cpu = scale_cpu,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a * $value",
 };
 
 constinit const OpDef ops::add_scalar = {
@@ -301,6 +313,8 @@ constinit const OpDef ops::add_scalar = {
     .infer = pointwise_infer,
     .grad = same_grad,
     .cpu = add_scalar_cpu,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a + $value",
 };
 
 constinit const OpDef ops::neg = {
@@ -310,6 +324,8 @@ constinit const OpDef ops::neg = {
     .grad = neg_grad,
     .linear = true,
     .cpu = unary_cpu<[](auto x) { return -x; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "-a",
 };
 
 constinit const OpDef ops::exp = {
@@ -318,6 +334,8 @@ constinit const OpDef ops::exp = {
     .infer = pointwise_infer,
     .grad = exp_grad,
     .cpu = unary_cpu<[](auto x) { return exp_of(x); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "exp_of(a)",
 };
 
 constinit const OpDef ops::log = {
@@ -326,6 +344,8 @@ constinit const OpDef ops::log = {
     .infer = pointwise_infer,
     .grad = log_grad,
     .cpu = unary_cpu<[](auto x) { return std::log(x); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "log_of(a)",
 };
 
 constinit const OpDef ops::sqrt = {
@@ -334,6 +354,8 @@ constinit const OpDef ops::sqrt = {
     .infer = pointwise_infer,
     .grad = sqrt_grad,
     .cpu = unary_cpu<[](auto x) { return std::sqrt(x); }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "sqrt_of(a)",
 };
 
 constinit const OpDef ops::square = {
@@ -342,6 +364,8 @@ constinit const OpDef ops::square = {
     .infer = pointwise_infer,
     .grad = square_grad,
     .cpu = unary_cpu<[](auto x) { return x * x; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a * a",
 };
 
 constinit const OpDef ops::reciprocal = {
@@ -350,6 +374,8 @@ constinit const OpDef ops::reciprocal = {
     .infer = pointwise_infer,
     .grad = reciprocal_grad,
     .cpu = unary_cpu<[](auto x) { return 1 / x; }>,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "1 / a",
 };
 
 constinit const OpDef ops::copy = {
@@ -359,6 +385,8 @@ constinit const OpDef ops::copy = {
     .grad = same_grad,
     .linear = true,
     .cpu = copy_cpu,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a",
 };
 
 constinit const OpDef ops::cast = {
@@ -369,6 +397,8 @@ constinit const OpDef ops::cast = {
     .grad = cast_grad,
     .linear = true,
     .cpu = cast_cpu,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a",
 };
 
 constinit const OpDef ops::fill = {
@@ -377,6 +407,8 @@ constinit const OpDef ops::fill = {
     .infer = fill_infer,
     .flops = no_flops,
     .cpu = fill_cpu,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "$value",
 };
 
 constinit const OpDef ops::not_equal = {
@@ -384,6 +416,8 @@ constinit const OpDef ops::not_equal = {
     .factors = "...->...",
     .infer = not_equal_infer,
     .cpu = not_equal_cpu,
+    .cuda = cuda_kernel<generated_cuda>(),
+    .element = "a != $value",
 };
 
 }  // namespace cleave

@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -10,6 +12,37 @@
 
 namespace cleave::testing {
 namespace {
+
+// To the nearest, ties to even; a NaN stays one.
+uint16_t bf16_bits(double x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(x));
+  if (std::isnan(x)) return 0x7fc0;
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+double bf16_number(uint16_t bits) {
+  return static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(bits) << 16));
+}
+
+double f16_number(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  const double sign = (bits >> 15) != 0 ? -1 : 1;
+  if (exponent == 31) {
+    return mantissa != 0 ? std::numeric_limits<double>::quiet_NaN()
+                         : sign * std::numeric_limits<double>::infinity();
+  }
+  if (exponent == 0) return sign * std::ldexp(mantissa, -24);
+  return sign * std::ldexp(1024 + mantissa, exponent - 25);
+}
+uint16_t f16_bits(double x) {
+  if (std::isnan(x)) return 0x7e00;
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  const double size = std::abs(x);
+  if (size >= 65520) return sign | 0x7c00;
+  const int exponent = std::max(size == 0 ? -14 : std::ilogb(size), -14);
+  const auto steps = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)));
+  // The implicit bit is in `steps` of normal numbers; rounding up carries into the exponent.
+  return static_cast<uint16_t>(sign | (((exponent + 14) << 10) + steps));
+}
 
 // A tensor's memory. Everything starts poisoned: NaN, or a number that no test uses.
 class Memory {
@@ -31,6 +64,7 @@ class Memory {
   }
 
   const Geometry& geometry() const { return geometry_; }
+  HostBlock block() { return {bytes_.data(), bytes_.size()}; }
 
   TensorView view(const Geometry& geometry) {
     char* const data = bytes_.data() + geometry.offset * size_of(type_.dtype);
@@ -93,8 +127,8 @@ class Memory {
       case DType::kF64: return store_as<double>(at, x);
       case DType::kF32: return store_as<float>(at, x);
       case DType::kI32: return store_as<int32_t>(at, x);
-      case DType::kBF16:
-      case DType::kF16: throw std::runtime_error("it does not run on a CPU");
+      case DType::kBF16: return store_bits(at, bf16_bits(x));
+      case DType::kF16: return store_bits(at, f16_bits(x));
     }
   }
   double load(int64_t at) const {
@@ -102,10 +136,18 @@ class Memory {
       case DType::kF64: return load_as<double>(at);
       case DType::kF32: return load_as<float>(at);
       case DType::kI32: return load_as<int32_t>(at);
-      case DType::kBF16:
-      case DType::kF16: break;
+      case DType::kBF16: return bf16_number(load_bits(at));
+      case DType::kF16: return f16_number(load_bits(at));
     }
-    throw std::runtime_error("bf16 does not run on a CPU");
+    throw std::runtime_error("an element type without numbers");
+  }
+  void store_bits(int64_t at, uint16_t bits) {
+    std::memcpy(bytes_.data() + static_cast<size_t>(at) * 2, &bits, 2);
+  }
+  uint16_t load_bits(int64_t at) const {
+    uint16_t bits = 0;
+    std::memcpy(&bits, bytes_.data() + static_cast<size_t>(at) * 2, 2);
+    return bits;
   }
 
   TensorType type_;
@@ -168,7 +210,8 @@ std::vector<HostTensor> run_op(const Application& a, const RunOptions& options) 
     in.emplace_back(t.type, options.layout);
     in.back().write(t.numbers);
   }
-  if (a.op->view != nullptr && (options.view || a.op->cpu == nullptr)) {
+  const bool view = options.view && !options.kernel;
+  if (a.op->view != nullptr && (view || a.op->cpu == nullptr)) {
     const auto views = a.op->view(call, in[0].geometry());
     if (views) return as_views(*views, types, in[0]);
   }
@@ -188,13 +231,21 @@ std::vector<HostTensor> run_op(const Application& a, const RunOptions& options) 
   for (Memory& m : in) in_views.push_back(m.view(m.geometry()));
   for (Memory* m : targets) out_views.push_back(m->view(m->geometry()));
   Workspace workspace(a.op->workspace == nullptr ? 0 : a.op->workspace(call));
-  a.op->cpu({.signature = *a.signature,
-             .attrs = a.attrs,
-             .in = in_views,
-             .out = out_views,
-             .extents = a.extents,
-             .workspace = workspace.data(),
-             .seed = kRunSeed});
+  const KernelArgs args = {.signature = *a.signature,
+                           .attrs = a.attrs,
+                           .in = in_views,
+                           .out = out_views,
+                           .extents = a.extents,
+                           .workspace = workspace.data(),
+                           .seed = kRunSeed};
+  if (options.kernel) {
+    std::vector<HostBlock> blocks;
+    for (Memory& m : in) blocks.push_back(m.block());
+    for (Memory& m : out) blocks.push_back(m.block());
+    options.kernel(*a.op, call, args, blocks);
+  } else {
+    a.op->cpu(args);
+  }
   std::vector<HostTensor> result;
   for (size_t o = 0; o < types.size(); ++o) {
     if (!targets[o]->rest_untouched()) {
@@ -229,6 +280,17 @@ std::vector<HostTensor> run_graph(const Graph& graph, const std::vector<HostTens
     }
   }
   return values;
+}
+
+double rounded(double x, DType dtype) {
+  switch (dtype) {
+    case DType::kF64: return x;
+    case DType::kF32: return static_cast<double>(static_cast<float>(x));
+    case DType::kBF16: return bf16_number(bf16_bits(x));
+    case DType::kF16: return f16_number(f16_bits(x));
+    case DType::kI32: return std::floor(x);
+  }
+  return x;
 }
 
 std::vector<Extent> whole_extents(std::span<const int64_t> sizes) {

@@ -1,0 +1,42 @@
+#include "kernels/cuda/check.h"
+
+#include "graph/error.h"
+
+namespace cleave {
+namespace {
+
+[[noreturn]] void broken(const char* library, const char* what, const std::source_location& where) {
+  throw InternalError(
+      fmt::format("{}: {} ({}:{})", library, what, where.file_name(), where.line()));
+}
+
+}  // namespace
+
+void cuda_check(cudaError_t status, std::source_location where) {
+  switch (status) {
+    case cudaSuccess: return;
+    case cudaErrorMemoryAllocation:
+      fail("the GPU has not enough free memory: plan for more devices, or a smaller --batch");
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+      fail(
+          "there is no NVIDIA GPU here that this build can use ({}): --cluster cpu:N runs on the "
+          "processor",
+          cudaGetErrorString(status));
+    case cudaErrorNoKernelImageForDevice:
+      fail(
+          "this GPU is too old: Cleave's kernels are built for compute capability 9.0 (H100, "
+          "H200) and later");
+    default: broken("CUDA", cudaGetErrorString(status), where);
+  }
+}
+
+void cuda_check(cublasStatus_t status, std::source_location where) {
+  if (status != CUBLAS_STATUS_SUCCESS) broken("cuBLASLt", cublasLtGetStatusString(status), where);
+}
+
+void cuda_check(nvrtcResult status, std::source_location where) {
+  if (status != NVRTC_SUCCESS) broken("NVRTC", nvrtcGetErrorString(status), where);
+}
+
+}  // namespace cleave

@@ -1,0 +1,46 @@
+#include "kernels/cuda/context.h"
+
+#include "graph/error.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/generated.h"
+#include "kernels/cuda/products.h"
+
+namespace cleave {
+
+DeviceContext::DeviceContext(int device) : device_(device), properties_{} {
+  cuda_check(cudaSetDevice(device));
+  cuda_check(cudaGetDeviceProperties(&properties_, device));
+  if (properties_.major < 9) {
+    fail(
+        "GPU {} is too old: Cleave's kernels are built for compute capability 9.0 (H100, H200) and "
+        "later, and it has {}.{}",
+        properties_.name, properties_.major, properties_.minor);
+  }
+  cuda_check(cublasLtCreate(&blas_));
+  generated_ = std::make_unique<GeneratedKernels>(properties_);
+  products_ = std::make_unique<ProductAlgorithms>();
+}
+
+DeviceContext::~DeviceContext() {
+  for (const auto& [slot, memory] : scratch_) cudaFree(memory.first);
+  if (blas_ != nullptr) cublasLtDestroy(blas_);
+}
+
+void* DeviceContext::scratch(int slot, int64_t bytes) {
+  auto& [data, size] = scratch_[slot];
+  if (bytes > size) {
+    cuda_check(cudaFree(data));
+    data = nullptr, size = 0;
+    cuda_check(cudaMalloc(&data, static_cast<size_t>(bytes)));
+    size = bytes;
+  }
+  return data;
+}
+
+int64_t DeviceContext::scratch_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& [slot, memory] : scratch_) bytes += memory.second;
+  return bytes;
+}
+
+}  // namespace cleave

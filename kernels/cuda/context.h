@@ -1,0 +1,50 @@
+// What the kernels of one GPU share: library handles, and what was found out or made once, such as
+// compiled kernels and the fastest algorithm of a product. Used by one host thread at a time.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+
+namespace cleave {
+
+class GeneratedKernels;
+class ProductAlgorithms;
+
+class DeviceContext {
+ public:
+  // Of the device with this number, which becomes the calling thread's. Throws Error when there is
+  // none, or it is too old.
+  explicit DeviceContext(int device);
+  ~DeviceContext();
+  DeviceContext(const DeviceContext&) = delete;
+  DeviceContext& operator=(const DeviceContext&) = delete;
+
+  int device() const { return device_; }
+  const cudaDeviceProp& properties() const { return properties_; }
+  int multiprocessors() const { return properties_.multiProcessorCount; }
+  cublasLtHandle_t blas() const { return blas_; }
+  GeneratedKernels& generated() { return *generated_; }
+  ProductAlgorithms& products() { return *products_; }
+  // Memory for copies of operands that lie in an unusual way, beside the arena. Grows when it is
+  // asked for more, which must not happen while a graph is captured; what was given before is then
+  // gone.
+  void* scratch(int slot, int64_t bytes);
+  int64_t scratch_bytes() const;  // in all slots
+  // Products of f32 in TF32: faster, with the mantissa of f16.
+  bool tf32 = false;
+
+ private:
+  const int device_;
+  cudaDeviceProp properties_;
+  cublasLtHandle_t blas_ = nullptr;
+  std::unique_ptr<GeneratedKernels> generated_;
+  std::unique_ptr<ProductAlgorithms> products_;
+  std::map<int, std::pair<void*, int64_t>> scratch_;
+};
+
+}  // namespace cleave

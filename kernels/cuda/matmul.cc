@@ -1,0 +1,134 @@
+// Contractions as cuBLASLt's products. Operands that do not lie as matrices are copied first.
+#include <algorithm>
+#include <array>
+#include <span>
+
+#include "graph/error.h"
+#include "graph/op.h"
+#include "kernels/contraction.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/generated.h"
+#include "kernels/cuda/products.h"
+
+namespace cleave {
+namespace {
+
+// An operand as matrices [rows, columns], one for each index of the batch.
+struct Matrices {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t row = 0, column = 0;  // strides
+  Shape strides;                // of every factor
+  bool copied = false;
+};
+
+// cuBLASLt takes matrices of which one of the two strides is 1 and the other covers a column.
+bool takes(int64_t rows, int64_t columns, int64_t row, int64_t column) {
+  return (column == 1 && row >= columns) || (row == 1 && column >= rows);
+}
+
+Matrices as_matrices(const KernelArgs& args, const TensorView& t, const Shape& strides,
+                     std::span<const int8_t> batch, std::span<const int8_t> rows,
+                     std::span<const int8_t> columns, int slot) {
+  Matrices m{
+      t.data,  t.dtype, common_stride(args, rows, strides), common_stride(args, columns, strides),
+      strides, false};
+  const int64_t r = size_of(args, rows), c = size_of(args, columns);
+  // The stride of a side of size 1 is of no matter.
+  if (c == 1 && m.row > 0) m.column = m.row == 1 ? r : 1;
+  if (r == 1 && m.column > 0) m.row = m.column == 1 ? c : 1;
+  if (m.row > 0 && m.column > 0 && takes(r, c, m.row, m.column)) return m;
+  m.strides = packed_strides(args, batch, rows, columns);
+  m.data = args.device->scratch(slot, t.numel() * size_of(t.dtype));
+  m.row = c, m.column = 1;
+  m.copied = true;
+  return m;
+}
+
+// Copies between an operand and its matrices, over all its factors.
+void copy(const KernelArgs& args, const OperandDims& dims, const TensorView& t,
+          const Shape& strides, const Matrices& m, bool to_matrices) {
+  ElementLoops loops;
+  LoopOperand own{t.dtype, t.data, {}}, packed{t.dtype, m.data, {}};
+  for (const int8_t f : factors_of(dims)) {
+    loops.sizes.push_back(args.extents[static_cast<size_t>(f)].local);
+    own.steps.push_back(strides[static_cast<size_t>(f)]);
+    packed.steps.push_back(m.strides[static_cast<size_t>(f)]);
+  }
+  loops.in = {to_matrices ? own : packed};
+  loops.out = {to_matrices ? packed : own};
+  loops.element = "a";
+  loops.merge();
+  launch(loops, *args.device, static_cast<cudaStream_t>(args.stream));
+}
+
+// The largest power of two, up to 16, that divides an address and a distance, in bytes.
+int alignment_of(const void* data, int64_t elements, int64_t element) {
+  int alignment = 16;
+  while (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(alignment) != 0 ||
+         elements * element % alignment != 0) {
+    alignment /= 2;
+  }
+  return alignment;
+}
+
+}  // namespace
+
+int64_t matmul_cuda_workspace(const OpCall&) { return kProductWorkspace; }
+
+void matmul_cuda(const KernelArgs& args) {
+  const auto [batch, rows, columns, inner] = classify(args.signature);
+  const Shape a_strides = in_strides(args, 0), b_strides = in_strides(args, 1),
+              c_strides = out_strides(args, 0);
+  const Matrices a = as_matrices(args, args.in[0], a_strides, batch, rows, inner, 0);
+  const Matrices b = as_matrices(args, args.in[1], b_strides, batch, inner, columns, 1);
+  const Matrices c = as_matrices(args, args.out[0], c_strides, batch, rows, columns, 2);
+  if (a.copied) copy(args, args.signature.inputs()[0], args.in[0], a_strides, a, true);
+  if (b.copied) copy(args, args.signature.inputs()[1], args.in[1], b_strides, b, true);
+  const int64_t m = size_of(args, rows), n = size_of(args, columns), k = size_of(args, inner);
+  LoopNest<3> nest = nest_over<3>(args, batch, {a.strides, b.strides, c.strides});
+  if (nest.count() * m * n == 0) return;
+  CLEAVE_ASSERT(k > 0, "a product over nothing");
+
+  Product p;
+  p.in = args.in[0].dtype, p.out = args.out[0].dtype;
+  p.tf32 = args.device->tf32 && p.in == DType::kF32;
+  // In columns a result [m, n] in rows is [n, m]: then the factors change places.
+  const bool swapped = c.row != 1;
+  const Matrices& left = swapped ? b : a;
+  const Matrices& right = swapped ? a : b;
+  p.m = swapped ? n : m, p.n = swapped ? m : n, p.k = k;
+  p.transpose_a = swapped ? left.column != 1 : left.row != 1;
+  p.transpose_b = swapped ? right.column != 1 : right.row != 1;
+  const auto leading = [](const Matrices& x) { return std::max(x.row, x.column); };
+  p.a.leading = leading(left), p.b.leading = leading(right), p.d.leading = leading(c);
+  std::array<int64_t, 3> step = {0, 0, 0};
+  if (!nest.sizes.empty()) {
+    p.batch = nest.sizes.back();
+    step = nest.steps.back();
+    nest.sizes.pop_back();
+    nest.steps.pop_back();
+  }
+  p.a.batch_stride = step[swapped ? 1 : 0], p.b.batch_stride = step[swapped ? 0 : 1];
+  p.d.batch_stride = step[2];
+  for_each_element(nest, [&](const auto& at) {
+    const auto moved = [](const Matrices& x, int64_t offset) {
+      return static_cast<std::byte*>(x.data) + offset * size_of(x.dtype);
+    };
+    const std::byte* const a_data = moved(left, at[swapped ? 1 : 0]);
+    const std::byte* const b_data = moved(right, at[swapped ? 0 : 1]);
+    std::byte* const d_data = moved(c, at[2]);
+    const int64_t element = size_of(p.in), out = size_of(p.out);
+    p.alignment = std::min(
+        {alignment_of(a_data, p.a.leading, element), alignment_of(b_data, p.b.leading, element),
+         alignment_of(d_data, p.d.leading, out), alignment_of(a_data, p.a.batch_stride, element),
+         alignment_of(b_data, p.b.batch_stride, element),
+         alignment_of(d_data, p.d.batch_stride, out)});
+    args.device->products().run(p, a_data, b_data, d_data, args.workspace, *args.device,
+                                static_cast<cudaStream_t>(args.stream));
+  });
+  if (c.copied) copy(args, args.signature.outputs()[0], args.out[0], c_strides, c, false);
+}
+
+}  // namespace cleave

@@ -1,0 +1,175 @@
+#include "kernels/cuda/products.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <vector>
+
+#include "graph/error.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/random_fill.h"
+
+namespace cleave {
+namespace {
+
+constexpr int kCandidates = 16;  // algorithms that are timed
+constexpr int kTimed = 5;        // runs of each, of which the median counts
+
+cudaDataType type_of(DType dtype) {
+  switch (dtype) {
+    case DType::kF64: return CUDA_R_64F;
+    case DType::kF32: return CUDA_R_32F;
+    case DType::kBF16: return CUDA_R_16BF;
+    case DType::kF16: return CUDA_R_16F;
+    case DType::kI32: break;
+  }
+  fail("there are no matrix products of {}", name_of(dtype));
+}
+
+struct DeviceMemory {
+  explicit DeviceMemory(int64_t bytes) {
+    cuda_check(cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(bytes, 1))));
+  }
+  ~DeviceMemory() { cudaFree(data); }
+  DeviceMemory(const DeviceMemory&) = delete;
+  void* data = nullptr;
+};
+
+// Elements from the first to the last that a matrix of so many columns takes.
+int64_t span_of(const ProductMatrix& m, int64_t rows, int64_t columns, int64_t batch) {
+  return (batch - 1) * m.batch_stride + (columns - 1) * m.leading + rows;
+}
+
+}  // namespace
+
+struct ProductAlgorithms::Prepared {
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
+  cublasLtMatmulAlgo_t algorithm = {};
+
+  Prepared() = default;
+  Prepared(const Prepared&) = delete;
+  ~Prepared() {
+    for (cublasLtMatrixLayout_t layout : {a, b, d}) {
+      if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
+    }
+    if (operation != nullptr) cublasLtMatmulDescDestroy(operation);
+  }
+
+  void run(const Product& p, const void* a_data, const void* b_data, void* d_data, void* workspace,
+           cublasLtHandle_t blas, cudaStream_t stream) const {
+    const double one = 1, beta = p.accumulate ? 1 : 0;
+    const auto one_f = static_cast<float>(one), beta_f = static_cast<float>(beta);
+    const bool f64 = p.in == DType::kF64;
+    cuda_check(cublasLtMatmul(blas, operation, f64 ? static_cast<const void*>(&one) : &one_f,
+                              a_data, a, b_data, b, f64 ? static_cast<const void*>(&beta) : &beta_f,
+                              d_data, d, d_data, d, &algorithm, workspace, kProductWorkspace,
+                              stream));
+  }
+};
+
+ProductAlgorithms::ProductAlgorithms() = default;
+ProductAlgorithms::~ProductAlgorithms() = default;
+
+ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, DeviceContext& device) {
+  std::unique_ptr<Prepared>& found = prepared_[p];
+  if (found != nullptr) return *found;
+  auto made = std::make_unique<Prepared>();
+  const cublasComputeType_t compute = p.in == DType::kF64 ? CUBLAS_COMPUTE_64F
+                                      : p.tf32            ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                          : CUBLAS_COMPUTE_32F;
+  cuda_check(cublasLtMatmulDescCreate(&made->operation, compute,
+                                      p.in == DType::kF64 ? CUDA_R_64F : CUDA_R_32F));
+  const auto set_op = [&](cublasLtMatmulDescAttributes_t which, bool transpose) {
+    const cublasOperation_t op = transpose ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cuda_check(cublasLtMatmulDescSetAttribute(made->operation, which, &op, sizeof op));
+  };
+  set_op(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_a);
+  set_op(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_b);
+  const auto layout = [&](cublasLtMatrixLayout_t& to, DType dtype, int64_t rows, int64_t columns,
+                          const ProductMatrix& m) {
+    cuda_check(cublasLtMatrixLayoutCreate(&to, type_of(dtype), static_cast<uint64_t>(rows),
+                                          static_cast<uint64_t>(columns), m.leading));
+    if (p.batch == 1) return;
+    const auto batch = static_cast<int32_t>(p.batch);
+    cuda_check(cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
+                                                sizeof batch));
+    cuda_check(cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                &m.batch_stride, sizeof m.batch_stride));
+  };
+  const int64_t a_rows = p.transpose_a ? p.k : p.m, a_columns = p.transpose_a ? p.m : p.k;
+  const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
+  layout(made->a, p.in, a_rows, a_columns, p.a);
+  layout(made->b, p.in, b_rows, b_columns, p.b);
+  layout(made->d, p.out, p.m, p.n, p.d);
+
+  cublasLtMatmulPreference_t preference = nullptr;
+  cuda_check(cublasLtMatmulPreferenceCreate(&preference));
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t which, auto value) {
+    cuda_check(cublasLtMatmulPreferenceSetAttribute(preference, which, &value, sizeof value));
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kProductWorkspace));
+  for (const auto which :
+       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    prefer(which, static_cast<uint32_t>(p.alignment));
+  }
+  // Sums over k that several blocks share are added in a fixed order, in the output's type or
+  // wider: never by atomics, whose order changes from run to run.
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+         static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+  std::array<cublasLtMatmulHeuristicResult_t, kCandidates> candidates;
+  int count = 0;
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(device.blas(), made->operation, made->a, made->b, made->d,
+                                     made->d, preference, kCandidates, candidates.data(), &count);
+  cublasLtMatmulPreferenceDestroy(preference);
+  if (status != CUBLAS_STATUS_NOT_SUPPORTED) cuda_check(status);
+  CLEAVE_ASSERT(count > 0, "cuBLASLt has no product [{}, {}] x [{}, {}] of {}", p.m, p.k, p.k, p.n,
+                name_of(p.in));
+
+  // Timed on random numbers: zeros would take less power, and so less time.
+  const int64_t a_span = span_of(p.a, a_rows, a_columns, p.batch);
+  const int64_t b_span = span_of(p.b, b_rows, b_columns, p.batch);
+  const int64_t d_span = span_of(p.d, p.m, p.n, p.batch);
+  const DeviceMemory a(a_span * size_of(p.in)), b(b_span * size_of(p.in)),
+      d(d_span * size_of(p.out)), workspace(kProductWorkspace);
+  fill_random(a.data, p.in, a_span, 1, nullptr);
+  fill_random(b.data, p.in, b_span, 2, nullptr);
+  fill_random(d.data, p.out, d_span, 3, nullptr);
+  cudaEvent_t begin = nullptr, end = nullptr;
+  cuda_check(cudaEventCreate(&begin));
+  cuda_check(cudaEventCreate(&end));
+  float best = std::numeric_limits<float>::infinity();
+  for (int i = 0; i < count; ++i) {
+    const auto& candidate = candidates[static_cast<size_t>(i)];
+    if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
+    Prepared& trial = *made;
+    const cublasLtMatmulAlgo_t kept = trial.algorithm;
+    trial.algorithm = candidate.algo;
+    std::array<float, kTimed> times;
+    for (int run = -1; run < kTimed; ++run) {
+      cuda_check(cudaEventRecord(begin, nullptr));
+      trial.run(p, a.data, b.data, d.data, workspace.data, device.blas(), nullptr);
+      cuda_check(cudaEventRecord(end, nullptr));
+      cuda_check(cudaEventSynchronize(end));
+      if (run >= 0) cuda_check(cudaEventElapsedTime(&times[static_cast<size_t>(run)], begin, end));
+    }
+    std::nth_element(times.begin(), times.begin() + kTimed / 2, times.end());
+    const bool better = times[kTimed / 2] < best;
+    if (better) best = times[kTimed / 2];
+    if (!better) trial.algorithm = kept;
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  found = std::move(made);
+  return *found;
+}
+
+void ProductAlgorithms::run(const Product& p, const void* a, const void* b, void* d,
+                            void* workspace, DeviceContext& device, cudaStream_t stream) {
+  prepared(p, device).run(p, a, b, d, workspace, device.blas(), stream);
+}
+
+}  // namespace cleave

@@ -1,0 +1,57 @@
+// Matrix products by cuBLASLt. The algorithm of each shape is chosen once, by the clock, and kept.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include "graph/types.h"
+
+namespace cleave {
+
+class DeviceContext;
+
+// Scratch memory that every product is given.
+inline constexpr int64_t kProductWorkspace = 32 << 20;  // bytes
+
+// One matrix of a product as cuBLASLt sees it: in columns, each `leading` elements after the last.
+struct ProductMatrix {
+  int64_t leading = 0;
+  int64_t batch_stride = 0;  // elements
+  auto operator<=>(const ProductMatrix&) const = default;
+};
+
+// d[m, n] = op(a)[m, k] op(b)[k, n] + beta d, for each of `batch`. In columns; op transposes or
+// not.
+struct Product {
+  int64_t m = 0, n = 0, k = 0, batch = 1;
+  bool transpose_a = false, transpose_b = false;
+  ProductMatrix a = {}, b = {}, d = {};
+  DType in = DType::kF32, out = DType::kF32;
+  bool accumulate = false;  // beta = 1
+  bool tf32 = false;        // of f32
+  int alignment = 16;       // bytes, of all pointers and of their columns; a power of two <= 16
+  auto operator<=>(const Product&) const = default;
+};
+
+class ProductAlgorithms {
+ public:
+  ProductAlgorithms();
+  ~ProductAlgorithms();
+
+  // Launches the product with the best algorithm that is known for it; finds it the first time, for
+  // which it takes memory of its own from the device, and waits for it.
+  void run(const Product& product, const void* a, const void* b, void* d, void* workspace,
+           DeviceContext& device, cudaStream_t stream);
+
+ private:
+  struct Prepared;
+  Prepared& prepared(const Product& product, DeviceContext& device);
+  std::map<Product, std::unique_ptr<Prepared>> prepared_;
+};
+
+}  // namespace cleave
