@@ -38,13 +38,20 @@ OptimizerOptions optimizer_of(const TrainArguments& a, OptimizerOptions o) {
   return o;
 }
 
+// Everything but the processor's cores is a GPU.
+bool on_gpu(const TrainArguments& a) { return !a.devices.starts_with("cpu"); }
+
 Cluster devices_of(const TrainArguments& a) {
   const Cluster cluster = parse_cluster(a.devices);
-  if (!a.devices.starts_with("cpu:")) {
-    fail("--devices {}: this build trains on cpu:N only; plans for other clusters can be made",
-         a.devices);
-  }
-  return cluster;
+  if (!on_gpu(a) || cluster.size() == 1) return cluster;
+  fail("--devices {}: it trains on one GPU, or on cpu:N; plans for other clusters can be made",
+       a.devices);
+}
+
+void expect_precision(const TrainArguments& a, DType dtype) {
+  if (on_gpu(a) || !is_half(dtype)) return;
+  fail("--precision {}: CPU devices compute in fp32 and fp64; a GPU (--devices h100) does in {} too",
+       precision_name(dtype), precision_name(dtype));
 }
 
 // What a plan file fixes and the command line may not say again.
@@ -68,7 +75,7 @@ LoadedPlan planned(const TrainArguments& a) {
     const std::string text = read_file(a.model.model);
     ModelSpec spec = spec_in_plan_file(a.model.model, text);
     if (!spec.training) fail("{}: a plan of the forward alone trains nothing", a.model.model);
-    if (is_half(spec.dtype)) {
+    if (is_half(spec.dtype) && !on_gpu(a)) {
       fail("{}: planned in {}, which CPU devices do not compute; plan with --precision fp32",
            a.model.model, precision_name(spec.dtype));
     }
@@ -82,9 +89,7 @@ LoadedPlan planned(const TrainArguments& a) {
     return loaded;
   }
   ModelSpec spec = spec_of(a.model);
-  if (is_half(spec.dtype)) {
-    fail("--precision {}: CPU devices compute in fp32 and fp64", precision_name(spec.dtype));
-  }
+  expect_precision(a, spec.dtype);
   spec.optimizer = optimizer_of(a, spec.optimizer);
   LoadedPlan result;
   result.model = trace_model(std::move(spec), a.model.user);
@@ -227,6 +232,7 @@ void train_command(const TrainArguments& a) {
                          .every = a.checkpoint_every,
                          .keep = a.keep,
                          .job = job_text(training.model, a.tokenizer)};
+  options.processor = on_gpu(a) ? Processor::kGpu : Processor::kCpu;
   options.resume = resume ? &*resume : nullptr;
   options.spike_deviations = a.skip_spikes;
   options.find_nonfinite = a.find_nan;

@@ -595,12 +595,6 @@ void CpuRuntime::set_data(std::string_view name, std::span<const std::byte> whol
   impl_->keep(name, whole);
 }
 
-std::vector<std::byte> CpuRuntime::read_source(std::string_view name) const {
-  std::vector<std::byte> whole;
-  impl_->gather(impl_->kept(name), whole);
-  return whole;
-}
-
 void CpuRuntime::read_source(std::string_view name, std::vector<std::byte>& whole) const {
   impl_->gather(impl_->kept(name), whole);
 }
@@ -677,15 +671,6 @@ StepResult CpuRuntime::step() {
     }
   }
   return result;
-}
-
-double StepResult::value(std::string_view name) const {
-  for (const StepOutput& o : outputs) {
-    if (o.name != name) continue;
-    if (o.values.size() != 1) fail("output '{}' is {}, not one number", name, to_string(o.shape));
-    return o.values[0];
-  }
-  fail("there is no output '{}'", name);
 }
 
 }  // namespace cleave

@@ -8,14 +8,16 @@
 
 namespace cleave {
 
-void feed(CpuRuntime& runtime, const Batch& batch) {
+void feed(Runtime& runtime, const Batch& batch) {
   runtime.set_data("tokens", std::as_bytes(std::span<const int32_t>(batch.tokens)));
   runtime.set_data("targets", std::as_bytes(std::span<const int32_t>(batch.targets)));
 }
 
 Evaluator::Evaluator(const Graph& graph, const Plan& plan, const TokenData& data,
-                     BatchOptions batch, int64_t most_batches)
-    : data_(data), batch_(batch), runtime_(lower(graph, plan), {.seed = batch.seed}) {
+                     BatchOptions batch, int64_t most_batches, Processor processor)
+    : data_(data),
+      batch_(batch),
+      runtime_(make_runtime(lower(graph, plan), processor, {.seed = batch.seed})) {
   const Source* tokens = graph.source_named("tokens");
   CLEAVE_ASSERT(tokens != nullptr, "graph '{}' has no data 'tokens'", graph.name);
   batch_.batch = graph.type(tokens->value).shape[0];
@@ -23,17 +25,17 @@ Evaluator::Evaluator(const Graph& graph, const Plan& plan, const TokenData& data
 }
 
 // A mean over targets: batches may have different numbers of them.
-double Evaluator::loss(const CpuRuntime& trained) {
-  for (const ProgramSource& s : runtime_.program().sources) {
-    if (s.kind != SourceKind::kData) runtime_.write_source(s.name, trained.read_source(s.name));
+double Evaluator::loss(const Runtime& trained) {
+  for (const ProgramSource& s : runtime_->program().sources) {
+    if (s.kind != SourceKind::kData) runtime_->write_source(s.name, trained.read_source(s.name));
   }
   double sum = 0, count = 0;
   for (int64_t b = 0; b < batches_; ++b) {
     const Batch batch = data_.validation_batch(b, batch_);
-    feed(runtime_, batch);
+    feed(*runtime_, batch);
     const auto left_out = std::count(batch.targets.begin(), batch.targets.end(), kNoTarget);
     const auto targets = static_cast<double>(std::ssize(batch.targets) - left_out);
-    sum += runtime_.step().value("loss") * targets;
+    sum += runtime_->step().value("loss") * targets;
     count += targets;
   }
   return sum / count;

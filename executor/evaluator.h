@@ -2,32 +2,33 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "data/token_data.h"
-#include "executor/cpu_runtime.h"
+#include "executor/runtime.h"
 #include "graph/graph.h"
 #include "planner/plan.h"
 
 namespace cleave {
 
 // A batch into "tokens" and "targets".
-void feed(CpuRuntime& runtime, const Batch& batch);
+void feed(Runtime& runtime, const Batch& batch);
 
 class Evaluator {
  public:
   // `graph`: the loss alone, for batches of its own size. `data` must outlive this.
   Evaluator(const Graph& graph, const Plan& plan, const TokenData& data, BatchOptions batch,
-            int64_t most_batches);
+            int64_t most_batches, Processor processor = Processor::kCpu);
 
   bool possible() const { return batches_ > 0; }  // there is something to validate on
   // With the weights as `trained` has them now.
-  double loss(const CpuRuntime& trained);
+  double loss(const Runtime& trained);
 
  private:
   const TokenData& data_;
   BatchOptions batch_;
   int64_t batches_;
-  CpuRuntime runtime_;
+  std::unique_ptr<Runtime> runtime_;
 };
 
 }  // namespace cleave

@@ -156,11 +156,13 @@ std::vector<Lifetime> buffer_lifetimes(const Program& program) {
 int64_t largest_workspace(const Program& program, int32_t stage) {
   int64_t most = 0;
   for (const Instr& instr : program.instrs) {
-    if (instr.kind != InstrKind::kCompute || instr.op->workspace == nullptr) continue;
+    if (instr.kind != InstrKind::kCompute) continue;
+    const WorkspaceFn workspace = program.gpu ? instr.op->cuda_workspace : instr.op->workspace;
+    if (workspace == nullptr) continue;
     if (program.stage_of(instr.chunk) != stage || is_view(program, instr)) continue;
     const auto types = local_input_types(program, instr);
     const auto sizes = local_sizes(instr, program.mesh);
-    most = std::max(most, instr.op->workspace({*instr.signature, sizes, instr.attrs, types}));
+    most = std::max(most, workspace({*instr.signature, sizes, instr.attrs, types}));
   }
   return most;
 }

@@ -167,6 +167,7 @@ struct Program {
   // By stage, and the largest of them; set by plan_memory.
   std::vector<StageMemory> memory;
   int64_t arena_bytes = 0, workspace_bytes = 0, host_bytes = 0;
+  bool gpu = false;  // the workspaces are those of the GPU's kernels
 
   ProgramTensor& tensor(TensorId t) { return tensors[static_cast<size_t>(t)]; }
   const ProgramTensor& tensor(TensorId t) const { return tensors[static_cast<size_t>(t)]; }

@@ -51,7 +51,7 @@ RunState run_state_from(std::string_view run_json) {
   return s;
 }
 
-Snapshot snapshot_of(const CpuRuntime& runtime, const RunState& state, Snapshot reuse) {
+Snapshot snapshot_of(const Runtime& runtime, const RunState& state, Snapshot reuse) {
   Snapshot snapshot;
   snapshot.step = state.step;
   snapshot.run_json = to_json_text(state);
@@ -69,7 +69,7 @@ Snapshot snapshot_of(const CpuRuntime& runtime, const RunState& state, Snapshot 
   return snapshot;
 }
 
-void restore(CpuRuntime& runtime, const Checkpoint& checkpoint) {
+void restore(Runtime& runtime, const Checkpoint& checkpoint) {
   std::vector<std::pair<std::string_view, std::span<const std::byte>>> found;
   for (const ProgramSource& s : runtime.program().sources) {
     if (is_kept(s)) {

@@ -9,7 +9,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/snapshot.h"
-#include "executor/cpu_runtime.h"
+#include "executor/runtime.h"
 #include "executor/spike_guard.h"
 
 namespace cleave {
@@ -31,11 +31,11 @@ RunState run_state_from(std::string_view run_json);
 
 // All parameters and states of the runtime, and where the run stands. `reuse`: its memory is taken
 // where it fits.
-Snapshot snapshot_of(const CpuRuntime& runtime, const RunState& state, Snapshot reuse = {});
+Snapshot snapshot_of(const Runtime& runtime, const RunState& state, Snapshot reuse = {});
 
 // Gives the runtime's parameters and states what the checkpoint holds of them, on whatever mesh it
 // was written. Throws Error, naming the first, when one is missing or of another type: nothing has
 // changed then.
-void restore(CpuRuntime& runtime, const Checkpoint& checkpoint);
+void restore(Runtime& runtime, const Checkpoint& checkpoint);
 
 }  // namespace cleave

@@ -4,12 +4,12 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <optional>
 #include <utility>
 
 #include "checkpoint/async_writer.h"
 #include "checkpoint/store.h"
-#include "executor/cpu_runtime.h"
 #include "executor/evaluator.h"
 #include "executor/lower.h"
 #include "executor/run_state.h"
@@ -86,7 +86,7 @@ class Saver {
     return enabled() ? store_->set_aside_after(step) : std::vector<std::string>();
   }
 
-  void save(const CpuRuntime& runtime, RunState state) {
+  void save(const Runtime& runtime, RunState state) {
     state.job = options_.job;
     asked_step_ = state.step;
     try {
@@ -159,14 +159,16 @@ class Training {
                .vocab = options.vocab,
                .targets = options.targets,
                .seed = options.seed},
-        runtime_(lower(graph, plan),
-                 {.seed = options.seed, .compare_ranks = options.compare_ranks}),
+        owned_(make_runtime(
+            lower(graph, plan), options.processor,
+            {.seed = options.seed, .compare_ranks = options.compare_ranks, .tf32 = options.tf32})),
+        runtime_(*owned_),
         guard_(options.spike_deviations),
         saver_(options.checkpoints, telemetry) {
     data.check_vocab(options.vocab);
     if (options.evaluation.graph != nullptr) {
       evaluator_.emplace(*options.evaluation.graph, *options.evaluation.plan, data, batch_,
-                         options.eval_batches);
+                         options.eval_batches, options.processor);
     }
     state_.seed = options.seed;
     state_.data = data.fingerprint();
@@ -350,7 +352,8 @@ class Training {
   Telemetry& telemetry_;
   const Shape shape_;         // of "tokens"
   const BatchOptions batch_;  // of one micro-batch
-  CpuRuntime runtime_;
+  const std::unique_ptr<Runtime> owned_;
+  Runtime& runtime_;
   std::optional<Evaluator> evaluator_;
   SpikeGuard guard_;
   RunState state_;

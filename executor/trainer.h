@@ -9,6 +9,7 @@
 #include "checkpoint/checkpoint.h"
 #include "data/token_data.h"
 #include "executor/communicator.h"
+#include "executor/runtime.h"
 #include "executor/step_record.h"
 #include "executor/telemetry.h"
 #include "graph/graph.h"
@@ -46,6 +47,8 @@ struct TrainOptions {
   // Run a step whose numbers are not finite once more, to tell which op made the first one.
   bool find_nonfinite = false;
   std::function<bool()> stop;  // asked before each step; true: save and return
+  Processor processor = Processor::kCpu;
+  bool tf32 = false;           // of a GPU: products of f32 in TF32
   bool compare_ranks = false;  // compare the outputs of all ranks bit by bit after each step
 };
 

@@ -71,7 +71,7 @@ inline Batch batch_of(const ModelConfig& config, int64_t step) {
   return batch;
 }
 
-inline void feed(CpuRuntime& runtime, const ModelConfig& config, int64_t step) {
+inline void feed(Runtime& runtime, const ModelConfig& config, int64_t step) {
   const Batch batch = batch_of(config, step);
   runtime.set_data("tokens", std::as_bytes(std::span<const int32_t>(batch.tokens)));
   runtime.set_data("targets", std::as_bytes(std::span<const int32_t>(batch.targets)));

@@ -1,0 +1,543 @@
+#include "executor/cuda/cuda_runtime.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include "executor/initial_state.h"
+#include "executor/typing.h"
+#include "graph/error.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/generated.h"
+
+namespace cleave {
+namespace {
+
+// Device memory.
+class DeviceArena {
+ public:
+  explicit DeviceArena(int64_t bytes) {
+    size_t free = 0, total = 0;
+    cuda_check(cudaMemGetInfo(&free, &total));
+    if (cudaMalloc(&data_, static_cast<size_t>(std::max<int64_t>(bytes, 1))) != cudaSuccess) {
+      cudaGetLastError();
+      fail(
+          "the program needs {:.1f} GiB of the GPU's memory, of which {:.1f} GiB are free: a "
+          "smaller "
+          "--batch with --accumulate, or more of the model computed again, takes less",
+          static_cast<double>(bytes) / 1073741824, static_cast<double>(free) / 1073741824);
+    }
+  }
+  ~DeviceArena() { cudaFree(data_); }
+  DeviceArena(const DeviceArena&) = delete;
+  DeviceArena& operator=(const DeviceArena&) = delete;
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+
+ private:
+  void* data_ = nullptr;
+};
+
+// The host's memory that the device copies from and to by itself.
+class PinnedMemory {
+ public:
+  explicit PinnedMemory(size_t bytes) : bytes_(bytes) {
+    cuda_check(cudaMallocHost(&data_, std::max<size_t>(bytes, 1)));
+  }
+  ~PinnedMemory() { cudaFreeHost(data_); }
+  PinnedMemory(const PinnedMemory&) = delete;
+  PinnedMemory& operator=(const PinnedMemory&) = delete;
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+  size_t size() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_;
+};
+
+// A step's instruction with everything looked up.
+struct Launch {
+  const Instr* instr = nullptr;
+  std::vector<TensorView> in, out;
+  std::vector<Extent> extents;
+};
+
+// The parts of a step that are captured, each with what runs before it.
+enum Section : size_t { kOnce, kPass, kUpdate, kSections };
+
+Section section_of(Part part) {
+  switch (part) {
+    case Part::kBegin: return kOnce;
+    case Part::kForward:
+    case Part::kBackward:
+    case Part::kWeightGradient: return kPass;
+    case Part::kUpdate: return kUpdate;
+  }
+  return kPass;
+}
+
+double element(const std::byte* data, DType dtype) {
+  switch (dtype) {
+    case DType::kF64: return *reinterpret_cast<const double*>(data);
+    case DType::kF32: return static_cast<double>(*reinterpret_cast<const float*>(data));
+    case DType::kI32: return *reinterpret_cast<const int32_t*>(data);
+    case DType::kBF16:
+      return static_cast<double>(std::bit_cast<float>(
+          static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(data)) << 16));
+    case DType::kF16: break;
+  }
+  const uint16_t bits = *reinterpret_cast<const uint16_t*>(data);
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  if (exponent == 31) return mantissa != 0 ? std::nan("") : HUGE_VAL;
+  const double size =
+      exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+  return (bits >> 15) != 0 ? -size : size;
+}
+
+}  // namespace
+
+struct CudaRuntime::Impl {
+  Impl(Program p, RunOptions o)
+      : program(prepared(std::move(p), o)),
+        options(o),
+        context(0),
+        arena(program.arena_bytes),
+        coordinates(program.mesh.coordinates(0)),
+        filled(program.sources.size(), false),
+        staged(program.sources.size()),
+        seconds(program.instrs.size(), 0) {
+    context.tf32 = options.tf32;
+    cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    for (cudaEvent_t* event : {&begun, &ended, &copied}) cuda_check(cudaEventCreate(event));
+    cuda_check(cudaEventRecord(copied, stream));
+    for (const Instr& instr : program.instrs) {
+      if (!is_view(program, instr)) sections[section_of(instr.part)].push_back(resolve(instr));
+    }
+    size_t bytes = 0;
+    for (const ProgramOutput& out : program.outputs) {
+      bytes += static_cast<size_t>(span_of(program.tensor(out.tensor)));
+    }
+    results = std::make_unique<PinnedMemory>(bytes);
+    warm_up();
+    capture();
+    poison();
+  }
+
+  ~Impl() {
+    for (cudaGraphExec_t graph : graphs) {
+      if (graph != nullptr) cudaGraphExecDestroy(graph);
+    }
+    for (cudaEvent_t event : {begun, ended, copied}) {
+      if (event != nullptr) cudaEventDestroy(event);
+    }
+    if (stream != nullptr) cudaStreamDestroy(stream);
+  }
+
+  static Program prepared(Program p, const RunOptions& options) {
+    if (p.ranks() != 1) fail("a GPU runs one rank, and the plan has {}", p.ranks());
+    for (const ProgramSource& s : p.sources) {
+      if (s.on_host) fail("{} lies in the host's memory, which GPUs do not reach yet", s.name);
+    }
+    for (const Instr& instr : p.instrs) {
+      if (instr.kind == InstrKind::kCompute && !is_view(p, instr) && instr.op->cuda == nullptr) {
+        fail("op {} has no kernel for the GPU ({})", instr.op->name, instr.where);
+      }
+    }
+    p.gpu = true;
+    plan_memory(p);
+    if (options.check) check(p);
+    return p;
+  }
+
+  // --- Memory ------------------------------------------------------------------------------------
+
+  std::byte* data(const ProgramTensor& t) const {
+    const Buffer& b = program.buffers[static_cast<size_t>(t.buffer)];
+    return arena.data() + b.offset + t.geometry.offset * size_of(t.dtype);
+  }
+
+  TensorView view(TensorId id) const {
+    const ProgramTensor& t = program.tensor(id);
+    return {numel(t.geometry.shape) == 0 ? nullptr : data(t), t.dtype, t.geometry.shape,
+            t.geometry.strides};
+  }
+
+  // Bytes from a tensor's first element to its last.
+  static int64_t span_of(const ProgramTensor& t) {
+    int64_t last = 0;
+    for (size_t d = 0; d < t.geometry.shape.size(); ++d) {
+      if (t.geometry.shape[d] == 0) return 0;
+      last += (t.geometry.shape[d] - 1) * t.geometry.strides[d];
+    }
+    return (last + 1) * size_of(t.dtype);
+  }
+
+  void poison() {
+    cuda_check(
+        cudaMemsetAsync(arena.data(), 0xff, static_cast<size_t>(program.arena_bytes), stream));
+    cuda_check(cudaStreamSynchronize(stream));
+  }
+
+  // --- Instructions ------------------------------------------------------------------------------
+
+  Launch resolve(const Instr& instr) const {
+    Launch launch;
+    launch.instr = &instr;
+    for (TensorId t : instr.in) launch.in.push_back(view(t));
+    for (TensorId t : instr.out) launch.out.push_back(view(t));
+    if (instr.kind == InstrKind::kCompute) {
+      launch.extents = local_extents(instr, program.mesh, coordinates);
+    } else {
+      CLEAVE_ASSERT(instr.kind == InstrKind::kCopy, "{} on one GPU", name_of(instr.kind));
+    }
+    return launch;
+  }
+
+  KernelArgs arguments(const Launch& launch) {
+    static const Signature& none = Signature::get("->");
+    const Instr& instr = *launch.instr;
+    const int64_t scratch = (program.memory[0].workspace_bytes + 63) / 64 * 64;
+    const bool compute = instr.kind == InstrKind::kCompute;
+    return {.signature = compute ? *instr.signature : none,
+            .attrs = instr.attrs,
+            .in = launch.in,
+            .out = launch.out,
+            .extents = launch.extents,
+            .workspace = arena.data() + program.arena_bytes - scratch,
+            .seed = options.seed,
+            .device = &context,
+            .stream = stream,
+            .element = compute ? instr.op->element : std::string_view()};
+  }
+
+  void execute(const Launch& launch) {
+    const KernelArgs args = arguments(launch);
+    if (launch.instr->kind == InstrKind::kCompute) {
+      launch.instr->op->cuda(args);
+    } else {
+      for (size_t i = 0; i < launch.in.size(); ++i)
+        copy_on_device(launch.out[i], launch.in[i], args);
+    }
+  }
+
+  template <class Work>
+  void with_place(const Launch& launch, const Work& work) {
+    const auto index = static_cast<size_t>(launch.instr - program.instrs.data());
+    try {
+      work();
+    } catch (const Error& e) {
+      throw Error(fmt::format("{}: {}", describe_instr(program, index), e.what()));
+    } catch (const InternalError& e) {
+      throw InternalError(fmt::format("{}: {}", describe_instr(program, index), e.what()));
+    }
+  }
+
+  // On zeros, which are indices as well as numbers.
+  void warm_up() {
+    cuda_check(cudaMemsetAsync(arena.data(), 0, static_cast<size_t>(program.arena_bytes), stream));
+    for (const auto& section : sections) {
+      for (const Launch& launch : section) with_place(launch, [&] { execute(launch); });
+    }
+    cuda_check(cudaStreamSynchronize(stream));
+  }
+
+  void capture() {
+    for (size_t s = 0; s < kSections; ++s) {
+      if (sections[s].empty()) continue;
+      cudaGraph_t graph = nullptr;
+      cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+      for (const Launch& launch : sections[s]) with_place(launch, [&] { execute(launch); });
+      cuda_check(cudaStreamEndCapture(stream, &graph));
+      cuda_check(cudaGraphInstantiate(&graphs[s], graph, 0));
+      cuda_check(cudaGraphDestroy(graph));
+    }
+  }
+
+  // --- Sources -----------------------------------------------------------------------------------
+
+  size_t index_of(std::string_view name) const {
+    for (size_t s = 0; s < program.sources.size(); ++s) {
+      if (program.sources[s].name == name) return s;
+    }
+    fail("the program has no source '{}'", name);
+  }
+  size_t kept(std::string_view name) const {
+    const size_t s = index_of(name);
+    if (program.sources[s].kind == SourceKind::kData) {
+      fail("'{}' is data, not kept from step to step", name);
+    }
+    return s;
+  }
+  const ProgramTensor& tensor_of(size_t s) const {
+    return program.tensor(program.sources[s].tensor);
+  }
+  int64_t bytes_of(size_t s) const {
+    return numel(tensor_of(s).layout.atoms) * size_of(tensor_of(s).dtype);
+  }
+  void check_size(size_t s, std::span<const std::byte> whole) const {
+    if (static_cast<int64_t>(whole.size()) == bytes_of(s)) return;
+    const ProgramTensor& t = tensor_of(s);
+    fail("'{}' is {} of {} bytes, got {}", program.sources[s].name,
+         to_string(TensorType{t.dtype, t.layout.global_shape()}), bytes_of(s), whole.size());
+  }
+
+  void to_device(size_t s, const std::byte* from) {
+    cuda_check(cudaMemcpyAsync(data(tensor_of(s)), from, static_cast<size_t>(bytes_of(s)),
+                               cudaMemcpyHostToDevice, stream));
+  }
+
+  // --- Steps -------------------------------------------------------------------------------------
+
+  void feed(Part part) {
+    for (size_t s = 0; s < program.sources.size(); ++s) {
+      const ProgramSource& source = program.sources[s];
+      if (source.kind == SourceKind::kData && source.part == part) to_device(s, staged[s]->data());
+    }
+  }
+
+  void run(Section s) {
+    if (watched || options.time_instructions) {
+      for (const Launch& launch : sections[s]) with_place(launch, [&] { alone(launch); });
+    } else if (graphs[s] != nullptr) {
+      cuda_check(cudaGraphLaunch(graphs[s], stream));
+    }
+  }
+
+  // With its time taken, and its results looked at.
+  void alone(const Launch& launch) {
+    if (!options.time_instructions) {
+      execute(launch);
+    } else {
+      cudaEvent_t before = nullptr, after = nullptr;
+      cuda_check(cudaEventCreate(&before));
+      cuda_check(cudaEventCreate(&after));
+      cuda_check(cudaEventRecord(before, stream));
+      execute(launch);
+      cuda_check(cudaEventRecord(after, stream));
+      cuda_check(cudaEventSynchronize(after));
+      float milliseconds = 0;
+      cuda_check(cudaEventElapsedTime(&milliseconds, before, after));
+      seconds[static_cast<size_t>(launch.instr - program.instrs.data())] +=
+          static_cast<double>(milliseconds) * 1e-3;
+      cudaEventDestroy(before);
+      cudaEventDestroy(after);
+    }
+    if (watched && nonfinite.empty()) look_at(launch);
+  }
+
+  std::vector<double> numbers(TensorId id) const {
+    const ProgramTensor& t = program.tensor(id);
+    std::vector<std::byte> bytes(static_cast<size_t>(span_of(t)));
+    cuda_check(
+        cudaMemcpyAsync(bytes.data(), data(t), bytes.size(), cudaMemcpyDeviceToHost, stream));
+    cuda_check(cudaStreamSynchronize(stream));
+    return elements(t, bytes.data());
+  }
+
+  // Row-major.
+  static std::vector<double> elements(const ProgramTensor& t, const std::byte* bytes) {
+    const Geometry& g = t.geometry;
+    std::vector<double> values;
+    for (int64_t i = 0; i < numel(g.shape); ++i) {
+      int64_t rest = i, at = 0;
+      for (size_t d = g.shape.size(); d-- > 0; rest /= g.shape[d]) {
+        at += rest % g.shape[d] * g.strides[d];
+      }
+      values.push_back(element(bytes + at * size_of(t.dtype), t.dtype));
+    }
+    return values;
+  }
+
+  int64_t count_nonfinite(TensorId id) const {
+    if (!is_float(program.tensor(id).dtype)) return 0;
+    const std::vector<double> values = numbers(id);
+    return std::count_if(values.begin(), values.end(), [](double x) { return !std::isfinite(x); });
+  }
+
+  void look_at(const Launch& launch) {
+    const Instr& instr = *launch.instr;
+    if (instr.kind != InstrKind::kCompute) return;
+    for (TensorId out : instr.out) {
+      const int64_t bad = count_nonfinite(out);
+      if (bad == 0) continue;
+      nonfinite = fmt::format("{} at {} makes {} of {} numbers NaN or infinite", instr.op->name,
+                              instr.where, bad, numel(program.tensor(out).geometry.shape));
+      for (size_t i = 0; i < instr.in.size(); ++i) {
+        if (launch.in[i].data == view(out).data || count_nonfinite(instr.in[i]) == 0) continue;
+        nonfinite +=
+            fmt::format("; its operand {} ({}) held some", i + 1, program.tensor(instr.in[i]).name);
+        break;
+      }
+      return;
+    }
+  }
+
+  void pass(bool last) {
+    if (!failure.empty()) throw InternalError("an earlier step has failed: " + failure);
+    for (size_t s = 0; s < program.sources.size(); ++s) {
+      const ProgramSource& source = program.sources[s];
+      if (filled[s] || source.kind == SourceKind::kAccumulator) continue;
+      fail("{} '{}' has no value{}", name_of(source.kind), source.name,
+           source.kind == SourceKind::kData ? " for this step" : ": initialize it");
+    }
+    CLEAVE_ASSERT(last == (given + 1 == program.micro_batches()),
+                  "pass {} of {} micro-batches {} the step", given + 1, program.micro_batches(),
+                  last ? "ends" : "does not end");
+    try {
+      if (given == 0) {
+        nonfinite.clear();
+        cuda_check(cudaEventRecord(begun, stream));
+        for (const ProgramSource& s : program.sources) {
+          if (s.kind != SourceKind::kAccumulator) continue;
+          const ProgramTensor& t = program.tensor(s.tensor);
+          cuda_check(cudaMemsetAsync(data(t), 0, static_cast<size_t>(span_of(t)), stream));
+        }
+        run(kOnce);
+      }
+      feed(Part::kForward);
+      if (last) feed(Part::kUpdate);
+      cuda_check(cudaEventRecord(copied, stream));
+      run(kPass);
+      if (last) run(kUpdate);
+    } catch (const std::exception& e) {
+      failure = e.what();
+      throw;
+    }
+    for (size_t s = 0; s < program.sources.size(); ++s) {
+      if (program.sources[s].kind == SourceKind::kData) filled[s] = false;
+    }
+    given = last ? 0 : given + 1;
+  }
+
+  Program program;
+  const RunOptions options;
+  DeviceContext context;
+  DeviceArena arena;
+  const std::vector<int64_t> coordinates;
+  std::array<std::vector<Launch>, kSections> sections;
+  std::array<cudaGraphExec_t, kSections> graphs = {};
+  cudaStream_t stream = nullptr;
+  cudaEvent_t begun = nullptr, ended = nullptr;  // the step
+  cudaEvent_t copied = nullptr;                  // staged data may be overwritten
+  std::vector<bool> filled;                      // by source; of data: for the next micro-batch
+  std::vector<std::unique_ptr<PinnedMemory>> staged;  // by source, of data
+  std::unique_ptr<PinnedMemory> results;              // the outputs
+  std::vector<double> seconds;                        // by instruction
+  int64_t given = 0;                                  // micro-batches of this step so far
+  bool watched = false;
+  std::string nonfinite, failure;
+};
+
+CudaRuntime::CudaRuntime(Program program, RunOptions options)
+    : impl_(std::make_unique<Impl>(std::move(program), options)) {}
+
+CudaRuntime::~CudaRuntime() = default;
+
+const Program& CudaRuntime::program() const { return impl_->program; }
+
+const std::vector<double>& CudaRuntime::instruction_seconds(int64_t) const {
+  return impl_->seconds;
+}
+
+TensorType CudaRuntime::source_type(std::string_view name) const {
+  const ProgramTensor& t = impl_->tensor_of(impl_->index_of(name));
+  return {t.dtype, t.layout.global_shape()};
+}
+
+void CudaRuntime::initialize() {
+  const Program& p = impl_->program;
+  std::vector<size_t> kept;
+  for (size_t s = 0; s < p.sources.size(); ++s) {
+    if (p.sources[s].kind != SourceKind::kData) kept.push_back(s);
+  }
+  // Numbers are drawn on all cores, a source at a time.
+  std::vector<std::vector<std::byte>> values(kept.size());
+  std::atomic<size_t> next = 0;
+  const auto draw = [&] {
+    for (size_t i; (i = next++) < kept.size();) {
+      const size_t s = kept[i];
+      values[i].resize(static_cast<size_t>(impl_->bytes_of(s)));
+      fill_initial(p.sources[s], impl_->tensor_of(s), p.mesh, impl_->coordinates,
+                   impl_->options.seed, values[i].data());
+    }
+  };
+  {
+    std::vector<std::jthread> team;
+    for (unsigned t = 1; t < std::max(1u, std::thread::hardware_concurrency()); ++t) {
+      team.emplace_back(draw);
+    }
+    draw();
+  }
+  for (size_t i = 0; i < kept.size(); ++i) {
+    impl_->to_device(kept[i], values[i].data());
+    impl_->filled[kept[i]] = true;
+  }
+  cuda_check(cudaStreamSynchronize(impl_->stream));
+}
+
+void CudaRuntime::set_data(std::string_view name, std::span<const std::byte> whole) {
+  const size_t s = impl_->index_of(name);
+  if (impl_->program.sources[s].kind != SourceKind::kData) fail("'{}' is not data", name);
+  impl_->check_size(s, whole);
+  if (impl_->staged[s] == nullptr) impl_->staged[s] = std::make_unique<PinnedMemory>(whole.size());
+  cuda_check(cudaEventSynchronize(impl_->copied));
+  std::memcpy(impl_->staged[s]->data(), whole.data(), whole.size());
+  impl_->filled[s] = true;
+}
+
+void CudaRuntime::accumulate() { impl_->pass(false); }
+
+void CudaRuntime::watch(bool on) { impl_->watched = on; }
+
+void CudaRuntime::read_source(std::string_view name, std::vector<std::byte>& whole) const {
+  const size_t s = impl_->kept(name);
+  const ProgramSource& source = impl_->program.sources[s];
+  if (!impl_->filled[s]) fail("{} '{}' has no value yet", name_of(source.kind), source.name);
+  whole.resize(static_cast<size_t>(impl_->bytes_of(s)));
+  cuda_check(cudaMemcpyAsync(whole.data(), impl_->data(impl_->tensor_of(s)), whole.size(),
+                             cudaMemcpyDeviceToHost, impl_->stream));
+  cuda_check(cudaStreamSynchronize(impl_->stream));
+}
+
+void CudaRuntime::write_source(std::string_view name, std::span<const std::byte> whole) {
+  const size_t s = impl_->kept(name);
+  impl_->check_size(s, whole);
+  impl_->to_device(s, whole.data());
+  cuda_check(cudaStreamSynchronize(impl_->stream));
+  impl_->filled[s] = true;
+}
+
+StepResult CudaRuntime::step() {
+  Impl& r = *impl_;
+  r.pass(true);
+  StepResult result;
+  std::byte* to = r.results->data();
+  for (const ProgramOutput& o : r.program.outputs) {
+    const ProgramTensor& t = r.program.tensor(o.tensor);
+    const auto bytes = static_cast<size_t>(Impl::span_of(t));
+    cuda_check(cudaMemcpyAsync(to, r.data(t), bytes, cudaMemcpyDeviceToHost, r.stream));
+    to += bytes;
+  }
+  cuda_check(cudaEventRecord(r.ended, r.stream));
+  cuda_check(cudaEventSynchronize(r.ended));
+  float milliseconds = 0;
+  cuda_check(cudaEventElapsedTime(&milliseconds, r.begun, r.ended));
+  result.seconds = static_cast<double>(milliseconds) * 1e-3;
+  result.first_nonfinite = r.nonfinite;
+  const std::byte* from = r.results->data();
+  for (const ProgramOutput& o : r.program.outputs) {
+    const ProgramTensor& t = r.program.tensor(o.tensor);
+    result.outputs.push_back({o.name, t.geometry.shape, Impl::elements(t, from)});
+    from += Impl::span_of(t);
+  }
+  return result;
+}
+
+}  // namespace cleave

@@ -1,0 +1,92 @@
+// Runs a program step by step: on this machine's processor (cpu_runtime.h), or on its GPU
+// (cuda/cuda_runtime.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "executor/communicator.h"
+#include "executor/program.h"
+
+namespace cleave {
+
+// What runs it.
+enum class Processor : uint8_t { kCpu, kGpu };
+
+struct RunOptions {
+  uint64_t seed = 0;
+  // After every step, compare the outputs of all ranks bit by bit; InternalError when they differ.
+  bool compare_ranks = false;
+  bool check = true;  // false: a test runs a program that does not compose
+  int threads = 0;    // of each rank; 0: the machine's cores shared out among the ranks
+  bool time_instructions = false;
+  // Of a GPU: products of f32 in TF32.
+  bool tf32 = false;
+};
+
+struct StepOutput {
+  std::string name;
+  Shape shape;
+  std::vector<double> values;
+};
+
+struct StepResult {
+  std::vector<StepOutput> outputs;
+  double seconds = 0;  // wall-clock, of the program alone, all micro-batches
+  // As executed in all micro-batches by one rank, or in a pipeline by one of every stage together,
+  // with their sends.
+  std::vector<CollectiveCount> collectives;
+  // When watched: the first op that made a NaN or an infinity of finite operands, with its place in
+  // the model, or the parameter or state that held one; empty when there is none.
+  std::string first_nonfinite;
+  // The only number of this output. Throws Error when there is no such output, or it is no scalar.
+  double value(std::string_view name) const;
+};
+
+class Runtime {
+ public:
+  Runtime() = default;
+  virtual ~Runtime() = default;
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+
+  // Gives every parameter and state its initial value.
+  virtual void initialize() = 0;
+  // Fills a data input for the next step from the whole tensor, row-major. Data do not outlive a
+  // step.
+  virtual void set_data(std::string_view name, std::span<const std::byte> whole) = 0;
+  // Runs the forward and the backward of one micro-batch, with the data set for it. To be called
+  // for all of a step's micro-batches but the last, which step() runs. A pipeline works on several
+  // at once: it keeps the data, and step() runs all.
+  virtual void accumulate() = 0;
+  // Runs the program once: with several micro-batches, the last one and the update. After a failed
+  // step the runtime is of no use any more.
+  virtual StepResult step() = 0;
+  // Whether to look at every result for numbers that are not finite, which takes time.
+  virtual void watch(bool on) = 0;
+
+  // A parameter or state as one whole tensor, row-major, into memory that may be there already;
+  // what does not fit is allocated. Checks that ranks which hold the same part hold the same bits.
+  virtual void read_source(std::string_view name, std::vector<std::byte>& whole) const = 0;
+  std::vector<std::byte> read_source(std::string_view name) const;
+  virtual void write_source(std::string_view name, std::span<const std::byte> whole) = 0;
+  virtual TensorType source_type(std::string_view name) const = 0;  // of the whole
+
+  virtual const Program& program() const = 0;
+
+  // Seconds of every instruction of the program on this rank, summed over the steps so far: of
+  // collectives, waiting included. Zeros without RunOptions::time_instructions.
+  virtual const std::vector<double>& instruction_seconds(int64_t rank) const = 0;
+};
+
+// Checks the program and lays out its memory unless that is done. Throws Error when this build, or
+// this machine, has no such processor, or it has too little memory.
+std::unique_ptr<Runtime> make_runtime(Program program, Processor processor,
+                                      RunOptions options = {});
+
+}  // namespace cleave

@@ -1,0 +1,85 @@
+// Training on the GPU: the numbers of the CPU in double, the same bits every time, and errors in
+// one line.
+#include <gtest/gtest.h>
+
+#include <optional>
+
+#include "tests/training_plans.h"
+
+#ifdef CLEAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+namespace cleave {
+namespace {
+
+#ifdef CLEAVE_CUDA
+
+using testing::Curve;
+using testing::distance;
+using testing::feed;
+using testing::kSteps;
+
+class TrainsOnGpu : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) GTEST_SKIP() << "no GPU here";
+  }
+};
+
+ModelConfig model(const std::string& name) { return model_named(name); }
+
+Curve curve_of(const Graph& graph, const ModelConfig& config, Processor processor) {
+  const auto runtime =
+      make_runtime(lower(graph, testing::plan_for(graph, "1", {})), processor, {.seed = 42});
+  runtime->initialize();
+  Curve curve;
+  for (int step = 0; step < kSteps; ++step) {
+    feed(*runtime, config, step);
+    const StepResult r = runtime->step();
+    curve.loss.push_back(r.value("loss"));
+    curve.grad_norm.push_back(r.value("grad_norm"));
+  }
+  return curve;
+}
+
+TEST_P(TrainsOnGpu, LikeTheCpu) {
+  const ModelConfig config = model(GetParam());
+  const Curve want =
+      curve_of(testing::training_graph(config, DType::kF64), config, Processor::kCpu);
+  // Rounding is amplified from step to step; of bf16, by 20 steps at this rate, to some per cent.
+  for (const auto& [dtype, bound] :
+       {std::pair(DType::kF64, 1e-9), std::pair(DType::kF32, 1e-3), std::pair(DType::kBF16, 0.1)}) {
+    const Curve got = curve_of(testing::training_graph(config, dtype), config, Processor::kGpu);
+    const double apart = distance(got, want);
+    EXPECT_LT(apart, bound) << GetParam() << " in " << name_of(dtype);
+    RecordProperty(std::string(name_of(dtype)), std::to_string(apart));
+    fmt::print("{} in {}: {:.2e} from the CPU in f64; loss {:.4f} -> {:.4f}\n", GetParam(),
+               name_of(dtype), apart, got.loss.front(), got.loss.back());
+  }
+}
+
+TEST_P(TrainsOnGpu, TheSameBitsTwice) {
+  const ModelConfig config = model(GetParam());
+  const Graph graph = testing::training_graph(config, DType::kBF16);
+  const Curve a = curve_of(graph, config, Processor::kGpu);
+  const Curve b = curve_of(graph, config, Processor::kGpu);
+  EXPECT_EQ(a.loss, b.loss);
+  EXPECT_EQ(a.grad_norm, b.grad_norm);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, TrainsOnGpu,
+                         ::testing::Values("gpt2:tiny", "llama:tiny", "bert:tiny"),
+                         [](const auto& info) {
+                           return info.param.substr(0, info.param.find(':'));
+                         });
+
+#else
+
+TEST(TrainsOnGpu, NeedsABuildWithCuda) { GTEST_SKIP() << "built without CUDA"; }
+
+#endif
+
+}  // namespace
+}  // namespace cleave
