@@ -11,14 +11,15 @@
 #include <iostream>
 #include <limits>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "cli/model_spec.h"
 #include "cli/planning.h"
-#include "executor/cpu_runtime.h"
 #include "executor/lower.h"
+#include "executor/runtime.h"
 #include "graph/error.h"
 #include "graph/philox.h"
 #include "planner/planner.h"
@@ -32,6 +33,8 @@ struct Arguments {
   std::string mesh;
   int threads = 0;
   bool serve = false, by_op = false;
+  std::string gpu;  // a kind of one: "h100"; empty: the processor's cores
+  bool tf32 = false;
 };
 
 Arguments parse(int argc, char** argv) {
@@ -48,6 +51,10 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--threads", a.threads, "Of each device; left out: all cores shared out");
   app.add_option("--steps", a.steps, "Timed steps");
   app.add_option("--warm-up", a.warm_up, "Steps before");
+  app.add_option("--gpu", a.gpu, "h100, h200: on this machine's GPU, planned for this kind");
+  app.add_flag("--tf32", a.tf32, "Of a GPU: products of f32 in TF32");
+  std::string precision = "fp32";
+  app.add_option("--precision", precision, "fp32, fp64; of a GPU also bf16, fp16");
   app.add_flag("--serve", a.serve, "Take orders from stdin");
   app.add_flag("--by-op", a.by_op, "A table of where time goes");
   try {
@@ -55,6 +62,7 @@ Arguments parse(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     std::exit(app.exit(e));
   }
+  a.spec.dtype = precision_named(precision);
   return a;
 }
 
@@ -74,7 +82,10 @@ constexpr float kNoLimit = std::numeric_limits<float>::infinity();
 class Bench {
  public:
   explicit Bench(const Arguments& a)
-      : model_(trace_model(a.spec, nullptr)), runtime_(program(a), options(a)) {
+      : model_(trace_model(a.spec, nullptr)),
+        owned_(make_runtime(program(a), a.gpu.empty() ? Processor::kCpu : Processor::kGpu,
+                            options(a))),
+        runtime_(*owned_) {
     runtime_.initialize();
     const ModelConfig& c = model_.config;
     for (int64_t i = 0; i < c.batch * c.sequence + 1; ++i) {
@@ -100,11 +111,12 @@ class Bench {
 
   std::string name() const { return fmt::format("{} on {}", describe(model_), mesh_); }
   double loss() const { return loss_; }
-  const CpuRuntime& runtime() const { return runtime_; }
+  double tokens() const { return tokens_per_step(model_.graph); }
+  const Runtime& runtime() const { return runtime_; }
 
  private:
   Program program(const Arguments& a) {
-    const Cluster cluster = parse_cluster(fmt::format("cpu:{}", a.devices));
+    const Cluster cluster = parse_cluster(a.gpu.empty() ? fmt::format("cpu:{}", a.devices) : a.gpu);
     const PlannerOptions options = planner_options(model_.graph, a.mesh, "none");
     const PlanResult found = find_plan(model_.graph, cluster, options);
     if (!found.plan) fail("{} has no plan for {}", a.spec.name, cluster.spec);
@@ -115,12 +127,14 @@ class Bench {
     RunOptions o;
     o.threads = a.threads;
     o.time_instructions = a.by_op;
+    o.tf32 = a.tf32;
     return o;
   }
 
   TracedModel model_;
   std::string mesh_;
-  CpuRuntime runtime_;
+  std::unique_ptr<Runtime> owned_;
+  Runtime& runtime_;
   std::vector<int32_t> tokens_;
   double loss_ = 0;
 };
@@ -131,7 +145,7 @@ double median(std::vector<double> values) {
 }
 
 // Mean milliseconds of a step by op or kind of instruction, over the ranks; the largest first.
-void print_by_op(const CpuRuntime& runtime, int64_t steps) {
+void print_by_op(const Runtime& runtime, int64_t steps) {
   const Program& p = runtime.program();
   struct Row {
     double seconds = 0;
@@ -185,6 +199,8 @@ int run(const Arguments& a) {
     fmt::print("{}: {} steps, median {:.3f} ms, least {:.3f} ms, cpu {:.3f} ms, loss {:.4f}\n",
                bench.name(), a.steps, 1e3 * median(wall),
                1e3 * *std::min_element(wall.begin(), wall.end()), 1e3 * median(cpu), bench.loss());
+    fmt::print("{:.0f} tokens/s, arena {:.2f} GiB\n", bench.tokens() / median(wall),
+               static_cast<double>(bench.runtime().program().arena_bytes) / 1073741824);
   }
   if (a.by_op) print_by_op(bench.runtime(), a.serve ? 1 : a.warm_up + a.steps);
   return 0;

@@ -50,8 +50,9 @@ Cluster devices_of(const TrainArguments& a) {
 
 void expect_precision(const TrainArguments& a, DType dtype) {
   if (on_gpu(a) || !is_half(dtype)) return;
-  fail("--precision {}: CPU devices compute in fp32 and fp64; a GPU (--devices h100) does in {} too",
-       precision_name(dtype), precision_name(dtype));
+  fail(
+      "--precision {}: CPU devices compute in fp32 and fp64; a GPU (--devices h100) does in {} too",
+      precision_name(dtype), precision_name(dtype));
 }
 
 // What a plan file fixes and the command line may not say again.
