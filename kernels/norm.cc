@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
@@ -10,6 +11,14 @@
 #include "kernels/rows.h"
 
 namespace cleave {
+
+void layer_norm_cuda(const KernelArgs&);  // cuda/norm.cu
+void layer_norm_backward_cuda(const KernelArgs&);
+void rms_norm_cuda(const KernelArgs&);
+void rms_norm_backward_cuda(const KernelArgs&);
+int64_t layer_norm_backward_cuda_workspace(const OpCall&);
+int64_t rms_norm_backward_cuda_workspace(const OpCall&);
+
 namespace {
 
 // --- Layer norm ----------------------------------------------------------------------------------
@@ -242,6 +251,7 @@ constinit const OpDef ops::layer_norm = {
     .grad = layer_norm_grad,
     .split = layer_norm_split,
     .cpu = layer_norm_cpu,
+    .cuda = cuda_kernel<layer_norm_cuda>(),
 };
 
 constinit const OpDef ops::layer_norm_backward = {
@@ -251,6 +261,8 @@ constinit const OpDef ops::layer_norm_backward = {
     .flops = flops_each<14>,
     .split = layer_norm_backward_split,
     .cpu = layer_norm_backward_cpu,
+    .cuda = cuda_kernel<layer_norm_backward_cuda>(),
+    .cuda_workspace = cuda_workspace<layer_norm_backward_cuda_workspace>(),
 };
 
 constinit const OpDef ops::rms_norm = {
@@ -261,6 +273,7 @@ constinit const OpDef ops::rms_norm = {
     .grad = rms_norm_grad,
     .split = rms_norm_split,
     .cpu = rms_norm_cpu,
+    .cuda = cuda_kernel<rms_norm_cuda>(),
 };
 
 constinit const OpDef ops::rms_norm_backward = {
@@ -270,6 +283,8 @@ constinit const OpDef ops::rms_norm_backward = {
     .flops = flops_each<10>,
     .split = rms_norm_backward_split,
     .cpu = rms_norm_backward_cpu,
+    .cuda = cuda_kernel<rms_norm_backward_cuda>(),
+    .cuda_workspace = cuda_workspace<rms_norm_backward_cuda_workspace>(),
 };
 
 }  // namespace cleave

@@ -43,14 +43,6 @@ double flops_each(const OpCall& call) {
   return kOperations * static_cast<double>(numel(call.in[0].shape));
 }
 
-// The one whole factor of the signature; -1 when there is none.
-inline int whole_factor(const Signature& s) {
-  for (size_t f = 0; f < s.factors().size(); ++f) {
-    if (s.factors()[f].whole) return static_cast<int>(f);
-  }
-  return -1;
-}
-
 // The small form of a letter, for an op that can be split along it.
 inline char lower(char letter) {
   return static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));

@@ -9,6 +9,14 @@
 
 namespace cleave {
 
+// The one whole factor of the signature; -1 when there is none.
+inline int whole_factor(const Signature& s) {
+  for (size_t f = 0; f < s.factors().size(); ++f) {
+    if (s.factors()[f].whole) return static_cast<int>(f);
+  }
+  return -1;
+}
+
 // The factors of an operand but the rows' own: what a kernel loops over, outermost first.
 inline std::vector<int8_t> factors_without(const OperandDims& dims, int factor) {
   std::vector<int8_t> factors = factors_of(dims);
