@@ -2,6 +2,7 @@
 // that shards combine, and the target's score, which one shard has.
 #include <cmath>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
@@ -10,6 +11,11 @@
 #include "kernels/shard_index.h"
 
 namespace cleave {
+
+void cross_entropy_cuda(const KernelArgs&);  // cuda/cross_entropy.cu
+void cross_entropy_backward_cuda(const KernelArgs&);
+void pick_cuda(const KernelArgs&);
+
 namespace {
 
 constexpr int64_t kIgnored = -100;  // the target of a token without a loss, unless `ignore` says
@@ -179,6 +185,7 @@ constinit const OpDef ops::cross_entropy = {
     .grad = cross_entropy_grad,
     .split = cross_entropy_split,
     .cpu = cross_entropy_cpu,
+    .cuda = cuda_kernel<cross_entropy_cuda>(),
 };
 
 constinit const OpDef ops::cross_entropy_backward = {
@@ -187,6 +194,7 @@ constinit const OpDef ops::cross_entropy_backward = {
     .infer = infer_cross_entropy_backward,
     .flops = flops_each<4>,
     .cpu = cross_entropy_backward_cpu,
+    .cuda = cuda_kernel<cross_entropy_backward_cuda>(),
 };
 
 constinit const OpDef ops::pick = {
@@ -196,6 +204,7 @@ constinit const OpDef ops::pick = {
     .flops = no_flops,
     .bytes = pick_bytes,
     .cpu = pick_cpu,
+    .cuda = cuda_kernel<pick_cuda>(),
 };
 
 }  // namespace cleave

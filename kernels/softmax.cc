@@ -1,5 +1,6 @@
 // Softmax over one dimension, which is whole in one kernel; split, it is a log-sum-exp that shards
 // combine, and exponentials.
+#include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
@@ -7,6 +8,10 @@
 #include "kernels/rows.h"
 
 namespace cleave {
+
+void softmax_cuda(const KernelArgs&);  // cuda/softmax.cu
+void softmax_backward_cuda(const KernelArgs&);
+
 namespace {
 
 void softmax_cpu(const KernelArgs& args) {
@@ -79,6 +84,7 @@ constinit const OpDef ops::softmax = {
     .grad = softmax_grad,
     .split = softmax_split,
     .cpu = softmax_cpu,
+    .cuda = cuda_kernel<softmax_cuda>(),
 };
 
 constinit const OpDef ops::softmax_backward = {
@@ -87,6 +93,7 @@ constinit const OpDef ops::softmax_backward = {
     .flops = flops_each<4>,
     .split = softmax_backward_split,
     .cpu = softmax_backward_cpu,
+    .cuda = cuda_kernel<softmax_backward_cuda>(),
 };
 
 }  // namespace cleave

@@ -1,0 +1,284 @@
+// The loss of class scores, its gradient, and the elements that indices name. Scores are read once
+// and, backward, written once, which may be where they were; a row need not begin at a multiple of
+// 16 bytes.
+#include "kernels/cuda/rows.cuh"
+#include "kernels/rows.h"
+
+namespace cleave {
+namespace {
+
+constexpr int64_t kIgnored = -100;  // as in kernels/cross_entropy.cc
+
+// A dense row of n elements: some before the first multiple of 16 bytes, whole vectors, a rest. Of
+// a row that is not dense, all are "before".
+template <class T>
+struct Pieces {
+  int head, vectors, tail;  // the tail begins at this element
+
+  __device__ Pieces(const T* row, long long step, int n) {
+    const int off = static_cast<int>(reinterpret_cast<unsigned long long>(row) % 16 / sizeof(T));
+    head = step == 1 ? min((kWide<T> - off) % kWide<T>, n) : n;
+    vectors = (n - head) / kWide<T>;
+    tail = head + vectors * kWide<T>;
+  }
+};
+
+// Calls fn(index, vector) for every G-th of the vectors, four of which are on the way at once.
+template <int G, class T, class Fn>
+__device__ void each_vector(const T* from, int vectors, int lane, Fn fn) {
+  constexpr int N = kWide<T>, kAtOnce = 4;
+  int v = lane;
+  for (; v + (kAtOnce - 1) * G < vectors; v += kAtOnce * G) {
+    Vec<T, N> x[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) x[k] = row_load<N>(from, 1, v + k * G);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) fn(v + k * G, x[k]);
+  }
+  for (; v < vectors; v += G) fn(v, row_load<N>(from, 1, v));
+}
+
+// --- Forward -------------------------------------------------------------------------------------
+
+template <class T>
+struct Losses {
+  const T* logits;
+  const int* targets;
+  Statistic<T>*losses, *lses;
+  Loops<4> rows;  // logits, targets, losses, lses
+  int n;
+  long long step, ignore;
+  Shard classes;
+};
+
+// A sum of exponentials of numbers that come one after the other, below the largest of them.
+template <class A>
+struct Exponentials {
+  A top = static_cast<A>(-kInfinity), sum = 0;
+
+  // What is subtracted before exp: 0 while all numbers are -infinity.
+  __device__ A shift() const { return top == static_cast<A>(-kInfinity) ? A(0) : top; }
+  template <class T, int N>
+  __device__ void take(const Vec<T, N>& v) {
+    A highest = number(v.x[0]);
+#pragma unroll
+    for (int j = 1; j < N; ++j) highest = Greater{}(highest, number(v.x[j]));
+    if (highest > top) {
+      sum *= exp_near(top - highest);
+      top = highest;
+    }
+    const A s = shift();
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum += exp_near(number(v.x[j]) - s);
+  }
+};
+
+template <class T, int G>
+__global__ void __launch_bounds__(kRowThreads<G>) loss_of_rows(Losses<T> l) {
+  using A = Statistic<T>;
+  __shared__ A shared[2][32];
+  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  if (r >= l.rows.count) return;
+  const int lane = threadIdx.x % G;
+  long long at[4];
+  l.rows.offsets(r, at);
+  const T* const x = l.logits + at[0];
+  const Pieces<T> pieces(x, l.step, l.n);
+  Exponentials<A> e;
+  for (int i = lane; i < pieces.head; i += G) e.take(row_load<1>(x, l.step, i));
+  each_vector<G>(x + pieces.head, pieces.vectors, lane,
+                 [&](int, const Vec<T, kWide<T>>& v) { e.take(v); });
+  for (int i = pieces.tail + lane; i < l.n; i += G) e.take(row_load<1>(x, l.step, i));
+  const Exponentials<A> all = {over_group<G>(e.top, shared[0], Greater{}), 0};
+  const A sum = over_group<G>(e.sum * exp_near(e.top - all.shift()), shared[1], Add{});
+  if (lane != 0) return;
+  const A lse = all.shift() + log_of(sum);
+  const int target = l.targets[at[1]];
+  A loss = 0;
+  if (target != l.ignore) {
+    // A target that is no class makes the loss NaN: the update is skipped, and that is told.
+    const bool exists = target >= 0 && target < l.classes.global;
+    const long long own = exists ? l.classes.own(target) : -1;
+    loss = own < 0 ? static_cast<A>(__builtin_nan("")) : lse - number(x[own * l.step]);
+  }
+  l.losses[at[2]] = loss;
+  l.lses[at[3]] = lse;
+}
+
+// --- Backward ------------------------------------------------------------------------------------
+
+template <class T>
+struct Gradients {
+  const T* logits;
+  const int* targets;
+  const Statistic<T>*lses, *dlosses;
+  T* dlogits;
+  Loops<5> rows;  // logits, targets, lses, dlosses, dlogits
+  int n;
+  long long step, d_step, ignore;
+  Shard classes;
+};
+
+// dlogits = (softmax - onehot(target)) dloss; nothing for an ignored target.
+template <class T, int G>
+__global__ void __launch_bounds__(kRowThreads<G>) gradient_of_rows(Gradients<T> g) {
+  using A = Statistic<T>;
+  constexpr int N = kWide<T>;
+  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  if (r >= g.rows.count) return;
+  const int lane = threadIdx.x % G;
+  long long at[5];
+  g.rows.offsets(r, at);
+  const T* const x = g.logits + at[0];
+  T* const dx = g.dlogits + at[4];
+  const int target = g.targets[at[1]];
+  const A lse = g.lses[at[2]];
+  const bool ignored = target == g.ignore;
+  const A dloss = ignored ? A(0) : g.dlosses[at[3]];
+  const bool exists = !ignored && target >= 0 && target < g.classes.global;
+  const int own = exists ? static_cast<int>(g.classes.own(target)) : -1;
+  const auto of = [&](T logit, bool hit) {
+    const A share = exp_near(number(logit) - lse) * dloss;
+    return To<T>::of(ignored ? A(0) : hit ? share - dloss : share);
+  };
+  Pieces<T> pieces(x, g.step, g.n);
+  // Vectors need both to be at the same place between multiples of 16 bytes.
+  const bool together =
+      (reinterpret_cast<unsigned long long>(x) - reinterpret_cast<unsigned long long>(dx)) % 16 ==
+          0 &&
+      g.d_step == 1;
+  if (!together) pieces.head = g.n, pieces.vectors = 0, pieces.tail = g.n;
+  for (int i = lane; i < pieces.head; i += G) dx[i * g.d_step] = of(x[i * g.step], i == own);
+  each_vector<G>(x + pieces.head, pieces.vectors, lane, [&](int v, const Vec<T, N>& logits) {
+    const int hit = own - (pieces.head + v * N);
+    Vec<T, N> out;
+#pragma unroll
+    for (int j = 0; j < N; ++j) out.x[j] = of(logits.x[j], j == hit);
+    row_store<N>(dx + pieces.head, 1, v, out);
+  });
+  for (int i = pieces.tail + lane; i < g.n; i += G) dx[i] = of(x[i], i == own);
+}
+
+// --- Pick ----------------------------------------------------------------------------------------
+
+template <class T>
+struct Pick {
+  const T* x;
+  const int* indices;
+  Statistic<T>* out;
+  Loops<3> results;  // x, indices, out
+  long long step;
+  Shard along;
+};
+
+template <class T>
+__global__ void __launch_bounds__(256) pick_each(Pick<T> p) {
+  const long long i = blockIdx.x * 256LL + threadIdx.x;
+  if (i >= p.results.count) return;
+  long long at[3];
+  p.results.offsets(i, at);
+  const int index = p.indices[at[1]];
+  const bool exists = index >= 0 && index < p.along.global;
+  const long long own = exists ? p.along.own(index) : -1;
+  p.out[at[2]] = own < 0 ? Statistic<T>(0) : number(p.x[at[0] + own * p.step]);
+}
+
+// --- Launchers -----------------------------------------------------------------------------------
+
+// The factor of the classes: the one that the targets lack.
+size_t class_factor(const KernelArgs& args) {
+  const Signature& s = args.signature;
+  for (const int8_t f : factors_of(s.inputs()[0])) {
+    if (!Signature::carries(s.inputs()[1], f)) return static_cast<size_t>(f);
+  }
+  CLEAVE_ASSERT(false, "'{}': the targets carry every factor", s.text());
+}
+
+template <class T, class Fn>
+void with_group(int64_t n, Fn&& fn) {
+  CLEAVE_ASSERT(n <= INT32_MAX, "{} classes", n);
+  const int64_t vectors = n / kWide<T>;
+  if (vectors <= 64) return fn.template operator()<32>();
+  if (vectors <= 512) return fn.template operator()<128>();
+  return fn.template operator()<512>();
+}
+
+}  // namespace
+
+void cross_entropy_cuda(const KernelArgs& args) {
+  const size_t f = class_factor(args);
+  with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
+    using A = Statistic<T>;
+    const Shape logits = in_strides(args, 0);
+    const auto rows =
+        nest_over<4>(args, factors_of(args.signature.inputs()[1]),
+                     {logits, in_strides(args, 1), out_strides(args, 0), out_strides(args, 1)});
+    const int64_t n = args.extents[f].local;
+    if (rows.count() == 0) return;
+    const Losses<T> k = {.logits = args.in[0].as<const T>(),
+                         .targets = args.in[1].as<const int>(),
+                         .losses = args.out[0].as<A>(),
+                         .lses = args.out[1].as<A>(),
+                         .rows = loops_of(rows),
+                         .n = static_cast<int>(n),
+                         .step = logits[f],
+                         .ignore = args.attrs.integer_or("ignore", kIgnored),
+                         .classes = shard_of(args.extents[f])};
+    with_group<T>(n, [&]<int G>() {
+      loss_of_rows<T, G><<<row_blocks<G>(rows.count()), kRowThreads<G>, 0,
+                           static_cast<cudaStream_t>(args.stream)>>>(k);
+    });
+    cuda_check(cudaGetLastError());
+  });
+}
+
+void cross_entropy_backward_cuda(const KernelArgs& args) {
+  const size_t f = class_factor(args);
+  with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
+    using A = Statistic<T>;
+    const Shape logits = in_strides(args, 0), dlogits = out_strides(args, 0);
+    const auto rows = nest_over<5>(
+        args, factors_of(args.signature.inputs()[1]),
+        {logits, in_strides(args, 1), in_strides(args, 2), in_strides(args, 3), dlogits});
+    const int64_t n = args.extents[f].local;
+    if (rows.count() == 0) return;
+    const Gradients<T> k = {.logits = args.in[0].as<const T>(),
+                            .targets = args.in[1].as<const int>(),
+                            .lses = args.in[2].as<const A>(),
+                            .dlosses = args.in[3].as<const A>(),
+                            .dlogits = args.out[0].as<T>(),
+                            .rows = loops_of(rows),
+                            .n = static_cast<int>(n),
+                            .step = logits[f],
+                            .d_step = dlogits[f],
+                            .ignore = args.attrs.integer_or("ignore", kIgnored),
+                            .classes = shard_of(args.extents[f])};
+    with_group<T>(n, [&]<int G>() {
+      gradient_of_rows<T, G><<<row_blocks<G>(rows.count()), kRowThreads<G>, 0,
+                               static_cast<cudaStream_t>(args.stream)>>>(k);
+    });
+    cuda_check(cudaGetLastError());
+  });
+}
+
+void pick_cuda(const KernelArgs& args) {
+  size_t f = 0;
+  while (!args.signature.reduced_in(static_cast<int>(f), 0)) ++f;
+  with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
+    const Shape x = in_strides(args, 0);
+    const auto results = nest_over<3>(args, factors_of(args.signature.outputs()[0]),
+                                      {x, in_strides(args, 1), out_strides(args, 0)});
+    if (results.count() == 0) return;
+    const Pick<T> k = {args.in[0].as<const T>(),
+                       args.in[1].as<const int>(),
+                       args.out[0].as<Statistic<T>>(),
+                       loops_of(results),
+                       x[f],
+                       shard_of(args.extents[f])};
+    pick_each<T><<<static_cast<unsigned>(ceil_div(results.count(), 256)), 256, 0,
+                   static_cast<cudaStream_t>(args.stream)>>>(k);
+    cuda_check(cudaGetLastError());
+  });
+}
+
+}  // namespace cleave
