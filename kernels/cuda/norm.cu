@@ -373,12 +373,10 @@ void backward(const KernelArgs& args) {
       const int groups = 512 / threads;
       partials = std::min(partials, ceil_div(rows.count(), groups));
       const auto go = [&]<int K>() {
-        backward_of_rows<T, kWide<T>, K, kLayer> < < <static_cast<unsigned>(partials),
-                                                      static_cast<unsigned>(threads * groups),
-                                                      groups> 1
-            ? static_cast<size_t>(n) * sizeof(A)
-            : 0,
-            stream >>> (k, threads);
+        const auto kernel = backward_of_rows<T, kWide<T>, K, kLayer>;
+        const size_t columns = groups > 1 ? static_cast<size_t>(n) * sizeof(A) : 0;
+        kernel<<<static_cast<unsigned>(partials), static_cast<unsigned>(threads * groups), columns,
+                 stream>>>(k, threads);
       };
       if (each == 1) go.template operator()<1>();
       if (each == 2) go.template operator()<2>();
