@@ -1,11 +1,15 @@
 // Dropout: y = x / (1 - p) where the mask keeps the element, else 0. The backward draws the same
 // mask, for it has the same name and step.
+#include "kernels/cuda_kernel.h"
 #include "kernels/dropout_mask.h"
 #include "kernels/loops.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
 
 namespace cleave {
+
+void dropout_cuda(const KernelArgs&);  // kernels/cuda/dropout.cu
+
 namespace {
 
 std::vector<TensorType> infer_dropout(const OpCall& call) {
@@ -93,6 +97,7 @@ constinit const OpDef ops::dropout = {
     .workspace = dropout_workspace,
     .linear = true,
     .cpu = dropout_cpu,
+    .cuda = cuda_kernel<dropout_cuda>(),
 };
 
 }  // namespace cleave

@@ -6,6 +6,7 @@
 #include <numbers>
 #include <numeric>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
@@ -13,6 +14,17 @@
 #include "kernels/rows.h"
 
 namespace cleave {
+
+// kernels/cuda/optimizer.cu
+int64_t sum_squares_cuda_workspace(const OpCall&);
+void sum_squares_cuda(const KernelArgs&);
+void clip_coefficient_cuda(const KernelArgs&);
+void increment_cuda(const KernelArgs&);
+void count_update_cuda(const KernelArgs&);
+void learning_rate_cuda(const KernelArgs&);
+void adamw_cuda(const KernelArgs&);
+void sgd_cuda(const KernelArgs&);
+
 namespace {
 
 // The clipping coefficient of a step whose update is not made.
@@ -286,6 +298,8 @@ constinit const OpDef ops::sum_squares = {
     .name = "sum_squares",
     .factors = "ab->",  // callers give the parameter's own dimensions
     .cpu = sum_squares_cpu,
+    .cuda = cuda_kernel<sum_squares_cuda>(),
+    .cuda_workspace = cuda_workspace<sum_squares_cuda_workspace>(),
 };
 
 constinit const OpDef ops::clip_coefficient = {
@@ -293,6 +307,7 @@ constinit const OpDef ops::clip_coefficient = {
     .factors = ",->,",
     .infer = infer_clip_coefficient,
     .cpu = clip_coefficient_cpu,
+    .cuda = cuda_kernel<clip_coefficient_cuda>(),
 };
 
 constinit const OpDef ops::increment = {
@@ -300,6 +315,7 @@ constinit const OpDef ops::increment = {
     .factors = "->",
     .infer = infer_increment,
     .cpu = increment_cpu,
+    .cuda = cuda_kernel<increment_cuda>(),
 };
 
 constinit const OpDef ops::count_update = {
@@ -307,6 +323,7 @@ constinit const OpDef ops::count_update = {
     .factors = ",->",
     .infer = infer_count_update,
     .cpu = count_update_cpu,
+    .cuda = cuda_kernel<count_update_cuda>(),
 };
 
 constinit const OpDef ops::learning_rate = {
@@ -314,6 +331,7 @@ constinit const OpDef ops::learning_rate = {
     .factors = "->",
     .infer = infer_learning_rate,
     .cpu = learning_rate_cpu,
+    .cuda = cuda_kernel<learning_rate_cuda>(),
 };
 
 constinit const OpDef ops::adamw = {
@@ -322,6 +340,7 @@ constinit const OpDef ops::adamw = {
     .infer = infer_adamw,
     .flops = flops_each<14>,
     .cpu = adamw_cpu,
+    .cuda = cuda_kernel<adamw_cuda>(),
 };
 
 constinit const OpDef ops::sgd = {
@@ -330,6 +349,7 @@ constinit const OpDef ops::sgd = {
     .infer = infer_sgd,
     .flops = flops_each<6>,
     .cpu = sgd_cpu,
+    .cuda = cuda_kernel<sgd_cuda>(),
 };
 
 }  // namespace cleave
