@@ -1,31 +1,23 @@
 // Ops that put tensors together along a dimension that is whole: the inverses of slices and unbind.
+#include "kernels/assemble.h"
+
 #include <algorithm>
 #include <string>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
 #include "kernels/parallel.h"
 
 namespace cleave {
-namespace {
 
-void check_dtypes(const OpCall& call) {
-  for (const TensorType& t : call.in) {
-    if (t.dtype != call.in[0].dtype) fail("operands must have one element type");
-  }
-}
+// kernels/cuda/assemble.cc
+void stack_cuda(const KernelArgs&);
+void concat_cuda(const KernelArgs&);
+void unslice_cuda(const KernelArgs&);
+void write_slice_cuda(const KernelArgs&);
 
-std::vector<TensorType> same_dtype(const OpCall& call) {
-  check_dtypes(call);
-  return {{call.in[0].dtype, shape_of(call.signature.outputs()[0], call.extents)}};
-}
-
-char letter_of(const Signature& s, const DimFactors& dim) {
-  return s.factors()[static_cast<size_t>(dim[0])].letter;
-}
-
-// The one dimension in which an operand and the output differ; a whole factor in both.
 size_t differing_dim(const Signature& s, const OperandDims& operand) {
   const OperandDims& out = s.outputs()[0];
   size_t found = out.size();
@@ -43,15 +35,31 @@ size_t differing_dim(const Signature& s, const OperandDims& operand) {
   return found;
 }
 
-// --- stack ---------------------------------------------------------------------------------------
-
-// The factor that the output adds to its operands.
 size_t stacked_factor(const Signature& s) {
   for (const int8_t f : factors_of(s.outputs()[0])) {
     if (!s.in_inputs(f) && s.factors()[static_cast<size_t>(f)].whole) return static_cast<size_t>(f);
   }
   fail("'{}' adds no whole dimension", s.text());
 }
+
+namespace {
+
+void check_dtypes(const OpCall& call) {
+  for (const TensorType& t : call.in) {
+    if (t.dtype != call.in[0].dtype) fail("operands must have one element type");
+  }
+}
+
+std::vector<TensorType> same_dtype(const OpCall& call) {
+  check_dtypes(call);
+  return {{call.in[0].dtype, shape_of(call.signature.outputs()[0], call.extents)}};
+}
+
+char letter_of(const Signature& s, const DimFactors& dim) {
+  return s.factors()[static_cast<size_t>(dim[0])].letter;
+}
+
+// --- stack ---------------------------------------------------------------------------------------
 
 std::vector<TensorType> stack_infer(const OpCall& call) {
   const Signature& s = call.signature;
@@ -242,6 +250,7 @@ constinit const OpDef ops::stack = {
     .grad = stack_grad,
     .linear = true,
     .cpu = stack_cpu,
+    .cuda = cuda_kernel<stack_cuda>(),
 };
 
 constinit const OpDef ops::concat = {
@@ -252,6 +261,7 @@ constinit const OpDef ops::concat = {
     .grad = concat_grad,
     .linear = true,
     .cpu = concat_cpu,
+    .cuda = cuda_kernel<concat_cuda>(),
 };
 
 constinit const OpDef ops::unslice = {
@@ -262,6 +272,7 @@ constinit const OpDef ops::unslice = {
     .grad = unslice_grad,
     .linear = true,
     .cpu = unslice_cpu,
+    .cuda = cuda_kernel<unslice_cuda>(),
 };
 
 constinit const OpDef ops::write_slice = {
@@ -274,6 +285,7 @@ constinit const OpDef ops::write_slice = {
     .written = write_slice_written,
     .linear = true,
     .cpu = write_slice_cpu,
+    .cuda = cuda_kernel<write_slice_cuda>(),
 };
 
 }  // namespace cleave

@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <string>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
 
 namespace cleave {
+
+void reshape_cuda(const KernelArgs&);  // kernels/cuda/assemble.cc
+
 namespace {
 
 constexpr int64_t kNoStride = -1;
@@ -317,6 +321,7 @@ constinit const OpDef ops::reshape = {
     .view = reshape_view,
     .linear = true,
     .cpu = reshape_cpu,
+    .cuda = cuda_kernel<reshape_cuda>(),
 };
 
 constinit const OpDef ops::transpose = {
