@@ -6,11 +6,14 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
 
 namespace cleave {
+
+void attention_cuda(const KernelArgs&);  // kernels/cuda/attention.cc
 
 // --- Shared with the backward --------------------------------------------------------------------
 
@@ -332,6 +335,7 @@ constinit const OpDef ops::attention = {
     .workspace = attention_workspace,
     .fused_products = 2,
     .cpu = attention_cpu,
+    .cuda = cuda_kernel<attention_cuda>(),
 };
 
 }  // namespace cleave

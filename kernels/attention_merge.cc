@@ -3,12 +3,16 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
 #include "kernels/parallel.h"
 #include "kernels/rows.h"
 
 namespace cleave {
+
+void attention_merge_cuda(const KernelArgs&);  // kernels/cuda/attention_merge.cu
+
 namespace {
 
 enum Operand : size_t { kO, kLse, kOtherO, kOtherLse };
@@ -57,6 +61,7 @@ constinit const OpDef ops::attention_merge = {
     .infer = infer_attention_merge,
     .flops = flops_each<3>,
     .cpu = attention_merge_cpu,
+    .cuda = cuda_kernel<attention_merge_cuda>(),
 };
 
 }  // namespace cleave

@@ -2,27 +2,11 @@
 // device knows.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <string_view>
 
-#include "graph/philox.h"
+#include "kernels/cuda/dropout_rule.h"
 
 namespace cleave {
-
-// What the host knows of a mask.
-struct DropoutRule {
-  uint64_t seed = 0, stream = 0;
-  uint32_t threshold = 0;
-  double scale = 1;  // of what is kept
-
-  DropoutRule() = default;
-  DropoutRule(uint64_t seed_of_run, std::string_view name, double rate)
-      : seed(seed_of_run),
-        stream(stream_of(name)),
-        threshold(static_cast<uint32_t>(std::ceil(rate * 0x1p24))),
-        scale(1 / (1 - rate)) {}
-};
 
 // S: the type of the factors.
 template <class S>
