@@ -1,0 +1,22 @@
+// Kernels for the GPU against the reference on the CPU in double. In builds with CUDA only.
+#pragma once
+
+#ifdef CLEAVE_CUDA
+
+#include "tests/support/op_runner.h"
+
+namespace cleave::testing {
+
+bool has_gpu();
+
+// The case in f64, f32, bf16 and f16, with operands that lie in any way, and in place; two runs of
+// it have the same bits. Mistakes are failures of the test that calls.
+void check_on_gpu(const OpCase& c);
+
+// The same of one application. With `mixed`, some of its floats are f32 whatever the others are: then
+// f32: `mixed` says so, and then only those types are tried that can be beside f32.
+void check_on_gpu(const Application& a, const OpCase& c, bool mixed = false);
+
+}  // namespace cleave::testing
+
+#endif
