@@ -13,8 +13,8 @@ bool has_gpu();
 // it have the same bits. Mistakes are failures of the test that calls.
 void check_on_gpu(const OpCase& c);
 
-// The same of one application. With `mixed`, some of its floats are f32 whatever the others are: then
-// f32: `mixed` says so, and then only those types are tried that can be beside f32.
+// The same of one application, in which some floats may be f32 whatever the others are: `mixed`
+// says so, and then only halves are tried.
 void check_on_gpu(const Application& a, const OpCase& c, bool mixed = false);
 
 }  // namespace cleave::testing
