@@ -2,6 +2,7 @@
 // shards' results add up.
 #include <algorithm>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
 #include "kernels/parallel.h"
@@ -9,6 +10,11 @@
 #include "kernels/shard_index.h"
 
 namespace cleave {
+
+void embedding_cuda(const KernelArgs&);  // cuda/embedding.cu
+void embedding_backward_cuda(const KernelArgs&);
+int64_t embedding_backward_cuda_workspace(const OpCall&);
+
 namespace {
 
 std::vector<TensorType> infer_embedding(const OpCall& call) {
@@ -111,6 +117,7 @@ constinit const OpDef ops::embedding = {
     .grad = embedding_grad,
     .linear = true,
     .cpu = embedding_cpu,
+    .cuda = cuda_kernel<embedding_cuda>(),
 };
 
 constinit const OpDef ops::embedding_backward = {
@@ -120,6 +127,8 @@ constinit const OpDef ops::embedding_backward = {
     .flops = flops_each<1>,
     .linear = true,
     .cpu = embedding_backward_cpu,
+    .cuda = cuda_kernel<embedding_backward_cuda>(),
+    .cuda_workspace = cuda_workspace<embedding_backward_cuda_workspace>(),
 };
 
 }  // namespace cleave

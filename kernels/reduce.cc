@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
@@ -12,6 +13,14 @@
 #include "kernels/vector_math.h"
 
 namespace cleave {
+
+void sum_cuda(const KernelArgs&);  // cuda/reduce.cu
+void max_cuda(const KernelArgs&);
+void logsumexp_cuda(const KernelArgs&);
+int64_t sum_cuda_workspace(const OpCall&);
+int64_t max_cuda_workspace(const OpCall&);
+int64_t logsumexp_cuda_workspace(const OpCall&);
+
 namespace {
 
 std::vector<TensorType> reduce_infer(const OpCall& call) {
@@ -292,6 +301,8 @@ constinit const OpDef ops::sum = {
     .grad = sum_grad,
     .linear = true,
     .cpu = sum_cpu,
+    .cuda = cuda_kernel<sum_cuda>(),
+    .cuda_workspace = cuda_workspace<sum_cuda_workspace>(),
 };
 
 constinit const OpDef ops::max = {
@@ -300,6 +311,8 @@ constinit const OpDef ops::max = {
     .infer = reduce_infer,
     .flops = one_flop_an_element,
     .cpu = max_cpu,
+    .cuda = cuda_kernel<max_cuda>(),
+    .cuda_workspace = cuda_workspace<max_cuda_workspace>(),
 };
 
 constinit const OpDef ops::logsumexp = {
@@ -309,6 +322,8 @@ constinit const OpDef ops::logsumexp = {
     .flops = three_flops_an_element,
     .grad = logsumexp_grad,
     .cpu = logsumexp_cpu,
+    .cuda = cuda_kernel<logsumexp_cuda>(),
+    .cuda_workspace = cuda_workspace<logsumexp_cuda_workspace>(),
 };
 
 }  // namespace cleave

@@ -4,12 +4,16 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
 #include "kernels/parallel.h"
 #include "kernels/rows.h"
 
 namespace cleave {
+
+void rotary_cuda(const KernelArgs&);  // cuda/rotary.cu
+
 namespace {
 
 std::vector<TensorType> infer_rotary(const OpCall& call) {
@@ -105,6 +109,7 @@ constinit const OpDef ops::rotary = {
     .workspace = rotary_workspace,
     .linear = true,
     .cpu = rotary_cpu,
+    .cuda = cuda_kernel<rotary_cuda>(),
 };
 
 }  // namespace cleave
