@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "executor/initial_state.h"
+#include "executor/memory_layout.h"
 #include "executor/typing.h"
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
@@ -20,6 +21,8 @@
 
 namespace cleave {
 namespace {
+
+constexpr int64_t kWorkspaceAlignment = 256;
 
 // Device memory.
 class DeviceArena {
@@ -108,7 +111,7 @@ struct CudaRuntime::Impl {
       : program(prepared(std::move(p), o)),
         options(o),
         context(0),
-        arena(program.arena_bytes),
+        arena(program.arena_bytes + kWorkspaceAlignment),
         coordinates(program.mesh.coordinates(0)),
         filled(program.sources.size(), false),
         staged(program.sources.size()),
@@ -179,6 +182,15 @@ struct CudaRuntime::Impl {
     return (last + 1) * size_of(t.dtype);
   }
 
+  // Above all buffers; libraries want it aligned to kWorkspaceAlignment.
+  std::byte* workspace() const {
+    const int64_t bytes = program.memory[0].workspace_bytes;
+    const int64_t begin =
+        program.arena_bytes - (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+    return arena.data() +
+           (begin + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+  }
+
   void poison() {
     cuda_check(
         cudaMemsetAsync(arena.data(), 0xff, static_cast<size_t>(program.arena_bytes), stream));
@@ -203,14 +215,13 @@ struct CudaRuntime::Impl {
   KernelArgs arguments(const Launch& launch) {
     static const Signature& none = Signature::get("->");
     const Instr& instr = *launch.instr;
-    const int64_t scratch = (program.memory[0].workspace_bytes + 63) / 64 * 64;
     const bool compute = instr.kind == InstrKind::kCompute;
     return {.signature = compute ? *instr.signature : none,
             .attrs = instr.attrs,
             .in = launch.in,
             .out = launch.out,
             .extents = launch.extents,
-            .workspace = arena.data() + program.arena_bytes - scratch,
+            .workspace = workspace(),
             .seed = options.seed,
             .device = &context,
             .stream = stream,

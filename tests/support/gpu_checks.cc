@@ -84,15 +84,14 @@ Application in_type(Application a, DType dtype) {
   // Statistics of rows of 16 bits are in f32.
   if (is_half(dtype)) {
     std::vector<TensorType> types = a.in_types();
-    for (size_t i = 0; i < a.in.size(); ++i) {
+    // The last operands are those that can be statistics.
+    for (size_t i = types.size(); i-- > 0;) {
       if (!is_float(types[i].dtype)) continue;
       try {
         a.op->infer({*a.signature, a.sizes(), a.attrs, types});
         break;
       } catch (const std::exception&) {
-        // The last operands are those that can be statistics.
-        const size_t last = a.in.size() - 1 - i;
-        if (is_float(types[last].dtype)) types[last].dtype = DType::kF32;
+        types[i].dtype = DType::kF32;
       }
     }
     for (size_t i = 0; i < a.in.size(); ++i) a.in[i].type.dtype = types[i].dtype;
