@@ -137,8 +137,16 @@ __global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int th
     row.rstd = b.rstd[at[3]];
     row.dx = b.dx + at[4];
   };
-  Vec<T, N> gamma[K];
-  each_vector([&](int k, int v) { gamma[k] = row_load<N>(b.gamma, 1, v); });
+  // The longest rows leave no registers for gamma, nor for a second row.
+  constexpr bool kRoom = K < 4;
+  Vec<T, N> kept_gamma[kRoom ? K : 1];
+  if constexpr (kRoom) {
+    each_vector([&](int k, int v) { kept_gamma[k] = row_load<N>(b.gamma, 1, v); });
+  }
+  const auto gamma_of = [&](int k, int v) {
+    if constexpr (kRoom) return kept_gamma[k];
+    return row_load<N>(b.gamma, 1, v);
+  };
   A dgamma[K][N] = {}, dbeta[K][N] = {};
   const long long step = static_cast<long long>(gridDim.x) * groups;
   long long r = static_cast<long long>(blockIdx.x) * groups + group;
@@ -147,14 +155,14 @@ __global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int th
   for (int turn = 0; r < b.rows.count; turn ^= 1) {
     const RowPair<T, N, K> row = next;
     r += step;
-    // Of the longest rows, the registers hold no second one.
-    if (K < 4 && r < b.rows.count) read(r, next);
+    if (kRoom && r < b.rows.count) read(r, next);
     A g_sum = 0, gh_sum = 0;
-    each_vector([&](int k, int) {
+    each_vector([&](int k, int v) {
+      const auto gamma = gamma_of(k, v);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const A h = (number(row.x[k].x[j]) - row.mean) * row.rstd;
-        const A g = number(row.dy[k].x[j]) * number(gamma[k].x[j]);
+        const A g = number(row.dy[k].x[j]) * number(gamma.x[j]);
         if constexpr (kLayer) g_sum += g;
         gh_sum += g * h;
       }
@@ -162,18 +170,19 @@ __global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int th
     over_threads(g_sum, gh_sum, shared[turn], threads, group);
     const A g_mean = g_sum / static_cast<A>(b.n), gh_mean = gh_sum / static_cast<A>(b.n);
     each_vector([&](int k, int v) {
+      const auto gamma = gamma_of(k, v);
       Vec<T, N> out;
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const A h = (number(row.x[k].x[j]) - row.mean) * row.rstd;
         const A dy = number(row.dy[k].x[j]);
-        out.x[j] = To<T>::of(row.rstd * (dy * number(gamma[k].x[j]) - g_mean - h * gh_mean));
+        out.x[j] = To<T>::of(row.rstd * (dy * number(gamma.x[j]) - g_mean - h * gh_mean));
         dgamma[k][j] += dy * h;
         if constexpr (kLayer) dbeta[k][j] += dy;
       }
       row_store(row.dx, 1, v, out);
     });
-    if (K == 4 && r < b.rows.count) read(r, next);
+    if (!kRoom && r < b.rows.count) read(r, next);
   }
   // The block's groups, one after the other.
   constexpr int kSums = kLayer ? 2 : 1;

@@ -1,0 +1,200 @@
+// Larger and odd shapes of norms, softmax, losses, embeddings, rotary embedding and reductions, and
+// shards of what depends on where a shard lies: on the GPU against the CPU in double.
+#include <gtest/gtest.h>
+
+#include "kernels/ops.h"
+#include "tests/support/gpu_checks.h"
+#include "tests/support/op_checks.h"
+
+namespace cleave {
+namespace {
+
+#ifdef CLEAVE_CUDA
+
+using testing::Application;
+using testing::check_on_gpu;
+using testing::f64;
+using testing::HostTensor;
+using testing::i32;
+using testing::OpCase;
+using testing::Range;
+
+constexpr Range kAny = {-2, 2}, kPositive = {0.5, 2};
+
+class RowsOnGpu : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!testing::has_gpu()) GTEST_SKIP() << "no GPU here";
+  }
+};
+
+// Rows and their length: one element, odd ones, those of models, longer than any block's registers,
+// and more rows than blocks.
+const std::vector<Shape> kRows = {{3, 1},    {5, 7},     {33, 768},  {9, 1600},  {7, 4096},
+                                  {3, 8192}, {2, 16384}, {2, 24576}, {2, 50257}, {2100, 8},
+                                  {700, 96}, {1, 1},     {300, 264}};
+
+// The case with its indexed factors, and their own sizes, shards of larger ones.
+Application shard_of(const OpCase& c) {
+  Application a = testing::application_of(c, 4);
+  for (size_t f = 0; f < a.extents.size(); ++f) {
+    Extent& extent = a.extents[f];
+    if (!a.signature->factors()[f].indexed || a.signature->factors()[f].whole) continue;
+    if (extent.local % 2 != 0) continue;
+    extent.global = 4 * extent.local;
+    extent.cuts = {{1, 2, 1}, {2, 2, 0}};
+  }
+  return a;
+}
+
+TEST_F(RowsOnGpu, Norms) {
+  for (const Shape& shape : kRows) {
+    const TensorType x = f64(shape), d = f64({shape[1]}), row = f64({shape[0]});
+    const Attrs eps = {{"eps", 1e-5}};
+    check_on_gpu({.op = &ops::layer_norm, .attrs = eps, .in = {x, d, d}, .ranges = {kAny}});
+    check_on_gpu({.op = &ops::rms_norm, .attrs = eps, .in = {x, d}, .ranges = {kAny}});
+    check_on_gpu({.op = &ops::layer_norm_backward,
+                  .in = {x, x, d, row, row},
+                  .ranges = {{}, {}, kAny, {-0.1, 0.1}, kPositive}});
+    check_on_gpu(
+        {.op = &ops::rms_norm_backward, .in = {x, x, d, row}, .ranges = {{}, {}, kAny, kPositive}});
+  }
+}
+
+TEST_F(RowsOnGpu, Softmax) {
+  for (const Shape& shape : kRows) {
+    check_on_gpu({.op = &ops::softmax, .in = {f64(shape)}, .ranges = {{-6, 6}}});
+    check_on_gpu({.op = &ops::softmax_backward,
+                  .in = {f64(shape), f64(shape)},
+                  .ranges = {{0, 2.0 / static_cast<double>(shape[1])}}});
+  }
+}
+
+TEST_F(RowsOnGpu, Losses) {
+  for (void (*prepare)(std::vector<HostTensor>&) : {+[](std::vector<HostTensor>&) {},
+                                                    +[](std::vector<HostTensor>& in) {
+                                                      for (size_t i = 0; i < in[1].numbers.size();
+                                                           i += 2)
+                                                        in[1].numbers[i] = -100;
+                                                    }}) {
+    for (const Shape& shape : kRows) {
+      const TensorType x = f64(shape), targets = i32({shape[0]}), row = f64({shape[0]});
+      const Range classes = {0, static_cast<double>(shape[1])};
+      check_on_gpu({.op = &ops::cross_entropy,
+                    .in = {x, targets},
+                    .ranges = {{-8, 8}, classes},
+                    .prepare = prepare});
+      const OpCase backward = {.op = &ops::cross_entropy_backward,
+                               .factors = "bv,b,b,b->bv|v:indexed",
+                               .in = {x, targets, row, row},
+                               .ranges = {kAny, classes, {2, 10}, kAny},
+                               .in_place = {{0, 0}},
+                               .prepare = prepare};
+      check_on_gpu(backward);
+      const OpCase pick = {.op = &ops::pick,
+                           .factors = "bv,b->b|v:indexed",
+                           .in = {x, targets},
+                           .ranges = {kAny, classes},
+                           .prepare = prepare};
+      check_on_gpu(pick);
+      check_on_gpu(shard_of(backward), backward);
+      check_on_gpu(shard_of(pick), pick);
+    }
+  }
+}
+
+TEST_F(RowsOnGpu, Embeddings) {
+  struct Table {
+    int64_t rows, width, tokens;
+    double ids;  // are below this
+  };
+  for (const Table& t : {
+           Table{1, 1, 1, 1},
+           Table{16, 7, 100, 16},
+           Table{50, 768, 300, 50},
+           Table{1000, 64, 5000, 1000},
+           Table{1000, 24, 5000, 3},  // few rows have all tokens
+           Table{300, 8, 3000, 1},    // one row has
+           Table{5000, 1600, 33, 5000},
+           Table{64, 4096, 64, 64},
+       }) {
+    const Range ids = {0, t.ids};
+    const OpCase forward = {.op = &ops::embedding,
+                            .in = {f64({t.rows, t.width}), i32({t.tokens})},
+                            .ranges = {{}, ids}};
+    const OpCase backward = {.op = &ops::embedding_backward,
+                             .factors = "bd,b->vd|v:indexed",
+                             .attrs = {{"v", t.rows}},
+                             .in = {f64({t.tokens, t.width}), i32({t.tokens})},
+                             .ranges = {{}, ids}};
+    check_on_gpu(forward);
+    check_on_gpu(backward);
+    // Every second token or so is another shard's.
+    OpCase part = forward;
+    part.ranges = {{}, {0, 4.0 * static_cast<double>(t.rows)}};
+    if (t.rows % 2 != 0) continue;
+    check_on_gpu(shard_of(part), part);
+    part = backward;
+    part.ranges = {{}, {0, 4.0 * static_cast<double>(t.rows)}};
+    check_on_gpu(shard_of(part), part);
+  }
+}
+
+TEST_F(RowsOnGpu, Rotary) {
+  struct Heads {
+    int64_t b, s, h, e, start;
+  };
+  for (const Heads& n : {Heads{1, 1, 1, 2, 0}, Heads{2, 130, 3, 64, 0}, Heads{1, 64, 5, 192, 128},
+                         Heads{3, 33, 2, 20, 6}, Heads{1, 1500, 2, 128, 0}}) {
+    for (const int64_t inverse : {0, 1}) {
+      const OpCase c = {.op = &ops::rotary,
+                        .attrs = {{"theta", 10000.0}, {"inverse", inverse}, {"start", n.start}},
+                        .in = {f64({n.b, n.s, n.h, n.e})},
+                        .in_place = {{0, 0}}};
+      check_on_gpu(c);
+      check_on_gpu(shard_of(c), c);
+    }
+  }
+}
+
+TEST_F(RowsOnGpu, Reductions) {
+  struct Case {
+    const char *sum, *max, *lse;
+    Shape shape;
+  };
+  const std::vector<Case> cases = {
+      {"a->", "a->|a:max", "a->|a:lse", {1}},
+      {"a->", "a->|a:max", "a->|a:lse", {70001}},
+      {"a->", "a->|a:max", "a->|a:lse", {1 << 18}},
+      {"ab->a", "ab->a|b:max", "ab->a|b:lse", {300, 768}},
+      {"ab->a", "ab->a|b:max", "ab->a|b:lse", {3, 50257}},
+      {"ab->a", "ab->a|b:max", "ab->a|b:lse", {5, 16384}},
+      {"ab->a", "ab->a|b:max", "ab->a|b:lse", {5000, 7}},
+      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {1024, 768}},
+      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {513, 1600}},
+      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {7, 12288}},
+      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {20000, 3}},
+      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {4000, 8}},
+      {"abc->b", "abc->b|a:max,c:max", "abc->b|a:lse,c:lse", {16, 12, 640}},
+      {"abc->b", "abc->b|a:max,c:max", "abc->b|a:lse,c:lse", {700, 3, 5}},
+      {"abc->ac", "abc->ac|b:max", "abc->ac|b:lse", {33, 65, 72}},
+      {"abc->ca", "abc->ca|b:max", "abc->ca|b:lse", {5, 300, 16}},
+      {"abcd->bd", "abcd->bd|a:max,c:max", "abcd->bd|a:lse,c:lse", {6, 7, 8, 24}},
+  };
+  for (const Case& c : cases) {
+    check_on_gpu(
+        {.op = &ops::sum, .factors = c.sum, .in = {f64(c.shape)}, .ranges = {{-0.3, 0.3}}});
+    check_on_gpu({.op = &ops::max, .factors = c.max, .in = {f64(c.shape)}});
+    check_on_gpu(
+        {.op = &ops::logsumexp, .factors = c.lse, .in = {f64(c.shape)}, .ranges = {{-8, 8}}});
+  }
+}
+
+#else
+
+TEST(RowsOnGpu, NeedsABuildWithCuda) { GTEST_SKIP() << "built without CUDA"; }
+
+#endif
+
+}  // namespace
+}  // namespace cleave
