@@ -77,6 +77,10 @@ std::vector<std::string> expressions(const std::string& element) {
 
 }  // namespace
 
+std::string operand_name(size_t i) {
+  return i < 26 ? std::string(1, static_cast<char>('a' + i)) : fmt::format("v{}", i);
+}
+
 void ElementLoops::merge() {
   std::vector<LoopOperand*> all;
   for (LoopOperand& o : in) all.push_back(&o);
@@ -156,17 +160,17 @@ ElementKernel element_kernel(const ElementLoops& loops) {
   for (size_t o = 0; o < loops.out.size(); ++o) {
     t += fmt::format("  Vec<{}, {}> y{};\n", type_name(loops.out[o].dtype), length, o);
   }
-  t += fmt::format("#pragma unroll\n  for (int j = 0; j < {}; ++j) {{\n", length);
+  t += fmt::format("#pragma unroll\n  for (int lane = 0; lane < {}; ++lane) {{\n", length);
   for (size_t i = 0; i < loops.in.size(); ++i) {
-    const auto name = static_cast<char>('a' + i);
+    const std::string name = operand_name(i);
     if (varies(loops.in[i])) {
-      t += fmt::format("    const auto {} = number(x{}.x[j]);\n", name, i);
+      t += fmt::format("    const auto {} = number(x{}.x[lane]);\n", name, i);
     } else {
       t += fmt::format("    const auto {} = x{};\n", name, i);
     }
   }
   for (size_t o = 0; o < loops.out.size(); ++o) {
-    t += fmt::format("    y{0}.x[j] = To<{1}>::of({2});\n", o, type_name(loops.out[o].dtype),
+    t += fmt::format("    y{0}.x[lane] = To<{1}>::of({2});\n", o, type_name(loops.out[o].dtype),
                      values[o]);
   }
   t += "  }\n";
@@ -179,7 +183,6 @@ ElementKernel element_kernel(const ElementLoops& loops) {
 
 void launch(const ElementLoops& loops, DeviceContext& device, cudaStream_t stream) {
   if (elements(loops.sizes) == 0) return;
-  CLEAVE_ASSERT(loops.in.size() <= 26, "{} operands have no letters", loops.in.size());
   const ElementKernel made = element_kernel(loops);
   std::vector<void*> pointers, arguments;
   for (const LoopOperand& o : loops.in) pointers.push_back(o.data);

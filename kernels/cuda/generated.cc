@@ -91,7 +91,9 @@ GeneratedKernels::GeneratedKernels(const cudaDeviceProp& device)
     : arch_(fmt::format("sm_{}{}", device.major, device.minor)), folder_(cache_folder()) {}
 
 GeneratedKernels::~GeneratedKernels() {
-  for (auto& [text, loaded] : loaded_) cudaLibraryUnload(loaded.library);
+  for (auto& [text, loaded] : loaded_) {
+    if (loaded.library != nullptr) cudaLibraryUnload(loaded.library);
+  }
 }
 
 const void* GeneratedKernels::kernel(const std::string& text) {

@@ -61,6 +61,9 @@ struct ElementLoops {
   void merge();
 };
 
+// What an expression calls operand i: a, b, ..., z, v26, v27, ...
+std::string operand_name(size_t i);
+
 // The text of the kernel that runs the loops, and how many threads it is launched with: a multiple
 // of kElementBlock.
 struct ElementKernel {

@@ -44,8 +44,7 @@ void generated_cuda(const KernelArgs& args) { run_elements(args, args.element); 
 void add_n_cuda(const KernelArgs& args) {
   std::string element = "a";
   for (size_t i = 1; i < args.in.size(); ++i) {
-    element += " + ";
-    element += static_cast<char>('a' + i);
+    element += " + " + operand_name(i);
   }
   run_elements(args, element);
 }
