@@ -152,17 +152,23 @@ Finding dot() {
           "cleave view writes .dot files but no .svg", "apt-get install graphviz"};
 }
 
+#ifdef CLEAVE_CUDA
+constexpr bool kForGpus = true;
+#else
+constexpr bool kForGpus = false;
+#endif
+
 Finding cuda_toolkit() {
   constexpr std::string_view kVersion = CLEAVE_CUDA_TOOLKIT;
-  if (!kVersion.empty()) {
+  if (kForGpus) {
     return {"CUDA toolkit",
             Status::kOk,
-            fmt::format("{} when built; not used yet: devices are CPU threads", kVersion),
+            fmt::format("{} when built: kernels for H100, H200 and later", kVersion),
             {},
             {}};
   }
-  return {"CUDA toolkit", Status::kMissing, "not found when cleave was built",
-          "nothing yet: devices are CPU threads", "apt-get install nvidia-cuda-toolkit"};
+  return {"CUDA toolkit", Status::kMissing, "not used when cleave was built",
+          "cleave trains on CPU threads only", "install a CUDA toolkit 13 and build again"};
 }
 
 // Through the driver itself, which needs no toolkit.
@@ -173,7 +179,7 @@ Finding gpu() {
   const auto count_of = driver.function<int(int*)>("cuDeviceGetCount");
   const auto name = driver.function<int(char*, int, int)>("cuDeviceGetName");
   const auto memory_of = driver.function<int(size_t*, int)>("cuDeviceTotalMem_v2");
-  const std::string_view cost = "nothing yet: devices are CPU threads";
+  const std::string_view cost = "cleave trains on CPU threads only";
   if (init == nullptr || version_of == nullptr || count_of == nullptr || name == nullptr ||
       memory_of == nullptr) {
     return {"GPU", Status::kMissing, "no NVIDIA driver (libcuda.so.1)", std::string(cost), {}};
@@ -193,9 +199,9 @@ Finding gpu() {
   memory_of(&bytes, 0);
   return {"GPU",
           Status::kOk,
-          fmt::format("{} x {}, {}; driver for CUDA {}.{}; not used yet: devices are CPU threads",
-                      count, model.data(), bytes_text(static_cast<double>(bytes)), version / 1000,
-                      version % 1000 / 10),
+          fmt::format("{} x {}, {}; driver for CUDA {}.{}{}", count, model.data(),
+                      bytes_text(static_cast<double>(bytes)), version / 1000, version % 1000 / 10,
+                      kForGpus ? "" : "; not used: cleave was built without CUDA"),
           {},
           {}};
 }

@@ -44,8 +44,10 @@ bool on_gpu(const TrainArguments& a) { return !a.devices.starts_with("cpu"); }
 Cluster devices_of(const TrainArguments& a) {
   const Cluster cluster = parse_cluster(a.devices);
   if (!on_gpu(a) || cluster.size() == 1) return cluster;
-  fail("--devices {}: it trains on one GPU, or on cpu:N; plans for other clusters can be made",
-       a.devices);
+  fail(
+      "--devices {}: this version trains on cpu:N or on one GPU; plans can be made for other "
+      "clusters",
+      a.devices);
 }
 
 void expect_precision(const TrainArguments& a, DType dtype) {

@@ -76,8 +76,12 @@ function(cleave_print_summary)
     message(STATUS "  tests             off      -DCLEAVE_TESTS=ON builds them")
   endif()
   cleave_row("Graphviz dot" "${CLEAVE_DOT}" "${CLEAVE_DOT}" "DOT files are not tested against it")
-  cleave_row("CUDA toolkit" "${CUDAToolkit_FOUND}"
-    "${CUDAToolkit_VERSION}" "devices are CPU threads")
+  if(CLEAVE_CUDA STREQUAL OFF)
+    message(STATUS "  CUDA toolkit      off      -DCLEAVE_CUDA=AUTO builds kernels for GPUs")
+  else()
+    cleave_row("CUDA toolkit" "${CLEAVE_USE_CUDA}" "${CUDAToolkit_VERSION}"
+      "nothing runs on a GPU: devices are CPU threads")
+  endif()
   cleave_row("MPI" "${MPI_CXX_FOUND}"
     "${MPI_CXX_VERSION}, not used yet: one process runs all ranks" "one process runs all ranks")
   cleave_row("ONNX" "${ONNX_FOUND}" "not used yet: models are written in C++"

@@ -29,8 +29,16 @@ wc -l $files | awk '
   $1 > limit { printf "%s: %d lines, more than %d\n", $2, $1, limit; bad = 1 }
   END { exit bad }' || bad=1
 
-git ls-files '*.h' | xargs -P "$(nproc)" -I{} \
-  c++ -std=c++20 -fsyntax-only -I. -DCLEAVE_SOURCE_DIR='""' -DCLEAVE_BINARY_DIR='""' \
+# Headers of GPU kernels need the toolkit's.
+if nvcc=$(command -v nvcc); then
+  cuda="-isystem $(dirname "$nvcc")/../include"
+  headers=$(git ls-files '*.h')
+else
+  cuda=
+  headers=$(git ls-files '*.h' ':!:kernels/cuda/*')
+fi
+echo "$headers" | xargs -P "$(nproc)" -I{} \
+  c++ -std=c++20 -fsyntax-only -I. $cuda -DCLEAVE_SOURCE_DIR='""' -DCLEAVE_BINARY_DIR='""' \
   -include {} -x c++ /dev/null ||
   { echo "check-style: a header does not compile alone; see above"; bad=1; }
 
@@ -42,7 +50,7 @@ for file in $files; do
     { full++ }
     /^[ \t]*\/\// || / \/\/ / { comments++ }
     END { split(file, part, "/"); print part[1], NR, full + 0, comments + 0, file }' "$file"
-done | sort -k1,1 -k2,2n | awk -v code_budget=61000 -v test_budget=32000 '
+done | sort -k1,1 -k2,2n | awk -v code_budget=75000 -v test_budget=40000 '
   function folder_line(    median) {
     if (count == 0) return
     median = count % 2 ? size[(count + 1) / 2] : (size[count / 2] + size[count / 2 + 1]) / 2

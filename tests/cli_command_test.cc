@@ -99,7 +99,7 @@ TEST_F(Command, MistakesAreOneLineThatSaysWhatToDo) {
       {"train gpt2:tiny --devices cpu:1", "--data is required"},
       {"train gpt2:tiny --devices cpu:1 --data missing.txt", "missing.txt"},
       {"train gpt2:tiny --devices cpu:1 --data @tiny.txt", "tiny.txt"},
-      {"train gpt2:tiny --devices 8xh100 --data @data.txt", "trains on cpu:N only"},
+      {"train gpt2:tiny --devices 8xh100 --data @data.txt", "trains on cpu:N or on one GPU"},
       {"train gpt2:tiny --devices cpu:1 --data @data.txt --steps 0", "--steps 0"},
       {"train gpt2:tiny --devices cpu:1 --data @data.txt --lr -1", "--lr -1"},
       {"train gpt2:tiny --devices cpu:1 --data @data.txt --lr 1e-3 --min-lr 1", "--min-lr 1"},

@@ -211,7 +211,7 @@ const std::vector<Row>& training() {
       {"train", {"MODEL is required", "see cleave train --help"}},
       {"train gpt2:tiny --devices cpu:1", {"--data is required"}},
       {"train gpt2:tiny --data @data.txt", {"--devices is required"}},
-      {"train gpt2:tiny --data @data.txt --devices 8xh100", {"cpu:N only"}},
+      {"train gpt2:tiny --data @data.txt --devices 8xh100", {"cpu:N or on one GPU"}},
       {"train gpt2:tiny --data @data.txt --devices cpu:0", {"is not a number of devices"}},
       {"train gpt2:tiny --data @data.txt --devices cpu:2 --steps 0", {"--steps 0: write at"}},
       {"train gpt2:tiny --data @data.txt --devices cpu:2 --lr -1", {"--lr -1: write a number"}},

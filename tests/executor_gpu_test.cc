@@ -2,7 +2,7 @@
 // one line.
 #include <gtest/gtest.h>
 
-#include <optional>
+#include <string>
 
 #include "tests/training_plans.h"
 
@@ -79,6 +79,22 @@ INSTANTIATE_TEST_SUITE_P(Models, TrainsOnGpu, ::testing::Values("gpt2:tiny", "ll
 TEST(TrainsOnGpu, NeedsABuildWithCuda) { GTEST_SKIP() << "built without CUDA"; }
 
 #endif
+
+// Whether this build has no kernels for GPUs, or this machine no GPU: one line says so.
+TEST(WithoutAGpu, TheRuntimeSaysWhy) {
+#ifdef CLEAVE_CUDA
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) GTEST_SKIP() << "there is a GPU";
+#endif
+  const Graph graph = testing::training_graph(model_named("gpt2:tiny"), DType::kF32);
+  try {
+    make_runtime(lower(graph, testing::plan_for(graph, "1", {})), Processor::kGpu);
+    FAIL() << "it runs on something";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("GPU"), std::string::npos) << e.what();
+    EXPECT_EQ(std::string(e.what()).find('\n'), std::string::npos) << e.what();
+  }
+}
 
 }  // namespace
 }  // namespace cleave
