@@ -39,6 +39,39 @@ if(NOT CLEAVE_CUDA STREQUAL OFF)
     message(FATAL_ERROR "CLEAVE_CUDA is ON, and no CUDA toolkit 13 was found")
   endif()
 endif()
+if(CLEAVE_USE_CUDA)
+  # cuDNN and the headers of its frontend lie where the toolkit, pip or scripts/setup.sh put them.
+  set(user_cache $ENV{XDG_CACHE_HOME})
+  if(NOT user_cache)
+    set(user_cache $ENV{HOME}/.cache)
+  endif()
+  file(GLOB python_packages $ENV{HOME}/.local/lib/python3*/site-packages
+    /usr/local/lib/python3*/dist-packages /usr/local/lib/python3*/site-packages
+    /usr/lib/python3/dist-packages)
+  find_program(PYTHON3 python3)
+  if(PYTHON3)
+    execute_process(COMMAND ${PYTHON3} -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+      OUTPUT_VARIABLE purelib OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    list(PREPEND python_packages ${purelib})
+  endif()
+  list(TRANSFORM python_packages APPEND /nvidia/cudnn OUTPUT_VARIABLE cudnn_packages)
+  find_path(CUDNN_INCLUDE_DIR cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS} ${cudnn_packages}
+    PATH_SUFFIXES include)
+  find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.9
+    HINTS ${CUDAToolkit_LIBRARY_DIR} ${CUDAToolkit_LIBRARY_ROOT} ${cudnn_packages}
+    PATH_SUFFIXES lib lib64)
+  find_path(CUDNN_FRONTEND_INCLUDE_DIR cudnn_frontend.h
+    HINTS ${user_cache}/cleave/gpu $ENV{HOME}/.local ${python_packages} PATH_SUFFIXES include)
+  if(CUDNN_INCLUDE_DIR AND CUDNN_LIBRARY)
+    file(STRINGS ${CUDNN_INCLUDE_DIR}/cudnn_version.h version REGEX "define CUDNN_[MP][A-Z]+ +[0-9]")
+    string(REGEX REPLACE "[^0-9;]" "" CUDNN_VERSION "${version}")
+    string(REPLACE ";" "." CUDNN_VERSION "${CUDNN_VERSION}")
+    set(CUDNN_FOUND TRUE)
+  endif()
+  if(CUDNN_FOUND AND CUDNN_FRONTEND_INCLUDE_DIR)
+    set(CLEAVE_USE_CUDNN TRUE)
+  endif()
+endif()
 find_package(MPI QUIET COMPONENTS CXX)
 find_package(ONNX QUIET)
 
@@ -81,6 +114,12 @@ function(cleave_print_summary)
   else()
     cleave_row("CUDA toolkit" "${CLEAVE_USE_CUDA}" "${CUDAToolkit_VERSION}"
       "nothing runs on a GPU: devices are CPU threads")
+  endif()
+  if(CLEAVE_USE_CUDA)
+    set(cost "attention of 16 bits runs on Cleave's own, slower kernels")
+    cleave_row("cuDNN" "${CUDNN_FOUND}" "${CUDNN_VERSION}" "${cost}")
+    cleave_row("cuDNN frontend" "${CUDNN_FRONTEND_INCLUDE_DIR}" "${CUDNN_FRONTEND_INCLUDE_DIR}"
+      "${cost}: scripts/setup.sh gpu")
   endif()
   cleave_row("MPI" "${MPI_CXX_FOUND}"
     "${MPI_CXX_VERSION}, not used yet: one process runs all ranks" "one process runs all ranks")

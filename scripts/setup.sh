@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs the Debian packages that Cleave needs and that are missing; says nothing if none is.
+# Installs the Debian packages that Cleave needs and that are missing, and the headers with which it
+# uses cuDNN; says nothing if none is.
 # Debian 12 and Ubuntu 24.04 use the same names.
 set -eu
 
@@ -14,6 +15,7 @@ Installs missing packages as root or through sudo. Safe to run again.
   test     GoogleTest, and the CBC solver that checks the planner
   style    clang-format and clang-tidy
   fuzz     clang, with its sanitizers
+  gpu      headers for attention by cuDNN, by pip, into the user's cache directory
 
   --no-apt  install nothing; only name what is missing
   --list    print the packages of the groups and stop
@@ -28,8 +30,29 @@ packages_of() {
     test) echo "libgtest-dev coinor-libcbc-dev graphviz" ;;
     style) echo "clang-format-14 clang-tidy-14" ;;
     fuzz) echo "clang-14 libclang-rt-14-dev llvm-14" ;;
+    gpu) ;;  # see install_frontend
     *) echo "setup: unknown group '$1'; see scripts/setup.sh --help" >&2; exit 1 ;;
   esac
+}
+
+# The wheel of cuDNN's frontend, of which only the headers are used: cmake/dependencies.cmake looks
+# for them here.
+frontend=nvidia-cudnn-frontend==1.18.0
+folder=${XDG_CACHE_HOME:-$HOME/.cache}/cleave/gpu
+install_frontend() {
+  if [ -f "$folder/include/cudnn_frontend.h" ]; then
+    return
+  fi
+  if [ $apt = no ]; then
+    echo "setup: not installed (--no-apt): $frontend"
+    return
+  fi
+  echo "setup: installing $frontend"
+  if ! PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$folder" \
+      $frontend; then
+    echo "setup: pip could not install $frontend; without it attention on a GPU is slow" >&2
+    exit 1
+  fi
 }
 
 is_installed() {
@@ -38,6 +61,7 @@ is_installed() {
 
 apt=yes
 list=no
+gpu=no
 wanted=
 for argument in "$@"; do
   case $argument in
@@ -47,17 +71,21 @@ for argument in "$@"; do
     -*) echo "setup: unknown option '$argument'; see scripts/setup.sh --help" >&2; exit 1 ;;
     *)
       group=$(packages_of "$argument")
+      if [ "$argument" = gpu ]; then gpu=yes; fi
       wanted="$wanted $group"
       ;;
   esac
 done
-if [ -z "$wanted" ]; then
+if [ -z "$wanted" ] && [ $gpu = no ]; then
   usage >&2
   exit 1
 fi
 if [ $list = yes ]; then
   echo $wanted
   exit 0
+fi
+if [ $gpu = yes ]; then
+  install_frontend
 fi
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/attention_work.h"
 #include "kernels/cuda/context.h"
 
@@ -87,19 +88,41 @@ AttentionWork work_of(const KernelArgs& args, const AttentionFactors& f, const O
   return w;
 }
 
+// Positions ascend, so that the first and the last tell.
+AttentionMask mask_of(const KernelArgs& args, const AttentionFactors& f) {
+  if (args.attrs.integer_or("causal", 0) == 0) return AttentionMask::kNone;
+  const Extent &queries = args.extents[static_cast<size_t>(f.s)],
+               &keys = args.extents[static_cast<size_t>(f.t)];
+  if (f.key_dim.size() > 1 || queries.local == 0 || keys.local == 0) return AttentionMask::kOther;
+  const auto in_a_row = [](const Extent& e) {
+    return e.position(e.local - 1) - e.position(0) == e.local - 1;
+  };
+  if (keys.position(keys.local - 1) <= queries.position(0)) return AttentionMask::kNone;
+  return in_a_row(queries) && in_a_row(keys) && queries.position(0) == keys.position(0)
+             ? AttentionMask::kCausal
+             : AttentionMask::kOther;
+}
+
 }  // namespace
 
 void attention_cuda(const KernelArgs& args) {
   using W = AttentionWork;
   const Signature& s = args.signature;
-  const AttentionWork work = work_of(args, {s.inputs()[0], s.inputs()[2], s.outputs()[0]},
+  const AttentionFactors factors = {s.inputs()[0], s.inputs()[2], s.outputs()[0]};
+  const AttentionWork work = work_of(args, factors,
                                      {{W::kQ, input(args, 0)},
                                       {W::kK, input(args, 1)},
                                       {W::kV, input(args, 2)},
                                       {W::kO, output(args, 0)},
                                       {W::kLse, output(args, 1)}},
                                      3);
-  attend(work, static_cast<cudaStream_t>(args.stream));
+  const auto stream = static_cast<cudaStream_t>(args.stream);
+  DeviceContext& device = *args.device;
+  if (device.cudnn_attention &&
+      device.attention().attend(work, mask_of(args, factors), device, stream)) {
+    return;
+  }
+  attend(work, stream);
 }
 
 int64_t attention_backward_cuda_workspace(const OpCall& call) {
@@ -110,7 +133,8 @@ int64_t attention_backward_cuda_workspace(const OpCall& call) {
 void attention_backward_cuda(const KernelArgs& args) {
   using W = AttentionWork;
   const Signature& s = args.signature;
-  AttentionWork work = work_of(args, {s.inputs()[1], s.inputs()[3], s.inputs()[4]},
+  const AttentionFactors factors = {s.inputs()[1], s.inputs()[3], s.inputs()[4]};
+  AttentionWork work = work_of(args, factors,
                                {{W::kDo, input(args, 0)},
                                 {W::kQ, input(args, 1)},
                                 {W::kK, input(args, 2)},
@@ -121,8 +145,14 @@ void attention_backward_cuda(const KernelArgs& args) {
                                 {W::kDk, output(args, 1)},
                                 {W::kDv, output(args, 2)}},
                                6);
+  const auto stream = static_cast<cudaStream_t>(args.stream);
+  DeviceContext& device = *args.device;
+  if (device.cudnn_attention &&
+      device.attention().attend_backward(work, mask_of(args, factors), device, stream)) {
+    return;
+  }
   work.delta = args.workspace;
-  attend_backward(work, static_cast<cudaStream_t>(args.stream));
+  attend_backward(work, stream);
 }
 
 }  // namespace cleave

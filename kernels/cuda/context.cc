@@ -1,6 +1,7 @@
 #include "kernels/cuda/context.h"
 
 #include "graph/error.h"
+#include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/generated.h"
 #include "kernels/cuda/products.h"
@@ -19,6 +20,7 @@ DeviceContext::DeviceContext(int device) : device_(device), properties_{} {
   cuda_check(cublasLtCreate(&blas_));
   generated_ = std::make_unique<GeneratedKernels>(properties_);
   products_ = std::make_unique<ProductAlgorithms>();
+  attention_ = std::make_unique<CudnnAttention>();
 }
 
 DeviceContext::~DeviceContext() {

@@ -12,6 +12,7 @@
 
 namespace cleave {
 
+class CudnnAttention;
 class GeneratedKernels;
 class ProductAlgorithms;
 
@@ -30,6 +31,7 @@ class DeviceContext {
   cublasLtHandle_t blas() const { return blas_; }
   GeneratedKernels& generated() { return *generated_; }
   ProductAlgorithms& products() { return *products_; }
+  CudnnAttention& attention() { return *attention_; }
   // Memory for copies of operands that lie in an unusual way, beside the arena. Grows when it is
   // asked for more, which must not happen while a graph is captured; what was given before is then
   // gone.
@@ -37,6 +39,11 @@ class DeviceContext {
   int64_t scratch_bytes() const;  // in all slots
   // Products of f32 in TF32: faster, with the mantissa of f16.
   bool tf32 = false;
+  // Attention of 16 bits by cuDNN where it can; off: always by our own kernels.
+  bool cudnn_attention = true;
+  // cuDNN's backward of attention gives the same bits every time, for which it stores weights; off:
+  // it adds in any order.
+  bool deterministic_attention = true;
 
  private:
   const int device_;
@@ -44,6 +51,7 @@ class DeviceContext {
   cublasLtHandle_t blas_ = nullptr;
   std::unique_ptr<GeneratedKernels> generated_;
   std::unique_ptr<ProductAlgorithms> products_;
+  std::unique_ptr<CudnnAttention> attention_;
   std::map<int, std::pair<void*, int64_t>> scratch_;
 };
 

@@ -21,7 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kPrelude[] = {
-#include "prelude.inc"
+#include <prelude.inc>
     , 0};
 
 // FNV-1a.

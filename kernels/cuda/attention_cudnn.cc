@@ -1,0 +1,435 @@
+// cuDNN's attention through its frontend, which only this file includes.
+#include "kernels/cuda/attention_cudnn.h"
+
+#ifdef CLEAVE_CUDNN
+#include <cudnn.h>
+#define CUDNN_FRONTEND_SKIP_JSON_LIB
+#include <cudnn_frontend.h>
+
+#include <algorithm>
+#include <array>
+#include <compare>
+#include <map>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+
+#include "graph/error.h"
+#include "kernels/cuda/attention_work.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/context.h"
+#endif
+
+namespace cleave {
+
+#ifdef CLEAVE_CUDNN
+namespace {
+
+namespace fe = cudnn_frontend;
+using W = AttentionWork;
+using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
+
+// The deterministic backward stores the gradient of the weights, which grows with the square of the
+// sequence: it goes by as many heads at a time as this many bytes hold.
+constexpr int64_t kWeightsRoom = int64_t{256} << 20;
+constexpr int64_t kMostWeightsRoom = int64_t{4} << 30;  // the query heads of one key head
+constexpr int kScratchSlot = 8;
+
+// Where an operand's rows lie: elements from one to the next.
+struct Place {
+  int64_t batch = 0, head = 0, row = 0;
+  auto operator<=>(const Place&) const = default;
+};
+
+// All that a plan depends on.
+struct AttentionShape {
+  bool backward = false, causal = false, deterministic = true;
+  DType dtype = DType::kBF16;
+  int64_t b = 1, g = 1, r = 1, s = 1, t = 1, e = 1, v = 1;  // as in AttentionWork; b: the batch
+  double scale = 1;
+  std::array<Place, W::kOperands> places;
+  auto operator<=>(const AttentionShape&) const = default;
+
+  bool by_keys(int which) const {  // or by queries
+    return which == W::kK || which == W::kV || which == W::kDk || which == W::kDv;
+  }
+  int64_t heads(int which) const { return by_keys(which) ? g : g * r; }
+  int64_t rows(int which) const { return by_keys(which) ? t : s; }
+  int64_t width(int which) const {
+    switch (which) {
+      case W::kLse: return 1;
+      case W::kV:
+      case W::kO:
+      case W::kDo:
+      case W::kDv: return v;
+      default: return e;
+    }
+  }
+  std::string text() const {
+    return fmt::format(
+        "attention{} of {}, {} x {} heads ({} of keys), {} queries, {} keys of {}/{}{}",
+        backward ? "'s backward" : "", name_of(dtype), b, g * r, g, s, t, e, v,
+        causal ? ", causal" : "");
+  }
+};
+
+struct AttentionPlan {
+  std::unique_ptr<fe::graph::Graph> graph;  // null: cuDNN has none
+  int64_t b = 1, g = 1;                     // what one execution does of the whole's
+  int64_t workspace = 0;                    // bytes of one execution
+  bool copies_lse = false;                  // to and from [b, heads, s]
+  int* lengths = nullptr;                   // of the padding mask: b times s, then b times t
+
+  AttentionPlan() = default;
+  AttentionPlan(AttentionPlan&& other) noexcept
+      : graph(std::move(other.graph)),
+        b(other.b),
+        g(other.g),
+        workspace(other.workspace),
+        copies_lse(other.copies_lse),
+        lengths(std::exchange(other.lengths, nullptr)) {}
+  AttentionPlan& operator=(AttentionPlan&&) = delete;
+  ~AttentionPlan() { cudaFree(lengths); }
+};
+
+std::vector<int> operands_of(bool backward) {
+  if (!backward) return {W::kQ, W::kK, W::kV, W::kO, W::kLse};
+  return {W::kQ, W::kK, W::kV, W::kO, W::kLse, W::kDo, W::kDq, W::kDk, W::kDv};
+}
+
+// The call as cuDNN sees it; nothing when an operand lies as it cannot.
+std::optional<AttentionShape> shape_of(const AttentionWork& w, AttentionMask mask, bool backward) {
+  const bool half = w.dtype == DType::kBF16 || w.dtype == DType::kF16;
+  if (!half || w.lse_dtype != DType::kF32 || w.dropout || mask == AttentionMask::kOther) return {};
+  if (w.loops.count * w.r * w.s * w.t == 0 || (w.s == 1 && w.t == 1)) return {};
+  if (w.e % 8 != 0 || w.v % 8 != 0) return {};
+  AttentionShape shape = {.backward = backward,
+                          .causal = mask == AttentionMask::kCausal,
+                          .dtype = w.dtype,
+                          .g = w.loops.sizes[w.loops.rank - 1],
+                          .r = w.r,
+                          .s = w.s,
+                          .t = w.t,
+                          .e = w.e,
+                          .v = w.v,
+                          .scale = w.scale,
+                          .places = {}};
+  const std::vector<int> operands = operands_of(backward);
+  // The loops but the last, over the key heads, have to be one.
+  for (int d = 0; d + 1 < w.loops.rank; ++d) {
+    const int64_t size = w.loops.sizes[d];
+    if (size == 1) continue;
+    for (const int i : operands) {
+      int64_t& step = shape.places[static_cast<size_t>(i)].batch;
+      if (shape.b > 1 && step != w.loops.steps[d][i] * size) return {};
+      step = w.loops.steps[d][i];
+    }
+    shape.b *= size;
+  }
+  for (const int i : operands) {
+    Place& place = shape.places[static_cast<size_t>(i)];
+    const int64_t key_head = w.loops.steps[w.loops.rank - 1][i], member = w.r_steps[i];
+    place.row = w.matrices[i].row;
+    place.head = key_head;
+    if (!shape.by_keys(i) && shape.r > 1) {
+      if (shape.g > 1 && key_head != member * shape.r) return {};
+      place.head = member;
+    }
+    // Steps along what has one element are any: these make equal calls one shape.
+    const int64_t width = shape.width(i), heads = shape.heads(i), rows = shape.rows(i);
+    if (heads == 1) place.head = width;
+    if (rows == 1) place.row = width * heads;
+    if (shape.b == 1) place.batch = std::max(place.head * heads, place.row * rows);
+    for (const int64_t step : {place.batch, place.head, place.row}) {
+      if (step <= 0 || (i != W::kLse && step % 8 != 0)) return {};
+    }
+    if (i == W::kLse) continue;
+    if (w.matrices[i].column != 1 || reinterpret_cast<uintptr_t>(w.matrices[i].data) % 16 != 0) {
+      return {};
+    }
+  }
+  return shape;
+}
+
+// The largest divisor of n that is at most `most`, or 1.
+int64_t divisor(int64_t n, int64_t most) {
+  for (int64_t d = std::min(n, most); d > 1; --d) {
+    if (n % d == 0) return d;
+  }
+  return 1;
+}
+
+// The bytes of the weights of one key head, as cuDNN rounds them up.
+int64_t weights_room(const AttentionShape& shape) {
+  const auto padded = [](int64_t n) { return (n + 127) / 128 * 128; };
+  return shape.r * padded(shape.s) * padded(shape.t) * 2;
+}
+
+bool dense(const AttentionShape& shape) {
+  const Place& lse = shape.places[W::kLse];
+  const int64_t heads = shape.g * shape.r;
+  return lse == Place{heads * shape.s, 1, heads} || lse == Place{heads * shape.s, shape.s, 1};
+}
+
+void check(const fe::error_object& status, const char* what) {
+  CLEAVE_ASSERT(status.is_good(), "cuDNN: {}: {}", what, status.err_msg);
+}
+void check(cudnnStatus_t status, const char* what) {
+  CLEAVE_ASSERT(status == CUDNN_STATUS_SUCCESS, "cuDNN: {}: {}", what, cudnnGetErrorString(status));
+}
+
+// Tensors are known to the graph by these numbers.
+int64_t uid_of(int which) { return which + 1; }
+constexpr int64_t kQueryLengths = 100, kKeyLengths = 101;
+
+// The graph of a part of the call, which frontend and cuDNN have yet to accept.
+std::unique_ptr<fe::graph::Graph> graph_of(const AttentionShape& shape, const AttentionPlan& plan) {
+  auto graph = std::make_unique<fe::graph::Graph>();
+  const auto type = shape.dtype == DType::kBF16 ? fe::DataType_t::BFLOAT16 : fe::DataType_t::HALF;
+  graph->set_io_data_type(type)
+      .set_intermediate_data_type(fe::DataType_t::FLOAT)
+      .set_compute_data_type(fe::DataType_t::FLOAT);
+  AttentionShape part = shape;
+  part.b = plan.b, part.g = plan.g;
+  // Whose dimensions and strides both the graph's own and given tensors get.
+  const auto describe = [&](fe::graph::Tensor_attributes& tensor, int which) {
+    const int64_t heads = part.heads(which), rows = part.rows(which), width = part.width(which);
+    Place place = part.places[static_cast<size_t>(which)];
+    if (which == W::kLse && plan.copies_lse) place = {shape.heads(which) * rows, rows, 1};
+    tensor.set_uid(uid_of(which))
+        .set_dim({part.b, heads, rows, width})
+        .set_stride({place.batch, place.head, place.row, 1})
+        .set_data_type(which == W::kLse ? fe::DataType_t::FLOAT : type);
+  };
+  const auto input = [&](int which) {
+    fe::graph::Tensor_attributes tensor;
+    describe(tensor, which);
+    return graph->tensor(tensor);
+  };
+  const auto output = [&](const Tensor& tensor, int which) {
+    describe(*tensor, which);
+    tensor->set_output(true);
+  };
+  const auto mask = [&](auto& options) {
+    options.set_attn_scale(static_cast<float>(shape.scale));
+    if (!shape.causal) return;
+    options.set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
+        .set_diagonal_band_right_bound(0);
+  };
+  const Tensor q = input(W::kQ), k = input(W::kK), v = input(W::kV);
+  if (!shape.backward) {
+    fe::graph::SDPA_attributes options;
+    options.set_name("attention")
+        .set_generate_stats(true)
+        .set_implementation(fe::AttentionImplementation_t::COMPOSITE);
+    mask(options);
+    const auto [o, lse] = graph->sdpa(q, k, v, options);
+    output(o, W::kO);
+    output(lse, W::kLse);
+    return graph;
+  }
+  fe::graph::SDPA_backward_attributes options;
+  options.set_name("attention_backward").set_deterministic_algorithm(shape.deterministic);
+  mask(options);
+  if (plan.lengths != nullptr) {
+    const auto lengths = [&](int64_t uid) {
+      return graph->tensor(fe::graph::Tensor_attributes()
+                               .set_uid(uid)
+                               .set_dim({part.b, 1, 1, 1})
+                               .set_stride({1, 1, 1, 1})
+                               .set_data_type(fe::DataType_t::INT32));
+    };
+    options.set_padding_mask(true)
+        .set_seq_len_q(lengths(kQueryLengths))
+        .set_seq_len_kv(lengths(kKeyLengths));
+  }
+  const Tensor o = input(W::kO), d_o = input(W::kDo), lse = input(W::kLse);
+  const auto [dq, dk, dv] = graph->sdpa_backward(q, k, v, o, d_o, lse, options);
+  output(dq, W::kDq);
+  output(dk, W::kDk);
+  output(dv, W::kDv);
+  return graph;
+}
+
+}  // namespace
+
+struct CudnnAttention::Plans {
+  cudnnHandle_t handle = nullptr;
+  std::map<AttentionShape, AttentionPlan> plans;
+  std::vector<std::string> refusals, choices;
+
+  ~Plans() {
+    plans.clear();
+    if (handle != nullptr) cudnnDestroy(handle);
+  }
+
+  // Empty, or what is wrong with it.
+  std::string finish(fe::graph::Graph& graph, int64_t& workspace) {
+    fe::error_object status = graph.validate();
+    if (status.is_good()) status = graph.build_operation_graph(handle);
+    if (status.is_good()) {
+      status = graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK});
+    }
+    if (status.is_good()) status = graph.check_support();
+    if (status.is_good()) status = graph.build_plans();
+    if (status.is_good()) status = graph.get_workspace_size(workspace);
+    return status.is_good() ? "" : status.err_msg + " ";
+  }
+
+  AttentionPlan made(const AttentionShape& shape) {
+    AttentionPlan plan;
+    plan.b = shape.b, plan.g = shape.g;
+    if (handle == nullptr) check(cudnnCreate(&handle), "cudnnCreate");
+    if (shape.backward && shape.deterministic) {
+      const int64_t room = weights_room(shape);
+      if (room > kMostWeightsRoom) {
+        refusals.push_back(
+            fmt::format("{}: its deterministic backward would take {} bytes", shape.text(), room));
+        return plan;
+      }
+      const int64_t most = kWeightsRoom / room;  // key heads at a time
+      plan.b = divisor(shape.b, most / shape.g);
+      if (plan.b == 1) plan.g = divisor(shape.g, most);
+    }
+    // Up to 9.15 the backward of keys that do not fill their last tile needs a padding mask. The
+    // frontend would copy its own from the host whenever it runs, which a captured graph cannot
+    // repeat: the lengths are long gone.
+    if (shape.backward && shape.t % 128 != 0 && cudnnGetVersion() <= 91500) {
+      std::vector<int> lengths(static_cast<size_t>(plan.b), static_cast<int>(shape.s));
+      lengths.resize(static_cast<size_t>(2 * plan.b), static_cast<int>(shape.t));
+      const size_t bytes = lengths.size() * sizeof(int);
+      cuda_check(cudaMalloc(reinterpret_cast<void**>(&plan.lengths), bytes));
+      cuda_check(cudaMemcpy(plan.lengths, lengths.data(), bytes, cudaMemcpyHostToDevice));
+    }
+    // The log-sum-exp where it lies, if cuDNN can; else a copy.
+    std::string refusal;
+    for (const bool copies : {false, true}) {
+      plan.copies_lse = copies;
+      if (!copies && !dense(shape)) continue;
+      auto graph = graph_of(shape, plan);
+      const std::string mistake = finish(*graph, plan.workspace);
+      if (!mistake.empty()) {
+        refusal += mistake;
+        continue;
+      }
+      plan.graph = std::move(graph);
+      std::string name;
+      if (plan.graph->get_plan_name(name).is_bad()) name = "?";
+      choices.push_back(fmt::format(
+          "{}: {}, {} bytes of workspace{}{}{}", shape.text(), name, plan.workspace,
+          copies ? ", its log-sum-exp copied" : "", plan.lengths == nullptr ? "" : ", padded",
+          plan.b == shape.b && plan.g == shape.g
+              ? ""
+              : fmt::format(", {} x {} key heads at a time", plan.b, plan.g)));
+      return plan;
+    }
+    refusals.push_back(fmt::format("{}: {}", shape.text(), refusal));
+    return plan;
+  }
+
+  void run(const AttentionShape& shape, const AttentionPlan& plan, const AttentionWork& w,
+           DeviceContext& device, cudaStream_t stream) {
+    const int64_t aligned = (plan.workspace + 255) / 256 * 256;
+    const int64_t lse_bytes =
+        plan.copies_lse ? shape.b * shape.heads(W::kLse) * shape.s * int64_t{sizeof(float)} : 0;
+    char* const room = static_cast<char*>(device.scratch(kScratchSlot, aligned + lse_bytes));
+    std::array<Place, W::kOperands> places = shape.places;
+    std::array<char*, W::kOperands> data;
+    for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<char*>(w.matrices[i].data);
+    StatisticsCopy copy;
+    if (plan.copies_lse) {
+      const Place ours = places[W::kLse];
+      const Place theirs = {shape.heads(W::kLse) * shape.s, shape.s, 1};
+      places[W::kLse] = theirs;
+      data[W::kLse] = room + aligned;
+      copy = {.from = reinterpret_cast<float*>(data[W::kLse]),
+              .to = static_cast<float*>(w.matrices[W::kLse].data),
+              .batch = shape.b,
+              .heads = shape.heads(W::kLse),
+              .rows = shape.s,
+              .from_steps = {theirs.batch, theirs.head, theirs.row},
+              .to_steps = {ours.batch, ours.head, ours.row}};
+      if (shape.backward) {
+        float* const to = copy.to;
+        copy.to = reinterpret_cast<float*>(data[W::kLse]);
+        copy.from = to;
+        std::swap(copy.from_steps, copy.to_steps);
+        copy_statistics(copy, stream);
+      }
+    }
+    check(cudnnSetStream(handle, stream), "cudnnSetStream");
+    for (int64_t batch = 0; batch < shape.b; batch += plan.b) {
+      for (int64_t key_head = 0; key_head < shape.g; key_head += plan.g) {
+        std::unordered_map<int64_t, void*> pointers;
+        for (const int i : operands_of(shape.backward)) {
+          const auto which = static_cast<size_t>(i);
+          const int64_t head = shape.by_keys(i) ? key_head : key_head * shape.r;
+          const int64_t element = batch * places[which].batch + head * places[which].head;
+          const DType dtype = i == W::kLse ? DType::kF32 : shape.dtype;
+          pointers[uid_of(i)] = data[which] + element * size_of(dtype);
+        }
+        if (plan.lengths != nullptr) {
+          pointers[kQueryLengths] = plan.lengths;
+          pointers[kKeyLengths] = plan.lengths + plan.b;
+        }
+        check(plan.graph->execute(handle, pointers, room), "execute");
+      }
+    }
+    if (plan.copies_lse && !shape.backward) copy_statistics(copy, stream);
+  }
+
+  bool attend(const AttentionWork& w, AttentionMask mask, bool backward, DeviceContext& device,
+              cudaStream_t stream) {
+    std::optional<AttentionShape> shape = shape_of(w, mask, backward);
+    if (!shape) return false;
+    shape->deterministic = !backward || device.deterministic_attention;
+    auto found = plans.find(*shape);
+    if (found == plans.end()) found = plans.emplace(*shape, made(*shape)).first;
+    if (found->second.graph == nullptr) return false;
+    run(*shape, found->second, w, device, stream);
+    return true;
+  }
+};
+
+CudnnAttention::CudnnAttention() : plans_(std::make_unique<Plans>()) {}
+
+bool CudnnAttention::attend(const AttentionWork& work, AttentionMask mask, DeviceContext& device,
+                            cudaStream_t stream) {
+  return plans_->attend(work, mask, false, device, stream);
+}
+
+bool CudnnAttention::attend_backward(const AttentionWork& work, AttentionMask mask,
+                                     DeviceContext& device, cudaStream_t stream) {
+  return plans_->attend(work, mask, true, device, stream);
+}
+
+bool CudnnAttention::available() { return true; }
+
+#else
+
+struct CudnnAttention::Plans {
+  std::vector<std::string> refusals, choices;
+};
+
+CudnnAttention::CudnnAttention() : plans_(std::make_unique<Plans>()) {}
+
+bool CudnnAttention::attend(const AttentionWork&, AttentionMask, DeviceContext&, cudaStream_t) {
+  return false;
+}
+
+bool CudnnAttention::attend_backward(const AttentionWork&, AttentionMask, DeviceContext&,
+                                     cudaStream_t) {
+  return false;
+}
+
+bool CudnnAttention::available() { return false; }
+
+#endif
+
+CudnnAttention::~CudnnAttention() = default;
+
+const std::vector<std::string>& CudnnAttention::refusals() const { return plans_->refusals; }
+
+const std::vector<std::string>& CudnnAttention::choices() const { return plans_->choices; }
+
+}  // namespace cleave
