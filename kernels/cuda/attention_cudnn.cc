@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <compare>
+#include <exception>
 #include <map>
 #include <optional>
 #include <unordered_map>
@@ -264,16 +265,20 @@ struct CudnnAttention::Plans {
   }
 
   // Empty, or what is wrong with it.
-  std::string finish(fe::graph::Graph& graph, int64_t& workspace) {
-    fe::error_object status = graph.validate();
-    if (status.is_good()) status = graph.build_operation_graph(handle);
-    if (status.is_good()) {
-      status = graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK});
+  std::string finish(fe::graph::Graph& graph, int64_t& workspace) const {
+    try {
+      fe::error_object status = graph.validate();
+      if (status.is_good()) status = graph.build_operation_graph(handle);
+      if (status.is_good()) {
+        status = graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK});
+      }
+      if (status.is_good()) status = graph.check_support();
+      if (status.is_good()) status = graph.build_plans();
+      if (status.is_good()) status = graph.get_workspace_size(workspace);
+      return status.is_good() ? "" : status.err_msg + " ";
+    } catch (const std::exception& e) {  // of the frontend's older parts
+      return std::string(e.what()) + " ";
     }
-    if (status.is_good()) status = graph.check_support();
-    if (status.is_good()) status = graph.build_plans();
-    if (status.is_good()) status = graph.get_workspace_size(workspace);
-    return status.is_good() ? "" : status.err_msg + " ";
   }
 
   AttentionPlan made(const AttentionShape& shape) {
