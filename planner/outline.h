@@ -9,8 +9,8 @@
 #include "planner/dimensions.h"
 #include "planner/family.h"
 #include "planner/fold.h"
-#include "planner/pins.h"
 #include "planner/pieces.h"
+#include "planner/pins.h"
 #include "planner/placement_problem.h"
 
 namespace cleave {
