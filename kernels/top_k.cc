@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
 #include "kernels/parallel.h"
@@ -10,6 +11,10 @@
 #include "kernels/shard_index.h"
 
 namespace cleave {
+
+void top_k_cuda(const KernelArgs&);  // cuda/top_k.cu
+void top_k_backward_cuda(const KernelArgs&);
+
 namespace {
 
 std::vector<TensorType> infer_top_k(const OpCall& call) {
@@ -119,6 +124,7 @@ constinit const OpDef ops::top_k = {
     .flops = flops_each<2>,
     .grad = top_k_grad,
     .cpu = top_k_cpu,
+    .cuda = cuda_kernel<top_k_cuda>(),
 };
 
 constinit const OpDef ops::top_k_backward = {
@@ -128,6 +134,7 @@ constinit const OpDef ops::top_k_backward = {
     .flops = flops_each<1>,
     .linear = true,
     .cpu = top_k_backward_cpu,
+    .cuda = cuda_kernel<top_k_backward_cuda>(),
 };
 
 }  // namespace cleave
