@@ -4,12 +4,18 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
 #include "kernels/parallel.h"
 #include "kernels/shard_index.h"
 
 namespace cleave {
+
+void capacity_slots_cuda(const KernelArgs&);  // cuda/slots.cu
+void sorted_slots_cuda(const KernelArgs&);
+void histogram_cuda(const KernelArgs&);
+
 namespace {
 
 void expect_choices(const OpCall& call) {
@@ -158,6 +164,7 @@ constinit const OpDef ops::capacity_slots = {
     .infer = infer_capacity_slots,
     .flops = flops_each<1>,
     .cpu = capacity_slots_cpu,
+    .cuda = cuda_kernel<capacity_slots_cuda>(),
 };
 
 constinit const OpDef ops::sorted_slots = {
@@ -166,6 +173,7 @@ constinit const OpDef ops::sorted_slots = {
     .infer = infer_sorted_slots,
     .flops = flops_each<2>,
     .cpu = sorted_slots_cpu,
+    .cuda = cuda_kernel<sorted_slots_cuda>(),
 };
 
 constinit const OpDef ops::histogram = {
@@ -174,6 +182,7 @@ constinit const OpDef ops::histogram = {
     .infer = infer_histogram,
     .flops = flops_each<1>,
     .cpu = histogram_cpu,
+    .cuda = cuda_kernel<histogram_cuda>(),
 };
 
 }  // namespace cleave
