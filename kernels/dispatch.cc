@@ -9,6 +9,7 @@
 // token dropped. Two rows in one slot would add up.
 #include <algorithm>
 
+#include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
@@ -17,6 +18,13 @@
 #include "kernels/shard_index.h"
 
 namespace cleave {
+
+void dispatch_cuda(const KernelArgs&);  // cuda/dispatch.cu
+void collect_cuda(const KernelArgs&);
+void combine_cuda(const KernelArgs&);
+void combine_backward_cuda(const KernelArgs&);
+int64_t dispatch_cuda_workspace(const OpCall&);  // and combine_backward's
+
 namespace {
 
 std::vector<TensorType> infer_moved(const OpCall& call) {
@@ -311,6 +319,8 @@ constinit const OpDef ops::dispatch = {
     .grad = dispatch_grad,
     .linear = true,
     .cpu = dispatch_cpu,
+    .cuda = cuda_kernel<dispatch_cuda>(),
+    .cuda_workspace = cuda_workspace<dispatch_cuda_workspace>(),
 };
 
 constinit const OpDef ops::collect = {
@@ -322,6 +332,7 @@ constinit const OpDef ops::collect = {
     .grad = collect_grad,
     .linear = true,
     .cpu = gather_cpu,
+    .cuda = cuda_kernel<collect_cuda>(),
 };
 
 constinit const OpDef ops::combine = {
@@ -332,6 +343,7 @@ constinit const OpDef ops::combine = {
     .bytes = collect_bytes,
     .grad = combine_grad,
     .cpu = gather_cpu,
+    .cuda = cuda_kernel<combine_cuda>(),
 };
 
 constinit const OpDef ops::combine_backward = {
@@ -341,6 +353,8 @@ constinit const OpDef ops::combine_backward = {
     .flops = combine_backward_flops,
     .bytes = combine_backward_bytes,
     .cpu = combine_backward_cpu,
+    .cuda = cuda_kernel<combine_backward_cuda>(),
+    .cuda_workspace = cuda_workspace<dispatch_cuda_workspace>(),
 };
 
 }  // namespace cleave
