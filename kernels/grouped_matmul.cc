@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/blas.h"
+#include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
 #include "kernels/parallel.h"
@@ -11,6 +12,12 @@
 #include "kernels/shard_index.h"
 
 namespace cleave {
+
+void grouped_matmul_cuda(const KernelArgs&);  // cuda/grouped_matmul.cu
+void grouped_matmul_backward_cuda(const KernelArgs&);
+int64_t grouped_matmul_cuda_workspace(const OpCall&);
+int64_t grouped_matmul_backward_cuda_workspace(const OpCall&);
+
 namespace {
 
 std::vector<TensorType> infer_grouped(const OpCall& call) {
@@ -208,6 +215,8 @@ constinit const OpDef ops::grouped_matmul = {
     .grad = grouped_grad,
     .fused_products = 1,  // one for each expert, in one kernel
     .cpu = grouped_cpu,
+    .cuda = cuda_kernel<grouped_matmul_cuda>(),
+    .cuda_workspace = cuda_workspace<grouped_matmul_cuda_workspace>(),
 };
 
 constinit const OpDef ops::grouped_matmul_backward = {
@@ -217,6 +226,8 @@ constinit const OpDef ops::grouped_matmul_backward = {
     .flops = grouped_backward_flops,
     .fused_products = 1,  // one for each expert, in one kernel
     .cpu = grouped_backward_cpu,
+    .cuda = cuda_kernel<grouped_matmul_backward_cuda>(),
+    .cuda_workspace = cuda_workspace<grouped_matmul_backward_cuda_workspace>(),
 };
 
 }  // namespace cleave
