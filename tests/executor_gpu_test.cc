@@ -69,7 +69,8 @@ TEST_P(TrainsOnGpu, TheSameBitsTwice) {
   EXPECT_EQ(a.grad_norm, b.grad_norm);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, TrainsOnGpu, ::testing::Values("gpt2:tiny", "llama:tiny"),
+INSTANTIATE_TEST_SUITE_P(Models, TrainsOnGpu,
+                         ::testing::Values("gpt2:tiny", "llama:tiny", "mixtral:tiny"),
                          [](const auto& info) {
                            return info.param.substr(0, info.param.find(':'));
                          });
