@@ -1,7 +1,6 @@
 // Attention, forward and backward, on the GPU: which kernel, and how it is told what to do.
 #include "kernels/attention.h"
 
-#include <utility>
 #include <vector>
 
 #include "kernels/cuda/attention_cudnn.h"
@@ -11,11 +10,15 @@
 namespace cleave {
 namespace {
 
-using Operands = std::vector<std::pair<AttentionWork::Operand, OperandRef>>;
+struct Placed {
+  AttentionWork::Operand which;
+  const TensorView& view;
+  Shape strides;
+};
 
 // `step`: which input holds the step, when there is dropout.
-AttentionWork work_of(const KernelArgs& args, const AttentionFactors& f, const Operands& operands,
-                      size_t step) {
+AttentionWork work_of(const KernelArgs& args, const AttentionFactors& f,
+                      const std::vector<Placed>& operands, size_t step) {
   const auto extent = [&](int8_t factor) -> const Extent& {
     return args.extents[static_cast<size_t>(factor)];
   };
@@ -34,8 +37,8 @@ AttentionWork work_of(const KernelArgs& args, const AttentionFactors& f, const O
     w.rule = DropoutRule(args.seed, args.attrs.text("name"), rate);
     w.step = args.in[step].as<const int>();
   }
-  w.query_positions = positions_of(extent(f.s));
-  w.key_positions = positions_of(extent(f.t));
+  w.query_positions = shard_of(extent(f.s));
+  w.key_positions = shard_of(extent(f.t));
 
   // The mask's index is that of the weight in the whole [batch, g, r, s, keys].
   std::vector<int64_t> mask_steps(args.extents.size(), 0), key_steps(args.extents.size(), 0);
@@ -57,33 +60,30 @@ AttentionWork work_of(const KernelArgs& args, const AttentionFactors& f, const O
 
   std::vector<int8_t> independent = f.outer;
   independent.push_back(f.g);
-  CLEAVE_ASSERT(independent.size() <= static_cast<size_t>(kMostLoops), "attention over {} factors",
-                independent.size());
   for (const int8_t factor : independent) {
-    const int d = w.loops.rank++;
-    w.loops.sizes[d] = extent(factor).local;
-    w.loops.count *= extent(factor).local;
-    w.positions[d] = positions_of(extent(factor));
+    const int d = w.loops.dims;
+    w.loops.add(extent(factor).local);
+    w.positions[d] = shard_of(extent(factor));
     w.mask_steps[d] = mask_steps[static_cast<size_t>(factor)];
     w.key_steps[d] = key_steps[static_cast<size_t>(factor)];
   }
-  w.loops.small = w.loops.count <= INT32_MAX;
   if (f.r >= 0) {
     w.r = extent(f.r).local;
-    w.r_positions = positions_of(extent(f.r));
+    w.r_positions = shard_of(extent(f.r));
     w.r_mask_step = mask_steps[static_cast<size_t>(f.r)];
   }
-  for (const auto& [which, ref] : operands) {
-    const Shape strides = factor_strides(args, *ref.dims, *ref.view);
-    const auto stride = [&](int8_t factor) { return strides[static_cast<size_t>(factor)]; };
+  for (const auto& [which, view, strides] : operands) {
+    const auto stride = [&strides = strides](int8_t factor) {
+      return strides[static_cast<size_t>(factor)];
+    };
     // Each carries the queries or the keys, and one of the widths or, the log-sum-exp, none.
-    w.matrices[which] = {ref.view->data, stride(f.s) + stride(f.t), stride(f.e) + stride(f.v)};
+    w.matrices[which] = {view.data, stride(f.s) + stride(f.t), stride(f.e) + stride(f.v)};
     for (size_t d = 0; d < independent.size(); ++d) {
-      w.loops.steps[d][which] = stride(independent[d]);
+      w.loops.step[d][which] = stride(independent[d]);
     }
     if (f.r >= 0) w.r_steps[which] = stride(f.r);
-    if (which == AttentionWork::kQ) w.dtype = ref.view->dtype;
-    if (which == AttentionWork::kLse) w.lse_dtype = ref.view->dtype;
+    if (which == AttentionWork::kQ) w.dtype = view.dtype;
+    if (which == AttentionWork::kLse) w.lse_dtype = view.dtype;
   }
   return w;
 }
@@ -110,11 +110,11 @@ void attention_cuda(const KernelArgs& args) {
   const Signature& s = args.signature;
   const AttentionFactors factors = {s.inputs()[0], s.inputs()[2], s.outputs()[0]};
   const AttentionWork work = work_of(args, factors,
-                                     {{W::kQ, input(args, 0)},
-                                      {W::kK, input(args, 1)},
-                                      {W::kV, input(args, 2)},
-                                      {W::kO, output(args, 0)},
-                                      {W::kLse, output(args, 1)}},
+                                     {{W::kQ, args.in[0], in_strides(args, 0)},
+                                      {W::kK, args.in[1], in_strides(args, 1)},
+                                      {W::kV, args.in[2], in_strides(args, 2)},
+                                      {W::kO, args.out[0], out_strides(args, 0)},
+                                      {W::kLse, args.out[1], out_strides(args, 1)}},
                                      3);
   const auto stream = static_cast<cudaStream_t>(args.stream);
   DeviceContext& device = *args.device;
@@ -135,15 +135,15 @@ void attention_backward_cuda(const KernelArgs& args) {
   const Signature& s = args.signature;
   const AttentionFactors factors = {s.inputs()[1], s.inputs()[3], s.inputs()[4]};
   AttentionWork work = work_of(args, factors,
-                               {{W::kDo, input(args, 0)},
-                                {W::kQ, input(args, 1)},
-                                {W::kK, input(args, 2)},
-                                {W::kV, input(args, 3)},
-                                {W::kO, input(args, 4)},
-                                {W::kLse, input(args, 5)},
-                                {W::kDq, output(args, 0)},
-                                {W::kDk, output(args, 1)},
-                                {W::kDv, output(args, 2)}},
+                               {{W::kDo, args.in[0], in_strides(args, 0)},
+                                {W::kQ, args.in[1], in_strides(args, 1)},
+                                {W::kK, args.in[2], in_strides(args, 2)},
+                                {W::kV, args.in[3], in_strides(args, 3)},
+                                {W::kO, args.in[4], in_strides(args, 4)},
+                                {W::kLse, args.in[5], in_strides(args, 5)},
+                                {W::kDq, args.out[0], out_strides(args, 0)},
+                                {W::kDk, args.out[1], out_strides(args, 1)},
+                                {W::kDv, args.out[2], out_strides(args, 2)}},
                                6);
   const auto stream = static_cast<cudaStream_t>(args.stream);
   DeviceContext& device = *args.device;

@@ -28,17 +28,17 @@ __global__ void __launch_bounds__(kAttentionThreads) attend_tile(const Attention
   S top[kRows], sum[kRows], sums[kRows][kColumns];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    queries[i] = position(w.query_positions, min(own + i, w.s - 1));
+    queries[i] = w.query_positions.position(min(own + i, w.s - 1));
     top[i] = -INFINITY, sum[i] = 0;
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) sums[i][c] = 0;
   }
-  const int64_t last_query = position(w.query_positions, min(first + kTile, w.s) - 1);
+  const int64_t last_query = w.query_positions.position(min(first + kTile, w.s) - 1);
   const DeviceMask<S> mask(w.rule, w.dropout ? *w.step : 0);
   const auto scale = static_cast<S>(w.scale);
   load_tile(q_tile, kTile, q, w.matrices[W::kQ].row, w.matrices[W::kQ].column, first, w.s, w.e);
   for (int64_t walked = 0; walked < w.t; walked += kWalked) {
-    if (w.causal && head.key + position(w.key_positions, walked) > last_query) break;
+    if (w.causal && head.key + w.key_positions.position(walked) > last_query) break;
     __syncthreads();  // the tiles before are read
     load_tile(k_tile, kWalked, k, w.matrices[W::kK].row, w.matrices[W::kK].column, walked, w.t,
               w.e);
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attend_tile(const Attention
               w.v);
     __syncthreads();
     const bool there = walked + lane < w.t;
-    const int64_t key = head.key + position(w.key_positions, there ? walked + lane : w.t - 1);
+    const int64_t key = head.key + w.key_positions.position(there ? walked + lane : w.t - 1);
     S weights[kRows];
     row_products(q_tile, k_tile, w.e, weights);
 #pragma unroll

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kAttentionThreads) query_gradients(const Atten
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int64_t query = min(own + i, w.s - 1);
-    queries[i] = position(w.query_positions, query);
+    queries[i] = w.query_positions.position(query);
     lse[i] = matrix_of<const S>(w, head, W::kLse)[query * w.matrices[W::kLse].row];
     const T* const o = matrix_of<const T>(w, head, W::kO) + query * w.matrices[W::kO].row;
     S part = 0;
@@ -57,11 +57,11 @@ __global__ void __launch_bounds__(kAttentionThreads) query_gradients(const Atten
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) sums[i][c] = 0;
   }
-  const int64_t last_query = position(w.query_positions, min(first + kTile, w.s) - 1);
+  const int64_t last_query = w.query_positions.position(min(first + kTile, w.s) - 1);
   const DeviceMask<S> mask(w.rule, w.dropout ? *w.step : 0);
   const auto scale = static_cast<S>(w.scale);
   for (int64_t walked = 0; walked < w.t; walked += kWalked) {
-    if (w.causal && head.key + position(w.key_positions, walked) > last_query) break;
+    if (w.causal && head.key + w.key_positions.position(walked) > last_query) break;
     __syncthreads();
     load_tile(k_tile, kWalked, matrix_of<const T>(w, head, W::kK), w.matrices[W::kK].row,
               w.matrices[W::kK].column, walked, w.t, w.e);
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kAttentionThreads) query_gradients(const Atten
               w.matrices[W::kV].column, walked, w.t, w.v);
     __syncthreads();
     const bool there = walked + lane < w.t;
-    const int64_t key = head.key + position(w.key_positions, there ? walked + lane : w.t - 1);
+    const int64_t key = head.key + w.key_positions.position(there ? walked + lane : w.t - 1);
     S scores[kRows], products[kRows];
     row_products(q_tile, k_tile, w.e, scores);
     row_products(do_tile, v_tile, w.v, products);
@@ -116,12 +116,12 @@ __global__ void __launch_bounds__(kAttentionThreads) key_gradients(const Attenti
   S dk[kRows][kColumns], dv[kRows][kColumns], ones[kRows];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    keys[i] = keys_head.key + position(w.key_positions, min(own + i, w.t - 1));
+    keys[i] = keys_head.key + w.key_positions.position(min(own + i, w.t - 1));
     ones[i] = 1;
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) dk[i][c] = dv[i][c] = 0;
   }
-  const int64_t first_key = keys_head.key + position(w.key_positions, first);
+  const int64_t first_key = keys_head.key + w.key_positions.position(first);
   const DeviceMask<S> mask(w.rule, w.dropout ? *w.step : 0);
   const auto scale = static_cast<S>(w.scale);
   for (int64_t r = 0; r < w.r; ++r) {
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kAttentionThreads) key_gradients(const Attenti
     const S* const delta = static_cast<const S*>(w.delta) + (index * w.r + r) * w.s;
     for (int64_t walked = 0; walked < w.s; walked += kWalked) {
       const int64_t last = min(walked + kWalked, w.s) - 1;
-      if (w.causal && position(w.query_positions, last) < first_key) continue;
+      if (w.causal && w.query_positions.position(last) < first_key) continue;
       __syncthreads();
       load_tile(q_tile, kWalked, matrix_of<const T>(w, head, W::kQ), w.matrices[W::kQ].row,
                 w.matrices[W::kQ].column, walked, w.s, w.e);
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kAttentionThreads) key_gradients(const Attenti
       __syncthreads();
       const bool there = walked + lane < w.s;
       const int64_t mine = there ? walked + lane : w.s - 1;
-      const int64_t query = position(w.query_positions, mine);
+      const int64_t query = w.query_positions.position(mine);
       const S mine_lse = lse[mine * w.matrices[W::kLse].row], mine_delta = delta[mine];
       S scores[kRows], products[kRows];
       row_products(k_tile, q_tile, w.e, scores);

@@ -107,7 +107,7 @@ std::optional<AttentionShape> shape_of(const AttentionWork& w, AttentionMask mas
   AttentionShape shape = {.backward = backward,
                           .causal = mask == AttentionMask::kCausal,
                           .dtype = w.dtype,
-                          .g = w.loops.sizes[w.loops.rank - 1],
+                          .g = w.loops.size[w.loops.dims - 1],
                           .r = w.r,
                           .s = w.s,
                           .t = w.t,
@@ -117,19 +117,19 @@ std::optional<AttentionShape> shape_of(const AttentionWork& w, AttentionMask mas
                           .places = {}};
   const std::vector<int> operands = operands_of(backward);
   // The loops but the last, over the key heads, have to be one.
-  for (int d = 0; d + 1 < w.loops.rank; ++d) {
-    const int64_t size = w.loops.sizes[d];
+  for (int d = 0; d + 1 < w.loops.dims; ++d) {
+    const int64_t size = w.loops.size[d];
     if (size == 1) continue;
     for (const int i : operands) {
       int64_t& step = shape.places[static_cast<size_t>(i)].batch;
-      if (shape.b > 1 && step != w.loops.steps[d][i] * size) return {};
-      step = w.loops.steps[d][i];
+      if (shape.b > 1 && step != w.loops.step[d][i] * size) return {};
+      step = w.loops.step[d][i];
     }
     shape.b *= size;
   }
   for (const int i : operands) {
     Place& place = shape.places[static_cast<size_t>(i)];
-    const int64_t key_head = w.loops.steps[w.loops.rank - 1][i], member = w.r_steps[i];
+    const int64_t key_head = w.loops.step[w.loops.dims - 1][i], member = w.r_steps[i];
     place.row = w.matrices[i].row;
     place.head = key_head;
     if (!shape.by_keys(i) && shape.r > 1) {

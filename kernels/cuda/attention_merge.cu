@@ -10,7 +10,7 @@ constexpr int kThreads = 256;
 enum Operand { kO, kLse, kOtherO, kOtherLse, kOut, kOutLse, kOperands };
 
 struct MergeRows {
-  DeviceLoops<kOperands> rows;
+  Loops<kOperands> rows;
   int64_t width = 1;                  // of a row
   int64_t o = 1, other = 1, out = 1;  // steps along it
 };
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = static_cast<int>(threadIdx.x) % lanes;
   const bool there = row < m.rows.count;
   int64_t at[kOperands];
-  offsets(m.rows, there ? row : 0, at);
+  m.rows.offsets(there ? row : 0, at);
   const S a = lse[at[kLse]], b = other_lse[at[kOtherLse]];
   __syncwarp();
   if (!there) return;
@@ -53,25 +53,23 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void attention_merge_cuda(const KernelArgs& args) {
-  const std::vector<OperandRef> refs = {input(args, 0), input(args, 1),  input(args, 2),
-                                        input(args, 3), output(args, 0), output(args, 1)};
-  const HostLoops rows = loops_over(args, args.signature.outputs()[1], refs);
+  const auto rows =
+      nest_over<kOperands>(args, factors_of(args.signature.outputs()[1]),
+                           {in_strides(args, 0), in_strides(args, 1), in_strides(args, 2),
+                            in_strides(args, 3), out_strides(args, 0), out_strides(args, 1)});
   MergeRows m;
-  m.rows = device_loops<kOperands>(rows);
+  m.rows = loops_of(rows);
   if (m.rows.count == 0) return;
   m.width = args.out[0].shape.back();
   m.o = args.in[0].strides.back();
   m.other = args.in[2].strides.back();
   m.out = args.out[0].strides.back();
-  with_device_float(args.in[0].dtype, [&]<class T>(T) {
+  with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
     using S = typename Sum<T>::Type;
-    constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-    bool vectors = m.width % kVector == 0 && m.o == 1 && m.other == 1 && m.out == 1;
-    for (const int i : {kO, kOtherO, kOut}) {
-      vectors &=
-          reinterpret_cast<uintptr_t>(rows.operands[static_cast<size_t>(i)].view->data) % 16 == 0;
-      for (int d = 0; d < m.rows.rank; ++d) vectors &= m.rows.steps[d][i] % kVector == 0;
-    }
+    constexpr int kVector = kWide<T>;
+    const bool vectors = wide_rows<T>(rows, kO, args.in[0].data, m.o, m.width) &&
+                         wide_rows<T>(rows, kOtherO, args.in[2].data, m.other, m.width) &&
+                         wide_rows<T>(rows, kOut, args.out[0].data, m.out, m.width);
     int lanes = 1;
     while (lanes < 32 && lanes * (vectors ? kVector : 1) < m.width) lanes *= 2;
     const auto launch = [&](auto kernel) {

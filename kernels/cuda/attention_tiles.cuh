@@ -41,15 +41,15 @@ __device__ inline AttentionHead head_of(const AttentionWork& w, int64_t index, i
   AttentionHead head;
 #pragma unroll
   for (int i = 0; i < AttentionWork::kOperands; ++i) head.at[i] = r * w.r_steps[i];
-  int64_t mask = position(w.r_positions, r) * w.r_mask_step;
-  for (int d = w.loops.rank - 1; d >= 0; --d) {
-    const int64_t rest = index / w.loops.sizes[d], i = index - rest * w.loops.sizes[d];
+  int64_t mask = w.r_positions.position(r) * w.r_mask_step;
+  for (int d = w.loops.dims - 1; d >= 0; --d) {
+    int64_t i;
+    index = w.loops.divided(index, d, i);
 #pragma unroll
-    for (int o = 0; o < AttentionWork::kOperands; ++o) head.at[o] += i * w.loops.steps[d][o];
-    const int64_t whole = position(w.positions[d], i);
+    for (int o = 0; o < AttentionWork::kOperands; ++o) head.at[o] += i * w.loops.step[d][o];
+    const int64_t whole = w.positions[d].position(i);
     mask += whole * w.mask_steps[d];
     head.key += whole * w.key_steps[d];
-    index = rest;
   }
   head.mask = static_cast<uint64_t>(mask);
   return head;
@@ -154,7 +154,7 @@ struct Columns {
 template <class Fn>
 void with_type_and_columns(const AttentionWork& w, Fn&& fn) {
   const int64_t widest = w.e > w.v ? w.e : w.v;
-  with_device_float(w.dtype, [&]<class T>(T zero) {
+  with_gpu_float(w.dtype, [&]<class T>(T zero) {
     if (widest <= 64) return fn(zero, Columns<2>{});
     if (widest <= 128) return fn(zero, Columns<4>{});
     fn(zero, Columns<8>{});

@@ -8,7 +8,7 @@
 
 #include "graph/kernel_args.h"
 #include "kernels/cuda/dropout_rule.h"
-#include "kernels/cuda/strided.h"
+#include "kernels/cuda/loops.h"
 
 namespace cleave {
 
@@ -25,18 +25,19 @@ struct AttentionWork {
   int64_t s = 1, t = 1, e = 1, v = 1;  // queries, keys, and their widths
 
   // What is independent: the batch, blocks of keys, and last the key heads.
-  DeviceLoops<kOperands> loops;
-  Positions positions[kMostLoops];
-  int64_t mask_steps[kMostLoops] = {};  // how far each moves in dropout's mask
-  int64_t key_steps[kMostLoops] = {};   // and in the keys' positions
+  using Nest = Loops<kOperands>;
+  Nest loops;
+  Shard positions[Nest::kMost];
+  int64_t mask_steps[Nest::kMost] = {};  // how far each moves in dropout's mask
+  int64_t key_steps[Nest::kMost] = {};   // and in the keys' positions
 
   // The query heads of a key head.
   int64_t r = 1;
   int64_t r_steps[kOperands] = {};
-  Positions r_positions;
+  Shard r_positions;
   int64_t r_mask_step = 0;
 
-  Positions query_positions, key_positions;
+  Shard query_positions, key_positions;
   int64_t query_mask_step = 0;  // a key's is 1
   bool causal = false, dropout = false;
   double scale = 1;

@@ -15,8 +15,8 @@ template <class T>
 struct Pieces {
   int head, vectors, tail;  // the tail begins at this element
 
-  __device__ Pieces(const T* row, long long step, int n) {
-    const int off = static_cast<int>(reinterpret_cast<unsigned long long>(row) % 16 / sizeof(T));
+  __device__ Pieces(const T* row, int64_t step, int n) {
+    const int off = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
     head = step == 1 ? min((kWide<T> - off) % kWide<T>, n) : n;
     vectors = (n - head) / kWide<T>;
     tail = head + vectors * kWide<T>;
@@ -47,7 +47,7 @@ struct Losses {
   Statistic<T>*losses, *lses;
   Loops<4> rows;  // logits, targets, losses, lses
   int n;
-  long long step, ignore;
+  int64_t step, ignore;
   Shard classes;
 };
 
@@ -77,10 +77,10 @@ template <class T, int G>
 __global__ void __launch_bounds__(kRowThreads<G>) loss_of_rows(Losses<T> l) {
   using A = Statistic<T>;
   __shared__ A shared[2][32];
-  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= l.rows.count) return;
   const int lane = threadIdx.x % G;
-  long long at[4];
+  int64_t at[4];
   l.rows.offsets(r, at);
   const T* const x = l.logits + at[0];
   const Pieces<T> pieces(x, l.step, l.n);
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kRowThreads<G>) loss_of_rows(Losses<T> l) {
   if (target != l.ignore) {
     // A target that is no class makes the loss NaN: the update is skipped, and that is told.
     const bool exists = target >= 0 && target < l.classes.global;
-    const long long own = exists ? l.classes.own(target) : -1;
+    const int64_t own = exists ? l.classes.own(target) : -1;
     loss = own < 0 ? static_cast<A>(__builtin_nan("")) : lse - number(x[own * l.step]);
   }
   l.losses[at[2]] = loss;
@@ -115,7 +115,7 @@ struct Gradients {
   T* dlogits;
   Loops<5> rows;  // logits, targets, lses, dlosses, dlogits
   int n;
-  long long step, d_step, ignore;
+  int64_t step, d_step, ignore;
   Shard classes;
 };
 
@@ -124,10 +124,10 @@ template <class T, int G>
 __global__ void __launch_bounds__(kRowThreads<G>) gradient_of_rows(Gradients<T> g) {
   using A = Statistic<T>;
   constexpr int N = kWide<T>;
-  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= g.rows.count) return;
   const int lane = threadIdx.x % G;
-  long long at[5];
+  int64_t at[5];
   g.rows.offsets(r, at);
   const T* const x = g.logits + at[0];
   T* const dx = g.dlogits + at[4];
@@ -144,9 +144,7 @@ __global__ void __launch_bounds__(kRowThreads<G>) gradient_of_rows(Gradients<T> 
   Pieces<T> pieces(x, g.step, g.n);
   // Vectors need both to be at the same place between multiples of 16 bytes.
   const bool together =
-      (reinterpret_cast<unsigned long long>(x) - reinterpret_cast<unsigned long long>(dx)) % 16 ==
-          0 &&
-      g.d_step == 1;
+      (reinterpret_cast<uintptr_t>(x) - reinterpret_cast<uintptr_t>(dx)) % 16 == 0 && g.d_step == 1;
   if (!together) pieces.head = g.n, pieces.vectors = 0, pieces.tail = g.n;
   for (int i = lane; i < pieces.head; i += G) dx[i * g.d_step] = of(x[i * g.step], i == own);
   each_vector<G>(x + pieces.head, pieces.vectors, lane, [&](int v, const Vec<T, N>& logits) {
@@ -167,19 +165,19 @@ struct Pick {
   const int* indices;
   Statistic<T>* out;
   Loops<3> results;  // x, indices, out
-  long long step;
+  int64_t step;
   Shard along;
 };
 
 template <class T>
 __global__ void __launch_bounds__(256) pick_each(Pick<T> p) {
-  const long long i = blockIdx.x * 256LL + threadIdx.x;
+  const int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
   if (i >= p.results.count) return;
-  long long at[3];
+  int64_t at[3];
   p.results.offsets(i, at);
   const int index = p.indices[at[1]];
   const bool exists = index >= 0 && index < p.along.global;
-  const long long own = exists ? p.along.own(index) : -1;
+  const int64_t own = exists ? p.along.own(index) : -1;
   p.out[at[2]] = own < 0 ? Statistic<T>(0) : number(p.x[at[0] + own * p.step]);
 }
 

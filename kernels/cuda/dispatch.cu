@@ -17,18 +17,18 @@ struct Slots {
   static constexpr int kMost = 4;
   int factors = 0;  // innermost first
   Shard shards[kMost];
-  long long steps[kMost] = {};  // in the buffers
+  int64_t steps[kMost] = {};  // in the buffers
 
   // The number among this shard's slots of the group, and where it lies in the buffers from the
   // group's first; false when another shard has the slot, or nobody.
-  __device__ bool find(int slot, int& own, long long& offset) const {
+  __device__ bool find(int slot, int& own, int64_t& offset) const {
     if (slot < 0) return false;
     own = 0;
     offset = 0;
     int weight = 1;
     for (int f = 0; f < factors; ++f) {
       const int size = static_cast<int>(shards[f].global), rest = slot / size;
-      long long index = slot - rest * size;
+      int64_t index = slot - rest * size;
       if (shards[f].cuts > 0) index = shards[f].own(index);
       if (index < 0) return false;
       own += static_cast<int>(index) * weight;
@@ -52,7 +52,7 @@ struct Gather {
   Loops<2> choices;  // slots, weights
   Slots own;
   int n;
-  long long y_step, x_step;
+  int64_t y_step, x_step;
 };
 
 // x[token] = the sum of y[slot], times its weight, over its choices in their order.
@@ -60,12 +60,12 @@ template <class T, int N, int G>
 __global__ void __launch_bounds__(kRowThreads<G>) rows_of_tokens(Gather<T> g) {
   using A = Statistic<T>;
   constexpr int kKept = 4;  // choices that are found once
-  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= g.tokens.count) return;
-  long long at[4];
+  int64_t at[4];
   g.tokens.offsets(r, at);
-  const auto choice = [&](int c, long long& offset, A& weight) {
-    long long at_choice[2];
+  const auto choice = [&](int c, int64_t& offset, A& weight) {
+    int64_t at_choice[2];
     g.choices.offsets(c, at_choice);
     int own;
     weight = 1;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kRowThreads<G>) rows_of_tokens(Gather<T> g) {
     return true;
   };
   const int choices = static_cast<int>(g.choices.count);
-  long long offsets[kKept];
+  int64_t offsets[kKept];
   A weights[kKept];
   bool there[kKept];
 #pragma unroll
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kRowThreads<G>) rows_of_tokens(Gather<T> g) {
       if (there[c]) add(rows[c], weights[c]);
     }
     for (int c = kKept; c < choices; ++c) {
-      long long offset;
+      int64_t offset;
       A weight;
       if (choice(c, offset, weight)) add(row_load<N>(g.y + at[1] + offset, g.y_step, v), weight);
     }
@@ -126,18 +126,18 @@ struct Scatter {
   Loops<3> choices;  // of a group: x, slots, weights
   Loops<1> rows;     // of the buffers, [groups, slots]: y
   Slots own;
-  long long all_slots;  // of a group in this shard
+  int64_t all_slots;  // of a group in this shard
   int n;
-  long long x_step, y_step;
+  int64_t x_step, y_step;
 };
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) owners_of_slots(Scatter<T> s) {
-  const long long i = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x;
-  const long long group = i / s.choices.count;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t group = i / s.choices.count;
   if (group >= s.groups.count) return;
   const int choice = static_cast<int>(i - group * s.choices.count);
-  long long base[3], at[3], offset;
+  int64_t base[3], at[3], offset;
   s.groups.offsets(group, base);
   s.choices.offsets(choice, at);
   int own;
@@ -151,18 +151,18 @@ __global__ void __launch_bounds__(kThreads) owners_of_slots(Scatter<T> s) {
 template <class T, int N, int G>
 __global__ void __launch_bounds__(kRowThreads<G>) rows_of_slots(Scatter<T> s) {
   using A = Statistic<T>;
-  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= s.rows.count) return;
-  const long long group = r / s.all_slots;
+  const int64_t group = r / s.all_slots;
   const int slot = static_cast<int>(r - group * s.all_slots);
-  long long to[1], base[3];
+  int64_t to[1], base[3];
   s.rows.offsets(r, to);
   s.groups.offsets(group, base);
   const Owner owner = s.owners[r];
   for (int v = static_cast<int>(threadIdx.x) % G; v < s.n / N; v += G) {
     A sum[N] = {};
     for (int c = owner.first; owner.first != kNobody && c <= -owner.minus_last; ++c) {
-      long long at[3], offset;
+      int64_t at[3], offset;
       s.choices.offsets(c, at);
       int own;
       const bool mine = c == owner.first || c == -owner.minus_last ||
@@ -190,7 +190,7 @@ struct Products {
   Loops<4> choices;  // dx, y, slots, dweights
   Slots own;
   int n;
-  long long dx_step, y_step;
+  int64_t dx_step, y_step;
 };
 
 // dweights[token, choice] = dx[token] . y[slot].
@@ -198,9 +198,9 @@ template <class T, int N, int G>
 __global__ void __launch_bounds__(kRowThreads<G>) products_of_choices(Products<T> p) {
   using A = Statistic<T>;
   __shared__ A shared[32];
-  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= p.choices.count) return;
-  long long at[4], offset = 0;
+  int64_t at[4], offset = 0;
   p.choices.offsets(r, at);
   int own;
   const bool there = p.own.find(p.slots[at[2]], own, offset);

@@ -20,22 +20,22 @@ struct Embedding {
   T* out;
   Loops<2> tokens;  // ids, out
   int vectors;      // of a row
-  long long row_step, table_step, out_step;
+  int64_t row_step, table_step, out_step;
   Shard rows;
 };
 
 // A thread has one vector of one token. An id outside the table makes NaN, and so the loss.
 template <class T, int N>
 __global__ void __launch_bounds__(256) rows_of_tokens(Embedding<T> e) {
-  const long long i = blockIdx.x * 256LL + threadIdx.x;
-  const long long token = i / e.vectors;
+  const int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
+  const int64_t token = i / e.vectors;
   if (token >= e.tokens.count) return;
   const int v = static_cast<int>(i - token * e.vectors);
-  long long at[2];
+  int64_t at[2];
   e.tokens.offsets(token, at);
   const int id = e.ids[at[0]];
   const bool exists = id >= 0 && id < e.rows.global;
-  const long long own = exists ? e.rows.own(id) : -1;
+  const int64_t own = exists ? e.rows.own(id) : -1;
   Vec<T, N> x;
   if (own >= 0) {
     x = row_load<N>(e.table + own * e.row_step, e.table_step, v);
@@ -80,21 +80,21 @@ Parts parts_of(int64_t tokens, int64_t rows, int64_t width, int64_t element) {
 // The key of a token is its row in this shard; `rows`, behind all of them, when it has none.
 __global__ void __launch_bounds__(256)
     keys_of_tokens(const int* ids, Loops<2> tokens, Shard rows, unsigned* keys, int* numbers) {
-  const long long i = blockIdx.x * 256LL + threadIdx.x;
+  const int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
   if (i >= tokens.count) return;
-  long long at[2];
+  int64_t at[2];
   tokens.offsets(i, at);
   const int id = ids[at[0]];
   const bool exists = id >= 0 && id < rows.global;
-  const long long own = exists ? rows.own(id) : -1;
+  const int64_t own = exists ? rows.own(id) : -1;
   keys[i] = static_cast<unsigned>(own < 0 ? rows.local : own);
   numbers[i] = static_cast<int>(i);
 }
 
 // starts[row] = the first of the sorted keys that is at least `row`, for row <= rows.
 __global__ void __launch_bounds__(256)
-    starts_of_rows(const unsigned* keys, int tokens, long long rows, int* starts) {
-  const long long row = blockIdx.x * 256LL + threadIdx.x;
+    starts_of_rows(const unsigned* keys, int tokens, int64_t rows, int* starts) {
+  const int64_t row = blockIdx.x * int64_t{256} + threadIdx.x;
   if (row > rows) return;
   int low = 0, high = tokens;
   while (low < high) {
@@ -118,7 +118,7 @@ struct Gradient {
   const int* starts;
   Statistic<T>* sums;  // [pieces, 2, width]: of a piece's first row and of its last one
   int count, vectors;
-  long long rows, row_step, dtable_step, dy_step;
+  int64_t rows, row_step, dtable_step, dy_step;
 };
 
 // sum += vector v of the tokens [begin, end) in the order of rows, one after the other.
@@ -127,7 +127,7 @@ __device__ void add_tokens(const Gradient<T>& g, int begin, int end, int v,
                            Statistic<T> (&sum)[N]) {
   constexpr int kAtOnce = 4;
   const auto read = [&](int i) {
-    long long at[2];
+    int64_t at[2];
     g.tokens.offsets(g.numbers[i], at);
     return row_load<N>(g.dy + at[1], g.dy_step, v);
   };
@@ -156,18 +156,18 @@ template <class T, int N>
 __global__ void __launch_bounds__(128) sums_of_pieces(Gradient<T> g) {
   const int begin = blockIdx.x * kPiece, end = min(begin + kPiece, g.count);
   for (int which = 0; which < 2; ++which) {
-    const long long row = g.keys[which == 0 ? begin : end - 1];
+    const int64_t row = g.keys[which == 0 ? begin : end - 1];
     if (row >= g.rows) continue;
     const int first = g.starts[row], last = g.starts[row + 1];
     const bool before = first < begin;
     if (which == 0 ? !before : before || last <= end) continue;
     Statistic<T>* const to =
-        g.sums + (blockIdx.x * 2LL + which) * (static_cast<long long>(g.vectors) * N);
+        g.sums + (blockIdx.x * int64_t{2} + which) * (static_cast<int64_t>(g.vectors) * N);
     for (int v = threadIdx.x; v < g.vectors; v += 128) {
       Statistic<T> sum[N] = {};
       add_tokens<T, N>(g, max(first, begin), min(last, end), v, sum);
 #pragma unroll
-      for (int j = 0; j < N; ++j) to[static_cast<long long>(v) * N + j] = sum[j];
+      for (int j = 0; j < N; ++j) to[static_cast<int64_t>(v) * N + j] = sum[j];
     }
   }
 }
@@ -175,11 +175,11 @@ __global__ void __launch_bounds__(128) sums_of_pieces(Gradient<T> g) {
 // A warp has one row: nothing, the sum of some tokens, or that of pieces.
 template <class T, int N>
 __global__ void __launch_bounds__(256) sums_of_rows(Gradient<T> g) {
-  const long long row = blockIdx.x * 8LL + threadIdx.x / 32;
+  const int64_t row = blockIdx.x * int64_t{8} + threadIdx.x / 32;
   if (row >= g.rows) return;
   const int begin = g.starts[row], end = g.starts[row + 1];
   const int first = begin / kPiece, last = end > begin ? (end - 1) / kPiece : first;
-  const long long width = static_cast<long long>(g.vectors) * N;
+  const int64_t width = static_cast<int64_t>(g.vectors) * N;
   for (int v = threadIdx.x % 32; v < g.vectors; v += 32) {
     Statistic<T> sum[N] = {};
     if (first == last) {
@@ -187,9 +187,10 @@ __global__ void __launch_bounds__(256) sums_of_rows(Gradient<T> g) {
     } else {
 #pragma unroll 4
       for (int piece = first; piece <= last; ++piece) {
-        const Statistic<T>* const from = g.sums + (piece * 2LL + (piece == first ? 1 : 0)) * width;
+        const Statistic<T>* const from =
+            g.sums + (piece * int64_t{2} + (piece == first ? 1 : 0)) * width;
 #pragma unroll
-        for (int j = 0; j < N; ++j) sum[j] += from[static_cast<long long>(v) * N + j];
+        for (int j = 0; j < N; ++j) sum[j] += from[static_cast<int64_t>(v) * N + j];
       }
     }
     Vec<T, N> out;

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kCountingThreads) rows_by_expert(Sorting s) {
   const int n = static_cast<int>(s.rows.count);
   const int* starts = nullptr;
   const auto class_of = [&](int i) {
-    long long at[3];
+    int64_t at[3];
     s.rows.offsets(i, at);
     const int number = s.numbers[at[0]];
     if (number < 0 || number >= s.experts.global) return s.classes - 1;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kCountingThreads) rows_by_expert(Sorting s) {
         }
       },
       [&](int i, int expert, int rank) {
-        long long at[3];
+        int64_t at[3];
         s.rows.offsets(i, at);
         const int place = starts[expert] + rank;
         s.at[0][place] = at[1];
@@ -96,7 +96,7 @@ template <class T>
 struct Operand {
   const T* data;
   const int64_t* at;  // of rows; null of matrices
-  long long side_step, sum_step, expert_step;
+  int64_t side_step, sum_step, expert_step;
 };
 
 // y = a b for each expert; either its rows are those of a and y, or they are summed over.
@@ -105,7 +105,7 @@ struct Product {
   Operand<T> a, b;
   T* y;
   const int64_t* y_at;  // of rows; null when they are summed over
-  long long y_row, y_column, y_expert;
+  int64_t y_row, y_column, y_expert;
   const int* starts;
   int experts;
   int m, n, k;  // m of all experts, or k, is not known to the host and 0
@@ -119,9 +119,9 @@ struct Work {
 };
 
 // Tiles that are computed at the same time share rows and columns: 16 rows of tiles go together.
-__device__ inline void place_tile(long long i, int down, int across, int& row, int& column) {
+__device__ inline void place_tile(int64_t i, int down, int across, int& row, int& column) {
   constexpr int kTogether = 16;
-  const long long group = i / (static_cast<long long>(kTogether) * across);
+  const int64_t group = i / (static_cast<int64_t>(kTogether) * across);
   const int first = static_cast<int>(group) * kTogether;
   const int rest = static_cast<int>(i - group * kTogether * across);
   const int rows = min(kTogether, down - first);
@@ -133,7 +133,7 @@ template <int kTile, bool kRowsSummed, class T>
 __device__ bool find_work(const Product<T>& p, Work& w) {
   w.m = p.m, w.n = p.n, w.k = p.k;
   if constexpr (kRowsSummed) {
-    const long long each = static_cast<long long>(p.tiles_down) * p.tiles_across;
+    const int64_t each = static_cast<int64_t>(p.tiles_down) * p.tiles_across;
     w.expert = static_cast<int>(blockIdx.x / each);
     place_tile(blockIdx.x % each, p.tiles_down, p.tiles_across, w.row, w.column);
     w.begin = p.starts[w.expert];
@@ -175,7 +175,7 @@ __device__ void load_tile(Statistic<T> (&tile)[kDeep][kSide + kEach], const Oper
     const int i = along ? e / kDeep : e % kSide, d = along ? e % kDeep : e / kSide;
     Statistic<T> x = 0;
     if (side + i < sides && from + d < w.k) {
-      long long at;
+      int64_t at;
       if (o.at == nullptr) {
         at = (side + i) * o.side_step + (from + d) * o.sum_step;
       } else if (kRowsSummed) {

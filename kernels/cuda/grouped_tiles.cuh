@@ -32,7 +32,7 @@ template <class T>
 struct Lines {
   const T* data;
   const int64_t* at;  // where each line lies; null: `step` apart
-  long long step;
+  int64_t step;
   int lines, length;
 
   __device__ const T* line(int i) const { return data + (at != nullptr ? at[i] : i * step); }

@@ -1,14 +1,20 @@
-// What kernels do with strided.h's loops, and dispatch on element types.
+// What kernels over strided tensors share: dispatch on element types, floats of a type that is
+// known only when the kernel runs, and whether elements can be moved 16 bytes at a time.
 #pragma once
 
+#include <cuda_runtime.h>
+
+#include <array>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/loops.h"
 #include "kernels/cuda/prelude.cuh"
-#include "kernels/cuda/strided.h"
 
 namespace cleave {
 
-// Calls fn with a value of the element's type: with_device_float(dtype, [&]<class T>(T) { ... }).
+// Calls fn with a zero of the element's type as kernels see it.
 template <class Fn>
-void with_device_float(DType dtype, Fn&& fn) {
+void with_gpu_float(DType dtype, Fn&& fn) {
   switch (dtype) {
     case DType::kF64: return fn(double{});
     case DType::kF32: return fn(float{});
@@ -16,41 +22,57 @@ void with_device_float(DType dtype, Fn&& fn) {
     case DType::kF16: return fn(f16{});
     case DType::kI32: break;
   }
-  no_kernel_for(dtype);
+  CLEAVE_ASSERT(false, "no kernel for {} on the GPU", name_of(dtype));
 }
 
-// Calls fn with a value of the type that such elements are computed in.
+// The same with the type that such elements are computed in.
 template <class Fn>
 void with_sum_type(DType dtype, Fn&& fn) {
   if (dtype == DType::kF64) return fn(double{});
   fn(float{});
 }
 
-// at[i] = where the element with this row-major index lies in operand i.
-template <int N>
-__device__ inline void offsets(const DeviceLoops<N>& loops, int64_t element, int64_t (&at)[N]) {
-  for (int i = 0; i < N; ++i) at[i] = 0;
-  for (int d = loops.rank - 1; d > 0; --d) {
-    const int64_t size = loops.sizes[d];
-    const int64_t rest =
-        loops.small ? static_cast<uint32_t>(element) / static_cast<uint32_t>(size) : element / size;
-    const int64_t index = element - rest * size;
-    for (int i = 0; i < N; ++i) at[i] += index * loops.steps[d][i];
-    element = rest;
-  }
-  if (loops.rank > 0) {
-    for (int i = 0; i < N; ++i) at[i] += element * loops.steps[0][i];
-  }
+// The memory of statistics of rows of T: double of double, float of all others.
+template <class T>
+using Statistic = typename Sum<T>::Type;
+
+// Elements of T in 16 bytes.
+template <class T>
+inline constexpr int kWide = 16 / sizeof(T);
+
+// Whether rows of n elements, `along` apart, can be moved `length` at a time, 16 bytes at once, in
+// operand o of the loops over rows.
+template <size_t N>
+bool wide_rows(const LoopNest<N>& rows, size_t o, const void* data, int64_t along, int64_t n,
+               int64_t length) {
+  bool wide = along == 1 && n % length == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  for (const auto& step : rows.steps) wide &= step[o] % length == 0;
+  return wide;
+}
+template <class T, size_t N>
+bool wide_rows(const LoopNest<N>& rows, size_t o, const void* data, int64_t along, int64_t n) {
+  return wide_rows(rows, o, data, along, n, kWide<T>);
 }
 
-// Where the shard's index lies along the whole factor.
-__device__ inline int64_t position(const Positions& p, int64_t i) {
-  for (int c = 0; c < p.cuts; ++c) {
-    const int64_t block = i / p.chunk[c];
-    i = block * p.apart[c] + p.first[c] + (i - block * p.chunk[c]);
-  }
-  return i;
+// Whether the innermost loop can go `length` elements at a time in all operands.
+template <size_t N>
+bool wide_loops(LoopNest<N> nest, const std::array<const void*, N>& data, int64_t length) {
+  if (nest.sizes.empty()) return false;
+  const int64_t n = nest.sizes.back();
+  const auto along = nest.steps.back();
+  nest.sizes.pop_back();
+  nest.steps.pop_back();
+  bool wide = true;
+  for (size_t o = 0; o < N; ++o) wide &= wide_rows(nest, o, data[o], along[o], n, length);
+  return wide;
 }
+
+// A float in memory whose type is known only when the kernel runs.
+struct AnyFloat {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+};
+inline AnyFloat any_float(const TensorView& view) { return {view.data, view.dtype}; }
 
 // Element i as a number of type S, and back.
 template <class S>

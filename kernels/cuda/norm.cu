@@ -20,7 +20,7 @@ struct Forward {
   Statistic<T>*mean, *rstd;
   Loops<4> rows;  // x, y, mean, rstd
   int n;
-  long long x_step, gamma_step, beta_step, y_step;
+  int64_t x_step, gamma_step, beta_step, y_step;
   double eps;
 };
 
@@ -30,9 +30,9 @@ __global__ void __launch_bounds__(kRowThreads<G>) norm(Forward<T> f) {
   using A = Statistic<T>;
   __shared__ A shared[2][32];
   const int lane = threadIdx.x % G;
-  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= f.rows.count) return;
-  long long at[4];
+  int64_t at[4];
   f.rows.offsets(r, at);
   const RowPart<T, N, G> x(f.x + at[0], f.x_step, f.n, lane);
   A mean = 0;
@@ -82,7 +82,7 @@ struct Backward {
   T* dx;
   Loops<5> rows;  // dy, x, mean, rstd, dx
   int n;
-  long long dy_step, x_step, gamma_step, dx_step;
+  int64_t dy_step, x_step, gamma_step, dx_step;
   Statistic<T>* partials;  // [kPartials, kLayer ? 2 : 1, n]: sums for gamma, then for beta
 };
 
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int th
       if (lane + k * threads < vectors) fn(k, lane + k * threads);
     }
   };
-  const auto read = [&](long long r, RowPair<T, N, K>& row) {
-    long long at[5];
+  const auto read = [&](int64_t r, RowPair<T, N, K>& row) {
+    int64_t at[5];
     b.rows.offsets(r, at);
     each_vector([&](int k, int v) {
       row.dy[k] = row_load<N>(b.dy + at[0], 1, v);
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int th
     return row_load<N>(b.gamma, 1, v);
   };
   A dgamma[K][N] = {}, dbeta[K][N] = {};
-  const long long step = static_cast<long long>(gridDim.x) * groups;
-  long long r = static_cast<long long>(blockIdx.x) * groups + group;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * groups;
+  int64_t r = static_cast<int64_t>(blockIdx.x) * groups + group;
   RowPair<T, N, K> next;
   if (r < b.rows.count) read(r, next);
   for (int turn = 0; r < b.rows.count; turn ^= 1) {
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int th
   constexpr int kSums = kLayer ? 2 : 1;
 #pragma unroll
   for (int s = 0; s < kSums; ++s) {
-    A* const to = b.partials + (static_cast<long long>(blockIdx.x) * kSums + s) * b.n;
+    A* const to = b.partials + (static_cast<int64_t>(blockIdx.x) * kSums + s) * b.n;
     for (int turn = 0; turn < groups; ++turn) {
       if (turn == group) {
         each_vector([&](int k, int v) {
@@ -211,9 +211,9 @@ __global__ void __launch_bounds__(kRowThreads<G>) backward_of_x(Backward<T> b) {
   using A = Statistic<T>;
   __shared__ A shared[2][32];
   const int lane = threadIdx.x % G;
-  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= b.rows.count) return;
-  long long at[5];
+  int64_t at[5];
   b.rows.offsets(r, at);
   const RowPart<T, N, G> dy(b.dy + at[0], b.dy_step, b.n, lane);
   const RowPart<T, N, G> x(b.x + at[1], b.x_step, b.n, lane);
@@ -252,8 +252,8 @@ __global__ void __launch_bounds__(256) backward_of_gamma(Backward<T> b) {
   const int x = threadIdx.x % 32, y = threadIdx.x / 32, column = blockIdx.x * 32 + x;
   A dgamma = 0, dbeta = 0;
   if (column < b.n) {
-    for (long long r = blockIdx.y * 8LL + y; r < b.rows.count; r += kPartials * 8LL) {
-      long long at[5];
+    for (int64_t r = blockIdx.y * int64_t{8} + y; r < b.rows.count; r += kPartials * int64_t{8}) {
+      int64_t at[5];
       b.rows.offsets(r, at);
       const A dy = number(b.dy[at[0] + column * b.dy_step]);
       const A mean = kLayer ? b.mean[at[2]] : A(0);
@@ -269,18 +269,18 @@ __global__ void __launch_bounds__(256) backward_of_gamma(Backward<T> b) {
   A sum = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) sum += shared[y][i][x];
-  b.partials[(static_cast<long long>(blockIdx.y) * kSums + y) * b.n + column] = sum;
+  b.partials[(static_cast<int64_t>(blockIdx.y) * kSums + y) * b.n + column] = sum;
 }
 
 // out[column] = the sum of the partials, [count, sums, n], of sum number blockIdx.y.
 template <class T>
 __global__ void __launch_bounds__(512)
-    add_partials(const Statistic<T>* partials, int count, int n, T* dgamma, long long gamma_step,
-                 T* dbeta, long long beta_step) {
+    add_partials(const Statistic<T>* partials, int count, int n, T* dgamma, int64_t gamma_step,
+                 T* dbeta, int64_t beta_step) {
   using A = Statistic<T>;
   __shared__ A shared[16][32];
   const int x = threadIdx.x % 32, y = threadIdx.x / 32, column = blockIdx.x * 32 + x;
-  const long long sums = gridDim.y;
+  const int64_t sums = gridDim.y;
   A sum = 0;
   if (column < n) {
 #pragma unroll 4

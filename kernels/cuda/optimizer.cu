@@ -1,8 +1,8 @@
 // What a training step ends with, on the device: nothing here is read by the host. An update whose
 // clipping coefficient is negative is not made.
+#include <array>
 #include <string>
 #include <type_traits>
-#include <vector>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/loops.cuh"
@@ -39,7 +39,7 @@ __device__ double block_sum(double sum) {
 // squares are added as floats, the rest as doubles.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
-    square_parts(const T* x, DeviceLoops<1> loops, double* parts) {
+    square_parts(const T* x, Loops<1> loops, double* parts) {
   constexpr int kUnroll = 4;
   using S = typename Sum<T>::Type;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int u = 0; u < kUnroll; ++u) {
       if (i + u * step >= loops.count) break;
       int64_t at[1];
-      offsets(loops, i + u * step, at);
+      loops.offsets(i + u * step, at);
       v[u] = load<N>(x + at[0]);
     }
 #pragma unroll
@@ -195,7 +195,7 @@ __device__ typename U::Scalars shared_scalars(const U& update) {
 // Parameters of type P, moments of type M, gradients of type G, kVector elements a thread and turn.
 template <class U, class S, class P, class M, class G, int kVector>
 __global__ void __launch_bounds__(kThreads)
-    update_vectors(U update, Operands<U> operands, DeviceLoops<U::kIn + U::kOut> loops) {
+    update_vectors(U update, Operands<U> operands, Loops<U::kIn + U::kOut> loops) {
   constexpr int kIn = U::kIn, kOut = U::kOut;
   const bool skipped = get<S>(update.clip, 0) < 0;
   if (skipped && operands.in_place) return;
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < loops.count;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
     int64_t at[kIn + kOut];
-    offsets(loops, i, at);
+    loops.offsets(i, at);
     const auto p = load<kVector>(static_cast<const P*>(operands.old[0].data) + at[0]);
     Vec<M, kVector> m[kIn - 2], new_m[kIn - 2];
 #pragma unroll
@@ -240,14 +240,14 @@ __global__ void __launch_bounds__(kThreads)
 // Operands of any types that lie in any way.
 template <class U, class S>
 __global__ void __launch_bounds__(kThreads)
-    update_elements(U update, Operands<U> operands, DeviceLoops<U::kIn + U::kOut> loops) {
+    update_elements(U update, Operands<U> operands, Loops<U::kIn + U::kOut> loops) {
   const bool skipped = get<S>(update.clip, 0) < 0;
   if (skipped && operands.in_place) return;
   const typename U::Scalars scalars = shared_scalars(update);
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < loops.count;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
     int64_t at[U::kIn + U::kOut];
-    offsets(loops, i, at);
+    loops.offsets(i, at);
     S old[U::kIn], made[U::kOut];
     for (int k = 0; k < U::kIn; ++k) old[k] = get<S>(operands.old[k], at[k]);
     if (skipped) {
@@ -267,21 +267,24 @@ cudaStream_t stream_of(const KernelArgs& args) { return static_cast<cudaStream_t
 template <class U, class S>
 void launch_update(const KernelArgs& args, const U& update, const int (&old)[U::kIn]) {
   constexpr int kAll = U::kIn + U::kOut;
-  std::vector<OperandRef> refs;
+  std::array<Shape, kAll> strides;
+  std::array<const void*, kAll> data;
   Operands<U> operands;
   operands.in_place = true;
   for (int k = 0; k < U::kIn; ++k) {
     const auto i = static_cast<size_t>(old[k]);
-    refs.push_back(input(args, i));
+    strides[static_cast<size_t>(k)] = in_strides(args, i);
+    data[static_cast<size_t>(k)] = args.in[i].data;
     operands.old[k] = any_float(args.in[i]);
   }
   for (int k = 0; k < U::kOut; ++k) {
     const auto o = static_cast<size_t>(k);
-    refs.push_back(output(args, o));
+    strides[U::kIn + o] = out_strides(args, o);
+    data[U::kIn + o] = args.out[o].data;
     operands.made[k] = any_float(args.out[o]);
     operands.in_place &= args.out[o].data == operands.old[k].data;
   }
-  const HostLoops host = loops_over(args, args.signature.inputs()[0], refs);
+  const auto nest = nest_over<kAll>(args, factors_of(args.signature.inputs()[0]), strides);
   const DType p = operands.old[0].dtype, m = operands.old[1].dtype,
               g = operands.old[U::kIn - 1].dtype;
   bool one_type = true;  // of the moments
@@ -289,8 +292,8 @@ void launch_update(const KernelArgs& args, const U& update, const int (&old)[U::
   bool launched = false;
   const auto vectors = [&]<class P, class M, class G>(P, M, G) {
     constexpr int kVector = 16 / static_cast<int>(sizeof(P));
-    if (!in_vectors(host, kVector)) return;
-    const auto loops = device_loops<kAll>(host, kVector);
+    if (!wide_loops(nest, data, kVector)) return;
+    const auto loops = loops_of(in_vectors(nest, kVector));
     const unsigned blocks = blocks_for(loops.count, kThreads, kUpdateBlocks);
     if (blocks > 0) {
       update_vectors<U, S, P, M, G, kVector>
@@ -317,7 +320,7 @@ void launch_update(const KernelArgs& args, const U& update, const int (&old)[U::
     }
   }
   if (!launched) {
-    const auto loops = device_loops<kAll>(host);
+    const auto loops = loops_of(nest);
     const unsigned blocks = blocks_for(loops.count, kThreads, kUpdateBlocks);
     if (blocks > 0) {
       update_elements<U, S><<<blocks, kThreads, 0, stream_of(args)>>>(update, operands, loops);
@@ -334,13 +337,14 @@ int64_t sum_squares_cuda_workspace(const OpCall&) {
 
 void sum_squares_cuda(const KernelArgs& args) {
   auto* const parts = static_cast<double*>(args.workspace);
-  const HostLoops host = loops_over(args, args.signature.inputs()[0], {input(args, 0)});
+  const auto nest =
+      nest_over<1>(args, factors_of(args.signature.inputs()[0]), {in_strides(args, 0)});
   unsigned blocks = 0;
-  with_device_float(args.in[0].dtype, [&]<class T>(T) {
+  with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
     constexpr int kVector = 16 / static_cast<int>(sizeof(T));
     const T* const x = args.in[0].as<const T>();
-    const bool vectors = in_vectors(host, kVector);
-    const DeviceLoops<1> loops = device_loops<1>(host, vectors ? kVector : 1);
+    const bool vectors = wide_loops<1>(nest, {x}, kVector);
+    const auto loops = loops_of(in_vectors(nest, vectors ? kVector : 1));
     blocks = blocks_for(loops.count, kThreads, kSumBlocks);
     if (blocks == 0) return;
     if (vectors) {

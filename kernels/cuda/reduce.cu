@@ -63,11 +63,11 @@ struct Results {
   State* partials;  // null: there is one part
   Loops<2> kept;    // out, in
 
-  __device__ void put(long long part, long long result, const State& s) const {
+  __device__ void put(int64_t part, int64_t result, const State& s) const {
     if (partials != nullptr) {
       partials[part * kept.count + result] = s;
     } else {
-      long long at[2];
+      int64_t at[2];
       kept.offsets(result, at);
       out[at[0]] = To<Out>::of(s.result());
     }
@@ -75,17 +75,17 @@ struct Results {
 };
 
 // The first element of one of the parts.
-__device__ inline long long part_begin(long long count, unsigned part, unsigned parts) {
-  return static_cast<long long>(part) * count / parts;
+__device__ inline int64_t part_begin(int64_t count, unsigned part, unsigned parts) {
+  return static_cast<int64_t>(part) * count / parts;
 }
 
 // Takes vectors `first`, first + step, ... before `end`; four are on the way at once.
 template <int N, class T, class State>
-__device__ void take_all(const T* from, const Loops<1>& loops, long long first, long long end,
-                         long long step, State (&states)[N]) {
+__device__ void take_all(const T* from, const Loops<1>& loops, int64_t first, int64_t end,
+                         int64_t step, State (&states)[N]) {
   constexpr int kAtOnce = 4;
-  const auto read = [&](long long i) {
-    long long at[1];
+  const auto read = [&](int64_t i) {
+    int64_t at[1];
     loops.offsets(i, at);
     return load<N>(from + at[0]);
   };
@@ -93,7 +93,7 @@ __device__ void take_all(const T* from, const Loops<1>& loops, long long first, 
 #pragma unroll
     for (int j = 0; j < N; ++j) states[j].take(number(x.x[j]));
   };
-  long long i = first;
+  int64_t i = first;
   for (; i + (kAtOnce - 1) * step < end; i += kAtOnce * step) {
     Vec<T, N> x[kAtOnce];
 #pragma unroll
@@ -109,9 +109,9 @@ template <class State, class T, class Out, int N, int G>
 __global__ void __launch_bounds__(256)
     along_rows(const T* x, Loops<1> reduced, Results<State, Out> results) {
   __shared__ State shared[8];
-  const long long result = static_cast<long long>(blockIdx.x) * (256 / G) + threadIdx.x / G;
+  const int64_t result = static_cast<int64_t>(blockIdx.x) * (256 / G) + threadIdx.x / G;
   if (result >= results.kept.count) return;
-  long long at[2];
+  int64_t at[2];
   results.kept.offsets(result, at);
   State states[N];
   take_all<N>(x + at[1], reduced,
@@ -140,10 +140,10 @@ __global__ void __launch_bounds__(512) down_columns(const T* x, Loops<1> kept, L
   extern __shared__ double2 columns_memory[];
   State* const shared = reinterpret_cast<State*>(columns_memory);  // [512 / across, across, N]
   const int column = threadIdx.x % across, row = threadIdx.x / across, rows = 512 / across;
-  const long long v = static_cast<long long>(blockIdx.x) * across + column;
+  const int64_t v = static_cast<int64_t>(blockIdx.x) * across + column;
   State states[N];
   if (v < kept.count) {
-    long long at[1];
+    int64_t at[1];
     kept.offsets(v, at);
     take_all<N>(x + at[0], reduced, part_begin(reduced.count, blockIdx.y, gridDim.y) + row,
                 part_begin(reduced.count, blockIdx.y + 1, gridDim.y), rows, states);
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(512) down_columns(const T* x, Loops<1> kept, L
   __syncthreads();
   const int width = across * N;
   if (threadIdx.x >= width) return;
-  const long long result = static_cast<long long>(blockIdx.x) * width + threadIdx.x;
+  const int64_t result = static_cast<int64_t>(blockIdx.x) * width + threadIdx.x;
   if (result >= results.kept.count) return;
   State s = shared[threadIdx.x];
   for (int r = 1; r < rows; ++r) s.merge(shared[r * width + threadIdx.x]);
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(512)
     put_together(const State* partials, int parts, Results<State, Out> results) {
   __shared__ State shared[16][32];
   const int x = threadIdx.x % 32, y = threadIdx.x / 32;
-  const long long result = blockIdx.x * 32LL + x;
+  const int64_t result = blockIdx.x * 32LL + x;
   State s;
   if (result < results.kept.count) {
 #pragma unroll 4
@@ -186,23 +186,10 @@ __global__ void __launch_bounds__(512)
 // H100, by their threads. A constant: see above.
 constexpr int64_t kRowBlocks = 528, kColumnBlocks = 264;
 
-// The loops, of which the innermost goes N elements at a time.
-template <int N, size_t M>
-LoopNest<M> in_vectors(LoopNest<M> nest) {
-  if (N == 1) return nest;
-  nest.sizes.back() /= N;
-  for (int64_t& step : nest.steps.back()) step *= N;
-  return nest;
-}
-
 // Whether the innermost loop can be read 16 bytes at a time, wherever the others are.
 template <class T>
-bool wide_loops(LoopNest<1> nest, const LoopNest<1>& others, const void* data) {
-  if (nest.sizes.empty()) return false;
-  const int64_t n = nest.sizes.back(), step = nest.steps.back()[0];
-  nest.sizes.pop_back();
-  nest.steps.pop_back();
-  return wide_rows<T>(nest, 0, data, step, n) && wide_rows<T>(others, 0, data, step, n);
+bool wide(const LoopNest<1>& nest, const LoopNest<1>& others, const void* x) {
+  return wide_loops<1>(nest, {x}, kWide<T>) && wide_rows<T>(others, 0, x, 1, 0);
 }
 
 struct Reduce {
@@ -215,7 +202,7 @@ void by_rows(const KernelArgs& args, const Reduce& r, Results<State, Out> result
   const auto stream = static_cast<cudaStream_t>(args.stream);
   const T* const x = args.in[0].as<const T>();
   const auto go = [&]<int N, int G>() {
-    const auto reduced = loops_of(in_vectors<N>(r.reduced));
+    const auto reduced = loops_of(in_vectors(r.reduced, N));
     const int64_t blocks = ceil_div(results.kept.count, 256 / G);
     const int64_t parts =
         std::clamp<int64_t>(kRowBlocks / blocks, 1, std::max<int64_t>(reduced.count / (G * 8), 1));
@@ -236,7 +223,7 @@ void by_rows(const KernelArgs& args, const Reduce& r, Results<State, Out> result
     if (r.reduced.count() / N <= 512) return go.template operator()<N, 32>();
     go.template operator()<N, 256>();
   };
-  if (wide_loops<T>(r.reduced, r.kept_in, x)) return with_group.template operator()<kWide<T>>();
+  if (wide<T>(r.reduced, r.kept_in, x)) return with_group.template operator()<kWide<T>>();
   with_group.template operator()<1>();
 }
 
@@ -245,7 +232,7 @@ void by_columns(const KernelArgs& args, const Reduce& r, Results<State, Out> res
   const auto stream = static_cast<cudaStream_t>(args.stream);
   const T* const x = args.in[0].as<const T>();
   const auto go = [&]<int N>() {
-    const auto kept = loops_of(in_vectors<N>(r.kept_in));
+    const auto kept = loops_of(in_vectors(r.kept_in, N));
     const auto reduced = loops_of(r.reduced);
     int across = 1;
     while (across < 32 && across < kept.count) across *= 2;
@@ -265,7 +252,7 @@ void by_columns(const KernelArgs& args, const Reduce& r, Results<State, Out> res
             partials, static_cast<int>(parts), results);
     cuda_check(cudaGetLastError());
   };
-  if (wide_loops<T>(r.kept_in, r.reduced, x)) return go.template operator()<kWide<T>>();
+  if (wide<T>(r.kept_in, r.reduced, x)) return go.template operator()<kWide<T>>();
   go.template operator()<1>();
 }
 

@@ -16,7 +16,7 @@ struct Rotary {
   T* y;
   Loops<2> others;  // x, y: every head of every sequence
   int start, half;  // a head is [start, 2 half]
-  long long x_position, y_position, x_step, y_step;
+  int64_t x_position, y_position, x_step, y_step;
   double log2_theta, sign;
   Shard positions;
 };
@@ -47,12 +47,12 @@ __global__ void __launch_bounds__(kThreads) rotate(Rotary<T> r) {
   const T* const x = r.x + blockIdx.x * r.x_position;
   T* const y = r.y + blockIdx.x * r.y_position;
   const int vectors = r.half / N, starts = r.start / N;
-  const long long first = blockIdx.y * static_cast<long long>(kThreads) + threadIdx.x;
-  const long long step = gridDim.y * static_cast<long long>(kThreads);
-  for (long long i = first; i < r.others.count * vectors; i += step) {
-    const long long other = i / vectors;
+  const int64_t first = blockIdx.y * static_cast<int64_t>(kThreads) + threadIdx.x;
+  const int64_t step = gridDim.y * static_cast<int64_t>(kThreads);
+  for (int64_t i = first; i < r.others.count * vectors; i += step) {
+    const int64_t other = i / vectors;
     const int v = static_cast<int>(i - other * vectors);
-    long long at[2];
+    int64_t at[2];
     r.others.offsets(other, at);
     const T* const from = x + at[0] + r.start * r.x_step;
     T* const to = y + at[1] + r.start * r.y_step;
@@ -68,10 +68,10 @@ __global__ void __launch_bounds__(kThreads) rotate(Rotary<T> r) {
     row_store(to, r.y_step, v, left);
     row_store(to + r.half * r.y_step, r.y_step, v, right);
   }
-  for (long long i = first; i < r.others.count * starts; i += step) {
-    const long long other = i / starts;
+  for (int64_t i = first; i < r.others.count * starts; i += step) {
+    const int64_t other = i / starts;
     const int v = static_cast<int>(i - other * starts);
-    long long at[2];
+    int64_t at[2];
     r.others.offsets(other, at);
     row_store(y + at[1], r.y_step, v, row_load<N>(x + at[0], r.x_step, v));
   }

@@ -15,19 +15,19 @@ struct Choices {
   Loops<3> groups;   // chosen, slots, sorted
   Loops<2> choices;  // of a group: chosen, slots
   int experts, capacity, warps;
-  long long sorted_step;
+  int64_t sorted_step;
 };
 
 // What the CPU refuses, a number that is no expert's, gets slot -1 and, in `sorted`, the rows that
 // are left over.
 __global__ void __launch_bounds__(kCountingThreads) slots_of_choices(Choices k) {
   extern __shared__ int counts[];
-  long long base[3];
+  int64_t base[3];
   k.groups.offsets(blockIdx.x, base);
   const int n = static_cast<int>(k.choices.count);
   const int* starts = nullptr;
   const auto class_of = [&](int i) {
-    long long at[2];
+    int64_t at[2];
     k.choices.offsets(i, at);
     const int expert = k.chosen[base[0] + at[0]];
     if (expert >= 0 && expert < k.experts) return expert;
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kCountingThreads) slots_of_choices(Choices k) 
         }
       },
       [&](int i, int expert, int rank) {
-        long long at[2];
+        int64_t at[2];
         k.choices.offsets(i, at);
         int& slot = k.slots[base[1] + at[1]];
         if (k.sorted == nullptr) {
@@ -90,7 +90,7 @@ struct Histogram {
   Loops<2> rows;     // numbers, out
   Loops<1> counted;  // numbers
   Shard classes;
-  long long class_step;
+  int64_t class_step;
 };
 
 // Each block counts kMostCounts of the classes of a row.
@@ -98,13 +98,13 @@ template <class T>
 __global__ void __launch_bounds__(kCountingThreads) histogram_of_rows(Histogram<T> h) {
   __shared__ int counts[kMostCounts];
   const int first = static_cast<int>(blockIdx.y) * kMostCounts;
-  const int classes = static_cast<int>(min(h.classes.local - first, 0LL + kMostCounts));
+  const int classes = static_cast<int>(min(h.classes.local - first, int64_t{kMostCounts}));
   for (int c = threadIdx.x; c < classes; c += kCountingThreads) counts[c] = 0;
   __syncthreads();
-  long long base[2];
+  int64_t base[2];
   h.rows.offsets(blockIdx.x, base);
   const auto class_of = [&](int i) {
-    long long at[1];
+    int64_t at[1];
     h.counted.offsets(i, at);
     const int number = h.numbers[base[0] + at[0]];
     if (number < 0 || number >= h.classes.global) return -1;

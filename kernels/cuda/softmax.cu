@@ -12,16 +12,16 @@ struct Softmax {
   T* y;
   Loops<2> rows;  // x, y
   int n;
-  long long x_step, y_step;
+  int64_t x_step, y_step;
 };
 
 template <class T, int N, int G>
 __global__ void __launch_bounds__(kRowThreads<G>) softmax_of_rows(Softmax<T> s) {
   using A = Statistic<T>;
   __shared__ A shared[2][32];
-  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= s.rows.count) return;
-  long long at[2];
+  int64_t at[2];
   s.rows.offsets(r, at);
   const RowPart<T, N, G> x(s.x + at[0], s.x_step, s.n, threadIdx.x % G);
   A top = static_cast<A>(-kInfinity);
@@ -50,7 +50,7 @@ struct Backward {
   T* dx;
   Loops<3> rows;  // y, dy, dx
   int n;
-  long long y_step, dy_step, dx_step;
+  int64_t y_step, dy_step, dx_step;
 };
 
 // dx = y (dy - sum(y dy)).
@@ -58,10 +58,10 @@ template <class T, int N, int G>
 __global__ void __launch_bounds__(kRowThreads<G>) backward_of_rows(Backward<T> b) {
   using A = Statistic<T>;
   __shared__ A shared[32];
-  const long long r = static_cast<long long>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= b.rows.count) return;
   const int lane = threadIdx.x % G;
-  long long at[3];
+  int64_t at[3];
   b.rows.offsets(r, at);
   const RowPart<T, N, G> y(b.y + at[0], b.y_step, b.n, lane);
   const RowPart<T, N, G> dy(b.dy + at[1], b.dy_step, b.n, lane);

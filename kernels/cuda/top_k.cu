@@ -30,7 +30,7 @@ struct TopK {
   int* indices;
   Loops<3> rows;  // x, values, indices
   int n, k;
-  long long x_step, value_step, index_step;
+  int64_t x_step, value_step, index_step;
 };
 
 // G lanes a row.
@@ -38,10 +38,10 @@ template <class T, int G>
 __global__ void __launch_bounds__(kThreads) largest_of_rows(TopK<T> t) {
   using A = Statistic<T>;
   constexpr int kKept = 8;  // elements of a lane in registers
-  const long long r = static_cast<long long>(blockIdx.x) * (kThreads / G) + threadIdx.x / G;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kThreads / G) + threadIdx.x / G;
   const bool there = r < t.rows.count;  // all lanes take part in shuffles
   const int lane = threadIdx.x % G;
-  long long at[3];
+  int64_t at[3];
   t.rows.offsets(there ? r : 0, at);
   const T* const x = t.x + at[0];
   const Element<A> none = {static_cast<A>(-kInfinity), INT32_MAX};  // after all others
@@ -82,18 +82,18 @@ struct Backward {
   Loops<3> rows;  // dx, dy, indices
   Shard all;      // the numbers that were chosen from
   int chosen;
-  long long dx_step, dy_step, index_step;
+  int64_t dx_step, dy_step, index_step;
 };
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) chosen_of_rows(Backward<T> b) {
   using A = Statistic<T>;
-  const long long element = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x;
-  const long long r = element / b.all.local, i = element - r * b.all.local;
+  const int64_t element = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t r = element / b.all.local, i = element - r * b.all.local;
   if (r >= b.rows.count) return;
-  long long at[3];
+  int64_t at[3];
   b.rows.offsets(r, at);
-  const long long position = b.all.position(i);
+  const int64_t position = b.all.position(i);
   A sum = 0;
   for (int j = 0; j < b.chosen; ++j) {
     const int index = b.indices[at[2] + j * b.index_step];
