@@ -110,7 +110,7 @@ function(cleave_print_summary)
   endif()
   cleave_row("Graphviz dot" "${CLEAVE_DOT}" "${CLEAVE_DOT}" "DOT files are not tested against it")
   if(CLEAVE_CUDA STREQUAL OFF)
-    message(STATUS "  CUDA toolkit      off      -DCLEAVE_CUDA=AUTO builds kernels for GPUs")
+    message(STATUS "  CUDA toolkit      off      -DCLEAVE_CUDA=ON builds kernels for GPUs")
   else()
     cleave_row("CUDA toolkit" "${CLEAVE_USE_CUDA}" "${CUDAToolkit_VERSION}"
       "nothing runs on a GPU: devices are CPU threads")

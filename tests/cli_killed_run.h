@@ -100,7 +100,8 @@ inline void kill_and_resume(const std::string& program, int kills, uint32_t seed
     int status = -1;
     while (status != 0) {
       std::vector<std::string> arguments = command(out);
-      if (status != -1) arguments.emplace_back("--resume");
+      // One that was killed before it made its folder begins anew.
+      if (status != -1 && fs::exists(out)) arguments.emplace_back("--resume");
       const pid_t pid = start_cleave(program, arguments);
       // The last one of each run is left alone in the end.
       if (killed < kills) {
