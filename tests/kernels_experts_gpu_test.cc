@@ -17,13 +17,13 @@ namespace {
 
 #ifdef CLEAVE_CUDA
 
-using testing::Application;
 using testing::check_on_gpu;
 using testing::f64;
 using testing::HostTensor;
 using testing::i32;
 using testing::OpCase;
 using testing::Range;
+using testing::shard_of;
 
 constexpr Range kAny = {-2, 2};
 
@@ -33,18 +33,6 @@ class ExpertsOnGpu : public ::testing::Test {
     if (!testing::has_gpu()) GTEST_SKIP() << "no GPU here";
   }
 };
-
-// The case with its indexed factors, and their own sizes, shards of larger ones.
-Application shard_of(const OpCase& c) {
-  Application a = testing::application_of(c, 4);
-  for (size_t f = 0; f < a.extents.size(); ++f) {
-    Extent& extent = a.extents[f];
-    if (!a.signature->factors()[f].indexed || extent.local % 2 != 0) continue;
-    extent.global = 4 * extent.local;
-    extent.cuts = {{1, 2, 1}, {2, 2, 0}};
-  }
-  return a;
-}
 
 TEST_F(ExpertsOnGpu, TheLargestOfARow) {
   struct Choice {

@@ -17,6 +17,7 @@ using testing::f64;
 using testing::i32;
 using testing::OpCase;
 using testing::Range;
+using testing::shard_of;
 
 constexpr Range kAny = {-1, 1};
 
@@ -91,19 +92,6 @@ TEST_F(RestOnGpu, UpdatesOfMixedTypes) {
       }
     }
   }
-}
-
-// The case with every indexed factor, and its own size, a shard of a larger one.
-Application shard_of(const OpCase& c) {
-  Application a = testing::application_of(c, 4);
-  for (size_t f = 0; f < a.extents.size(); ++f) {
-    Extent& extent = a.extents[f];
-    if (!a.signature->factors()[f].indexed || a.signature->factors()[f].whole) continue;
-    if (extent.local % 2 != 0) continue;
-    extent.global = 4 * extent.local;
-    extent.cuts = {{1, 2, 1}, {2, 2, 0}};
-  }
-  return a;
 }
 
 OpCase dropout_case(const Shape& shape) {

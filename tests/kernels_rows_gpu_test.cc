@@ -11,13 +11,13 @@ namespace {
 
 #ifdef CLEAVE_CUDA
 
-using testing::Application;
 using testing::check_on_gpu;
 using testing::f64;
 using testing::HostTensor;
 using testing::i32;
 using testing::OpCase;
 using testing::Range;
+using testing::shard_of;
 
 constexpr Range kAny = {-2, 2}, kPositive = {0.5, 2};
 
@@ -33,19 +33,6 @@ class RowsOnGpu : public ::testing::Test {
 const std::vector<Shape> kRows = {{3, 1},    {5, 7},     {33, 768},  {9, 1600},  {7, 4096},
                                   {3, 8192}, {2, 16384}, {2, 24576}, {2, 50257}, {2100, 8},
                                   {700, 96}, {1, 1},     {300, 264}};
-
-// The case with its indexed factors, and their own sizes, shards of larger ones.
-Application shard_of(const OpCase& c) {
-  Application a = testing::application_of(c, 4);
-  for (size_t f = 0; f < a.extents.size(); ++f) {
-    Extent& extent = a.extents[f];
-    if (!a.signature->factors()[f].indexed || a.signature->factors()[f].whole) continue;
-    if (extent.local % 2 != 0) continue;
-    extent.global = 4 * extent.local;
-    extent.cuts = {{1, 2, 1}, {2, 2, 0}};
-  }
-  return a;
-}
 
 TEST_F(RowsOnGpu, Norms) {
   for (const Shape& shape : kRows) {

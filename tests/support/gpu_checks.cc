@@ -164,6 +164,18 @@ void check_on_gpu(const Application& drawn, const OpCase& c, bool mixed) {
   }
 }
 
+Application shard_of(const OpCase& c) {
+  Application a = application_of(c, 4);
+  for (size_t f = 0; f < a.extents.size(); ++f) {
+    Extent& extent = a.extents[f];
+    if (!a.signature->factors()[f].indexed || a.signature->factors()[f].whole) continue;
+    if (extent.local % 2 != 0) continue;
+    extent.global = 4 * extent.local;
+    extent.cuts = {{1, 2, 1}, {2, 2, 0}};
+  }
+  return a;
+}
+
 }  // namespace cleave::testing
 
 #endif
