@@ -1,4 +1,5 @@
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/libraries.h"
 
 #include "graph/error.h"
 
@@ -32,11 +33,12 @@ void cuda_check(cudaError_t status, std::source_location where) {
 }
 
 void cuda_check(cublasStatus_t status, std::source_location where) {
-  if (status != CUBLAS_STATUS_SUCCESS) broken("cuBLASLt", cublasLtGetStatusString(status), where);
+  if (status != CUBLAS_STATUS_SUCCESS)
+    broken("cuBLASLt", cublas_lt().GetStatusString(status), where);
 }
 
 void cuda_check(nvrtcResult status, std::source_location where) {
-  if (status != NVRTC_SUCCESS) broken("NVRTC", nvrtcGetErrorString(status), where);
+  if (status != NVRTC_SUCCESS) broken("NVRTC", nvrtc().GetErrorString(status), where);
 }
 
 }  // namespace cleave

@@ -4,6 +4,7 @@
 #include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/generated.h"
+#include "kernels/cuda/libraries.h"
 #include "kernels/cuda/products.h"
 
 namespace cleave {
@@ -17,7 +18,7 @@ DeviceContext::DeviceContext(int device) : device_(device), properties_{} {
         "later, and it has {}.{}",
         properties_.name, properties_.major, properties_.minor);
   }
-  cuda_check(cublasLtCreate(&blas_));
+  cuda_check(cublas_lt().Create(&blas_));
   generated_ = std::make_unique<GeneratedKernels>(properties_);
   products_ = std::make_unique<ProductAlgorithms>();
   attention_ = std::make_unique<CudnnAttention>();
@@ -25,7 +26,7 @@ DeviceContext::DeviceContext(int device) : device_(device), properties_{} {
 
 DeviceContext::~DeviceContext() {
   for (const auto& [slot, memory] : scratch_) cudaFree(memory.first);
-  if (blas_ != nullptr) cublasLtDestroy(blas_);
+  if (blas_ != nullptr) cublas_lt().Destroy(blas_);
 }
 
 void* DeviceContext::scratch(int slot, int64_t bytes) {

@@ -14,6 +14,7 @@
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/libraries.h"
 
 namespace cleave {
 namespace {
@@ -65,25 +66,25 @@ std::string compiled(const std::string& text, const std::string& arch) {
   nvrtcProgram program = nullptr;
   const char* headers[] = {kPrelude};
   const char* names[] = {"prelude.cuh"};
-  cuda_check(nvrtcCreateProgram(&program, text.c_str(), "generated.cu", 1, headers, names));
+  cuda_check(nvrtc().CreateProgram(&program, text.c_str(), "generated.cu", 1, headers, names));
   const std::string gpu = "--gpu-architecture=" + arch;
   const char* options[] = {gpu.c_str(), "--std=c++20", "--device-as-default-execution-space"};
-  const nvrtcResult result = nvrtcCompileProgram(program, 2, options);
+  const nvrtcResult result = nvrtc().CompileProgram(program, 2, options);
   std::string code;
   if (result == NVRTC_SUCCESS) {
     size_t size = 0;
-    cuda_check(nvrtcGetCUBINSize(program, &size));
+    cuda_check(nvrtc().GetCUBINSize(program, &size));
     code.resize(size);
-    cuda_check(nvrtcGetCUBIN(program, code.data()));
+    cuda_check(nvrtc().GetCUBIN(program, code.data()));
   } else {
     size_t size = 0;
-    nvrtcGetProgramLogSize(program, &size);
+    nvrtc().GetProgramLogSize(program, &size);
     std::string log(size, ' ');
-    nvrtcGetProgramLog(program, log.data());
-    nvrtcDestroyProgram(&program);
+    nvrtc().GetProgramLog(program, log.data());
+    nvrtc().DestroyProgram(&program);
     throw InternalError(fmt::format("a generated kernel does not compile: {}\n{}", log, text));
   }
-  nvrtcDestroyProgram(&program);
+  nvrtc().DestroyProgram(&program);
   return code;
 }
 
@@ -100,7 +101,7 @@ const void* GeneratedKernels::kernel(const std::string& text) {
   Loaded& loaded = loaded_[text];
   if (loaded.kernel == nullptr) {
     int major = 0, minor = 0;
-    cuda_check(nvrtcVersion(&major, &minor));
+    cuda_check(nvrtc().Version(&major, &minor));
     const std::string key =
         fmt::format("// {} nvrtc {}.{}\n{}\n{}", arch_, major, minor, kPrelude, text);
     const std::string path =

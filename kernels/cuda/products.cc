@@ -8,6 +8,7 @@
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/libraries.h"
 #include "kernels/cuda/random_fill.h"
 
 namespace cleave {
@@ -52,9 +53,9 @@ struct ProductAlgorithms::Prepared {
   Prepared(const Prepared&) = delete;
   ~Prepared() {
     for (cublasLtMatrixLayout_t layout : {a, b, d}) {
-      if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
+      if (layout != nullptr) cublas_lt().MatrixLayoutDestroy(layout);
     }
-    if (operation != nullptr) cublasLtMatmulDescDestroy(operation);
+    if (operation != nullptr) cublas_lt().MatmulDescDestroy(operation);
   }
 
   void run(const Product& p, const void* a_data, const void* b_data, void* d_data, void* workspace,
@@ -62,10 +63,10 @@ struct ProductAlgorithms::Prepared {
     const double one = 1, beta = p.accumulate ? 1 : 0;
     const auto one_f = static_cast<float>(one), beta_f = static_cast<float>(beta);
     const bool f64 = p.in == DType::kF64;
-    cuda_check(cublasLtMatmul(blas, operation, f64 ? static_cast<const void*>(&one) : &one_f,
-                              a_data, a, b_data, b, f64 ? static_cast<const void*>(&beta) : &beta_f,
-                              d_data, d, d_data, d, &algorithm, workspace, kProductWorkspace,
-                              stream));
+    cuda_check(cublas_lt().Matmul(blas, operation, f64 ? static_cast<const void*>(&one) : &one_f,
+                                  a_data, a, b_data, b,
+                                  f64 ? static_cast<const void*>(&beta) : &beta_f, d_data, d,
+                                  d_data, d, &algorithm, workspace, kProductWorkspace, stream));
   }
 };
 
@@ -79,24 +80,24 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   const cublasComputeType_t compute = p.in == DType::kF64 ? CUBLAS_COMPUTE_64F
                                       : p.tf32            ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                           : CUBLAS_COMPUTE_32F;
-  cuda_check(cublasLtMatmulDescCreate(&made->operation, compute,
-                                      p.in == DType::kF64 ? CUDA_R_64F : CUDA_R_32F));
+  cuda_check(cublas_lt().MatmulDescCreate(&made->operation, compute,
+                                          p.in == DType::kF64 ? CUDA_R_64F : CUDA_R_32F));
   const auto set_op = [&](cublasLtMatmulDescAttributes_t which, bool transpose) {
     const cublasOperation_t op = transpose ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cuda_check(cublasLtMatmulDescSetAttribute(made->operation, which, &op, sizeof op));
+    cuda_check(cublas_lt().MatmulDescSetAttribute(made->operation, which, &op, sizeof op));
   };
   set_op(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_a);
   set_op(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_b);
   const auto layout = [&](cublasLtMatrixLayout_t& to, DType dtype, int64_t rows, int64_t columns,
                           const ProductMatrix& m) {
-    cuda_check(cublasLtMatrixLayoutCreate(&to, type_of(dtype), static_cast<uint64_t>(rows),
-                                          static_cast<uint64_t>(columns), m.leading));
+    cuda_check(cublas_lt().MatrixLayoutCreate(&to, type_of(dtype), static_cast<uint64_t>(rows),
+                                              static_cast<uint64_t>(columns), m.leading));
     if (p.batch == 1) return;
     const auto batch = static_cast<int32_t>(p.batch);
-    cuda_check(cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
-                                                sizeof batch));
-    cuda_check(cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                                &m.batch_stride, sizeof m.batch_stride));
+    cuda_check(cublas_lt().MatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
+                                                    sizeof batch));
+    cuda_check(cublas_lt().MatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                    &m.batch_stride, sizeof m.batch_stride));
   };
   const int64_t a_rows = p.transpose_a ? p.k : p.m, a_columns = p.transpose_a ? p.m : p.k;
   const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
@@ -105,9 +106,9 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   layout(made->d, p.out, p.m, p.n, p.d);
 
   cublasLtMatmulPreference_t preference = nullptr;
-  cuda_check(cublasLtMatmulPreferenceCreate(&preference));
+  cuda_check(cublas_lt().MatmulPreferenceCreate(&preference));
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t which, auto value) {
-    cuda_check(cublasLtMatmulPreferenceSetAttribute(preference, which, &value, sizeof value));
+    cuda_check(cublas_lt().MatmulPreferenceSetAttribute(preference, which, &value, sizeof value));
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kProductWorkspace));
   for (const auto which :
@@ -121,10 +122,10 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
          static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   std::array<cublasLtMatmulHeuristicResult_t, kCandidates> candidates;
   int count = 0;
-  const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(device.blas(), made->operation, made->a, made->b, made->d,
-                                     made->d, preference, kCandidates, candidates.data(), &count);
-  cublasLtMatmulPreferenceDestroy(preference);
+  const cublasStatus_t status = cublas_lt().MatmulAlgoGetHeuristic(
+      device.blas(), made->operation, made->a, made->b, made->d, made->d, preference, kCandidates,
+      candidates.data(), &count);
+  cublas_lt().MatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) cuda_check(status);
   CLEAVE_ASSERT(count > 0, "cuBLASLt has no product [{}, {}] x [{}, {}] of {}", p.m, p.k, p.k, p.n,
                 name_of(p.in));
