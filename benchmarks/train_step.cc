@@ -34,7 +34,7 @@ struct Arguments {
   int threads = 0;
   bool serve = false, by_op = false;
   std::string gpu;  // a kind of one: "h100"; empty: the processor's cores
-  bool tf32 = false;
+  bool tf32 = false, unfused = false;
 };
 
 Arguments parse(int argc, char** argv) {
@@ -53,6 +53,7 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--warm-up", a.warm_up, "Steps before");
   app.add_option("--gpu", a.gpu, "h100, h200: on this machine's GPU, planned for this kind");
   app.add_flag("--tf32", a.tf32, "Of a GPU: products of f32 in TF32");
+  app.add_flag("--unfused", a.unfused, "Of a GPU: every op by itself");
   std::string precision = "fp32";
   app.add_option("--precision", precision, "fp32, fp64; of a GPU also bf16, fp16");
   app.add_flag("--serve", a.serve, "Take orders from stdin");
@@ -121,7 +122,7 @@ class Bench {
     const PlanResult found = find_plan(model_.graph, cluster, options);
     if (!found.plan) fail("{} has no plan for {}", a.spec.name, cluster.spec);
     mesh_ = found.plan->mesh.size() == 1 ? "one device" : "mesh " + found.plan->mesh.to_string();
-    return lower(model_.graph, *found.plan);
+    return lower(model_.graph, *found.plan, !a.gpu.empty() && !a.unfused);
   }
   static RunOptions options(const Arguments& a) {
     RunOptions o;

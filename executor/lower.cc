@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "executor/buffers.h"
+#include "executor/fuse.h"
 #include "executor/memory_layout.h"
 #include "executor/stages.h"
 #include "executor/typing.h"
@@ -44,7 +45,7 @@ class Lowering {
       bundles_[made_by_update] = bundles(graph, plan, made_by_update);
   }
 
-  Program run() {
+  Program run(bool fused) {
     add_sources();
     for (const Section& section : stages_.sections()) {
       part_ = section.part;
@@ -69,6 +70,7 @@ class Lowering {
       if (section.ends_pass) finish_pass();
       if (section.part == Part::kUpdate) finish_stage(program_.stage_of(section.chunk));
     }
+    if (fused) fuse(program_);
     assign_buffers(program_, wishes_);
     check_passes();
     return std::move(program_);
@@ -655,17 +657,19 @@ class Lowering {
 
 }  // namespace
 
-Program lower_unplaced(const Graph& graph, const Plan& plan) { return Lowering(graph, plan).run(); }
+Program lower_unplaced(const Graph& graph, const Plan& plan) {
+  return Lowering(graph, plan).run(false);
+}
 
-Program lower(const Graph& graph, const Plan& plan) {
-  Program program = Lowering(graph, plan).run();
+Program lower(const Graph& graph, const Plan& plan, bool fused) {
+  Program program = Lowering(graph, plan).run(fused);
   plan_memory(program);
   check(program);
   return program;
 }
 
 std::vector<int64_t> stage_peak_bytes(const Graph& graph, const Plan& plan) {
-  Program program = Lowering(graph, plan).run();
+  Program program = Lowering(graph, plan).run(false);
   plan_memory(program);
   std::vector<int64_t> bytes;
   for (const StageMemory& m : program.memory) bytes.push_back(m.arena_bytes);
@@ -673,7 +677,7 @@ std::vector<int64_t> stage_peak_bytes(const Graph& graph, const Plan& plan) {
 }
 
 std::vector<int64_t> stage_live_bytes(const Graph& graph, const Plan& plan) {
-  return least_peak_bytes(Lowering(graph, plan).run());
+  return least_peak_bytes(Lowering(graph, plan).run(false));
 }
 
 int64_t peak_bytes(const Graph& graph, const Plan& plan) {

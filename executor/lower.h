@@ -10,7 +10,8 @@ namespace cleave {
 // bundled steps single collectives, ops whose whole factor is split their expansions. In-place
 // versions share a buffer where nothing reads the old one later. The program is laid out
 // (plan_memory) and checked (check) before it is returned.
-Program lower(const Graph& graph, const Plan& plan);
+// With `fused`, instructions are joined before (fuse.h).
+Program lower(const Graph& graph, const Plan& plan, bool fused = false);
 
 // The same program without its memory's layout, and unchecked: what a search asks about.
 Program lower_unplaced(const Graph& graph, const Plan& plan);

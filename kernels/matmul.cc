@@ -32,7 +32,16 @@ std::vector<TensorType> matmul_infer(const OpCall& call) {
            s.factors()[f].letter, s.text());
     }
   }
-  return infer_from_factors(call);
+  std::vector<TensorType> out = infer_from_factors(call);
+  // Sums of halves are in f32, and may be stored so.
+  if (call.attrs.has("dtype")) {
+    const DType dtype = dtype_named(call.attrs.text("dtype"));
+    if (dtype != out[0].dtype && (dtype != DType::kF32 || !is_half(out[0].dtype))) {
+      fail("a product of {} is not stored as {}", name_of(out[0].dtype), name_of(dtype));
+    }
+    out[0].dtype = dtype;
+  }
+  return out;
 }
 
 // da = dc . b and db = a . dc: contractions again, with the letters moved.

@@ -32,7 +32,8 @@ ModelConfig model(const std::string& name) { return model_named(name); }
 
 Curve curve_of(const Graph& graph, const ModelConfig& config, Processor processor) {
   const auto runtime =
-      make_runtime(lower(graph, testing::plan_for(graph, "1", {})), processor, {.seed = 42});
+      make_runtime(lower(graph, testing::plan_for(graph, "1", {}), processor == Processor::kGpu),
+                   processor, {.seed = 42});
   runtime->initialize();
   Curve curve;
   for (int step = 0; step < kSteps; ++step) {

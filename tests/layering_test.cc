@@ -29,7 +29,7 @@ const std::map<std::string, std::vector<std::string>> kMayInclude = {
     {"models", {"graph/", "kernels/ops.h", "tracer/"}},
     {"data", {"graph/"}},
     {"planner", {"graph/"}},
-    {"executor", {"checkpoint/", "data/", "graph/", "kernels/cuda/", "planner/"}},
+    {"executor", {"checkpoint/", "data/", "graph/", "kernels/cuda/", "kernels/ops.h", "planner/"}},
     {"viz", {"graph/", "planner/"}},
 };
 

@@ -73,21 +73,26 @@ int alignment_of(const void* data, int64_t elements, int64_t element) {
   return alignment;
 }
 
-}  // namespace
-
-int64_t matmul_cuda_workspace(const OpCall&) { return kProductWorkspace; }
-
-void matmul_cuda(const KernelArgs& args) {
+// The product of the first two operands, with what is added to it: indices of operands, or -1.
+void contract(const KernelArgs& args, int bias, int residual) {
   const auto [batch, rows, columns, inner] = classify(args.signature);
   const Shape a_strides = in_strides(args, 0), b_strides = in_strides(args, 1),
               c_strides = out_strides(args, 0);
+  const auto with = [&](int i) { return i < 0 ? TensorView{} : args.in[static_cast<size_t>(i)]; };
   const Matrices a = as_matrices(args, args.in[0], a_strides, batch, rows, inner, 0);
   const Matrices b = as_matrices(args, args.in[1], b_strides, batch, inner, columns, 1);
   const Matrices c = as_matrices(args, args.out[0], c_strides, batch, rows, columns, 2);
   if (a.copied) copy(args, args.signature.inputs()[0], args.in[0], a_strides, a, true);
   if (b.copied) copy(args, args.signature.inputs()[1], args.in[1], b_strides, b, true);
   const int64_t m = size_of(args, rows), n = size_of(args, columns), k = size_of(args, inner);
-  LoopNest<3> nest = nest_over<3>(args, batch, {a.strides, b.strides, c.strides});
+  Matrices r;  // the residual
+  if (residual >= 0) {
+    const Shape strides = in_strides(args, static_cast<size_t>(residual));
+    r = as_matrices(args, with(residual), strides, batch, rows, columns, 3);
+    if (r.copied) copy(args, args.signature.outputs()[0], with(residual), strides, r, true);
+  }
+  LoopNest<4> nest = nest_over<4>(
+      args, batch, {a.strides, b.strides, c.strides, residual < 0 ? c.strides : r.strides});
   if (nest.count() * m * n == 0) return;
   CLEAVE_ASSERT(k > 0, "a product over nothing");
 
@@ -103,7 +108,7 @@ void matmul_cuda(const KernelArgs& args) {
   p.transpose_b = swapped ? right.column != 1 : right.row != 1;
   const auto leading = [](const Matrices& x) { return std::max(x.row, x.column); };
   p.a.leading = leading(left), p.b.leading = leading(right), p.d.leading = leading(c);
-  std::array<int64_t, 3> step = {0, 0, 0};
+  std::array<int64_t, 4> step = {0, 0, 0, 0};
   if (!nest.sizes.empty()) {
     p.batch = nest.sizes.back();
     step = nest.steps.back();
@@ -112,6 +117,8 @@ void matmul_cuda(const KernelArgs& args) {
   }
   p.a.batch_stride = step[swapped ? 1 : 0], p.b.batch_stride = step[swapped ? 0 : 1];
   p.d.batch_stride = step[2];
+  p.has_bias = bias >= 0, p.has_c = residual >= 0;
+  if (p.has_c) p.c = {leading(r), step[3]};
   for_each_element(nest, [&](const auto& at) {
     const auto moved = [](const Matrices& x, int64_t offset) {
       return static_cast<std::byte*>(x.data) + offset * size_of(x.dtype);
@@ -119,16 +126,61 @@ void matmul_cuda(const KernelArgs& args) {
     const std::byte* const a_data = moved(left, at[swapped ? 1 : 0]);
     const std::byte* const b_data = moved(right, at[swapped ? 0 : 1]);
     std::byte* const d_data = moved(c, at[2]);
+    const std::byte* const c_data = p.has_c ? moved(r, at[3]) : nullptr;
     const int64_t element = size_of(p.in), out = size_of(p.out);
     p.alignment = std::min(
         {alignment_of(a_data, p.a.leading, element), alignment_of(b_data, p.b.leading, element),
          alignment_of(d_data, p.d.leading, out), alignment_of(a_data, p.a.batch_stride, element),
          alignment_of(b_data, p.b.batch_stride, element),
-         alignment_of(d_data, p.d.batch_stride, out)});
-    args.device->products().run(p, a_data, b_data, d_data, args.workspace, *args.device,
-                                static_cast<cudaStream_t>(args.stream));
+         alignment_of(d_data, p.d.batch_stride, out), alignment_of(c_data, p.c.leading, out),
+         alignment_of(c_data, p.c.batch_stride, out), alignment_of(with(bias).data, 0, out)});
+    args.device->products().run(p, a_data, b_data, c_data, with(bias).data, d_data, args.workspace,
+                                *args.device, static_cast<cudaStream_t>(args.stream));
   });
   if (c.copied) copy(args, args.signature.outputs()[0], args.out[0], c_strides, c, false);
+}
+
+}  // namespace
+
+int64_t matmul_cuda_workspace(const OpCall&) { return kProductWorkspace; }
+
+void matmul_cuda(const KernelArgs& args) { contract(args, -1, -1); }
+
+// What cuBLASLt cannot add is added afterwards: to f64, to results in columns, and to those that
+// are copied, or residuals that lie otherwise than the result.
+void linear_cuda(const KernelArgs& args) {
+  const bool has_bias = args.attrs.integer_or("bias", 0) != 0;
+  const int bias = has_bias ? 2 : -1;
+  const int residual = args.attrs.integer_or("residual", 0) != 0 ? (has_bias ? 3 : 2) : -1;
+  const TensorView& out = args.out[0];
+  const auto plain = [&](int i) {
+    if (i < 0) return true;
+    const TensorView& v = args.in[static_cast<size_t>(i)];
+    return v.contiguous() && v.dtype == out.dtype;
+  };
+  if (out.dtype != DType::kF64 && out.contiguous() && plain(bias) && plain(residual) &&
+      classify(args.signature).batch.empty()) {
+    contract(args, bias, residual);
+    return;
+  }
+  contract(args, -1, -1);
+  const auto order = factors_of(args.signature.outputs()[0]);
+  ElementLoops loops;
+  for (const int8_t f : order) loops.sizes.push_back(args.extents[static_cast<size_t>(f)].local);
+  const auto operand = [&](const TensorView& view, const Shape& strides) {
+    LoopOperand o{view.dtype, view.data, {}};
+    for (const int8_t f : order) o.steps.push_back(strides[static_cast<size_t>(f)]);
+    return o;
+  };
+  loops.in.push_back(operand(out, out_strides(args, 0)));
+  loops.out = loops.in;
+  loops.element = operand_name(0);
+  for (size_t i = 2; i < args.in.size(); ++i) {
+    loops.in.push_back(operand(args.in[i], in_strides(args, i)));
+    loops.element += " + " + operand_name(i - 1);
+  }
+  loops.merge();
+  launch(loops, *args.device, static_cast<cudaStream_t>(args.stream));
 }
 
 }  // namespace cleave

@@ -46,27 +46,32 @@ int64_t span_of(const ProductMatrix& m, int64_t rows, int64_t columns, int64_t b
 
 struct ProductAlgorithms::Prepared {
   cublasLtMatmulDesc_t operation = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, d = nullptr;
   cublasLtMatmulAlgo_t algorithm = {};
 
   Prepared() = default;
   Prepared(const Prepared&) = delete;
   ~Prepared() {
-    for (cublasLtMatrixLayout_t layout : {a, b, d}) {
+    for (cublasLtMatrixLayout_t layout : {a, b, c, d}) {
       if (layout != nullptr) cublas_lt().MatrixLayoutDestroy(layout);
     }
     if (operation != nullptr) cublas_lt().MatmulDescDestroy(operation);
   }
 
-  void run(const Product& p, const void* a_data, const void* b_data, void* d_data, void* workspace,
-           cublasLtHandle_t blas, cudaStream_t stream) const {
-    const double one = 1, beta = p.accumulate ? 1 : 0;
+  void run(const Product& p, const void* a_data, const void* b_data, const void* c_data,
+           const void* bias, void* d_data, void* workspace, cublasLtHandle_t blas,
+           cudaStream_t stream) const {
+    const double one = 1, beta = p.has_c ? 1 : 0;
     const auto one_f = static_cast<float>(one), beta_f = static_cast<float>(beta);
     const bool f64 = p.in == DType::kF64;
-    cuda_check(cublas_lt().Matmul(blas, operation, f64 ? static_cast<const void*>(&one) : &one_f,
-                                  a_data, a, b_data, b,
-                                  f64 ? static_cast<const void*>(&beta) : &beta_f, d_data, d,
-                                  d_data, d, &algorithm, workspace, kProductWorkspace, stream));
+    if (p.has_bias) {
+      cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                                    &bias, sizeof bias));
+    }
+    cuda_check(cublas_lt().Matmul(
+        blas, operation, f64 ? static_cast<const void*>(&one) : &one_f, a_data, a, b_data, b,
+        f64 ? static_cast<const void*>(&beta) : &beta_f, p.has_c ? c_data : d_data, p.has_c ? c : d,
+        d_data, d, &algorithm, workspace, kProductWorkspace, stream));
   }
 };
 
@@ -103,7 +108,13 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
   layout(made->a, p.in, a_rows, a_columns, p.a);
   layout(made->b, p.in, b_rows, b_columns, p.b);
+  layout(made->c, p.out, p.m, p.n, p.has_c ? p.c : p.d);
   layout(made->d, p.out, p.m, p.n, p.d);
+  if (p.has_bias) {
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    cuda_check(cublas_lt().MatmulDescSetAttribute(made->operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
+                                                  &epilogue, sizeof epilogue));
+  }
 
   cublasLtMatmulPreference_t preference = nullptr;
   cuda_check(cublas_lt().MatmulPreferenceCreate(&preference));
@@ -123,7 +134,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   std::array<cublasLtMatmulHeuristicResult_t, kCandidates> candidates;
   int count = 0;
   const cublasStatus_t status = cublas_lt().MatmulAlgoGetHeuristic(
-      device.blas(), made->operation, made->a, made->b, made->d, made->d, preference, kCandidates,
+      device.blas(), made->operation, made->a, made->b, made->c, made->d, preference, kCandidates,
       candidates.data(), &count);
   cublas_lt().MatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) cuda_check(status);
@@ -134,11 +145,14 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   const int64_t a_span = span_of(p.a, a_rows, a_columns, p.batch);
   const int64_t b_span = span_of(p.b, b_rows, b_columns, p.batch);
   const int64_t d_span = span_of(p.d, p.m, p.n, p.batch);
+  const int64_t c_span = p.has_c ? span_of(p.c, p.m, p.n, p.batch) : 0;
   const DeviceMemory a(a_span * size_of(p.in)), b(b_span * size_of(p.in)),
-      d(d_span * size_of(p.out)), workspace(kProductWorkspace);
+      c(c_span * size_of(p.out)), bias(p.m * size_of(p.out)), d(d_span * size_of(p.out)),
+      workspace(kProductWorkspace);
   fill_random(a.data, p.in, a_span, 1, nullptr);
   fill_random(b.data, p.in, b_span, 2, nullptr);
-  fill_random(d.data, p.out, d_span, 3, nullptr);
+  fill_random(c.data, p.out, c_span, 3, nullptr);
+  fill_random(bias.data, p.out, p.m, 4, nullptr);
   cudaEvent_t begin = nullptr, end = nullptr;
   cuda_check(cudaEventCreate(&begin));
   cuda_check(cudaEventCreate(&end));
@@ -152,7 +166,8 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
     std::array<float, kTimed> times;
     for (int run = -1; run < kTimed; ++run) {
       cuda_check(cudaEventRecord(begin, nullptr));
-      trial.run(p, a.data, b.data, d.data, workspace.data, device.blas(), nullptr);
+      trial.run(p, a.data, b.data, c.data, bias.data, d.data, workspace.data, device.blas(),
+                nullptr);
       cuda_check(cudaEventRecord(end, nullptr));
       cuda_check(cudaEventSynchronize(end));
       if (run >= 0) cuda_check(cudaEventElapsedTime(&times[static_cast<size_t>(run)], begin, end));
@@ -168,9 +183,10 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   return *found;
 }
 
-void ProductAlgorithms::run(const Product& p, const void* a, const void* b, void* d,
-                            void* workspace, DeviceContext& device, cudaStream_t stream) {
-  prepared(p, device).run(p, a, b, d, workspace, device.blas(), stream);
+void ProductAlgorithms::run(const Product& p, const void* a, const void* b, const void* c,
+                            const void* bias, void* d, void* workspace, DeviceContext& device,
+                            cudaStream_t stream) {
+  prepared(p, device).run(p, a, b, c, bias, d, workspace, device.blas(), stream);
 }
 
 }  // namespace cleave

@@ -30,11 +30,12 @@ struct ProductMatrix {
 struct Product {
   int64_t m = 0, n = 0, k = 0, batch = 1;
   bool transpose_a = false, transpose_b = false;
-  ProductMatrix a = {}, b = {}, d = {};
+  ProductMatrix a = {}, b = {}, c = {}, d = {};
   DType in = DType::kF32, out = DType::kF32;
-  bool accumulate = false;  // beta = 1
-  bool tf32 = false;        // of f32
-  int alignment = 16;       // bytes, of all pointers and of their columns; a power of two <= 16
+  bool has_c = false;     // of the type of d
+  bool has_bias = false;  // likewise
+  bool tf32 = false;      // of f32
+  int alignment = 16;     // bytes, of all pointers and of their columns; a power of two <= 16
   auto operator<=>(const Product&) const = default;
 };
 
@@ -45,8 +46,9 @@ class ProductAlgorithms {
 
   // Launches the product with the best algorithm that is known for it; finds it the first time, for
   // which it takes memory of its own from the device, and waits for it.
-  void run(const Product& product, const void* a, const void* b, void* d, void* workspace,
-           DeviceContext& device, cudaStream_t stream);
+  // `c` and `bias`: null where the product has none.
+  void run(const Product& product, const void* a, const void* b, const void* c, const void* bias,
+           void* d, void* workspace, DeviceContext& device, cudaStream_t stream);
 
  private:
   struct Prepared;

@@ -23,6 +23,23 @@ void add_matmuls(std::vector<OpCase>& cases) {
   cases.push_back({.op = op, .factors = "m,n->nm", .in = {f64({8}), f64({12})}});
 }
 
+void add_linears(std::vector<OpCase>& cases) {
+  const Attrs bias = {{"bias", int64_t{1}}}, residual = {{"residual", int64_t{1}}};
+  const Attrs both = {{"bias", int64_t{1}}, {"residual", int64_t{1}}};
+  const TensorType x = f64({4, 8, 12}), w = f64({16, 12}), b = f64({16}), r = f64({4, 8, 16});
+  const auto add = [&](std::string factors, Attrs attrs, std::vector<TensorType> in) {
+    cases.push_back({.op = &ops::linear,
+                     .factors = std::move(factors),
+                     .attrs = std::move(attrs),
+                     .in = std::move(in),
+                     .gradient = false});
+  };
+  add("bsK,nK,n->bsn", bias, {x, w, b});
+  add("bsK,nK,bsn->bsn", residual, {x, w, r});
+  add("bsK,nK,n,bsn->bsn", both, {x, w, b, r});
+  add("bsN,Nk,k->bsk", bias, {f64({4, 8, 16}), w, f64({12})});
+}
+
 void add_arithmetic(std::vector<OpCase>& cases) {
   for (const OpDef* op : {&ops::add, &ops::sub, &ops::mul, &ops::div}) {
     const std::vector<Range> ranges = {{-1, 1}, {0.5, 2}};
@@ -205,6 +222,7 @@ void add_reductions(std::vector<OpCase>& cases) {
 std::vector<OpCase> basic_op_cases() {
   std::vector<OpCase> cases;
   add_matmuls(cases);
+  add_linears(cases);
   add_arithmetic(cases);
   add_unaries(cases);
   add_conversions(cases);
