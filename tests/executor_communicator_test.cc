@@ -356,10 +356,12 @@ TEST(ThreadCommunicator, AFailingRankWakesTheOthers) {
   for (int64_t failing = 0; failing < 8; ++failing) {
     const Mesh mesh{{{"u", 4}, {"v", 2}}};
     std::atomic<int> finished = 0;
+    // A rank that leaves early may still be read by others: the operands outlive all ranks.
+    std::vector<std::vector<float>> in(8, std::vector<float>(8)), out = in;
     const std::string message = message_of([&] {
       on_ranks(mesh, [&](Communicator& c, int64_t rank) {
-        std::vector<float> in(8), out(8);
-        const CollectiveTensor t = operand(in, out, {8, 1, 1, 1, 1}, -1, -1);
+        const auto r = static_cast<size_t>(rank);
+        const CollectiveTensor t = operand(in[r], out[r], {8, 1, 1, 1, 1}, -1, -1);
         for (int i = 0; i < 100; ++i) {
           c.run(InstrKind::kAllReduce, i % 2, Reduction::kSum, {&t, 1});
           if (rank == failing && i == 50) fail("rank {} stumbles", rank);

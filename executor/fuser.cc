@@ -1,0 +1,54 @@
+#include "executor/fuser.h"
+
+#include <utility>
+
+namespace cleave {
+
+int Fuser::apply(Rewrite rewrite) {
+  int made = 0;
+  for (size_t i = 0; i < program_.instrs.size(); ++i) {
+    if (!gone_[i] && instr(i).kind == InstrKind::kCompute) made += rewrite(*this, i);
+  }
+  sweep();
+  return made;
+}
+
+std::optional<size_t> Fuser::maker(TensorId t, const Instr& reader, const OpDef* op) const {
+  const int32_t m = makers_[static_cast<size_t>(t)];
+  if (m < 0 || gone_[static_cast<size_t>(m)] || readers(t) != 1) return {};
+  const Instr& made = program_.instrs[static_cast<size_t>(m)];
+  if (made.kind != InstrKind::kCompute || made.op != op || made.out.size() != 1) return {};
+  if (made.part != reader.part || made.chunk != reader.chunk) return {};
+  return static_cast<size_t>(m);
+}
+
+void Fuser::take_result(size_t m, size_t i) {
+  instr(m).out = instr(i).out;
+  makers_[static_cast<size_t>(instr(m).out[0])] = static_cast<int32_t>(m);
+  gone_[i] = true;
+}
+
+void Fuser::look() {
+  gone_.assign(program_.instrs.size(), false);
+  makers_.assign(program_.tensors.size(), -1);
+  readers_.assign(program_.tensors.size(), 0);
+  for (size_t i = 0; i < program_.instrs.size(); ++i) {
+    for (TensorId t : instr(i).out) makers_[static_cast<size_t>(t)] = static_cast<int32_t>(i);
+    for (TensorId t : instr(i).in) ++readers_[static_cast<size_t>(t)];
+  }
+  for (const ProgramOutput& o : program_.outputs) ++readers_[static_cast<size_t>(o.tensor)];
+  for (const ProgramSource& s : program_.sources) {
+    if (s.final >= 0) ++readers_[static_cast<size_t>(s.final)];
+  }
+}
+
+void Fuser::sweep() {
+  std::vector<Instr> left;
+  for (size_t i = 0; i < program_.instrs.size(); ++i) {
+    if (!gone_[i]) left.push_back(std::move(instr(i)));
+  }
+  program_.instrs = std::move(left);
+  look();
+}
+
+}  // namespace cleave

@@ -1,0 +1,56 @@
+// A program that is being rewritten, with who makes and who reads each tensor; and the rewrites,
+// which executor/fuse.cc lists.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "executor/program.h"
+
+namespace cleave {
+
+// Of one rank. Instructions that a rewrite takes away are marked, and leave the program when the
+// rewrite has been tried everywhere: until then, indices hold.
+class Fuser {
+ public:
+  explicit Fuser(Program& program) : program_(program) { look(); }
+
+  Program& program() { return program_; }
+  Instr& instr(size_t i) { return program_.instrs[i]; }
+  DType dtype(TensorId t) const { return program_.tensor(t).dtype; }
+  // How many instructions read it, the program's end among them.
+  int32_t readers(TensorId t) const { return readers_[static_cast<size_t>(t)]; }
+  bool gone(size_t i) const { return gone_[i]; }
+
+  // Tries the rewrite at every instruction that computes, in their order; returns how often it
+  // was made.
+  using Rewrite = bool (*)(Fuser&, size_t i);
+  int apply(Rewrite rewrite);
+
+  // The instruction of this op that makes the tensor, its only result, for this reader alone, in
+  // the same part of the step.
+  std::optional<size_t> maker(TensorId t, const Instr& reader, const OpDef* op) const;
+  // Whether the tensor is there when instruction i runs.
+  bool before(TensorId t, size_t i) const {
+    return makers_[static_cast<size_t>(t)] < static_cast<int32_t>(i);
+  }
+  // Instruction m makes what i made, and i goes. Both have one result.
+  void take_result(size_t m, size_t i);
+
+ private:
+  void look();
+  void sweep();
+
+  Program& program_;
+  std::vector<bool> gone_;        // by instruction
+  std::vector<int32_t> makers_;   // by tensor; -1: a source
+  std::vector<int32_t> readers_;  // by tensor
+};
+
+// fuse_products.cc
+bool fuse_wide(Fuser& fuser, size_t i);
+bool fuse_bias(Fuser& fuser, size_t i);
+bool fuse_residual(Fuser& fuser, size_t i);
+
+}  // namespace cleave
