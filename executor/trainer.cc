@@ -160,7 +160,7 @@ class Training {
                .targets = options.targets,
                .seed = options.seed},
         owned_(make_runtime(
-            lower(graph, plan), options.processor,
+            lower(graph, plan, options.processor == Processor::kGpu), options.processor,
             {.seed = options.seed, .compare_ranks = options.compare_ranks, .tf32 = options.tf32})),
         runtime_(*owned_),
         guard_(options.spike_deviations),
