@@ -80,7 +80,7 @@ bool fuse_residual(Fuser& fuser, size_t i) {
     const Instr& product = fuser.instr(*m);
     const TensorId other = add.in[1 - side];
     if (product.attrs.has("dtype") || product.attrs.has("residual")) continue;
-    if (fuser.dtype(other) != fuser.dtype(add.in[side]) || !fuser.before(other, *m)) continue;
+    if (fuser.dtype(other) != fuser.dtype(add.in[side])) continue;
     become_linear(fuser, *m, i, other, product.signature->output_text(0), "residual");
     return true;
   }

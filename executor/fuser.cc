@@ -23,9 +23,9 @@ std::optional<size_t> Fuser::maker(TensorId t, const Instr& reader, const OpDef*
 }
 
 void Fuser::take_result(size_t m, size_t i) {
-  instr(m).out = instr(i).out;
-  makers_[static_cast<size_t>(instr(m).out[0])] = static_cast<int32_t>(m);
-  gone_[i] = true;
+  instr(m).out = std::move(instr(i).out);
+  instr(i) = std::move(instr(m));
+  gone_[m] = true;
 }
 
 void Fuser::look() {

@@ -31,11 +31,8 @@ class Fuser {
   // The instruction of this op that makes the tensor, its only result, for this reader alone, in
   // the same part of the step.
   std::optional<size_t> maker(TensorId t, const Instr& reader, const OpDef* op) const;
-  // Whether the tensor is there when instruction i runs.
-  bool before(TensorId t, size_t i) const {
-    return makers_[static_cast<size_t>(t)] < static_cast<int32_t>(i);
-  }
-  // Instruction m makes what i made, and i goes. Both have one result.
+  // Instruction m makes what i made, in the place of i, where the operands of both are there. Both
+  // have one result.
   void take_result(size_t m, size_t i);
 
  private:
