@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/device_options.h"
 #include "cli/model_spec.h"
 #include "cli/planning.h"
 #include "executor/lower.h"
@@ -34,7 +35,8 @@ struct Arguments {
   int threads = 0;
   bool serve = false, by_op = false;
   std::string gpu;  // a kind of one: "h100"; empty: the processor's cores
-  bool tf32 = false, unfused = false;
+  bool tf32 = false;
+  std::string no_fuse;
 };
 
 Arguments parse(int argc, char** argv) {
@@ -53,7 +55,7 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--warm-up", a.warm_up, "Steps before");
   app.add_option("--gpu", a.gpu, "h100, h200: on this machine's GPU, planned for this kind");
   app.add_flag("--tf32", a.tf32, "Of a GPU: products of f32 in TF32");
-  app.add_flag("--unfused", a.unfused, "Of a GPU: every op by itself");
+  app.add_option("--no-fuse", a.no_fuse, "Of a GPU: fusions that are not made, or all");
   std::string precision = "fp32";
   app.add_option("--precision", precision, "fp32, fp64; of a GPU also bf16, fp16");
   app.add_flag("--serve", a.serve, "Take orders from stdin");
@@ -122,7 +124,8 @@ class Bench {
     const PlanResult found = find_plan(model_.graph, cluster, options);
     if (!found.plan) fail("{} has no plan for {}", a.spec.name, cluster.spec);
     mesh_ = found.plan->mesh.size() == 1 ? "one device" : "mesh " + found.plan->mesh.to_string();
-    return lower(model_.graph, *found.plan, !a.gpu.empty() && !a.unfused);
+    return lower(model_.graph, *found.plan,
+                 {!a.gpu.empty(), no_fuse_of(a.no_fuse, !a.gpu.empty())});
   }
   static RunOptions options(const Arguments& a) {
     RunOptions o;
@@ -202,6 +205,8 @@ int run(const Arguments& a) {
                1e3 * *std::min_element(wall.begin(), wall.end()), 1e3 * median(cpu), bench.loss());
     fmt::print("{:.0f} tokens/s, arena {:.2f} GiB\n", bench.tokens() / median(wall),
                static_cast<double>(bench.runtime().program().arena_bytes) / 1073741824);
+    const std::string fused = fusions_text(bench.runtime().program());
+    if (!fused.empty()) fmt::print("fused: {}\n", fused);
   }
   if (a.by_op) print_by_op(bench.runtime(), a.serve ? 1 : a.warm_up + a.steps);
   return 0;

@@ -103,6 +103,7 @@ struct TrainArguments {
   int64_t seed = 0;
   double skip_spikes = 0;  // deviations above the mean loss that make a spike; 0: none is skipped
   bool find_nan = false;
+  std::string no_fuse;  // fusions that a GPU's program does without: "bias,wide", "all"
   std::string schedule = "cosine";
   double lr = 1e-3;
   double min_lr = -1;   // below 0: a tenth of lr
@@ -121,6 +122,7 @@ struct TrainArguments {
   std::optional<std::string> resume;  // goes on from this folder; "": from `out`
   std::string config;                 // a TOML file, which flags override
   bool print_config = false;
+  std::string dump;  // a file for the program that runs; empty: none
 };
 
 struct CheckpointArguments {

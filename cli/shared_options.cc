@@ -66,6 +66,23 @@ Option mesh_option(std::string& mesh) {
           .automatic = "searched"};
 }
 
+Option no_fuse_option(std::string& no_fuse) {
+  return {.flag = "--no-fuse",
+          .key = "train.no_fuse",
+          .type = "NAMES",
+          .help = "Of a GPU: fusions that are not made, with commas between them, or all",
+          .target = &no_fuse,
+          .automatic = "every one is made",
+          .automatic_word = "none"};
+}
+
+Option dump_option(std::string& dump) {
+  return {.flag = "--dump",
+          .type = "FILE",
+          .help = "Write the program that runs: fusions, memory, a line an instruction",
+          .target = &dump};
+}
+
 void append(std::vector<Option>& to, std::vector<Option> more) {
   for (Option& o : more) to.push_back(std::move(o));
 }

@@ -16,6 +16,8 @@ std::vector<Option> model_options(ModelArguments& model, const std::string& help
 Option forward_option(ModelArguments& model);
 Option json_option(bool& json);
 Option mesh_option(std::string& mesh);
+Option no_fuse_option(std::string& no_fuse);
+Option dump_option(std::string& dump);
 void append(std::vector<Option>& to, std::vector<Option> more);
 
 }  // namespace cleave

@@ -10,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/commands.h"
 #include "cli/config_file.h"
+#include "cli/device_options.h"
 #include "cli/format.h"
 #include "cli/plan_file.h"
 #include "cli/planning.h"
@@ -38,25 +39,6 @@ OptimizerOptions optimizer_of(const TrainArguments& a, OptimizerOptions o) {
   return o;
 }
 
-// Everything but the processor's cores is a GPU.
-bool on_gpu(const TrainArguments& a) { return !a.devices.starts_with("cpu"); }
-
-Cluster devices_of(const TrainArguments& a) {
-  const Cluster cluster = parse_cluster(a.devices);
-  if (!on_gpu(a) || cluster.size() == 1) return cluster;
-  fail(
-      "--devices {}: this version trains on cpu:N or on one GPU; plans can be made for other "
-      "clusters",
-      a.devices);
-}
-
-void expect_precision(const TrainArguments& a, DType dtype) {
-  if (on_gpu(a) || !is_half(dtype)) return;
-  fail(
-      "--precision {}: CPU devices compute in fp32 and fp64; a GPU (--devices h100) does in {} too",
-      precision_name(dtype), precision_name(dtype));
-}
-
 // What a plan file fixes and the command line may not say again.
 void expect_nothing_fixed(const TrainArguments& a) {
   const ModelArguments& m = a.model;
@@ -72,13 +54,13 @@ void expect_nothing_fixed(const TrainArguments& a) {
 }
 
 LoadedPlan planned(const TrainArguments& a) {
-  const Cluster devices = devices_of(a);
+  const Cluster devices = training_devices(a.devices);
   if (a.model.model.ends_with(".json")) {
     expect_nothing_fixed(a);
     const std::string text = read_file(a.model.model);
     ModelSpec spec = spec_in_plan_file(a.model.model, text);
     if (!spec.training) fail("{}: a plan of the forward alone trains nothing", a.model.model);
-    if (is_half(spec.dtype) && !on_gpu(a)) {
+    if (is_half(spec.dtype) && !on_gpu(a.devices)) {
       fail("{}: planned in {}, which CPU devices do not compute; plan with --precision fp32",
            a.model.model, precision_name(spec.dtype));
     }
@@ -92,7 +74,7 @@ LoadedPlan planned(const TrainArguments& a) {
     return loaded;
   }
   ModelSpec spec = spec_of(a.model);
-  expect_precision(a, spec.dtype);
+  expect_precision(a.devices, spec.dtype);
   spec.optimizer = optimizer_of(a, spec.optimizer);
   LoadedPlan result;
   result.model = trace_model(std::move(spec), a.model.user);
@@ -205,6 +187,7 @@ void train_command(const TrainArguments& a) {
   if (a.checkpoint_every > 0 && a.out.empty()) {
     fail("--checkpoint-every {}: name the run's folder with --out", a.checkpoint_every);
   }
+  const std::vector<std::string> no_fuse = no_fuse_of(a.no_fuse, on_gpu(a.devices));
   const std::optional<Checkpoint> resume = checkpoint_of(a);
   Telemetry telemetry({.out_dir = a.out,
                        .resume = goes_on_in(a.out, resume, a),
@@ -235,10 +218,12 @@ void train_command(const TrainArguments& a) {
                          .every = a.checkpoint_every,
                          .keep = a.keep,
                          .job = job_text(training.model, a.tokenizer)};
-  options.processor = on_gpu(a) ? Processor::kGpu : Processor::kCpu;
+  options.processor = on_gpu(a.devices) ? Processor::kGpu : Processor::kCpu;
   options.resume = resume ? &*resume : nullptr;
   options.spike_deviations = a.skip_spikes;
   options.find_nonfinite = a.find_nan;
+  options.no_fuse = no_fuse;
+  if (!a.dump.empty()) options.ready = [&](const Program& p) { write_file(a.dump, to_text(p)); };
   options.stop = [] { return StopSignals::received() != 0; };
 
   const Mesh& mesh = training.plan.mesh;

@@ -14,11 +14,11 @@ void feed(Runtime& runtime, const Batch& batch) {
 }
 
 Evaluator::Evaluator(const Graph& graph, const Plan& plan, const TokenData& data,
-                     BatchOptions batch, int64_t most_batches, Processor processor)
+                     BatchOptions batch, int64_t most_batches, Processor processor,
+                     const FuseOptions& fusing)
     : data_(data),
       batch_(batch),
-      runtime_(make_runtime(lower(graph, plan, processor == Processor::kGpu), processor,
-                            {.seed = batch.seed})) {
+      runtime_(make_runtime(lower(graph, plan, fusing), processor, {.seed = batch.seed})) {
   const Source* tokens = graph.source_named("tokens");
   CLEAVE_ASSERT(tokens != nullptr, "graph '{}' has no data 'tokens'", graph.name);
   batch_.batch = graph.type(tokens->value).shape[0];

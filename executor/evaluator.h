@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "data/token_data.h"
+#include "executor/fuse.h"
 #include "executor/runtime.h"
 #include "graph/graph.h"
 #include "planner/plan.h"
@@ -18,7 +19,8 @@ class Evaluator {
  public:
   // `graph`: the loss alone, for batches of its own size. `data` must outlive this.
   Evaluator(const Graph& graph, const Plan& plan, const TokenData& data, BatchOptions batch,
-            int64_t most_batches, Processor processor = Processor::kCpu);
+            int64_t most_batches, Processor processor = Processor::kCpu,
+            const FuseOptions& fusing = {});
 
   bool possible() const { return batches_ > 0; }  // there is something to validate on
   // With the weights as `trained` has them now.

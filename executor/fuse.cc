@@ -19,6 +19,14 @@ constexpr std::array kFusions = {
     Entry{{"bias", "a product adds its bias"}, fuse_bias},
     Entry{{"residual", "a product adds what stands beside it"}, fuse_residual},
 };
+static_assert(kFusions.size() <= 32, "bits of Instr::fused");
+
+void expect_known(const std::string& name) {
+  std::vector<std::string_view> names;
+  for (const Entry& e : kFusions) names.push_back(e.name);
+  if (std::find(names.begin(), names.end(), name) != names.end()) return;
+  fail("there is no fusion '{}'; there are {}, and all", name, fmt::join(names, ", "));
+}
 
 }  // namespace
 
@@ -27,19 +35,51 @@ std::span<const Fusion> fusions() {
   return all;
 }
 
-std::vector<int> fuse(Program& program, std::span<const std::string> off) {
-  for (const std::string& name : off) {
-    const bool known = std::any_of(kFusions.begin(), kFusions.end(),
-                                   [&](const Entry& e) { return e.name == name; });
-    if (!known) fail("there is no fusion '{}'", name);
+std::vector<std::string> fusions_in(std::string_view list) {
+  std::vector<std::string> names;
+  for (size_t at = 0; at <= list.size();) {
+    const size_t end = std::min(list.find(',', at), list.size());
+    const std::string name(list.substr(at, end - at));
+    at = end + 1;
+    if (name == "all") {
+      for (const Entry& e : kFusions) names.emplace_back(e.name);
+      continue;
+    }
+    expect_known(name);
+    names.push_back(name);
   }
+  return names;
+}
+
+std::string fusions_text(const Program& program) {
+  if (program.fusions.empty()) return "";
+  std::string text;
+  for (size_t f = 0; f < program.fusions.size(); ++f) {
+    if (program.fusions[f] == 0) continue;
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", kFusions[f].name, program.fusions[f]);
+  }
+  return text.empty() ? "nothing" : text;
+}
+
+std::string fusions_text(const Instr& instr) {
+  std::string text;
+  for (size_t f = 0; f < kFusions.size(); ++f) {
+    if ((instr.fused >> f & 1) == 0) continue;
+    text += fmt::format("{}{}", text.empty() ? "" : " ", kFusions[f].name);
+  }
+  return text;
+}
+
+std::vector<int> fuse(Program& program, std::span<const std::string> off) {
+  for (const std::string& name : off) expect_known(name);
   std::vector<int> made(kFusions.size(), 0);
   if (program.ranks() != 1) return made;
   Fuser fuser(program);
   for (size_t f = 0; f < kFusions.size(); ++f) {
     if (std::find(off.begin(), off.end(), kFusions[f].name) != off.end()) continue;
-    made[f] = fuser.apply(kFusions[f].rewrite);
+    made[f] = fuser.apply(kFusions[f].rewrite, uint32_t{1} << f);
   }
+  program.fusions = made;
   return made;
 }
 

@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "executor/program.h"
@@ -18,10 +19,28 @@ struct Fusion {
 };
 std::span<const Fusion> fusions();
 
+// Whether a program is fused when it is lowered, and which fusions are left out.
+struct FuseOptions {
+  FuseOptions(bool fused = false, std::vector<std::string> without = {})  // NOLINT: a yes or no
+      : on(fused), off(std::move(without)) {}
+
+  bool on;
+  std::vector<std::string> off;
+};
+
+// The fusions of a list: "bias,wide", or "all". Throws Error, with all their names, when there is
+// no such one.
+std::vector<std::string> fusions_in(std::string_view list);
+
 // Rewrites the program of one rank until nothing more can be joined, but for the fusions named in
 // `off`. Only results that nobody else reads are joined away. Returns how often each was made, in
-// the order of fusions(). A program of several ranks is left as it is. Throws Error when `off`
-// names none.
+// the order of fusions(), which the program keeps. A program of several ranks is left as it is.
+// Throws Error when `off` names none.
 std::vector<int> fuse(Program& program, std::span<const std::string> off = {});
+
+// "bias 24, residual 12": what was made; "nothing" when that is so; empty when nothing was tried.
+std::string fusions_text(const Program& program);
+// "bias residual": what has made the instruction; empty: none of them.
+std::string fusions_text(const Instr& instr);
 
 }  // namespace cleave

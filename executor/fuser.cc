@@ -4,10 +4,12 @@
 
 namespace cleave {
 
-int Fuser::apply(Rewrite rewrite) {
+int Fuser::apply(Rewrite rewrite, uint32_t bit) {
   int made = 0;
   for (size_t i = 0; i < program_.instrs.size(); ++i) {
-    if (!gone_[i] && instr(i).kind == InstrKind::kCompute) made += rewrite(*this, i);
+    if (gone_[i] || instr(i).kind != InstrKind::kCompute || !rewrite(*this, i)) continue;
+    ++made;
+    if (!gone_[i]) instr(i).fused |= bit;
   }
   sweep();
   return made;
@@ -24,6 +26,7 @@ std::optional<size_t> Fuser::maker(TensorId t, const Instr& reader, const OpDef*
 
 void Fuser::take_result(size_t m, size_t i) {
   instr(m).out = std::move(instr(i).out);
+  instr(m).fused |= instr(i).fused;
   instr(i) = std::move(instr(m));
   gone_[m] = true;
 }

@@ -24,9 +24,10 @@ class Fuser {
   bool gone(size_t i) const { return gone_[i]; }
 
   // Tries the rewrite at every instruction that computes, in their order; returns how often it
-  // was made.
+  // was made. The instruction that is joined at
+  // i gets the bit.
   using Rewrite = bool (*)(Fuser&, size_t i);
-  int apply(Rewrite rewrite);
+  int apply(Rewrite rewrite, uint32_t bit = 0);
 
   // The instruction of this op that makes the tensor, its only result, for this reader alone, in
   // the same part of the step.

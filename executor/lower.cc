@@ -45,7 +45,7 @@ class Lowering {
       bundles_[made_by_update] = bundles(graph, plan, made_by_update);
   }
 
-  Program run(bool fused) {
+  Program run(const FuseOptions& fusing) {
     add_sources();
     for (const Section& section : stages_.sections()) {
       part_ = section.part;
@@ -70,7 +70,7 @@ class Lowering {
       if (section.ends_pass) finish_pass();
       if (section.part == Part::kUpdate) finish_stage(program_.stage_of(section.chunk));
     }
-    if (fused) fuse(program_);
+    if (fusing.on) fuse(program_, fusing.off);
     assign_buffers(program_, wishes_);
     check_passes();
     return std::move(program_);
@@ -661,8 +661,8 @@ Program lower_unplaced(const Graph& graph, const Plan& plan) {
   return Lowering(graph, plan).run(false);
 }
 
-Program lower(const Graph& graph, const Plan& plan, bool fused) {
-  Program program = Lowering(graph, plan).run(fused);
+Program lower(const Graph& graph, const Plan& plan, const FuseOptions& fusing) {
+  Program program = Lowering(graph, plan).run(fusing);
   plan_memory(program);
   check(program);
   return program;

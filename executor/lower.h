@@ -1,6 +1,7 @@
 // From a plan to the program that each rank executes.
 #pragma once
 
+#include "executor/fuse.h"
 #include "executor/program.h"
 #include "planner/plan.h"
 
@@ -10,8 +11,8 @@ namespace cleave {
 // bundled steps single collectives, ops whose whole factor is split their expansions. In-place
 // versions share a buffer where nothing reads the old one later. The program is laid out
 // (plan_memory) and checked (check) before it is returned.
-// With `fused`, instructions are joined before (fuse.h).
-Program lower(const Graph& graph, const Plan& plan, bool fused = false);
+// Instructions are joined before when `fusing` says so.
+Program lower(const Graph& graph, const Plan& plan, const FuseOptions& fusing = {});
 
 // The same program without its memory's layout, and unchecked: what a search asks about.
 Program lower_unplaced(const Graph& graph, const Plan& plan);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "executor/fuse.h"
 #include "executor/typing.h"
 #include "graph/error.h"
 
@@ -196,6 +197,7 @@ std::string to_text(const Program& program) {
   }
   for (size_t s = 0; pipeline && s < program.memory.size(); ++s)
     text += fmt::format("stage {}: arena {} bytes\n", s, program.memory[s].arena_bytes);
+  if (!program.fusions.empty()) text += fmt::format("fused {}\n", fusions_text(program));
   for (const ProgramSource& s : program.sources) {
     text += fmt::format("{} {}: {}{}\n", name_of(s.kind), s.name, describe(program, s.tensor),
                         s.on_host ? " on the host" : "");
@@ -217,6 +219,7 @@ std::string to_text(const Program& program) {
           fmt::format(" {} chunk {}", instr.kind == InstrKind::kSend ? "to" : "from", instr.peer);
     }
     text += fmt::format(": {} -> {}", describe(program, instr.in), describe(program, instr.out));
+    if (instr.fused != 0) text += fmt::format("  fused: {}", fusions_text(instr));
     if (!instr.where.empty()) text += "  # " + instr.where;
     text += '\n';
   }

@@ -122,6 +122,7 @@ struct Instr {
   std::string where;     // for reports: "h.0.attn gpt2.cc:31"
   Part part = Part::kForward;
   int32_t chunk = 0;
+  uint32_t fused = 0;  // by bits: which of fusions() (fuse.h) have made it
 };
 
 // A state or parameter, kept in a persistent buffer from step to step, or a data input, filled
@@ -168,6 +169,8 @@ struct Program {
   std::vector<StageMemory> memory;
   int64_t arena_bytes = 0, workspace_bytes = 0, host_bytes = 0;
   bool gpu = false;  // the workspaces are those of the GPU's kernels
+  // How often each of fusions() (fuse.h) was made, in their order; empty: none was tried.
+  std::vector<int> fusions;
 
   ProgramTensor& tensor(TensorId t) { return tensors[static_cast<size_t>(t)]; }
   const ProgramTensor& tensor(TensorId t) const { return tensors[static_cast<size_t>(t)]; }

@@ -159,8 +159,9 @@ class Training {
                .vocab = options.vocab,
                .targets = options.targets,
                .seed = options.seed},
+        fusing_(options.processor == Processor::kGpu, options.no_fuse),
         owned_(make_runtime(
-            lower(graph, plan, options.processor == Processor::kGpu), options.processor,
+            lower(graph, plan, fusing_), options.processor,
             {.seed = options.seed, .compare_ranks = options.compare_ranks, .tf32 = options.tf32})),
         runtime_(*owned_),
         guard_(options.spike_deviations),
@@ -168,7 +169,7 @@ class Training {
     data.check_vocab(options.vocab);
     if (options.evaluation.graph != nullptr) {
       evaluator_.emplace(*options.evaluation.graph, *options.evaluation.plan, data, batch_,
-                         options.eval_batches, options.processor);
+                         options.eval_batches, options.processor, fusing_);
     }
     state_.seed = options.seed;
     state_.data = data.fingerprint();
@@ -198,6 +199,9 @@ class Training {
     }
     telemetry_.begin(info);
     for (const std::string& note : notes_) telemetry_.note(note);
+    const std::string fused = fusions_text(runtime_.program());
+    if (!fused.empty()) telemetry_.note(fmt::format("fused: {}", fused));
+    if (options_.ready) options_.ready(runtime_.program());
     if (evaluator_ && !evaluator_->possible()) {
       telemetry_.note(
           fmt::format("no validation loss: '{}' has no sequence to spare", data_.path()));
@@ -352,6 +356,7 @@ class Training {
   Telemetry& telemetry_;
   const Shape shape_;         // of "tokens"
   const BatchOptions batch_;  // of one micro-batch
+  const FuseOptions fusing_;
   const std::unique_ptr<Runtime> owned_;
   Runtime& runtime_;
   std::optional<Evaluator> evaluator_;

@@ -48,8 +48,10 @@ struct TrainOptions {
   bool find_nonfinite = false;
   std::function<bool()> stop;  // asked before each step; true: save and return
   Processor processor = Processor::kCpu;
-  bool tf32 = false;           // of a GPU: products of f32 in TF32
-  bool compare_ranks = false;  // compare the outputs of all ranks bit by bit after each step
+  bool tf32 = false;                 // of a GPU: products of f32 in TF32
+  std::vector<std::string> no_fuse;  // of a GPU's program: fusions that are not made (fuse.h)
+  bool compare_ranks = false;        // compare the outputs of all ranks bit by bit after each step
+  std::function<void(const Program&)> ready;  // called with the program when the run begins
 };
 
 // So many updates in a row left out end the run.

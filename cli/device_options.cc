@@ -1,0 +1,38 @@
+#include "cli/device_options.h"
+
+#include "cli/model_spec.h"
+#include "executor/fuse.h"
+#include "graph/error.h"
+
+namespace cleave {
+
+bool on_gpu(const std::string& devices) { return !devices.starts_with("cpu"); }
+
+Cluster training_devices(const std::string& devices) {
+  const Cluster cluster = parse_cluster(devices);
+  if (!on_gpu(devices) || cluster.size() == 1) return cluster;
+  fail(
+      "--devices {}: this version trains on cpu:N or on one GPU; plans can be made for other "
+      "clusters",
+      devices);
+}
+
+void expect_precision(const std::string& devices, DType dtype) {
+  if (on_gpu(devices) || !is_half(dtype)) return;
+  fail(
+      "--precision {}: CPU devices compute in fp32 and fp64; a GPU (--devices h100) does in {} too",
+      precision_name(dtype), precision_name(dtype));
+}
+
+std::vector<std::string> no_fuse_of(const std::string& list, bool gpu) {
+  if (list.empty()) return {};
+  try {
+    std::vector<std::string> names = fusions_in(list);
+    if (gpu) return names;
+  } catch (const Error& e) {
+    fail("--no-fuse {}: {}", list, e.what());
+  }
+  fail("--no-fuse {}: only the programs of GPUs are fused", list);
+}
+
+}  // namespace cleave

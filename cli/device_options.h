@@ -1,0 +1,24 @@
+// What --devices means to the commands that run a program here, and what goes with it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "graph/types.h"
+#include "planner/cluster.h"
+
+namespace cleave {
+
+// Everything but the processor's cores is a GPU.
+bool on_gpu(const std::string& devices);
+
+// cpu:N, or one GPU. Throws Error on what this machine cannot run.
+Cluster training_devices(const std::string& devices);
+
+// Throws Error when the devices do not compute in it.
+void expect_precision(const std::string& devices, DType dtype);
+
+// The fusions that --no-fuse names. Throws Error when there is no such one, or nothing is fused.
+std::vector<std::string> no_fuse_of(const std::string& list, bool gpu);
+
+}  // namespace cleave
