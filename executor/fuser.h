@@ -24,8 +24,7 @@ class Fuser {
   bool gone(size_t i) const { return gone_[i]; }
 
   // Tries the rewrite at every instruction that computes, in their order; returns how often it
-  // was made. The instruction that is joined at
-  // i gets the bit.
+  // was made. The instruction that then stands at i gets the bit.
   using Rewrite = bool (*)(Fuser&, size_t i);
   int apply(Rewrite rewrite, uint32_t bit = 0);
 
