@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <new>
 #include <optional>
@@ -64,6 +65,8 @@ struct Step {
   std::vector<LocalCopy> copies;              // slice, mask, copy
   std::vector<TensorView> messages;           // send, receive: the one tensor
 };
+
+using Clock = std::chrono::steady_clock;
 
 // What all ranks are given for a step's micro-batches: whole tensors, by micro-batch and source.
 using StepData = std::vector<std::vector<std::vector<std::byte>>>;
@@ -138,10 +141,13 @@ class Rank {
   }
 
   // Runs the micro-batches [first, last) of a step with their data, and what begins and ends it.
-  void run(int64_t first, int64_t last, const StepData& data) {
+  // `begun`: when the step did.
+  void run(int64_t first, int64_t last, const StepData& data, Clock::time_point begun) {
     if (first == 0) {
       communicator_.reset_counts();
       nonfinite_ = {};
+      runs_.clear();
+      begun_ = begun;
       for (const ProgramSource& s : p_.sources) {
         if (s.kind == SourceKind::kAccumulator && p_.stage_of(s.chunk) == stage_)
           clear(p_.tensor(s.tensor));
@@ -178,6 +184,8 @@ class Rank {
   };
   const Nonfinite& nonfinite() const { return nonfinite_; }
   void set_watched(bool on) { watched_ = on; }
+  void set_recorded(bool on) { recorded_ = on; }
+  const std::vector<InstrRun>& recording() const { return runs_; }  // of this step, when recorded
   const std::vector<double>& seconds() const { return seconds_; }
 
   std::byte* data(const ProgramTensor& t, int64_t micro_batch = 0) const {
@@ -203,7 +211,7 @@ class Rank {
     const auto& by_slot = steps_.at({run.part, run.chunk});
     for (const Step& step : by_slot[static_cast<size_t>(run.micro_batch) % by_slot.size()]) {
       try {
-        if (options_.time_instructions) {
+        if (options_.time_instructions || recorded_) {
           timed(step, run);
         } else {
           execute(step, run);
@@ -319,10 +327,14 @@ class Rank {
   }
 
   void timed(const Step& step, const PartRun& run) {
-    const auto begin = std::chrono::steady_clock::now();
+    const auto begin = Clock::now();
     execute(step, run);
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
-    seconds_[static_cast<size_t>(step.instr - p_.instrs.data())] += passed.count();
+    const std::chrono::duration<double> passed = Clock::now() - begin, before = begin - begun_;
+    const auto index = step.instr - p_.instrs.data();
+    seconds_[static_cast<size_t>(index)] += passed.count();
+    if (!recorded_) return;
+    runs_.push_back({static_cast<int32_t>(index), once_a_step(run.part) ? 0 : run.micro_batch,
+                     before.count(), passed.count()});
   }
 
   // Messages are packed: as many bytes as the tensor has elements.
@@ -397,8 +409,10 @@ class Rank {
   // By part and chunk as in the order, then by slot.
   std::map<std::pair<Part, int32_t>, std::vector<std::vector<Step>>> steps_;
   std::vector<std::byte> packed_;  // a message
-  bool watched_ = false;
+  bool watched_ = false, recorded_ = false;
   Nonfinite nonfinite_;
+  std::vector<InstrRun> runs_;
+  Clock::time_point begun_;
 };
 
 // Whether the counts are those promised. Sums of bytes over three ranks are not exact.
@@ -540,6 +554,8 @@ struct CpuRuntime::Impl {
   std::vector<std::vector<CollectiveCount>> promised;  // by stage
   int64_t given = 0, run = 0;            // micro-batches of this step: with their data, run
   double seconds = 0;                    // that they took
+  Clock::time_point begun;               // this step
+  std::deque<StepResult> results;        // of steps that are not finished
   std::string failure;                   // what the first failed step said
   std::unique_ptr<RankThreads> threads;  // last: they stop before what they use is gone
 };
@@ -619,9 +635,10 @@ void CpuRuntime::Impl::pass(bool last) {
   }
   ++given;
   if (!last && p.stages() > 1) return;
-  const auto begin = std::chrono::steady_clock::now();
-  run_on_ranks([&](int64_t r) { ranks[static_cast<size_t>(r)]->run(run, given, data); });
-  const auto end = std::chrono::steady_clock::now();
+  const auto begin = Clock::now();
+  if (run == 0) begun = begin;
+  run_on_ranks([&](int64_t r) { ranks[static_cast<size_t>(r)]->run(run, given, data, begun); });
+  const auto end = Clock::now();
   seconds += std::chrono::duration<double>(end - begin).count();
   run = given;
   if (last) given = run = 0;
@@ -633,7 +650,18 @@ void CpuRuntime::watch(bool on) {
   for (const auto& rank : impl_->ranks) rank->set_watched(on);
 }
 
-StepResult CpuRuntime::step() {
+void CpuRuntime::record(bool on) {
+  for (const auto& rank : impl_->ranks) rank->set_recorded(on);
+}
+
+StepResult CpuRuntime::finish() {
+  CLEAVE_ASSERT(!impl_->results.empty(), "no step was started");
+  StepResult result = std::move(impl_->results.front());
+  impl_->results.pop_front();
+  return result;
+}
+
+void CpuRuntime::start() {
   const Program& p = impl_->program;
   StepResult result;
   impl_->pass(true);
@@ -670,7 +698,10 @@ StepResult CpuRuntime::step() {
       }
     }
   }
-  return result;
+  if (!impl_->ranks[0]->recording().empty()) {
+    for (const auto& rank : impl_->ranks) result.runs.push_back(rank->recording());
+  }
+  impl_->results.push_back(std::move(result));
 }
 
 }  // namespace cleave

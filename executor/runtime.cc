@@ -14,6 +14,11 @@ std::vector<std::byte> Runtime::read_source(std::string_view name) const {
   return whole;
 }
 
+StepResult Runtime::step() {
+  start();
+  return finish();
+}
+
 std::unique_ptr<Runtime> make_runtime(Program program, Processor processor, RunOptions options) {
   if (processor == Processor::kCpu) {
     return std::make_unique<CpuRuntime>(std::move(program), options);

@@ -29,6 +29,13 @@ struct RunOptions {
   bool tf32 = false;
 };
 
+// One run of an instruction in a step.
+struct InstrRun {
+  int32_t instr = 0;
+  int32_t micro_batch = 0;
+  double start = 0, seconds = 0;  // from the step's begin
+};
+
 struct StepOutput {
   std::string name;
   Shape shape;
@@ -44,6 +51,8 @@ struct StepResult {
   // When watched: the first op that made a NaN or an infinity of finite operands, with its place in
   // the model, or the parameter or state that held one; empty when there is none.
   std::string first_nonfinite;
+  // When recorded: by rank, in the order in which they ran; views do not run.
+  std::vector<std::vector<InstrRun>> runs;
   // The only number of this output. Throws Error when there is no such output, or it is no scalar.
   double value(std::string_view name) const;
 };
@@ -64,11 +73,18 @@ class Runtime {
   // for all of a step's micro-batches but the last, which step() runs. A pipeline works on several
   // at once: it keeps the data, and step() runs all.
   virtual void accumulate() = 0;
-  // Runs the program once: with several micro-batches, the last one and the update. After a failed
-  // step the runtime is of no use any more.
-  virtual StepResult step() = 0;
-  // Whether to look at every result for numbers that are not finite, which takes time.
+  // Runs the program once: with several micro-batches, the last one and the update. A GPU has only
+  // been told to when this returns; the next step may be given to it before the results of this one
+  // are asked for, but no more than one. After a failed step the runtime is of no use any more.
+  virtual void start() = 0;
+  // The results of the oldest step that was started and not finished, when it is done.
+  virtual StepResult finish() = 0;
+  // Both.
+  StepResult step();
+  // Whether to look at every result for numbers that are not finite, which takes time, and to note
+  // when each instruction ran (StepResult::runs). Of the steps that begin from now on.
   virtual void watch(bool on) = 0;
+  virtual void record(bool on) = 0;
 
   // A parameter or state as one whole tensor, row-major, into memory that may be there already;
   // what does not fit is allocated. Checks that ranks which hold the same part hold the same bits.

@@ -11,6 +11,8 @@
 #include <thread>
 #include <utility>
 
+#include "executor/cuda/ranges.h"
+#include "executor/cuda/recorder.h"
 #include "executor/initial_state.h"
 #include "executor/memory_layout.h"
 #include "executor/typing.h"
@@ -72,6 +74,14 @@ struct Launch {
   std::vector<Extent> extents;
 };
 
+// A step that was started: when it begins and ends on the device, and what it finds.
+struct Flight {
+  cudaEvent_t begun = nullptr, ended = nullptr;
+  std::unique_ptr<PinnedMemory> results;  // its outputs
+  std::vector<InstrRun> runs;             // when recorded
+  std::string nonfinite;                  // when watched
+};
+
 // The parts of a step that are captured, each with what runs before it.
 enum Section : size_t { kOnce, kPass, kUpdate, kSections };
 
@@ -118,7 +128,7 @@ struct CudaRuntime::Impl {
         seconds(program.instrs.size(), 0) {
     context.tf32 = options.tf32;
     cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    for (cudaEvent_t* event : {&begun, &ended, &copied}) cuda_check(cudaEventCreate(event));
+    cuda_check(cudaEventCreate(&copied));
     cuda_check(cudaEventRecord(copied, stream));
     for (const Instr& instr : program.instrs) {
       if (!is_view(program, instr)) sections[section_of(instr.part)].push_back(resolve(instr));
@@ -127,7 +137,11 @@ struct CudaRuntime::Impl {
     for (const ProgramOutput& out : program.outputs) {
       bytes += static_cast<size_t>(span_of(program.tensor(out.tensor)));
     }
-    results = std::make_unique<PinnedMemory>(bytes);
+    for (Flight& f : flights) {
+      cuda_check(cudaEventCreate(&f.begun));
+      cuda_check(cudaEventCreate(&f.ended));
+      f.results = std::make_unique<PinnedMemory>(bytes);
+    }
     warm_up();
     capture();
     poison();
@@ -137,9 +151,11 @@ struct CudaRuntime::Impl {
     for (cudaGraphExec_t graph : graphs) {
       if (graph != nullptr) cudaGraphExecDestroy(graph);
     }
-    for (cudaEvent_t event : {begun, ended, copied}) {
-      if (event != nullptr) cudaEventDestroy(event);
+    for (const Flight& f : flights) {
+      if (f.begun != nullptr) cudaEventDestroy(f.begun);
+      if (f.ended != nullptr) cudaEventDestroy(f.ended);
     }
+    if (copied != nullptr) cudaEventDestroy(copied);
     if (stream != nullptr) cudaStreamDestroy(stream);
   }
 
@@ -230,6 +246,7 @@ struct CudaRuntime::Impl {
 
   void execute(const Launch& launch) {
     const KernelArgs args = arguments(launch);
+    const Range range(name_of(*launch.instr), launch.instr->where);
     if (launch.instr->kind == InstrKind::kCompute) {
       launch.instr->op->cuda(args);
     } else {
@@ -314,11 +331,22 @@ struct CudaRuntime::Impl {
   }
 
   void run(Section s) {
-    if (watched || options.time_instructions) {
+    if (recorded && !watched) {
+      record(s);
+    } else if (watched || eager || options.time_instructions) {
       for (const Launch& launch : sections[s]) with_place(launch, [&] { alone(launch); });
     } else if (graphs[s] != nullptr) {
       cuda_check(cudaGraphLaunch(graphs[s], stream));
     }
+  }
+
+  void record(Section s) {
+    std::vector<StepRecorder::Work> work;
+    for (const Launch& launch : sections[s]) {
+      work.push_back({static_cast<int32_t>(launch.instr - program.instrs.data()),
+                      [&] { with_place(launch, [&] { execute(launch); }); }});
+    }
+    recorder.run(s, s == kPass ? static_cast<int32_t>(given) : 0, work, stream);
   }
 
   // With its time taken, and its results looked at.
@@ -404,7 +432,10 @@ struct CudaRuntime::Impl {
     try {
       if (given == 0) {
         nonfinite.clear();
-        cuda_check(cudaEventRecord(begun, stream));
+        CLEAVE_ASSERT(started - finished < std::ssize(flights), "{} steps are not finished",
+                      started - finished);
+        recorded = asked_to_record;
+        cuda_check(cudaEventRecord(flight(started).begun, stream));
         for (const ProgramSource& s : program.sources) {
           if (s.kind != SourceKind::kAccumulator) continue;
           const ProgramTensor& t = program.tensor(s.tensor);
@@ -435,14 +466,19 @@ struct CudaRuntime::Impl {
   std::array<std::vector<Launch>, kSections> sections;
   std::array<cudaGraphExec_t, kSections> graphs = {};
   cudaStream_t stream = nullptr;
-  cudaEvent_t begun = nullptr, ended = nullptr;  // the step
-  cudaEvent_t copied = nullptr;                  // staged data may be overwritten
-  std::vector<bool> filled;                      // by source; of data: for the next micro-batch
+  // Steps take turns. So many have been started, and finished.
+  std::array<Flight, 2> flights;
+  int64_t started = 0, finished = 0;
+  Flight& flight(int64_t step) { return flights[static_cast<size_t>(step) % flights.size()]; }
+  cudaEvent_t copied = nullptr;  // staged data may be overwritten
+  std::vector<bool> filled;      // by source; of data: for the next micro-batch
   std::vector<std::unique_ptr<PinnedMemory>> staged;  // by source, of data
-  std::unique_ptr<PinnedMemory> results;              // the outputs
   std::vector<double> seconds;                        // by instruction
   int64_t given = 0;                                  // micro-batches of this step so far
   bool watched = false;
+  const bool eager = ranges_wanted();              // no graphs: see ranges.h
+  bool asked_to_record = false, recorded = false;  // the next step, and this one
+  StepRecorder recorder;
   std::string nonfinite, failure;
 };
 
@@ -525,24 +561,39 @@ void CudaRuntime::write_source(std::string_view name, std::span<const std::byte>
   impl_->filled[s] = true;
 }
 
-StepResult CudaRuntime::step() {
+void CudaRuntime::record(bool on) { impl_->asked_to_record = on; }
+
+void CudaRuntime::start() {
   Impl& r = *impl_;
   r.pass(true);
-  StepResult result;
-  std::byte* to = r.results->data();
+  Flight& flight = r.flight(r.started);
+  std::byte* to = flight.results->data();
   for (const ProgramOutput& o : r.program.outputs) {
     const ProgramTensor& t = r.program.tensor(o.tensor);
     const auto bytes = static_cast<size_t>(Impl::span_of(t));
     cuda_check(cudaMemcpyAsync(to, r.data(t), bytes, cudaMemcpyDeviceToHost, r.stream));
     to += bytes;
   }
-  cuda_check(cudaEventRecord(r.ended, r.stream));
-  cuda_check(cudaEventSynchronize(r.ended));
+  cuda_check(cudaEventRecord(flight.ended, r.stream));
+  ++r.started;
+  flight.nonfinite = r.nonfinite;
+  if (!r.recorded) return;
+  cuda_check(cudaEventSynchronize(flight.ended));  // its events are those of the next one too
+  flight.runs = r.recorder.take(flight.begun);
+}
+
+StepResult CudaRuntime::finish() {
+  Impl& r = *impl_;
+  CLEAVE_ASSERT(r.finished < r.started, "no step was started");
+  Flight& flight = r.flight(r.finished++);
+  cuda_check(cudaEventSynchronize(flight.ended));
+  StepResult result;
   float milliseconds = 0;
-  cuda_check(cudaEventElapsedTime(&milliseconds, r.begun, r.ended));
+  cuda_check(cudaEventElapsedTime(&milliseconds, flight.begun, flight.ended));
   result.seconds = static_cast<double>(milliseconds) * 1e-3;
-  result.first_nonfinite = r.nonfinite;
-  const std::byte* from = r.results->data();
+  result.first_nonfinite = flight.nonfinite;
+  if (!flight.runs.empty()) result.runs = {std::exchange(flight.runs, {})};
+  const std::byte* from = flight.results->data();
   for (const ProgramOutput& o : r.program.outputs) {
     const ProgramTensor& t = r.program.tensor(o.tensor);
     result.outputs.push_back({o.name, t.geometry.shape, Impl::elements(t, from)});

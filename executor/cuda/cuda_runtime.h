@@ -19,8 +19,10 @@ class CudaRuntime final : public Runtime {
   void initialize() override;
   void set_data(std::string_view name, std::span<const std::byte> whole) override;
   void accumulate() override;
-  StepResult step() override;
+  void start() override;
+  StepResult finish() override;
   void watch(bool on) override;
+  void record(bool on) override;
   using Runtime::read_source;
   void read_source(std::string_view name, std::vector<std::byte>& whole) const override;
   void write_source(std::string_view name, std::span<const std::byte> whole) override;
