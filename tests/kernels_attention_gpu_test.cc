@@ -1,5 +1,5 @@
-// Attention of 16 bits as models have it, with queries, keys and values in one tensor: cuDNN's and
-// our own kernels against the CPU in double. Each call is run, then captured as a graph and run
+// Attention of 16 bits as models have it, with queries, keys and values in one tensor: our own
+// kernels and cuDNN's against the CPU in double. Each call is run, then captured as a graph and run
 // again.
 #include <gtest/gtest.h>
 
@@ -47,7 +47,19 @@ class AttentionOnGpu : public ::testing::TestWithParam<DType> {
  protected:
   void SetUp() override {
     if (!testing::has_gpu()) GTEST_SKIP() << "no GPU here";
-    device().cudnn_attention = device().deterministic_attention = true;
+    choose(Kernels::kTensorCores);
+    device().deterministic_attention = true;
+  }
+
+  enum class Kernels { kTensorCores, kCudnn, kAnyType };
+  static constexpr std::pair<Kernels, std::string_view> kAll[] = {
+      {Kernels::kTensorCores, "our own kernels on tensor cores"},
+      {Kernels::kCudnn, "cuDNN's kernels"},
+      {Kernels::kAnyType, "our own kernels for any type"}};
+  // Those, or where they cannot, the ones behind them.
+  static void choose(Kernels kernels) {
+    device().tensor_core_attention = kernels == Kernels::kTensorCores;
+    device().cudnn_attention = kernels != Kernels::kAnyType;
   }
 
   static DeviceContext& device() {
@@ -166,10 +178,9 @@ class AttentionOnGpu : public ::testing::TestWithParam<DType> {
   std::vector<HostTensor> check(const Application& a, const std::vector<size_t>& fused_in,
                                 const std::vector<size_t>& fused_out, const std::string& what) {
     std::vector<HostTensor> want = testing::run_op(doubles(a), {.view = false});
-    for (const bool cudnn : {true, false}) {
-      device().cudnn_attention = cudnn;
-      const std::string which = fmt::format("{} of {}, {}", a.op->name, what,
-                                            cudnn ? "cuDNN's kernels" : "our own kernels");
+    for (const auto& [kernels, name] : kAll) {
+      choose(kernels);
+      const std::string which = fmt::format("{} of {}, {}", a.op->name, what, name);
       const size_t refused = device().attention().refusals().size();
       try {
         bool same = false;
@@ -192,7 +203,7 @@ class AttentionOnGpu : public ::testing::TestWithParam<DType> {
       const std::vector<std::string>& refusals = device().attention().refusals();
       for (size_t i = refused; i < refusals.size(); ++i) ADD_FAILURE() << refusals[i];
     }
-    device().cudnn_attention = true;
+    choose(Kernels::kTensorCores);
     return want;
   }
 
@@ -239,6 +250,8 @@ TEST_P(AttentionOnGpu, OneHeadForEachKeyHead) {
     check({1, 1024, 16, 1, 96, causal});
     check({2, 257, 25, 1, 64, causal});
     check({1, 200, 3, 1, 128, causal});
+    check({2, 1, 2, 1, 64, causal});
+    check({1, 449, 2, 1, 128, causal});
   }
 }
 
@@ -247,6 +260,7 @@ TEST_P(AttentionOnGpu, SeveralHeadsForAKeyHead) {
     check({1, 512, 8, 4, 64, causal});
     check({1, 512, 4, 7, 128, causal});
     check({3, 300, 1, 6, 80, causal});
+    check({2, 130, 2, 3, 96, causal});
   }
 }
 
@@ -258,9 +272,7 @@ TEST_P(AttentionOnGpu, WideHeads) {
 }
 
 // The deterministic backward then goes by some heads, or some of the batch, at a time.
-TEST_P(AttentionOnGpu, MoreWeightsThanAreStored) {
-  check({2, 2048, 3, 8, 64, true});
-}
+TEST_P(AttentionOnGpu, MoreWeightsThanAreStored) { check({2, 2048, 3, 8, 64, true}); }
 
 TEST_P(AttentionOnGpu, GradientsInAnyOrder) {
   device().deterministic_attention = false;

@@ -1,9 +1,12 @@
 // Attention, forward and backward, on the GPU: which kernel, and how it is told what to do.
 #include "kernels/attention.h"
 
+#include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "kernels/cuda/attention_cudnn.h"
+#include "kernels/cuda/attention_hopper.h"
 #include "kernels/cuda/attention_work.h"
 #include "kernels/cuda/context.h"
 
@@ -103,6 +106,11 @@ AttentionMask mask_of(const KernelArgs& args, const AttentionFactors& f) {
              : AttentionMask::kOther;
 }
 
+// Those kernels are made of instructions that only this generation has.
+bool has_tensor_core_attention(const DeviceContext& device) {
+  return device.tensor_core_attention && device.properties().major == 9;
+}
+
 }  // namespace
 
 void attention_cuda(const KernelArgs& args) {
@@ -118,16 +126,24 @@ void attention_cuda(const KernelArgs& args) {
                                      3);
   const auto stream = static_cast<cudaStream_t>(args.stream);
   DeviceContext& device = *args.device;
-  if (device.cudnn_attention &&
-      device.attention().attend(work, mask_of(args, factors), device, stream)) {
+  const std::optional<AttentionShape> shape = shape_of(work, mask_of(args, factors), false);
+  if (shape && has_tensor_core_attention(device) && attend_on_tensor_cores(*shape, work, stream))
+    return;
+  if (shape && device.cudnn_attention && device.attention().attend(*shape, work, device, stream)) {
     return;
   }
   attend(work, stream);
 }
 
+// For the statistics of every query: one number, or two and room up to a whole block.
 int64_t attention_backward_cuda_workspace(const OpCall& call) {
-  return numel(call.in[5].shape) *
-         size_of(call.in[0].dtype == DType::kF64 ? DType::kF64 : DType::kF32);
+  const int64_t queries = call.extents[static_cast<size_t>(
+      AttentionFactors(call.signature.inputs()[1], call.signature.inputs()[3],
+                       call.signature.inputs()[4])
+          .s)];
+  const int64_t rows = numel(call.in[5].shape);
+  const int64_t plain = rows * size_of(call.in[0].dtype == DType::kF64 ? DType::kF64 : DType::kF32);
+  return rows == 0 ? 0 : std::max(plain, attention_statistics_bytes(rows / queries, queries));
 }
 
 void attention_backward_cuda(const KernelArgs& args) {
@@ -147,8 +163,13 @@ void attention_backward_cuda(const KernelArgs& args) {
                                6);
   const auto stream = static_cast<cudaStream_t>(args.stream);
   DeviceContext& device = *args.device;
-  if (device.cudnn_attention &&
-      device.attention().attend_backward(work, mask_of(args, factors), device, stream)) {
+  std::optional<AttentionShape> shape = shape_of(work, mask_of(args, factors), true);
+  if (shape && has_tensor_core_attention(device) &&
+      attend_backward_on_tensor_cores(*shape, work, args.workspace, stream)) {
+    return;
+  }
+  if (shape) shape->deterministic = device.deterministic_attention;
+  if (shape && device.cudnn_attention && device.attention().attend(*shape, work, device, stream)) {
     return;
   }
   work.delta = args.workspace;

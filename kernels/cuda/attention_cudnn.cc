@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <array>
-#include <compare>
 #include <exception>
 #include <map>
 #include <optional>
@@ -16,7 +15,7 @@
 #include <utility>
 
 #include "graph/error.h"
-#include "kernels/cuda/attention_work.h"
+#include "kernels/cuda/attention_shape.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #endif
@@ -28,6 +27,7 @@ namespace {
 
 namespace fe = cudnn_frontend;
 using W = AttentionWork;
+using Place = AttentionShape::Place;
 using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
 
 // The deterministic backward stores the gradient of the weights, which grows with the square of the
@@ -35,44 +35,6 @@ using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
 constexpr int64_t kWeightsRoom = int64_t{256} << 20;
 constexpr int64_t kMostWeightsRoom = int64_t{4} << 30;  // the query heads of one key head
 constexpr int kScratchSlot = 8;
-
-// Where an operand's rows lie: elements from one to the next.
-struct Place {
-  int64_t batch = 0, head = 0, row = 0;
-  auto operator<=>(const Place&) const = default;
-};
-
-// All that a plan depends on.
-struct AttentionShape {
-  bool backward = false, causal = false, deterministic = true;
-  DType dtype = DType::kBF16;
-  int64_t b = 1, g = 1, r = 1, s = 1, t = 1, e = 1, v = 1;  // as in AttentionWork; b: the batch
-  double scale = 1;
-  std::array<Place, W::kOperands> places;
-  auto operator<=>(const AttentionShape&) const = default;
-
-  bool by_keys(int which) const {  // or by queries
-    return which == W::kK || which == W::kV || which == W::kDk || which == W::kDv;
-  }
-  int64_t heads(int which) const { return by_keys(which) ? g : g * r; }
-  int64_t rows(int which) const { return by_keys(which) ? t : s; }
-  int64_t width(int which) const {
-    switch (which) {
-      case W::kLse: return 1;
-      case W::kV:
-      case W::kO:
-      case W::kDo:
-      case W::kDv: return v;
-      default: return e;
-    }
-  }
-  std::string text() const {
-    return fmt::format(
-        "attention{} of {}, {} x {} heads ({} of keys), {} queries, {} keys of {}/{}{}",
-        backward ? "'s backward" : "", name_of(dtype), b, g * r, g, s, t, e, v,
-        causal ? ", causal" : "");
-  }
-};
 
 struct AttentionPlan {
   std::unique_ptr<fe::graph::Graph> graph;  // null: cuDNN has none
@@ -92,65 +54,6 @@ struct AttentionPlan {
   AttentionPlan& operator=(AttentionPlan&&) = delete;
   ~AttentionPlan() { cudaFree(lengths); }
 };
-
-std::vector<int> operands_of(bool backward) {
-  if (!backward) return {W::kQ, W::kK, W::kV, W::kO, W::kLse};
-  return {W::kQ, W::kK, W::kV, W::kO, W::kLse, W::kDo, W::kDq, W::kDk, W::kDv};
-}
-
-// The call as cuDNN sees it; nothing when an operand lies as it cannot.
-std::optional<AttentionShape> shape_of(const AttentionWork& w, AttentionMask mask, bool backward) {
-  const bool half = w.dtype == DType::kBF16 || w.dtype == DType::kF16;
-  if (!half || w.lse_dtype != DType::kF32 || w.dropout || mask == AttentionMask::kOther) return {};
-  if (w.loops.count * w.r * w.s * w.t == 0 || (w.s == 1 && w.t == 1)) return {};
-  if (w.e % 8 != 0 || w.v % 8 != 0) return {};
-  AttentionShape shape = {.backward = backward,
-                          .causal = mask == AttentionMask::kCausal,
-                          .dtype = w.dtype,
-                          .g = w.loops.size[w.loops.dims - 1],
-                          .r = w.r,
-                          .s = w.s,
-                          .t = w.t,
-                          .e = w.e,
-                          .v = w.v,
-                          .scale = w.scale,
-                          .places = {}};
-  const std::vector<int> operands = operands_of(backward);
-  // The loops but the last, over the key heads, have to be one.
-  for (int d = 0; d + 1 < w.loops.dims; ++d) {
-    const int64_t size = w.loops.size[d];
-    if (size == 1) continue;
-    for (const int i : operands) {
-      int64_t& step = shape.places[static_cast<size_t>(i)].batch;
-      if (shape.b > 1 && step != w.loops.step[d][i] * size) return {};
-      step = w.loops.step[d][i];
-    }
-    shape.b *= size;
-  }
-  for (const int i : operands) {
-    Place& place = shape.places[static_cast<size_t>(i)];
-    const int64_t key_head = w.loops.step[w.loops.dims - 1][i], member = w.r_steps[i];
-    place.row = w.matrices[i].row;
-    place.head = key_head;
-    if (!shape.by_keys(i) && shape.r > 1) {
-      if (shape.g > 1 && key_head != member * shape.r) return {};
-      place.head = member;
-    }
-    // Steps along what has one element are any: these make equal calls one shape.
-    const int64_t width = shape.width(i), heads = shape.heads(i), rows = shape.rows(i);
-    if (heads == 1) place.head = width;
-    if (rows == 1) place.row = width * heads;
-    if (shape.b == 1) place.batch = std::max(place.head * heads, place.row * rows);
-    for (const int64_t step : {place.batch, place.head, place.row}) {
-      if (step <= 0 || (i != W::kLse && step % 8 != 0)) return {};
-    }
-    if (i == W::kLse) continue;
-    if (w.matrices[i].column != 1 || reinterpret_cast<uintptr_t>(w.matrices[i].data) % 16 != 0) {
-      return {};
-    }
-  }
-  return shape;
-}
 
 // The largest divisor of n that is at most `most`, or 1.
 int64_t divisor(int64_t n, int64_t most) {
@@ -366,7 +269,7 @@ struct CudnnAttention::Plans {
     for (int64_t batch = 0; batch < shape.b; batch += plan.b) {
       for (int64_t key_head = 0; key_head < shape.g; key_head += plan.g) {
         std::unordered_map<int64_t, void*> pointers;
-        for (const int i : operands_of(shape.backward)) {
+        for (const int i : shape.operands()) {
           const auto which = static_cast<size_t>(i);
           const int64_t head = shape.by_keys(i) ? key_head : key_head * shape.r;
           const int64_t element = batch * places[which].batch + head * places[which].head;
@@ -383,29 +286,21 @@ struct CudnnAttention::Plans {
     if (plan.copies_lse && !shape.backward) copy_statistics(copy, stream);
   }
 
-  bool attend(const AttentionWork& w, AttentionMask mask, bool backward, DeviceContext& device,
+  bool attend(const AttentionShape& shape, const AttentionWork& w, DeviceContext& device,
               cudaStream_t stream) {
-    std::optional<AttentionShape> shape = shape_of(w, mask, backward);
-    if (!shape) return false;
-    shape->deterministic = !backward || device.deterministic_attention;
-    auto found = plans.find(*shape);
-    if (found == plans.end()) found = plans.emplace(*shape, made(*shape)).first;
+    auto found = plans.find(shape);
+    if (found == plans.end()) found = plans.emplace(shape, made(shape)).first;
     if (found->second.graph == nullptr) return false;
-    run(*shape, found->second, w, device, stream);
+    run(shape, found->second, w, device, stream);
     return true;
   }
 };
 
 CudnnAttention::CudnnAttention() : plans_(std::make_unique<Plans>()) {}
 
-bool CudnnAttention::attend(const AttentionWork& work, AttentionMask mask, DeviceContext& device,
-                            cudaStream_t stream) {
-  return plans_->attend(work, mask, false, device, stream);
-}
-
-bool CudnnAttention::attend_backward(const AttentionWork& work, AttentionMask mask,
-                                     DeviceContext& device, cudaStream_t stream) {
-  return plans_->attend(work, mask, true, device, stream);
+bool CudnnAttention::attend(const AttentionShape& shape, const AttentionWork& work,
+                            DeviceContext& device, cudaStream_t stream) {
+  return plans_->attend(shape, work, device, stream);
 }
 
 bool CudnnAttention::available() { return true; }
@@ -418,12 +313,8 @@ struct CudnnAttention::Plans {
 
 CudnnAttention::CudnnAttention() : plans_(std::make_unique<Plans>()) {}
 
-bool CudnnAttention::attend(const AttentionWork&, AttentionMask, DeviceContext&, cudaStream_t) {
-  return false;
-}
-
-bool CudnnAttention::attend_backward(const AttentionWork&, AttentionMask, DeviceContext&,
-                                     cudaStream_t) {
+bool CudnnAttention::attend(const AttentionShape&, const AttentionWork&, DeviceContext&,
+                            cudaStream_t) {
   return false;
 }
 

@@ -1,4 +1,4 @@
-// Attention of bf16 and f16 by cuDNN, whose kernels use the tensor cores as ours do not.
+// Attention of bf16 and f16 by cuDNN.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,17 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/attention_shape.h"
+
 namespace cleave {
 
 class DeviceContext;
-struct AttentionWork;
-
-// What the positions of a call's queries and keys come to.
-enum class AttentionMask {
-  kNone,    // every query sees every key
-  kCausal,  // query i sees the keys up to i
-  kOther,
-};
 
 // Plans are made once for each shape, and kept. Builds without cuDNN have none.
 class CudnnAttention {
@@ -25,12 +19,10 @@ class CudnnAttention {
   CudnnAttention();
   ~CudnnAttention();
 
-  // Launch the call and return true, or return false: the call is not one that cuDNN takes. The
+  // Launches the call and returns true, or returns false: it is not one that cuDNN takes. The
   // first call of a shape takes memory from the device, and waits for it.
-  bool attend(const AttentionWork& work, AttentionMask mask, DeviceContext& device,
+  bool attend(const AttentionShape& shape, const AttentionWork& work, DeviceContext& device,
               cudaStream_t stream);
-  bool attend_backward(const AttentionWork& work, AttentionMask mask, DeviceContext& device,
-                       cudaStream_t stream);
 
   // Whether this build has cuDNN.
   static bool available();

@@ -39,7 +39,9 @@ class DeviceContext {
   int64_t scratch_bytes() const;  // in all slots
   // Products of f32 in TF32: faster, with the mantissa of f16.
   bool tf32 = false;
-  // Attention of 16 bits by cuDNN where it can; off: always by our own kernels.
+  // Attention of 16 bits by our own kernels on tensor cores where they can; off: by cuDNN.
+  bool tensor_core_attention = true;
+  // Else by cuDNN where it can; off: by our own kernels for any type.
   bool cudnn_attention = true;
   // cuDNN's backward of attention gives the same bits every time, for which it stores weights; off:
   // it adds in any order.

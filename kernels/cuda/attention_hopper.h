@@ -1,0 +1,25 @@
+// Attention of 16 bits on the tensor cores of compute capability 9.0: our own kernels, which give
+// the same bits every time and store no weights. Forward, a block of queries walks over the keys,
+// with the softmax's sums as it goes. Backward, one kernel goes by queries, for their gradient, and
+// one by keys, for theirs and the values': the weights are computed twice, and in exchange every
+// sum is one block's.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/attention_shape.h"
+
+namespace cleave {
+
+// Launch the call and return true, or return false: heads are not of 64, 96 or 128 numbers.
+bool attend_on_tensor_cores(const AttentionShape& shape, const AttentionWork& work,
+                            cudaStream_t stream);
+// `statistics`: 16-byte aligned, of attention_statistics_bytes.
+bool attend_backward_on_tensor_cores(const AttentionShape& shape, const AttentionWork& work,
+                                     void* statistics, cudaStream_t stream);
+// `heads`: batch times query heads.
+int64_t attention_statistics_bytes(int64_t heads, int64_t queries);
+
+}  // namespace cleave

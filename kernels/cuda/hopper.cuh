@@ -1,0 +1,313 @@
+// Instructions of compute capability 9.0a that CUDA C++ has no words for: tiles that the copy
+// engine moves between memory and shared memory, barriers that count what has arrived, and products
+// of tiles by a warpgroup (four warps). See the PTX manual under the instructions' names.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/prelude.cuh"
+
+namespace cleave::hopper {
+
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// --- Barriers ----------------------------------------------------------------------------------
+
+// In shared memory. A phase ends when so many have arrived and all expected bytes are there; phases
+// have parity 0, 1, 0, ...
+struct Barrier {
+  uint64_t state;
+
+  __device__ void init(uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)),
+                 "r"(arrivals));
+  }
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+  // Arrives, and lets the phase wait for so many bytes.
+  __device__ void expect(uint32_t bytes) {
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
+        "r"(bytes)
+        : "memory");
+  }
+  // Until the phase of this parity has ended.
+  __device__ void wait(uint32_t parity) {
+    uint32_t done = 0;
+    while (done == 0) {
+      asm volatile(
+          "{\n.reg .pred p;\n"
+          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, p;\n}"
+          : "=r"(done)
+          : "r"(shared_address(this)), "r"(parity)
+          : "memory");
+    }
+  }
+};
+
+// Makes initialised barriers known to the copy engine; before __syncthreads().
+__device__ inline void barriers_ready() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// Ordinary writes to shared memory become visible to the copy engine and to products; before the
+// threads meet.
+__device__ inline void shared_written() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// The threads of one warpgroup meet. `id`: 1 to 15.
+__device__ inline void meet_warpgroup(int id) {
+  asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
+}
+template <int kRegisters>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void leave_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// --- Copies ------------------------------------------------------------------------------------
+
+// The box of a tensor of four dimensions that begins there, the innermost first. Elements outside
+// of the tensor are zeros.
+__device__ inline void load_box(void* to, const CUtensorMap& map, Barrier& barrier, int x0, int x1,
+                                int x2, int x3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+      : "memory");
+}
+// A multiple of 16 bytes, both ends aligned to 16.
+__device__ inline void load_bytes(void* to, const void* from, uint32_t bytes, Barrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(&barrier))
+      : "memory");
+}
+// Elements outside of the tensor are not written.
+__device__ inline void store_box(const CUtensorMap& map, const void* from, int x0, int x1, int x2,
+                                 int x3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::
+          "l"(&map),
+      "r"(shared_address(from)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+      : "memory");
+}
+// What this thread has stored is read out of shared memory.
+__device__ inline void stores_read() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+// --- Tiles -------------------------------------------------------------------------------------
+
+// A tile [kRows, kWidth] of 16-bit numbers in shared memory, for the copy engine and for products:
+// chunks of kChunk columns, one after the other, [kRows, kChunk] each, whose 16-byte pieces are
+// permuted within 8 rows as boxes with this swizzle are. Begins at a multiple of 1024 bytes.
+template <int kRowsOfTile, int kWidthOfTile>
+struct Tile {
+  static constexpr int kRows = kRowsOfTile, kWidth = kWidthOfTile;
+  static constexpr int kChunk = kWidth % 64 == 0 ? 64 : 32, kChunks = kWidth / kChunk;
+  static constexpr int kRowBytes = 2 * kChunk, kChunkBytes = kRows * kRowBytes;
+  static constexpr int kBytes = kChunks * kChunkBytes;
+  static_assert(kWidth % 32 == 0 && kRows % 64 == 0);
+
+  // Descriptors of a product's operand, without its address.
+  static constexpr uint64_t kMode = (kChunk == 64 ? uint64_t{1} : uint64_t{2}) << 62;
+  static constexpr uint64_t kGroups = uint64_t{8 * kRowBytes / 16} << 32;  // of 8 rows
+  static constexpr uint64_t kAlong = kMode | kGroups | uint64_t{1} << 16;
+  static constexpr uint64_t kAcross = kMode | kGroups | uint64_t{kChunkBytes / 16} << 16;
+
+  static __device__ uint64_t encoded(uint32_t address) { return (address & 0x3ffff) >> 4; }
+  // Columns 16 k, ..., which are summed over, of all rows from `row`, a multiple of 64.
+  static __device__ uint64_t along(uint32_t tile, int k, int row = 0) {
+    const int chunk = 16 * k / kChunk;
+    return kAlong | encoded(tile + static_cast<uint32_t>(chunk * kChunkBytes + row * kRowBytes +
+                                                         32 * k % kRowBytes));
+  }
+  // Rows 16 k, ..., which are summed over, of all columns.
+  static __device__ uint64_t across(uint32_t tile, int k) {
+    return kAcross | encoded(tile + static_cast<uint32_t>(16 * k * kRowBytes));
+  }
+  // Where an element is, in bytes from the beginning.
+  static __device__ uint32_t place(int row, int column) {
+    const int piece = column % kChunk / 8;
+    const int moved = kChunk == 64 ? piece ^ row % 8 : piece ^ row / 2 % 4;
+    return static_cast<uint32_t>(column / kChunk * kChunkBytes + row * kRowBytes + 16 * moved +
+                                 2 * (column % 8));
+  }
+};
+
+// All chunks of a tile, from row x1 of matrix (x2, x3); kChunks boxes.
+template <class Shape>
+__device__ inline void load_tile(void* to, const CUtensorMap& map, Barrier& barrier, int x1, int x2,
+                                 int x3) {
+#pragma unroll
+  for (int c = 0; c < Shape::kChunks; ++c) {
+    load_box(static_cast<char*>(to) + c * Shape::kChunkBytes, map, barrier, c * Shape::kChunk, x1,
+             x2, x3);
+  }
+}
+template <class Shape>
+__device__ inline void store_tile(const CUtensorMap& map, const void* from, int x1, int x2,
+                                  int x3) {
+#pragma unroll
+  for (int c = 0; c < Shape::kChunks; ++c) {
+    store_box(map, static_cast<const char*>(from) + c * Shape::kChunkBytes, c * Shape::kChunk, x1,
+              x2, x3);
+  }
+}
+
+// --- Products ----------------------------------------------------------------------------------
+
+// Registers are ready to be operands of the products that follow.
+__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Those issued since the last call are one group.
+__device__ inline void end_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// At most so many groups are still at work.
+template <int kGroups>
+__device__ inline void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
+}
+// Keeps the compiler from moving the registers' other uses over this place.
+template <int kN>
+__device__ inline void hold(float (&d)[kN]) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// sums[64, N] (+)= a[64, 16] b[16, N], of numbers of type T. A thread's numbers of the sums: for
+// j < N / 8, number 4 j + 2 i + c is at row 16 warp + lane / 4 + 8 i, column 8 j + 2 (lane % 4) +
+// c. Of a in registers, the same with 16 columns: two to a register, [0] j = 0, i = 0; [1] i = 1;
+// [2] j = 1.
+#define CLEAVE_R8(a, b, c, d, e, f, g, h) \
+  "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
+#define CLEAVE_R32                                             \
+  CLEAVE_R8(0, 1, 2, 3, 4, 5, 6, 7)                            \
+  ", " CLEAVE_R8(8, 9, 10, 11, 12, 13, 14, 15) ", " CLEAVE_R8( \
+      16, 17, 18, 19, 20, 21, 22, 23) ", " CLEAVE_R8(24, 25, 26, 27, 28, 29, 30, 31)
+#define CLEAVE_R48                                                                                 \
+  CLEAVE_R32 ", " CLEAVE_R8(32, 33, 34, 35, 36, 37, 38, 39) ", " CLEAVE_R8(40, 41, 42, 43, 44, 45, \
+                                                                           46, 47)
+#define CLEAVE_R64                                                                                 \
+  CLEAVE_R48 ", " CLEAVE_R8(48, 49, 50, 51, 52, 53, 54, 55) ", " CLEAVE_R8(56, 57, 58, 59, 60, 61, \
+                                                                           62, 63)
+#define CLEAVE_D8(d, i)                                                                       \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define CLEAVE_D32(d) CLEAVE_D8(d, 0), CLEAVE_D8(d, 8), CLEAVE_D8(d, 16), CLEAVE_D8(d, 24)
+#define CLEAVE_D48(d) CLEAVE_D32(d), CLEAVE_D8(d, 32), CLEAVE_D8(d, 40)
+#define CLEAVE_D64(d) CLEAVE_D48(d), CLEAVE_D8(d, 48), CLEAVE_D8(d, 56)
+
+// Operands behind the sums: a and b (%i and %j, descriptors), whether to add (%k), b's layout (%l).
+#define CLEAVE_PRODUCT_SS(n, type, regs, outs, i, j, k, l)                                         \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #k                                             \
+               ", 0;\n"                                                                            \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" regs "}, %" #i \
+               ", %" #j ", p, 1, 1, 0, %" #l ";\n}"                                                \
+               : outs                                                                              \
+               : "l"(a), "l"(b), "r"(add), "n"(kAcross))
+// Behind the sums: four registers of a (%i to %m), then b, whether to add, b's layout.
+#define CLEAVE_PRODUCT_RS(n, type, regs, outs, i0, i1, i2, i3, j, k, l)                     \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #k                                      \
+               ", 0;\n"                                                                     \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" regs    \
+               "}, {%" #i0 ", %" #i1 ", %" #i2 ", %" #i3 "}, %" #j ", p, 1, 1, %" #l ";\n}" \
+               : outs                                                                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kAcross))
+
+// kAcross: 0, b's tile is [N, 16] (Tile::along); 1, [16, N] (Tile::across).
+template <class T, int kAcross, int kN>
+__device__ inline void product(float (&d)[kN], uint64_t a, uint64_t b, int add) {
+  constexpr bool kBf16 = sizeof(T) == 2 && __is_same(T, bf16);
+  if constexpr (kN == 32) {
+    if constexpr (kBf16) {
+      CLEAVE_PRODUCT_SS(64, "bf16", CLEAVE_R32, CLEAVE_D32(d), 32, 33, 34, 35);
+    } else {
+      CLEAVE_PRODUCT_SS(64, "f16", CLEAVE_R32, CLEAVE_D32(d), 32, 33, 34, 35);
+    }
+  } else {
+    static_assert(kN == 64);
+    if constexpr (kBf16) {
+      CLEAVE_PRODUCT_SS(128, "bf16", CLEAVE_R64, CLEAVE_D64(d), 64, 65, 66, 67);
+    } else {
+      CLEAVE_PRODUCT_SS(128, "f16", CLEAVE_R64, CLEAVE_D64(d), 64, 65, 66, 67);
+    }
+  }
+}
+template <class T, int kAcross, int kN>
+__device__ inline void product(float (&d)[kN], const uint32_t (&a)[4], uint64_t b, int add) {
+  constexpr bool kBf16 = sizeof(T) == 2 && __is_same(T, bf16);
+  if constexpr (kN == 32) {
+    if constexpr (kBf16) {
+      CLEAVE_PRODUCT_RS(64, "bf16", CLEAVE_R32, CLEAVE_D32(d), 32, 33, 34, 35, 36, 37, 38);
+    } else {
+      CLEAVE_PRODUCT_RS(64, "f16", CLEAVE_R32, CLEAVE_D32(d), 32, 33, 34, 35, 36, 37, 38);
+    }
+  } else if constexpr (kN == 48) {
+    if constexpr (kBf16) {
+      CLEAVE_PRODUCT_RS(96, "bf16", CLEAVE_R48, CLEAVE_D48(d), 48, 49, 50, 51, 52, 53, 54);
+    } else {
+      CLEAVE_PRODUCT_RS(96, "f16", CLEAVE_R48, CLEAVE_D48(d), 48, 49, 50, 51, 52, 53, 54);
+    }
+  } else {
+    static_assert(kN == 64);
+    if constexpr (kBf16) {
+      CLEAVE_PRODUCT_RS(128, "bf16", CLEAVE_R64, CLEAVE_D64(d), 64, 65, 66, 67, 68, 69, 70);
+    } else {
+      CLEAVE_PRODUCT_RS(128, "f16", CLEAVE_R64, CLEAVE_D64(d), 64, 65, 66, 67, 68, 69, 70);
+    }
+  }
+}
+
+#undef CLEAVE_R8
+#undef CLEAVE_R32
+#undef CLEAVE_R48
+#undef CLEAVE_R64
+#undef CLEAVE_D8
+#undef CLEAVE_D32
+#undef CLEAVE_D48
+#undef CLEAVE_D64
+#undef CLEAVE_PRODUCT_SS
+#undef CLEAVE_PRODUCT_RS
+
+// Two numbers as a register of halves, the first in the low half.
+template <class T>
+__device__ inline uint32_t pair(float low, float high) {
+  uint32_t both;
+  if constexpr (__is_same(T, bf16)) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  }
+  return both;
+}
+
+// The first operand of products whose columns 16 k, ... are these of sums, as halves.
+template <class T, int kN>
+__device__ inline void operand_of(const float (&sums)[kN], uint32_t (&a)[kN / 8][4]) {
+#pragma unroll
+  for (int k = 0; k < kN / 8; ++k) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[k][i] = pair<T>(sums[8 * k + 2 * i], sums[8 * k + 2 * i + 1]);
+  }
+}
+
+// 2^x, to two units of the last place; 0 below -126.
+__device__ inline float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace cleave::hopper
