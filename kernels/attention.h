@@ -32,6 +32,12 @@ inline int64_t attention_block(int64_t queries, int64_t keys) {
   return std::min(queries, std::clamp<int64_t>(65536 / std::max<int64_t>(keys, 1), 16, 128));
 }
 
+// What the GPU's backward on tensor cores keeps of every query: two numbers, and room up to a whole
+// block of 64. `heads`: batch times query heads.
+inline int64_t attention_statistics_bytes(int64_t heads, int64_t queries) {
+  return 2 * heads * ((queries + 63) / 64 * 64) * int64_t{sizeof(float)};
+}
+
 // The factors of attention by their role, from the strings of q, v and o.
 struct AttentionFactors {
   std::vector<int8_t> batch;  // of q

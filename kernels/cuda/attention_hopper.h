@@ -16,10 +16,8 @@ namespace cleave {
 // Launch the call and return true, or return false: heads are not of 64, 96 or 128 numbers.
 bool attend_on_tensor_cores(const AttentionShape& shape, const AttentionWork& work,
                             cudaStream_t stream);
-// `statistics`: 16-byte aligned, of attention_statistics_bytes.
+// `statistics`: 16-byte aligned, of attention_statistics_bytes (kernels/attention.h).
 bool attend_backward_on_tensor_cores(const AttentionShape& shape, const AttentionWork& work,
                                      void* statistics, cudaStream_t stream);
-// `heads`: batch times query heads.
-int64_t attention_statistics_bytes(int64_t heads, int64_t queries);
 
 }  // namespace cleave

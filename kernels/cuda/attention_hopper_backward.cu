@@ -408,10 +408,6 @@ int padded(int64_t queries) { return static_cast<int>((queries + kBrick - 1) / k
 
 }  // namespace
 
-int64_t attention_statistics_bytes(int64_t heads, int64_t queries) {
-  return 2 * heads * padded(queries) * int64_t{sizeof(float)};
-}
-
 bool attend_backward_on_tensor_cores(const AttentionShape& shape, const AttentionWork& w,
                                      void* statistics, cudaStream_t stream) {
   using W = AttentionWork;
