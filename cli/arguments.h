@@ -122,7 +122,18 @@ struct TrainArguments {
   std::optional<std::string> resume;  // goes on from this folder; "": from `out`
   std::string config;                 // a TOML file, which flags override
   bool print_config = false;
-  std::string dump;  // a file for the program that runs; empty: none
+  std::string dump;     // a file for the program that runs; empty: none
+  std::string profile;  // a file for a step's timeline, predicted and measured; empty: none
+};
+
+struct BenchArguments {
+  ModelArguments model;
+  std::string devices = "cpu:1", mesh;
+  std::string memory;  // as in PlanArguments
+  int64_t steps = 20, warm_up = 5;
+  int64_t threads = 0;  // of each device of cpu:N; 0: all cores shared out
+  std::string no_fuse, dump, profile;
+  bool json = false;
 };
 
 struct CheckpointArguments {

@@ -40,6 +40,7 @@ struct Commands {
   ExportArguments export_to;
   ViewArguments view;
   TrainArguments train;
+  BenchArguments bench;
   CheckpointArguments checkpoint;
   GenerateArguments generate;
   CalibrateArguments calibrate;
@@ -277,8 +278,9 @@ int run(int argc, char** argv, const UserModel* user) {
       "cleave COMMAND --help lists a command's options. Exit status: 0 done, 1 a mistake of the\n"
       "user's, 2 a bug in cleave, 3 the model does not fit, 128 + N stopped by signal N.");
   Commands commands;
-  for (ModelArguments* m : {&commands.trace.model, &commands.regions.model, &commands.plan.model,
-                            &commands.fit.model, &commands.view.model, &commands.train.model}) {
+  for (ModelArguments* m :
+       {&commands.trace.model, &commands.regions.model, &commands.plan.model, &commands.fit.model,
+        &commands.view.model, &commands.train.model, &commands.bench.model}) {
     m->user = user;
   }
   commands.generate.user = user;
@@ -301,6 +303,8 @@ int run(int argc, char** argv, const UserModel* user) {
   add("export", "A plan in the words of another program", commands.export_to, export_command);
   add("view", "Draw a graph or a plan", commands.view, view_command);
   add("train", "Train a model as its plan says, on this machine", commands.train, train_command);
+  add("bench", "Time a model's training steps on this machine, and where the time goes",
+      commands.bench, bench_command);
   add_checkpoint(app, commands.checkpoint);
   add("generate", "Continue a text with a trained model", commands.generate, generate_command);
   add("calibrate", "Measure this machine, for plans that are made for it", commands.calibrate,

@@ -30,6 +30,7 @@ void export_command(const ExportArguments& arguments);
 void simulate_command(const SimulateArguments& arguments);
 void view_command(const ViewArguments& arguments);
 void train_command(const TrainArguments& arguments);  // DoesNotFit when nothing fits
+void bench_command(const BenchArguments& arguments);  // DoesNotFit when nothing fits
 void checkpoint_ls_command(const CheckpointArguments& arguments);
 void checkpoint_verify_command(
     const CheckpointArguments& arguments);  // Error when one is not sound

@@ -17,6 +17,14 @@ Cluster training_devices(const std::string& devices) {
       devices);
 }
 
+ComputePrecision precision_of(const std::string& devices, const std::string& name) {
+  if (name != "tf32") return {name};
+  if (on_gpu(devices)) return {"fp32", true};
+  fail(
+      "--precision tf32: CPU devices compute in fp32 and fp64; a GPU (--devices h100) does in tf32 "
+      "too");
+}
+
 void expect_precision(const std::string& devices, DType dtype) {
   if (on_gpu(devices) || !is_half(dtype)) return;
   fail(

@@ -15,6 +15,14 @@ bool on_gpu(const std::string& devices);
 // cpu:N, or one GPU. Throws Error on what this machine cannot run.
 Cluster training_devices(const std::string& devices);
 
+// What --precision asks for: a type, and of a GPU whether products of f32 are in TF32.
+struct ComputePrecision {
+  std::string name;  // "fp32", ...; empty: nothing was asked for
+  bool tf32 = false;
+};
+// Throws Error when the devices do not have it.
+ComputePrecision precision_of(const std::string& devices, const std::string& name);
+
 // Throws Error when the devices do not compute in it.
 void expect_precision(const std::string& devices, DType dtype);
 

@@ -152,6 +152,7 @@ std::vector<Option> telling_options(TrainArguments& a) {
        .help = "Progress bar: on, off, or auto: on a terminal",
        .target = &a.progress,
        .choices = {"auto", "on", "off"}},
+      profile_option(a.profile),
       dump_option(a.dump),
       {.flag = "--resume",
        .type = "[DIR]",
@@ -169,6 +170,12 @@ std::vector<Option> telling_options(TrainArguments& a) {
 
 Option path_option(CheckpointArguments& a, const std::string& help) {
   return {.flag = "PATH", .help = help, .target = &a.path, .required = true};
+}
+
+// Of what runs a program here.
+void say_precision(Option& o) {
+  o.help = "Of the computation: fp32 or fp64; of a GPU also bf16, fp16, or tf32 for products";
+  o.choices = {"fp32", "fp64", "bf16", "fp16", "tf32"};
 }
 
 constexpr const char* kCheckpointFolders = "A run's folder of checkpoints, or one step's folder";
@@ -225,7 +232,7 @@ std::vector<Option> options_of(TrainArguments& a) {
   append(options, telling_options(a));
   for (Option& o : options) {
     if (o.flag == "--precision") {
-      o.help = "Of the computation: fp32 or fp64";
+      say_precision(o);
       o.automatic = "fp32, or the plan's";
     }
     if (o.flag == "--batch") o.automatic = "the model's own, or the plan's";
@@ -233,6 +240,32 @@ std::vector<Option> options_of(TrainArguments& a) {
     if (o.flag == "--optimizer") o.automatic = "adamw, or the plan's";
     if (o.flag == "--mesh") o.automatic = "searched, or the plan's";
   }
+  return options;
+}
+
+std::vector<Option> options_of(BenchArguments& a) {
+  std::vector<Option> options = model_options(a.model);
+  for (Option& o : options) {
+    o.key.clear();
+    if (o.flag == "--precision") say_precision(o);
+  }
+  append(
+      options,
+      {{.flag = "--devices",
+        .type = "DEVICES",
+        .help = "cpu:N: N threads are N devices; h100, h200, ...: this machine's GPU",
+        .target = &a.devices},
+       mesh_option(a.mesh),
+       {.flag = "--steps", .type = "N", .help = "Timed steps", .target = &a.steps, .at_least = 1},
+       {.flag = "--warm-up",
+        .type = "N",
+        .help = "Steps before them",
+        .target = &a.warm_up,
+        .at_least = 0},
+       no_fuse_option(a.no_fuse),
+       profile_option(a.profile),
+       dump_option(a.dump),
+       json_option(a.json)});
   return options;
 }
 

@@ -49,6 +49,7 @@ std::vector<Option> options_of(FitArguments& arguments);
 std::vector<Option> options_of(ExportArguments& arguments);
 std::vector<Option> options_of(ViewArguments& arguments);
 std::vector<Option> options_of(TrainArguments& arguments);
+std::vector<Option> options_of(BenchArguments& arguments);
 std::vector<Option> options_of(GenerateArguments& arguments);
 // Of `cleave checkpoint ls`, verify and export.
 std::vector<Option> options_of(CalibrateArguments& arguments);

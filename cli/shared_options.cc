@@ -76,6 +76,13 @@ Option no_fuse_option(std::string& no_fuse) {
           .automatic_word = "none"};
 }
 
+Option profile_option(std::string& profile) {
+  return {.flag = "--profile",
+          .type = "FILE",
+          .help = "Write a step's timeline, predicted and measured, for ui.perfetto.dev",
+          .target = &profile};
+}
+
 Option dump_option(std::string& dump) {
   return {.flag = "--dump",
           .type = "FILE",

@@ -17,6 +17,7 @@ Option forward_option(ModelArguments& model);
 Option json_option(bool& json);
 Option mesh_option(std::string& mesh);
 Option no_fuse_option(std::string& no_fuse);
+Option profile_option(std::string& profile);
 Option dump_option(std::string& dump);
 void append(std::vector<Option>& to, std::vector<Option> more);
 

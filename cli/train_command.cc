@@ -14,7 +14,9 @@
 #include "cli/format.h"
 #include "cli/plan_file.h"
 #include "cli/planning.h"
+#include "cli/profile.h"
 #include "cli/run_folder.h"
+#include "cli/what_fits.h"
 #include "data/token_data.h"
 #include "executor/telemetry.h"
 #include "executor/trainer.h"
@@ -42,12 +44,12 @@ OptimizerOptions optimizer_of(const TrainArguments& a, OptimizerOptions o) {
 // What a plan file fixes and the command line may not say again.
 void expect_nothing_fixed(const TrainArguments& a) {
   const ModelArguments& m = a.model;
-  const char* twice = !m.set.empty()         ? "--set"
-                      : m.batch != 0         ? "--batch"
-                      : !m.precision.empty() ? "--precision"
-                      : !m.optimizer.empty() ? "--optimizer"
-                      : !a.mesh.empty()      ? "--mesh"
-                                             : nullptr;
+  const char* twice = !m.set.empty()                                  ? "--set"
+                      : m.batch != 0                                  ? "--batch"
+                      : !m.precision.empty() && m.precision != "tf32" ? "--precision"
+                      : !m.optimizer.empty()                          ? "--optimizer"
+                      : !a.mesh.empty()                               ? "--mesh"
+                                                                      : nullptr;
   if (twice != nullptr) {
     fail("{} is fixed by the plan {}; plan again to change it", twice, m.model);
   }
@@ -60,6 +62,10 @@ LoadedPlan planned(const TrainArguments& a) {
     const std::string text = read_file(a.model.model);
     ModelSpec spec = spec_in_plan_file(a.model.model, text);
     if (!spec.training) fail("{}: a plan of the forward alone trains nothing", a.model.model);
+    if (a.model.precision == "tf32" && spec.dtype != DType::kF32) {
+      fail("{}: planned in {}, whose products are in no TF32", a.model.model,
+           precision_name(spec.dtype));
+    }
     if (is_half(spec.dtype) && !on_gpu(a.devices)) {
       fail("{}: planned in {}, which CPU devices do not compute; plan with --precision fp32",
            a.model.model, precision_name(spec.dtype));
@@ -73,7 +79,9 @@ LoadedPlan planned(const TrainArguments& a) {
     }
     return loaded;
   }
-  ModelSpec spec = spec_of(a.model);
+  ModelArguments asked = a.model;
+  asked.precision = precision_of(a.devices, a.model.precision).name;
+  ModelSpec spec = spec_of(asked);
   expect_precision(a.devices, spec.dtype);
   spec.optimizer = optimizer_of(a, spec.optimizer);
   LoadedPlan result;
@@ -81,7 +89,10 @@ LoadedPlan planned(const TrainArguments& a) {
   const PlannerOptions options = planner_options(result.model.graph, a.mesh, "");
   PlanResult found = find_plan(result.model.graph, devices, options);
   if (!found.plan) {
-    throw_no_plan(result.model.spec.name, result.model.graph, devices, options, found);
+    if (!on_gpu(a.devices)) {
+      throw_no_plan(result.model.spec.name, result.model.graph, devices, options, found);
+    }
+    throw_no_plan_here(result.model, a.model.user, devices, options, found);
   }
   result.plan = std::move(*found.plan);
   if (found.graph) result.model.graph = *found.graph;
@@ -223,6 +234,13 @@ void train_command(const TrainArguments& a) {
   options.spike_deviations = a.skip_spikes;
   options.find_nonfinite = a.find_nan;
   options.no_fuse = no_fuse;
+  options.late = on_gpu(a.devices);
+  options.tf32 = precision_of(a.devices, a.model.precision).tf32;
+  if (!a.profile.empty()) {
+    options.profiled = [&](const Program& program, const StepResult& step) {
+      write_profile(a.profile, program, training.plan, step);
+    };
+  }
   if (!a.dump.empty()) options.ready = [&](const Program& p) { write_file(a.dump, to_text(p)); };
   options.stop = [] { return StopSignals::received() != 0; };
 
@@ -241,7 +259,12 @@ void train_command(const TrainArguments& a) {
   }
   if (a.resume && !resume) telemetry.note("no checkpoint was written so far: begins at step 1");
   const StopSignals signals;
-  const TrainResult result = train(training.model.graph, training.plan, data, options, telemetry);
+  TrainResult result;
+  try {
+    result = train(training.model.graph, training.plan, data, options, telemetry);
+  } catch (const OutOfDeviceMemory& e) {
+    throw_out_of_memory(training.model, a.model.user, training.plan.cluster, e);
+  }
   if (!result.stopped) return;
   const std::string saved = !result.saved.empty()
                                 ? fmt::format("saved step {}; goes on with: train --resume {}",

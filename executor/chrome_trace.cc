@@ -23,15 +23,27 @@ std::string microseconds(int64_t nanoseconds) {
 
 class Trace {
  public:
-  Trace(const Program& program, const Cluster& cluster, const StepTimeline& timeline)
-      : program_(program), cluster_(cluster), timeline_(timeline) {}
+  Trace(const Program& program, const Cluster& cluster, const StepTimeline& timeline,
+        const MeasuredStep* measured)
+      : program_(program), cluster_(cluster), timeline_(timeline), measured_(measured) {}
 
   std::string text(const std::vector<int64_t>& ranks) {
     fmt::format_to(out(),
                    "{{\"displayTimeUnit\":\"ms\",\"otherData\":{{\"predicted\":true,"
-                   "\"step_seconds\":{:.9g}}},\n\"traceEvents\":[\n",
-                   timeline_.seconds);
-    for (const int64_t rank : ranks) add_rank(rank);
+                   "\"step_seconds\":{:.9g}{}}},\n\"traceEvents\":[\n",
+                   timeline_.seconds,
+                   measured_ == nullptr
+                       ? ""
+                       : fmt::format(",\"measured_step_seconds\":{:.9g}", measured_->seconds));
+    const int64_t stage_ranks = program_.mesh.size();
+    for (const int64_t rank : ranks) {
+      const StageTimeline& stage = timeline_.stages[static_cast<size_t>(rank / stage_ranks)];
+      add_rank(rank, rank, measured_ == nullptr ? "" : "predicted", stage);
+    }
+    for (const int64_t rank : measured_ == nullptr ? std::vector<int64_t>() : ranks) {
+      add_rank(rank, program_.ranks() + rank, "measured",
+               measured_->ranks[static_cast<size_t>(rank)]);
+    }
     text_ += "\n]}\n";
     return std::move(text_);
   }
@@ -40,31 +52,36 @@ class Trace {
   std::back_insert_iterator<std::string> out() { return std::back_inserter(text_); }
 
   // Begins an event; what belongs to all of them.
-  void begin(char phase, const std::string& name, int64_t rank) {
+  void begin(char phase, const std::string& name, int64_t process) {
     if (!first_) text_ += ",\n";
     first_ = false;
-    fmt::format_to(out(), "{{\"ph\":\"{}\",\"name\":{},\"pid\":{}", phase, json_string(name), rank);
+    fmt::format_to(out(), "{{\"ph\":\"{}\",\"name\":{},\"pid\":{}", phase, json_string(name),
+                   process);
   }
 
-  void add_rank(int64_t rank) {
-    const int64_t stage_ranks = program_.mesh.size();
-    const StageTimeline& stage = timeline_.stages[static_cast<size_t>(rank / stage_ranks)];
+  // `process`: the rank's number in the file. `what`: it was predicted, or measured.
+  void add_rank(int64_t rank, int64_t process, std::string_view what, const StageTimeline& stage) {
     std::string name = fmt::format("rank {}", rank);
-    if (timeline_.stages.size() > 1) name += fmt::format(", stage {}", rank / stage_ranks);
-    begin('M', "process_name", rank);
+    if (timeline_.stages.size() > 1) {
+      name += fmt::format(", stage {}", rank / program_.mesh.size());
+    }
+    if (!what.empty()) {
+      name = program_.ranks() == 1 ? std::string(what) : fmt::format("{}, {}", what, name);
+    }
+    begin('M', "process_name", process);
     fmt::format_to(out(), ",\"args\":{{\"name\":{}}}}}", json_string(name));
-    begin('M', "process_sort_index", rank);
-    fmt::format_to(out(), ",\"args\":{{\"sort_index\":{}}}}}", rank);
+    begin('M', "process_sort_index", process);
+    fmt::format_to(out(), ",\"args\":{{\"sort_index\":{}}}}}", process);
     for (int32_t s = 0; s < stream_count(cluster_); ++s) {
       const auto on_it = [&](const TimelineEvent& e) { return e.stream == s; };
       if (std::none_of(stage.events.begin(), stage.events.end(), on_it)) continue;
-      begin('M', "thread_name", rank);
+      begin('M', "thread_name", process);
       fmt::format_to(out(), ",\"tid\":{},\"args\":{{\"name\":{}}}}}", s,
                      json_string(stream_name(cluster_, s)));
-      begin('M', "thread_sort_index", rank);
+      begin('M', "thread_sort_index", process);
       fmt::format_to(out(), ",\"tid\":{},\"args\":{{\"sort_index\":{}}}}}", s, s);
     }
-    for (const TimelineEvent& e : stage.events) add_event(e, rank);
+    for (const TimelineEvent& e : stage.events) add_event(e, process);
     int64_t before = -1;
     for (size_t p = 0; p < stage.memory.size(); ++p) {
       // Of several changes at one time the last.
@@ -73,13 +90,13 @@ class Trace {
       if (p + 1 < stage.memory.size() && nanoseconds(stage.memory[p + 1].time) == at) continue;
       if (point.bytes == before) continue;
       before = point.bytes;
-      begin('C', "memory", rank);
+      begin('C', "memory", process);
       fmt::format_to(out(), ",\"ts\":{},\"args\":{{\"bytes\":{}}}}}", microseconds(at),
                      point.bytes);
     }
   }
 
-  void add_event(const TimelineEvent& e, int64_t rank) {
+  void add_event(const TimelineEvent& e, int64_t process) {
     const Instr& instr = program_.instrs[static_cast<size_t>(e.instr)];
     const int64_t start = nanoseconds(e.start), end = nanoseconds(e.start + e.seconds);
     const bool collective = is_collective(instr.kind);
@@ -88,7 +105,7 @@ class Trace {
     const bool with_host = copies_with_host(program_, instr);
     if (collective) name += " " + program_.mesh.axes[static_cast<size_t>(instr.axis)].name;
     if (message) name += fmt::format(" chunk {}", instr.peer);
-    begin('X', name, rank);
+    begin('X', name, process);
     fmt::format_to(out(), ",\"cat\":\"{}\",\"tid\":{},\"ts\":{},\"dur\":{},\"args\":{{",
                    collective || message || with_host ? "communication" : name_of(instr.part),
                    e.stream, microseconds(start), microseconds(end - start));
@@ -103,6 +120,7 @@ class Trace {
   const Program& program_;
   const Cluster& cluster_;
   const StepTimeline& timeline_;
+  const MeasuredStep* measured_;
   std::string text_;
   bool first_ = true;
 };
@@ -110,8 +128,9 @@ class Trace {
 }  // namespace
 
 std::string chrome_trace(const Program& program, const Cluster& cluster,
-                         const StepTimeline& timeline, const std::vector<int64_t>& ranks) {
-  return Trace(program, cluster, timeline).text(ranks);
+                         const StepTimeline& timeline, const std::vector<int64_t>& ranks,
+                         const MeasuredStep* measured) {
+  return Trace(program, cluster, timeline, measured).text(ranks);
 }
 
 }  // namespace cleave

@@ -15,10 +15,10 @@ void feed(Runtime& runtime, const Batch& batch) {
 
 Evaluator::Evaluator(const Graph& graph, const Plan& plan, const TokenData& data,
                      BatchOptions batch, int64_t most_batches, Processor processor,
-                     const FuseOptions& fusing)
+                     const FuseOptions& fusing, const RunOptions& options)
     : data_(data),
       batch_(batch),
-      runtime_(make_runtime(lower(graph, plan, fusing), processor, {.seed = batch.seed})) {
+      runtime_(make_runtime(lower(graph, plan, fusing), processor, options)) {
   const Source* tokens = graph.source_named("tokens");
   CLEAVE_ASSERT(tokens != nullptr, "graph '{}' has no data 'tokens'", graph.name);
   batch_.batch = graph.type(tokens->value).shape[0];
@@ -28,7 +28,8 @@ Evaluator::Evaluator(const Graph& graph, const Plan& plan, const TokenData& data
 // A mean over targets: batches may have different numbers of them.
 double Evaluator::loss(const Runtime& trained) {
   for (const ProgramSource& s : runtime_->program().sources) {
-    if (s.kind != SourceKind::kData) runtime_->write_source(s.name, trained.read_source(s.name));
+    if (s.kind == SourceKind::kData || runtime_->shares(s.name)) continue;
+    runtime_->write_source(s.name, trained.read_source(s.name));
   }
   double sum = 0, count = 0;
   for (int64_t b = 0; b < batches_; ++b) {

@@ -17,10 +17,12 @@ void feed(Runtime& runtime, const Batch& batch);
 
 class Evaluator {
  public:
-  // `graph`: the loss alone, for batches of its own size. `data` must outlive this.
+  // `graph`: the loss alone, for batches of its own size. `data` must outlive this, and so must a
+  // runtime in whose memory it works (RunOptions::beside): then, on a GPU, it takes none of its
+  // own.
   Evaluator(const Graph& graph, const Plan& plan, const TokenData& data, BatchOptions batch,
             int64_t most_batches, Processor processor = Processor::kCpu,
-            const FuseOptions& fusing = {});
+            const FuseOptions& fusing = {}, const RunOptions& options = {});
 
   bool possible() const { return batches_ > 0; }  // there is something to validate on
   // With the weights as `trained` has them now.

@@ -41,12 +41,20 @@ double RunInfo::tokens_per_second(double step_seconds) const {
   return step_seconds > 0 ? tokens_per_step / step_seconds : 0;
 }
 
-RunInfo run_info(const Graph& graph, const Plan& plan) {
+PeakRate gpu_peak(const Cluster& cluster, int64_t devices, DType dtype) {
+  const double device = cluster.peak_flops(dtype);
+  return {device * static_cast<double>(devices),
+          fmt::format("{}, dense, in {}", cluster.device.name, name_of(dtype))};
+}
+
+RunInfo run_info(const Graph& graph, const Plan& plan, Processor processor) {
   RunInfo info;
   info.tokens_per_step = tokens_per_step(graph);
   info.work = {model_flops(graph, false), model_flops(graph, true)};
-  info.peak = cpu_peak(plan.cluster, plan.pipeline.stages * plan.mesh.size(), product_dtype(graph),
-                       usable_cores());
+  const int64_t devices = plan.pipeline.stages * plan.mesh.size();
+  const DType dtype = product_dtype(graph);
+  info.peak = processor == Processor::kGpu ? gpu_peak(plan.cluster, devices, dtype)
+                                           : cpu_peak(plan.cluster, devices, dtype, usable_cores());
   return info;
 }
 

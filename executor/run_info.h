@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "executor/runtime.h"
 #include "graph/graph.h"
 #include "graph/types.h"
 #include "planner/cluster.h"
@@ -45,8 +46,11 @@ struct RunInfo {
   double tokens_per_second(double step_seconds) const;
 };
 
-// Of a plan's graph on CPU devices of this machine; steps and memory are for the caller to fill in.
-RunInfo run_info(const Graph& graph, const Plan& plan);
+// The dense rate that is stated for the plan's GPUs.
+PeakRate gpu_peak(const Cluster& cluster, int64_t devices, DType dtype);
+
+// Of a plan's graph on devices of this machine; steps and memory are for the caller to fill in.
+RunInfo run_info(const Graph& graph, const Plan& plan, Processor processor = Processor::kCpu);
 
 // The most memory that this process has had resident so far, in bytes; 0 where the system does not
 // tell.

@@ -1,12 +1,20 @@
 #include "executor/runtime.h"
 
 #include "executor/cpu_runtime.h"
-#include "graph/error.h"
+#include "graph/number_text.h"
 #ifdef CLEAVE_CUDA
 #include "executor/cuda/cuda_runtime.h"
 #endif
 
 namespace cleave {
+
+OutOfDeviceMemory::OutOfDeviceMemory(int64_t needed_bytes, int64_t free_bytes)
+    : Error(fmt::format("the program needs {} of the device's memory, of which {} are free: a "
+                        "smaller --batch with a larger --accumulate takes less",
+                        bytes_text(static_cast<double>(needed_bytes)),
+                        bytes_text(static_cast<double>(free_bytes)))),
+      needed(needed_bytes),
+      free(free_bytes) {}
 
 std::vector<std::byte> Runtime::read_source(std::string_view name) const {
   std::vector<std::byte> whole;

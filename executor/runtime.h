@@ -12,6 +12,7 @@
 
 #include "executor/communicator.h"
 #include "executor/program.h"
+#include "graph/error.h"
 
 namespace cleave {
 
@@ -27,6 +28,17 @@ struct RunOptions {
   bool time_instructions = false;
   // Of a GPU: products of f32 in TF32.
   bool tf32 = false;
+  // Of a GPU: a runtime on it, which outlives this one and never runs at the same time. Its
+  // parameters and states are this one's where they are the same tensors, and what it holds only
+  // during a step is this one's memory, where that is enough.
+  const Runtime* beside = nullptr;
+};
+
+// Thrown when the device has too little free memory for a program.
+class OutOfDeviceMemory : public Error {
+ public:
+  OutOfDeviceMemory(int64_t needed_bytes, int64_t free_bytes);
+  const int64_t needed, free;  // bytes
 };
 
 // One run of an instruction in a step.
@@ -92,6 +104,8 @@ class Runtime {
   std::vector<std::byte> read_source(std::string_view name) const;
   virtual void write_source(std::string_view name, std::span<const std::byte> whole) = 0;
   virtual TensorType source_type(std::string_view name) const = 0;  // of the whole
+  // Whether it is RunOptions::beside's.
+  virtual bool shares(std::string_view) const { return false; }
 
   virtual const Program& program() const = 0;
 

@@ -14,10 +14,16 @@
 #include "executor/lower.h"
 #include "executor/run_state.h"
 #include "executor/spike_guard.h"
+#include "executor/step_bench.h"
+#include "executor/step_limits.h"
 #include "graph/error.h"
 
 namespace cleave {
 namespace {
+
+// So many steps after a run's first one is recorded when it is profiled, and the one before: what
+// is made at the first time is made then.
+constexpr int64_t kProfiledStep = 3;
 
 Shape tokens_shape(const Graph& graph, const TokenData& data) {
   const Source* tokens = graph.source_named("tokens");
@@ -35,9 +41,7 @@ double median_seconds(const std::vector<StepRecord>& steps) {
   std::vector<double> seconds;
   for (size_t i = steps.size() > 1 ? 1 : 0; i < steps.size(); ++i)
     seconds.push_back(steps[i].seconds);
-  const auto middle = seconds.begin() + static_cast<int64_t>(seconds.size() / 2);
-  std::nth_element(seconds.begin(), middle, seconds.end());
-  return *middle;
+  return median(std::move(seconds));
 }
 
 // What the program sends between chunks, one rank of every stage together.
@@ -169,7 +173,8 @@ class Training {
     data.check_vocab(options.vocab);
     if (options.evaluation.graph != nullptr) {
       evaluator_.emplace(*options.evaluation.graph, *options.evaluation.plan, data, batch_,
-                         options.eval_batches, options.processor, fusing_);
+                         options.eval_batches, options.processor, fusing_,
+                         {.seed = options.seed, .tf32 = options.tf32, .beside = &runtime_});
     }
     state_.seed = options.seed;
     state_.data = data.fingerprint();
@@ -187,9 +192,9 @@ class Training {
                                   state_.step, options_.steps));
       return std::move(result_);
     }
-    RunInfo info = run_info(graph_, plan_);
+    RunInfo info = run_info(graph_, plan_, options_.processor);
     info.steps = options_.steps;
-    info.first_step = state_.step + 1;
+    info.first_step = first_step_ = state_.step + 1;
     info.arena_bytes = result_.arena_bytes;
     result_.tokens_per_step = info.tokens_per_step;
     saver_.begin();
@@ -206,18 +211,19 @@ class Training {
       telemetry_.note(
           fmt::format("no validation loss: '{}' has no sequence to spare", data_.path()));
     }
-    while (state_.step < options_.steps) {
+    while (begun() < options_.steps) {
       if (options_.stop && options_.stop()) {
         result_.stopped = true;
         break;
       }
       step();
-      const bool last = state_.step == options_.steps;
-      const bool due = options_.eval_every > 0 && state_.step % options_.eval_every == 0;
-      if (last || due) evaluate();
-      if (saver_.due(state_.step)) save();
+      if (!pending_) {
+        if (evaluation_due(state_.step)) evaluate();
+        if (saver_.due(state_.step)) save();
+      }
       saver_.tell();
     }
+    settle();
     saver_.wait();
     // Also once more when the last step's own could not be saved.
     const bool missing = saver_.newest_step() != state_.step;
@@ -247,32 +253,45 @@ class Training {
     guard_.restore(state_.losses, state_.norms);
   }
 
+  // A step that was started and whose results have not been read.
+  struct Pending {
+    int64_t first_sample = 0;
+    StepLimits limits;
+  };
+  int64_t begun() const { return state_.step + (pending_ ? 1 : 0); }
+  bool evaluation_due(int64_t step) const {
+    return step == options_.steps || (options_.eval_every > 0 && step % options_.eval_every == 0);
+  }
+
   // All micro-batches of the step that begins with this sample, and the update.
-  StepResult run_step(int64_t first_sample, const StepLimits& limits) {
+  void start(const Pending& p) {
     for (int64_t m = 0; m < graph_.micro_batches; ++m) {
-      feed(runtime_, data_.training_batch(first_sample + m * batch_.batch, batch_));
-      if (graph_.source_named("loss_limit") != nullptr) {
-        set_scalar("loss_limit", limits.loss);
-        set_scalar("norm_limit", limits.norm);
-      }
+      feed(runtime_, data_.training_batch(p.first_sample + m * batch_.batch, batch_));
+      set_limits(runtime_, graph_, p.limits);
       if (m + 1 < graph_.micro_batches) runtime_.accumulate();
     }
-    return runtime_.step();
+    runtime_.start();
   }
 
-  void set_scalar(std::string_view name, double value) {
-    if (runtime_.source_type(name).dtype == DType::kF64) {
-      runtime_.set_data(name, std::as_bytes(std::span(&value, 1)));
-    } else {
-      const auto narrow = static_cast<float>(value);
-      runtime_.set_data(name, std::as_bytes(std::span(&narrow, 1)));
-    }
-  }
-
+  // Starts the next step, and reads the results of the one before; also its own, unless they may
+  // come late: not when what the next one does goes by them, or somebody looks at the weights.
   void step() {
-    const StepLimits limits = guard_.limits();
-    const int64_t first_sample = state_.samples;
-    const StepResult r = run_step(first_sample, limits);
+    const int64_t number = begun() + 1, samples = graph_.micro_batches * batch_.batch;
+    const Pending next = {state_.samples + (pending_ ? samples : 0), guard_.limits()};
+    const int64_t profiled = std::min(first_step_ + kProfiledStep, options_.steps);
+    const bool record = options_.profiled && (number == profiled || number + 1 == profiled);
+    runtime_.record(record);
+    start(next);
+    settle();
+    pending_ = next;
+    const bool late = options_.late && options_.spike_deviations == 0 && !options_.find_nonfinite;
+    if (!late || record || evaluation_due(number) || saver_.due(number)) settle();
+  }
+
+  void settle() {
+    if (!pending_) return;
+    const Pending p = *std::exchange(pending_, std::nullopt);
+    const StepResult r = runtime_.finish();
     expect_planned(r.collectives, plan_);
     result_.executed = r.collectives;
     ++state_.step;
@@ -285,22 +304,28 @@ class Training {
                       .seconds = r.seconds,
                       .tokens_per_second = info.tokens_per_second(r.seconds),
                       .mfu = info.mfu(r.seconds),
-                      .skipped = why_skipped(r, limits)};
+                      .skipped = why_skipped(r, p.limits)};
     telemetry_.step(record);
+    if (!r.runs.empty() && options_.profiled) {
+      try {
+        options_.profiled(runtime_.program(), r);
+      } catch (const Error& e) {
+        telemetry_.note(fmt::format("warning: no profile: {}", e.what()));
+      }
+    }
     if (record.skipped.empty()) {
       guard_.add(record.loss, record.grad_norm);
       state_.skipped_in_a_row = 0;
     } else {
-      skipped(record, first_sample, limits);
+      skipped(record, p);
     }
     result_.steps.push_back(std::move(record));
   }
 
-  void skipped(const StepRecord& record, int64_t first_sample, const StepLimits& limits) {
+  void skipped(const StepRecord& record, const Pending& step) {
     const bool finite = std::isfinite(record.loss) && std::isfinite(record.grad_norm);
     if (!finite && options_.find_nonfinite) {
-      telemetry_.note(
-          fmt::format("step {}: {}", record.step, first_nonfinite(first_sample, limits)));
+      telemetry_.note(fmt::format("step {}: {}", record.step, first_nonfinite(step)));
     }
     if (++state_.skipped_in_a_row < kMostSkipped) return;
     saver_.wait();
@@ -315,7 +340,7 @@ class Training {
   }
 
   // The step again, which changes nothing, with an eye on every op.
-  std::string first_nonfinite(int64_t first_sample, const StepLimits& limits) {
+  std::string first_nonfinite(const Pending& step) {
     std::vector<std::byte> passes;
     if (graph_.source_named("pass") != nullptr) {
       // As many passes were done before the step as dropout has to draw from again.
@@ -326,7 +351,8 @@ class Training {
       runtime_.write_source("pass", std::as_bytes(std::span(&count, 1)));
     }
     runtime_.watch(true);
-    const StepResult again = run_step(first_sample, limits);
+    start(step);
+    const StepResult again = runtime_.finish();
     runtime_.watch(false);
     return again.first_nonfinite.empty() ? "no op makes the first number that is not finite"
                                          : again.first_nonfinite;
@@ -361,7 +387,9 @@ class Training {
   Runtime& runtime_;
   std::optional<Evaluator> evaluator_;
   SpikeGuard guard_;
-  RunState state_;
+  RunState state_;  // after the last step whose results have been read
+  std::optional<Pending> pending_;
+  int64_t first_step_ = 1;  // that this run makes
   Saver saver_;
   std::vector<std::string> notes_;  // told once the run begins
   TrainResult result_;

@@ -51,6 +51,11 @@ struct TrainOptions {
   bool tf32 = false;                 // of a GPU: products of f32 in TF32
   std::vector<std::string> no_fuse;  // of a GPU's program: fusions that are not made (fuse.h)
   bool compare_ranks = false;        // compare the outputs of all ranks bit by bit after each step
+  // Read a step's results while the next one runs, where nothing goes by them before.
+  bool late = false;
+  // Called with the first steps that were recorded (StepResult::runs); the last call is the one to
+  // keep.
+  std::function<void(const Program&, const StepResult&)> profiled;
   std::function<void(const Program&)> ready;  // called with the program when the run begins
 };
 

@@ -203,6 +203,59 @@ TEST_F(Training, ValidationDisturbsNothing) {
   EXPECT_LT(r.evaluations.back().loss, r.evaluations.front().loss);
 }
 
+// Results that are read while the next step runs are the same, and told in the same order.
+TEST_F(Training, LateResultsAreTheSame) {
+  for (const int64_t every : {0, 2}) {
+    std::vector<std::vector<double>> found;
+    std::vector<std::vector<json>> told;
+    for (const bool late : {false, true}) {
+      Job j = job("gpt2:124m", "2", 6);
+      evaluate(j);
+      j.options.eval_every = every;
+      j.options.late = late;
+      const std::string folder = (late ? "late" : "soon") + std::to_string(every);
+      j.told.out_dir = path(folder);
+      const TrainResult r = train(j);
+      found.push_back(losses(r));
+      ASSERT_EQ(r.steps.size(), 6u);
+      for (size_t i = 0; i < 6; ++i) EXPECT_EQ(r.steps[i].step, static_cast<int64_t>(i) + 1);
+      std::vector<json> lines = metrics(folder);
+      for (json& line : lines) {
+        for (const char* time : {"step_seconds", "tokens_per_second", "mfu"}) line.erase(time);
+      }
+      told.push_back(std::move(lines));
+    }
+    EXPECT_EQ(found[0], found[1]);
+    EXPECT_EQ(told[0], told[1]);
+  }
+}
+
+// A run that is stopped has read the results of every step that it started.
+TEST_F(Training, ALateRunStopsWithAllResults) {
+  Job j = job("gpt2:124m", "1", 10);
+  j.options.late = true;
+  int asked = 0;
+  j.options.stop = [&] { return ++asked > 4; };
+  const TrainResult r = train(j);
+  EXPECT_TRUE(r.stopped);
+  EXPECT_EQ(r.steps.size(), 4u);
+}
+
+TEST_F(Training, AStepIsProfiled) {
+  for (const int64_t steps : {1, 2, 8}) {
+    Job j = job("gpt2:124m", "dp=2", steps);
+    int calls = 0;
+    j.options.profiled = [&](const Program& p, const StepResult& r) {
+      ++calls;
+      ASSERT_EQ(r.runs.size(), 2u);
+      EXPECT_GT(r.runs[0].size(), 0u);
+      EXPECT_LE(r.runs[0].size(), p.instrs.size());
+    };
+    train(j);
+    EXPECT_EQ(calls, std::min<int64_t>(steps, 2));
+  }
+}
+
 TEST_F(Training, SaysWhenThereIsNothingToValidateOn) {
   std::ofstream(path("data")) << std::string(30, '\7');
   Job j = job("gpt2:124m", "1", 1);

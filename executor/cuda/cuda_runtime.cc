@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -34,11 +35,7 @@ class DeviceArena {
     cuda_check(cudaMemGetInfo(&free, &total));
     if (cudaMalloc(&data_, static_cast<size_t>(std::max<int64_t>(bytes, 1))) != cudaSuccess) {
       cudaGetLastError();
-      fail(
-          "the program needs {:.1f} GiB of the GPU's memory, of which {:.1f} GiB are free: a "
-          "smaller "
-          "--batch with --accumulate, or more of the model computed again, takes less",
-          static_cast<double>(bytes) / 1073741824, static_cast<double>(free) / 1073741824);
+      throw OutOfDeviceMemory(bytes, static_cast<int64_t>(free));
     }
   }
   ~DeviceArena() { cudaFree(data_); }
@@ -82,6 +79,14 @@ struct Flight {
   std::string nonfinite;                  // when watched
 };
 
+// Where a program's memory lies: all of it in one arena, or in that of a runtime beside it, with
+// its parameters and states there too.
+struct Places {
+  std::byte* base = nullptr;          // of offset 0
+  int64_t kept = 0;                   // bytes at the bottom, of what outlives a step
+  std::vector<std::byte*> elsewhere;  // by buffer; null: at its offset
+};
+
 // The parts of a step that are captured, each with what runs before it.
 enum Section : size_t { kOnce, kPass, kUpdate, kSections };
 
@@ -121,7 +126,9 @@ struct CudaRuntime::Impl {
       : program(prepared(std::move(p), o)),
         options(o),
         context(0),
-        arena(program.arena_bytes + kWorkspaceAlignment),
+        lent(lent_memory()),
+        arena(lent ? 0 : program.arena_bytes + kWorkspaceAlignment),
+        places(lent ? *lent : Places{arena.data(), 0, {}}),
         coordinates(program.mesh.coordinates(0)),
         filled(program.sources.size(), false),
         staged(program.sources.size()),
@@ -142,12 +149,16 @@ struct CudaRuntime::Impl {
       cuda_check(cudaEventCreate(&f.ended));
       f.results = std::make_unique<PinnedMemory>(bytes);
     }
+    for (size_t s = 0; lent && s < program.sources.size(); ++s) {
+      filled[s] = program.sources[s].kind != SourceKind::kData;  // by the one who lends it
+    }
     warm_up();
     capture();
     poison();
   }
 
   ~Impl() {
+    if (stream != nullptr) cudaStreamSynchronize(stream);
     for (cudaGraphExec_t graph : graphs) {
       if (graph != nullptr) cudaGraphExecDestroy(graph);
     }
@@ -179,7 +190,58 @@ struct CudaRuntime::Impl {
 
   std::byte* data(const ProgramTensor& t) const {
     const Buffer& b = program.buffers[static_cast<size_t>(t.buffer)];
-    return arena.data() + b.offset + t.geometry.offset * size_of(t.dtype);
+    std::byte* const elsewhere =
+        places.elsewhere.empty() ? nullptr : places.elsewhere[static_cast<size_t>(t.buffer)];
+    return (elsewhere != nullptr ? elsewhere : places.base + b.offset) +
+           t.geometry.offset * size_of(t.dtype);
+  }
+
+  // Bytes at the bottom of the arena, of what is kept from step to step.
+  static int64_t kept_bytes(const Program& p) {
+    int64_t end = 0;
+    for (const Buffer& b : p.buffers) {
+      if (b.persistent) end = std::max(end, b.offset + b.bytes);
+    }
+    return (end + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+  }
+
+  // The memory of the runtime beside this one, if all that this one needs is there.
+  std::optional<Places> lent_memory() const {
+    const auto* beside = dynamic_cast<const CudaRuntime*>(options.beside);
+    if (beside == nullptr) return std::nullopt;
+    const Impl& host = *beside->impl_;
+    Places lent;
+    lent.kept = kept_bytes(program);
+    lent.elsewhere.resize(program.buffers.size(), nullptr);
+    for (const ProgramSource& s : program.sources) {
+      if (s.kind == SourceKind::kData) continue;
+      const ProgramTensor& t = program.tensor(s.tensor);
+      const auto same = std::find_if(
+          host.program.sources.begin(), host.program.sources.end(), [&](const ProgramSource& h) {
+            const ProgramTensor& other = host.program.tensor(h.tensor);
+            return h.name == s.name && h.kind == s.kind && other.dtype == t.dtype &&
+                   other.geometry == t.geometry;
+          });
+      if (same == host.program.sources.end()) return std::nullopt;
+      lent.elsewhere[static_cast<size_t>(t.buffer)] =
+          host.data(host.program.tensor(same->tensor)) - t.geometry.offset * size_of(t.dtype);
+    }
+    for (size_t b = 0; b < program.buffers.size(); ++b) {
+      if (program.buffers[b].persistent && lent.elsewhere[b] == nullptr) return std::nullopt;
+    }
+    // What the host keeps is below; what it holds only during a step is free now.
+    const int64_t from = kept_bytes(host.program) - lent.kept;
+    const int64_t offset =
+        (from + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+    if (from < 0 || offset + program.arena_bytes > host.program.arena_bytes) return std::nullopt;
+    lent.base = host.places.base + offset;
+    return lent;
+  }
+
+  // Fills what is this runtime's alone.
+  void fill(int byte) {
+    cuda_check(cudaMemsetAsync(places.base + places.kept, byte,
+                               static_cast<size_t>(program.arena_bytes - places.kept), stream));
   }
 
   TensorView view(TensorId id) const {
@@ -203,13 +265,12 @@ struct CudaRuntime::Impl {
     const int64_t bytes = program.memory[0].workspace_bytes;
     const int64_t begin =
         program.arena_bytes - (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-    return arena.data() +
+    return places.base +
            (begin + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
   }
 
   void poison() {
-    cuda_check(
-        cudaMemsetAsync(arena.data(), 0xff, static_cast<size_t>(program.arena_bytes), stream));
+    fill(0xff);
     cuda_check(cudaStreamSynchronize(stream));
   }
 
@@ -269,7 +330,7 @@ struct CudaRuntime::Impl {
 
   // On zeros, which are indices as well as numbers.
   void warm_up() {
-    cuda_check(cudaMemsetAsync(arena.data(), 0, static_cast<size_t>(program.arena_bytes), stream));
+    fill(0);
     for (const auto& section : sections) {
       for (const Launch& launch : section) with_place(launch, [&] { execute(launch); });
     }
@@ -461,7 +522,9 @@ struct CudaRuntime::Impl {
   Program program;
   const RunOptions options;
   DeviceContext context;
-  DeviceArena arena;
+  const std::optional<Places> lent;
+  DeviceArena arena;  // empty when memory is lent
+  const Places places;
   const std::vector<int64_t> coordinates;
   std::array<std::vector<Launch>, kSections> sections;
   std::array<cudaGraphExec_t, kSections> graphs = {};
@@ -491,6 +554,11 @@ const Program& CudaRuntime::program() const { return impl_->program; }
 
 const std::vector<double>& CudaRuntime::instruction_seconds(int64_t) const {
   return impl_->seconds;
+}
+
+bool CudaRuntime::shares(std::string_view name) const {
+  const Impl& r = *impl_;
+  return r.lent && r.program.sources[r.index_of(name)].kind != SourceKind::kData;
 }
 
 TensorType CudaRuntime::source_type(std::string_view name) const {

@@ -27,6 +27,7 @@ class CudaRuntime final : public Runtime {
   void read_source(std::string_view name, std::vector<std::byte>& whole) const override;
   void write_source(std::string_view name, std::span<const std::byte> whole) override;
   TensorType source_type(std::string_view name) const override;
+  bool shares(std::string_view name) const override;
   const Program& program() const override;
   const std::vector<double>& instruction_seconds(int64_t rank) const override;
 

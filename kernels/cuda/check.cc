@@ -17,11 +17,11 @@ void cuda_check(cudaError_t status, std::source_location where) {
   switch (status) {
     case cudaSuccess: return;
     case cudaErrorMemoryAllocation:
-      fail("the GPU has not enough free memory: plan for more devices, or a smaller --batch");
+      fail("the GPU has not enough free memory: take a smaller --batch with --accumulate");
     case cudaErrorNoDevice:
     case cudaErrorInsufficientDriver:
       fail(
-          "there is no NVIDIA GPU here that this build can use ({}): --cluster cpu:N runs on the "
+          "there is no NVIDIA GPU here that this build can use ({}): --devices cpu:N runs on the "
           "processor",
           cudaGetErrorString(status));
     case cudaErrorNoKernelImageForDevice:

@@ -1,0 +1,66 @@
+// On the GPU: an evaluation in the memory of the training that it looks at, which it leaves as it
+// was.
+#include <gtest/gtest.h>
+
+#include "tests/recorded.h"
+
+#ifdef CLEAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+namespace cleave {
+namespace {
+
+#ifdef CLEAVE_CUDA
+
+using namespace testing;  // NOLINT
+
+size_t free_bytes() {
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  return free;
+}
+
+TEST(EvaluatorOnGpu, WorksInTheTrainersMemory) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) GTEST_SKIP() << "no GPU here";
+  ModelConfig config = model_named("gpt2:tiny");
+  for (const std::string& number : {"vocab=50304", "hidden=256"}) set_value(config, number);
+  const Graph graph = training_graph(config, DType::kBF16);
+  const Graph loss_alone = trace(config, {.dtype = DType::kBF16, .training = false});
+  const auto trained = runtime_of(graph, "1", Processor::kGpu);
+  const size_t before = free_bytes();
+  const Program program = lower(loss_alone, plan_for(loss_alone, "1", {}), true);
+  const auto shared = make_runtime(program, Processor::kGpu, {.seed = 42, .beside = trained.get()});
+  const size_t taken = before - free_bytes();
+  EXPECT_TRUE(shared->shares("wte.weight"));
+  EXPECT_LT(taken, static_cast<size_t>(program.arena_bytes)) << "no arena of its own";
+  const auto alone = make_runtime(program, Processor::kGpu, {.seed = 42});
+  EXPECT_FALSE(alone->shares("wte.weight"));
+  for (int step = 0; step < 3; ++step) {
+    feed(*trained, config, step);
+    trained->step();
+    const std::vector<std::byte> weights = trained->read_source("wte.weight");
+    for (const ProgramSource& s : alone->program().sources) {
+      if (s.kind == SourceKind::kData) continue;
+      alone->write_source(s.name, trained->read_source(s.name));
+    }
+    double found[2] = {};
+    for (const auto& [runtime, loss] :
+         {std::pair(shared.get(), &found[0]), {alone.get(), &found[1]}}) {
+      feed(*runtime, config, 100 + step);
+      *loss = runtime->step().value("loss");
+    }
+    EXPECT_EQ(found[0], found[1]) << step;
+    EXPECT_EQ(trained->read_source("wte.weight"), weights) << "an evaluation changes nothing";
+  }
+}
+
+#else
+
+TEST(EvaluatorOnGpu, NeedsABuildWithCuda) { GTEST_SKIP() << "built without CUDA"; }
+
+#endif
+
+}  // namespace
+}  // namespace cleave
