@@ -16,6 +16,8 @@
 
 namespace cleave {
 
+class Runtime;
+
 // What runs it.
 enum class Processor : uint8_t { kCpu, kGpu };
 
@@ -28,6 +30,9 @@ struct RunOptions {
   bool time_instructions = false;
   // Of a GPU: products of f32 in TF32.
   bool tf32 = false;
+  // Of a GPU: for measurements of what a fixed order of sums costs: attention by cuDNN, and
+  // products, may add in any order, and two runs differ.
+  bool any_order = false;
   // Of a GPU: a runtime on it, which outlives this one and never runs at the same time. Its
   // parameters and states are this one's where they are the same tensors, and what it holds only
   // during a step is this one's memory, where that is enough.

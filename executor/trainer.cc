@@ -172,9 +172,10 @@ class Training {
         saver_(options.checkpoints, telemetry) {
     data.check_vocab(options.vocab);
     if (options.evaluation.graph != nullptr) {
-      evaluator_.emplace(*options.evaluation.graph, *options.evaluation.plan, data, batch_,
-                         options.eval_batches, options.processor, fusing_,
-                         {.seed = options.seed, .tf32 = options.tf32, .beside = &runtime_});
+      evaluator_.emplace(
+          *options.evaluation.graph, *options.evaluation.plan, data, batch_, options.eval_batches,
+          options.processor, fusing_,
+          RunOptions{.seed = options.seed, .tf32 = options.tf32, .beside = &runtime_});
     }
     state_.seed = options.seed;
     state_.data = data.fingerprint();

@@ -25,9 +25,9 @@ TEST(EvaluatorOnGpu, WorksInTheTrainersMemory) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) GTEST_SKIP() << "no GPU here";
   ModelConfig config = model_named("gpt2:tiny");
-  for (const std::string& number : {"vocab=50304", "hidden=256"}) set_value(config, number);
+  for (const char* number : {"vocab=50304", "hidden=256"}) set_value(config, number);
   const Graph graph = training_graph(config, DType::kBF16);
-  const Graph loss_alone = trace(config, {.dtype = DType::kBF16, .training = false});
+  const Graph loss_alone = trace(config, {DType::kBF16, false, {}});
   const auto trained = runtime_of(graph, "1", Processor::kGpu);
   const size_t before = free_bytes();
   const Program program = lower(loss_alone, plan_for(loss_alone, "1", {}), true);

@@ -134,6 +134,10 @@ struct CudaRuntime::Impl {
         staged(program.sources.size()),
         seconds(program.instrs.size(), 0) {
     context.tf32 = options.tf32;
+    if (options.any_order) {
+      context.tensor_core_attention = context.deterministic_attention = false;
+      context.product_search.any_order = true;
+    }
     cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     cuda_check(cudaEventCreate(&copied));
     cuda_check(cudaEventRecord(copied, stream));

@@ -39,6 +39,15 @@ class DeviceContext {
   int64_t scratch_bytes() const;  // in all slots
   // Products of f32 in TF32: faster, with the mantissa of f16.
   bool tf32 = false;
+  // How the algorithm of a product is searched for: among so many, with so much scratch memory,
+  // which KernelArgs::workspace must then have; `any_order`: also those whose sums may come out in
+  // another order each time. Before the first product.
+  struct ProductSearch {
+    int candidates = 16;
+    int64_t workspace = int64_t{32} << 20;  // kProductWorkspace
+    bool any_order = false;
+  };
+  ProductSearch product_search;
   // Attention of 16 bits by our own kernels on tensor cores where they can; off: by cuDNN.
   bool tensor_core_attention = true;
   // Else by cuDNN where it can; off: by our own kernels for any type.

@@ -14,8 +14,7 @@
 namespace cleave {
 namespace {
 
-constexpr int kCandidates = 16;  // algorithms that are timed
-constexpr int kTimed = 5;        // runs of each, of which the median counts
+constexpr int kTimed = 5;  // runs of each algorithm, of which the median counts
 
 cudaDataType type_of(DType dtype) {
   switch (dtype) {
@@ -59,7 +58,7 @@ struct ProductAlgorithms::Prepared {
   }
 
   void run(const Product& p, const void* a_data, const void* b_data, const void* c_data,
-           const void* bias, void* d_data, void* workspace, cublasLtHandle_t blas,
+           const void* bias, void* d_data, void* workspace, const DeviceContext& device,
            cudaStream_t stream) const {
     const double one = 1, beta = p.has_c ? 1 : 0;
     const auto one_f = static_cast<float>(one), beta_f = static_cast<float>(beta);
@@ -69,9 +68,10 @@ struct ProductAlgorithms::Prepared {
                                                     &bias, sizeof bias));
     }
     cuda_check(cublas_lt().Matmul(
-        blas, operation, f64 ? static_cast<const void*>(&one) : &one_f, a_data, a, b_data, b,
-        f64 ? static_cast<const void*>(&beta) : &beta_f, p.has_c ? c_data : d_data, p.has_c ? c : d,
-        d_data, d, &algorithm, workspace, kProductWorkspace, stream));
+        device.blas(), operation, f64 ? static_cast<const void*>(&one) : &one_f, a_data, a, b_data,
+        b, f64 ? static_cast<const void*>(&beta) : &beta_f, p.has_c ? c_data : d_data,
+        p.has_c ? c : d, d_data, d, &algorithm, workspace,
+        static_cast<size_t>(device.product_search.workspace), stream));
   }
 };
 
@@ -121,7 +121,8 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t which, auto value) {
     cuda_check(cublas_lt().MatmulPreferenceSetAttribute(preference, which, &value, sizeof value));
   };
-  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kProductWorkspace));
+  const DeviceContext::ProductSearch& search = device.product_search;
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(search.workspace));
   for (const auto which :
        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
@@ -130,12 +131,13 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   // Sums over k that several blocks share are added in a fixed order, in the output's type or
   // wider: never by atomics, whose order changes from run to run.
   prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-         static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-  std::array<cublasLtMatmulHeuristicResult_t, kCandidates> candidates;
+         static_cast<uint32_t>(search.any_order ? CUBLASLT_REDUCTION_SCHEME_MASK
+                                                : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+  std::vector<cublasLtMatmulHeuristicResult_t> candidates(static_cast<size_t>(search.candidates));
   int count = 0;
   const cublasStatus_t status = cublas_lt().MatmulAlgoGetHeuristic(
-      device.blas(), made->operation, made->a, made->b, made->c, made->d, preference, kCandidates,
-      candidates.data(), &count);
+      device.blas(), made->operation, made->a, made->b, made->c, made->d, preference,
+      search.candidates, candidates.data(), &count);
   cublas_lt().MatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) cuda_check(status);
   CLEAVE_ASSERT(count > 0, "cuBLASLt has no product [{}, {}] x [{}, {}] of {}", p.m, p.k, p.k, p.n,
@@ -148,7 +150,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   const int64_t c_span = p.has_c ? span_of(p.c, p.m, p.n, p.batch) : 0;
   const DeviceMemory a(a_span * size_of(p.in)), b(b_span * size_of(p.in)),
       c(c_span * size_of(p.out)), bias(p.m * size_of(p.out)), d(d_span * size_of(p.out)),
-      workspace(kProductWorkspace);
+      workspace(search.workspace);
   fill_random(a.data, p.in, a_span, 1, nullptr);
   fill_random(b.data, p.in, b_span, 2, nullptr);
   fill_random(c.data, p.out, c_span, 3, nullptr);
@@ -166,8 +168,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
     std::array<float, kTimed> times;
     for (int run = -1; run < kTimed; ++run) {
       cuda_check(cudaEventRecord(begin, nullptr));
-      trial.run(p, a.data, b.data, c.data, bias.data, d.data, workspace.data, device.blas(),
-                nullptr);
+      trial.run(p, a.data, b.data, c.data, bias.data, d.data, workspace.data, device, nullptr);
       cuda_check(cudaEventRecord(end, nullptr));
       cuda_check(cudaEventSynchronize(end));
       if (run >= 0) cuda_check(cudaEventElapsedTime(&times[static_cast<size_t>(run)], begin, end));
@@ -186,7 +187,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
 void ProductAlgorithms::run(const Product& p, const void* a, const void* b, const void* c,
                             const void* bias, void* d, void* workspace, DeviceContext& device,
                             cudaStream_t stream) {
-  prepared(p, device).run(p, a, b, c, bias, d, workspace, device.blas(), stream);
+  prepared(p, device).run(p, a, b, c, bias, d, workspace, device, stream);
 }
 
 }  // namespace cleave
