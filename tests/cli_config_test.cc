@@ -94,7 +94,8 @@ TEST(Config, MistakesAreOneLineWithFileAndLine) {
       {"[optimizer]\nlr = 0\n", "run.toml:2: optimizer.lr 0: write a number above 0"},
       {"[optimizer]\nmin_lr = -1\n", "run.toml:2: optimizer.min_lr -1: write at least 0"},
       {"[optimizer]\nschedule = \"line\"\n", "optimizer.schedule 'line': write cosine or constant"},
-      {"[train]\nprecision = \"fp8\"\n", "train.precision 'fp8': write fp32, fp64, bf16, fp16 or tf32"},
+      {"[train]\nprecision = \"fp8\"\n",
+       "train.precision 'fp8': write fp32, fp64, bf16, fp16 or tf32"},
   };
   EXPECT_GE(mistakes.size(), 50u);
   for (const Mistake& m : mistakes) {
