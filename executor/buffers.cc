@@ -1,9 +1,11 @@
 #include "executor/buffers.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "graph/error.h"
+#include "kernels/assemble.h"
 
 namespace cleave {
 namespace {
@@ -24,6 +26,7 @@ class Assigner {
       known = w;
       known.in_place = in_place;
     }
+    plan_parts(wish_of);
     for (const ProgramSource& s : program_.sources) {
       new_buffer(s.tensor, s.kind != SourceKind::kData);
       program_.buffers.back().host = s.on_host;
@@ -35,6 +38,7 @@ class Assigner {
       if (is_collective(instr.kind)) make_contiguous(instr, static_cast<int32_t>(i));
       if (!make_views(instr)) {
         for (TensorId t : instr.out) {
+          if (make_part(t)) continue;
           const SharingWish& w = wish_of[static_cast<size_t>(t)];
           if (w.target < 0 || !share(w, static_cast<int32_t>(i), instr)) new_buffer(t, false);
         }
@@ -81,6 +85,36 @@ class Assigner {
     members_[static_cast<size_t>(b)].push_back(t);
   }
 
+  // Where operands lie of the instructions that join them: what is joined must have no other wish.
+  void plan_parts(const std::vector<SharingWish>& wish_of) {
+    for (Instr& instr : program_.instrs) {
+      if (!instr.attrs.has("joins")) continue;
+      const TensorId whole = instr.out[0];
+      const std::vector<int64_t> sizes = local_sizes(instr, program_.mesh);
+      const auto types = types_of(instr);
+      const auto parts = parts_of(*instr.op, {*instr.signature, sizes, instr.attrs, types},
+                                  program_.tensor(whole).geometry);
+      if (!parts || wish_of[static_cast<size_t>(whole)].target >= 0) {
+        instr.attrs.set("joins", int64_t{0});
+        continue;
+      }
+      for (size_t i = 0; i < instr.in.size(); ++i) {
+        program_.tensor(instr.in[i]).geometry = (*parts)[i];
+        part_of_[instr.in[i]] = whole;
+      }
+      part_of_[whole] = whole;
+    }
+  }
+
+  bool make_part(TensorId t) {
+    const auto found = part_of_.find(t);
+    if (found == part_of_.end()) return false;
+    const TensorId whole = found->second;
+    if (buffer(whole) < 0) new_buffer(whole, false);
+    if (t != whole) join(t, whole);
+    return true;
+  }
+
   // Collectives take contiguous memory: operands that are views are copied first. `i`: where the
   // instruction stands among those of the lowering.
   void make_contiguous(Instr& instr, int32_t i) {
@@ -106,15 +140,20 @@ class Assigner {
     }
   }
 
+  std::vector<TensorType> types_of(const Instr& instr) const {
+    std::vector<TensorType> types;
+    for (TensorId t : instr.in) {
+      types.push_back({program_.tensor(t).dtype, program_.tensor(t).geometry.shape});
+    }
+    return types;
+  }
+
   bool make_views(const Instr& instr) {
     if (instr.kind != InstrKind::kCompute || instr.op->view == nullptr || instr.in.empty())
       return false;
     const ProgramTensor& base = program_.tensor(instr.in[0]);
     const std::vector<int64_t> sizes = local_sizes(instr, program_.mesh);
-    std::vector<TensorType> types;
-    for (TensorId t : instr.in) {
-      types.push_back({program_.tensor(t).dtype, program_.tensor(t).geometry.shape});
-    }
+    const auto types = types_of(instr);
     const auto views = instr.op->view({*instr.signature, sizes, instr.attrs, types}, base.geometry);
     if (!views) return false;
     for (size_t o = 0; o < instr.out.size(); ++o) {
@@ -222,6 +261,7 @@ class Assigner {
   std::vector<int32_t> last_read_;              // by tensor: instruction, or past the end
   std::vector<std::vector<TensorId>> members_;  // by buffer
   std::set<int32_t> made_at_begin_;             // buffers
+  std::map<TensorId, TensorId> part_of_;        // what lies in another, or has others in it
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "executor/typing.h"
 #include "graph/error.h"
+#include "kernels/assemble.h"
 
 namespace cleave {
 namespace {
@@ -68,7 +69,8 @@ class InstrTyping {
     for (size_t i = 0; i < instr_.out.size(); ++i) check_atoms(out(i), s.outputs()[i]);
     check_inference();
     check_splits();
-    if (is_view(p_, instr_)) check_view();
+    if (is_view(p_, instr_))
+      instr_.attrs.integer_or("joins", 0) != 0 ? check_parts() : check_view();
   }
 
   // A factor of size 1 inside a compound has no atom in the operand.
@@ -330,6 +332,20 @@ class InstrTyping {
       if (out(i).buffer != in(0).buffer || i >= views->size() || out(i).geometry != (*views)[i] ||
           out(i).dtype != in(0).dtype) {
         refuse(subject_, "{} does not lie where a view of {} must", out(i).name, in(0).name);
+      }
+    }
+  }
+
+  void check_parts() {
+    const auto types = local_input_types(p_, instr_);
+    const auto sizes = local_sizes(instr_, p_.mesh);
+    const auto parts =
+        parts_of(*instr_.op, {*instr_.signature, sizes, instr_.attrs, types}, out(0).geometry);
+    if (!parts) refuse(subject_, "{} cannot be put together in place", out(0).name);
+    for (size_t i = 0; i < instr_.in.size(); ++i) {
+      if (in(i).buffer != out(0).buffer || i >= parts->size() || in(i).geometry != (*parts)[i] ||
+          in(i).dtype != out(0).dtype) {
+        refuse(subject_, "{} does not lie where a part of {} must", in(i).name, out(0).name);
       }
     }
   }

@@ -15,9 +15,15 @@ struct Entry : Fusion {
 
 // In the order in which they are tried.
 constexpr std::array kFusions = {
-    Entry{{"wide", "a product of halves whose result is cast to f32 is stored in f32"}, fuse_wide},
+    Entry{{"wide", "a product or sum of halves that is only cast to f32 is stored in f32"},
+          fuse_wide},
     Entry{{"bias", "a product adds its bias"}, fuse_bias},
     Entry{{"residual", "a product adds what stands beside it"}, fuse_residual},
+    Entry{{"norm_residual", "the backward of a norm adds the gradient that goes around it"},
+          fuse_norm_residual},
+    Entry{{"column_sum", "the backward of a norm or of GELU sums its result for a bias before it"},
+          fuse_column_sum},
+    Entry{{"parts", "what is only put together is made where it belongs"}, fuse_parts},
 };
 static_assert(kFusions.size() <= 32, "bits of Instr::fused");
 

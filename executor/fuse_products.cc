@@ -10,10 +10,9 @@
 namespace cleave {
 namespace {
 
-// Product m becomes a linear that takes `operand` too, with these factors, and makes what i made.
-void become_linear(Fuser& fuser, size_t m, size_t i, TensorId operand, const std::string& text,
-                   std::string_view attribute) {
-  Instr& product = fuser.instr(m);
+// The product becomes a linear that takes `operand` too, with these factors.
+void add_operand(Instr& product, TensorId operand, const std::string& text,
+                 std::string_view attribute) {
   const Signature& s = *product.signature;
   std::string factors;
   for (size_t k = 0; k < s.inputs().size(); ++k) factors += s.input_text(k) + ",";
@@ -30,23 +29,42 @@ void become_linear(Fuser& fuser, size_t m, size_t i, TensorId operand, const std
   product.signature = &Signature::get(factors);
   product.attrs.set(attribute, int64_t{1});
   product.in.push_back(operand);
-  fuser.take_result(m, i);
+}
+
+// The product that makes the tensor for this reader alone, and has none beside it yet.
+std::optional<size_t> product_of(const Fuser& fuser, TensorId t, const Instr& reader) {
+  std::optional<size_t> m = fuser.maker(t, reader, &ops::linear);
+  if (!m) m = fuser.maker(t, reader, &ops::matmul);
+  if (!m) return {};
+  const Attrs& attrs = fuser.instr(*m).attrs;
+  return attrs.has("residual") ? std::nullopt : m;
 }
 
 }  // namespace
 
-// A product whose result is only cast to f32: sums are in f32 anyway.
+// A product, a sum or the gradient of a norm's weights whose result is only cast to f32: sums are
+// in f32 anyway.
 bool fuse_wide(Fuser& fuser, size_t i) {
   const Instr& cast = fuser.instr(i);
-  if (cast.op != &ops::cast) return false;
-  const std::optional<size_t> m = fuser.maker(cast.in[0], cast, &ops::matmul);
-  if (!m || !is_half(fuser.dtype(cast.in[0])) || fuser.dtype(cast.out[0]) != DType::kF32) {
+  if (cast.op != &ops::cast || fuser.readers(cast.in[0]) != 1 ||
+      !is_half(fuser.dtype(cast.in[0])) || fuser.dtype(cast.out[0]) != DType::kF32) {
     return false;
   }
-  Instr& product = fuser.instr(*m);
-  if (product.attrs.has("dtype")) return false;
-  product.attrs.set("dtype", std::string("f32"));
-  fuser.take_result(*m, i);
+  const std::optional<size_t> m = fuser.maker(cast.in[0], cast);
+  if (!m) return false;
+  Instr& made = fuser.instr(*m);
+  const auto o = static_cast<size_t>(std::find(made.out.begin(), made.out.end(), cast.in[0]) -
+                                     made.out.begin());
+  if (made.op == &ops::matmul || made.op == &ops::sum) {
+    if (made.attrs.has("dtype")) return false;
+    made.attrs.set("dtype", std::string("f32"));
+  } else if (made.op == &ops::layer_norm_backward || made.op == &ops::rms_norm_backward) {
+    if (o == 0) return false;
+    set_wide(made, o);
+  } else {
+    return false;
+  }
+  fuser.give_result(*m, o, i);
   return true;
 }
 
@@ -65,26 +83,46 @@ bool fuse_bias(Fuser& fuser, size_t i) {
   const Signature& s = *fuser.instr(*m).signature;
   if (s.outputs()[0].empty() || s.outputs()[0].back().size() != 1) return false;
   const OperandDims last = {s.outputs()[0].back()};
-  become_linear(fuser, *m, i, add.in[1], s.operand_text(last), "bias");
+  add_operand(fuser.instr(*m), add.in[1], s.operand_text(last), "bias");
+  fuser.take_result(*m, i);
   return true;
 }
 
-// A product, or one with a bias, and a tensor of the same shape.
+// A sum of tensors of one shape, all but one of them products, or with a bias: each product adds
+// the sum of those before, and the last, in the place of the sum, makes it all.
 bool fuse_residual(Fuser& fuser, size_t i) {
   const Instr& add = fuser.instr(i);
-  if (add.op != &ops::add || add.signature->inputs()[0] != add.signature->inputs()[1]) return false;
-  for (const size_t side : {1u, 0u}) {
-    std::optional<size_t> m = fuser.maker(add.in[side], add, &ops::linear);
-    if (!m) m = fuser.maker(add.in[side], add, &ops::matmul);
-    if (!m) continue;
-    const Instr& product = fuser.instr(*m);
-    const TensorId other = add.in[1 - side];
-    if (product.attrs.has("dtype") || product.attrs.has("residual")) continue;
-    if (fuser.dtype(other) != fuser.dtype(add.in[side])) continue;
-    become_linear(fuser, *m, i, other, product.signature->output_text(0), "residual");
-    return true;
+  if (add.op != &ops::add && add.op != &ops::add_n) return false;
+  std::vector<size_t> products;
+  TensorId beside = -1;
+  for (size_t k = 0; k < add.in.size(); ++k) {
+    if (add.signature->inputs()[k] != add.signature->outputs()[0] ||
+        fuser.dtype(add.in[k]) != fuser.dtype(add.out[0])) {
+      return false;
+    }
+    if (const auto m = product_of(fuser, add.in[k], add)) {
+      products.push_back(*m);
+    } else if (beside < 0) {
+      beside = add.in[k];
+    } else {
+      return false;
+    }
   }
-  return false;
+  std::sort(products.begin(), products.end());
+  if (beside < 0) {
+    beside = fuser.instr(products.front()).out[0];
+    products.erase(products.begin());
+  }
+  if (products.empty() || (products.size() > 1 && !fuser.before(beside, products.front()))) {
+    return false;
+  }
+  for (const size_t m : products) {
+    const TensorId result = fuser.instr(m).out[0];
+    add_operand(fuser.instr(m), beside, fuser.instr(m).signature->output_text(0), "residual");
+    beside = result;
+  }
+  fuser.take_result(products.back(), i);
+  return true;
 }
 
 }  // namespace cleave

@@ -6,6 +6,7 @@ namespace cleave {
 
 int Fuser::apply(Rewrite rewrite, uint32_t bit) {
   int made = 0;
+  bit_ = bit;
   for (size_t i = 0; i < program_.instrs.size(); ++i) {
     if (gone_[i] || instr(i).kind != InstrKind::kCompute || !rewrite(*this, i)) continue;
     ++made;
@@ -15,13 +16,21 @@ int Fuser::apply(Rewrite rewrite, uint32_t bit) {
   return made;
 }
 
-std::optional<size_t> Fuser::maker(TensorId t, const Instr& reader, const OpDef* op) const {
+std::optional<size_t> Fuser::maker(TensorId t, const Instr& reader) const {
   const int32_t m = makers_[static_cast<size_t>(t)];
-  if (m < 0 || gone_[static_cast<size_t>(m)] || readers(t) != 1) return {};
+  if (m < 0 || gone_[static_cast<size_t>(m)]) return {};
   const Instr& made = program_.instrs[static_cast<size_t>(m)];
-  if (made.kind != InstrKind::kCompute || made.op != op || made.out.size() != 1) return {};
-  if (made.part != reader.part || made.chunk != reader.chunk) return {};
+  if (made.kind != InstrKind::kCompute || made.part != reader.part || made.chunk != reader.chunk) {
+    return {};
+  }
   return static_cast<size_t>(m);
+}
+
+std::optional<size_t> Fuser::maker(TensorId t, const Instr& reader, const OpDef* op) const {
+  const std::optional<size_t> m = maker(t, reader);
+  if (!m || readers(t) != 1) return {};
+  const Instr& made = program_.instrs[*m];
+  return made.op == op && made.out.size() == 1 ? m : std::nullopt;
 }
 
 void Fuser::take_result(size_t m, size_t i) {
@@ -29,6 +38,15 @@ void Fuser::take_result(size_t m, size_t i) {
   instr(m).fused |= instr(i).fused;
   instr(i) = std::move(instr(m));
   gone_[m] = true;
+}
+
+void Fuser::give_result(size_t m, size_t o, size_t i) {
+  const TensorId t = instr(i).out[0];
+  if (o == instr(m).out.size()) instr(m).out.push_back(t);
+  instr(m).out[o] = t;
+  instr(m).fused |= instr(i).fused | bit_;
+  makers_[static_cast<size_t>(t)] = static_cast<int32_t>(m);
+  gone_[i] = true;
 }
 
 void Fuser::look() {
@@ -52,6 +70,15 @@ void Fuser::sweep() {
   }
   program_.instrs = std::move(left);
   look();
+}
+
+bool sums_rows(const Signature& sum) {
+  const OperandDims &in = sum.inputs()[0], &out = sum.outputs()[0];
+  return in.size() > 1 && out.size() == 1 && out[0] == in.back();
+}
+
+void set_wide(Instr& instr, size_t o) {
+  instr.attrs.set("wide", instr.attrs.integer_or("wide", 0) | int64_t{1} << o);
 }
 
 }  // namespace cleave

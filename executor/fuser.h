@@ -18,36 +18,57 @@ class Fuser {
 
   Program& program() { return program_; }
   Instr& instr(size_t i) { return program_.instrs[i]; }
+  const Instr& instr(size_t i) const { return program_.instrs[i]; }
   DType dtype(TensorId t) const { return program_.tensor(t).dtype; }
   // How many instructions read it, the program's end among them.
   int32_t readers(TensorId t) const { return readers_[static_cast<size_t>(t)]; }
   bool gone(size_t i) const { return gone_[i]; }
 
   // Tries the rewrite at every instruction that computes, in their order; returns how often it
-  // was made. The instruction that then stands at i gets the bit.
+  // was made. The instruction that then stands at i, or has got what i made, gets the bit.
   using Rewrite = bool (*)(Fuser&, size_t i);
   int apply(Rewrite rewrite, uint32_t bit = 0);
 
-  // The instruction of this op that makes the tensor, its only result, for this reader alone, in
-  // the same part of the step.
+  // The instruction that makes the tensor, when it computes in the same part of the step.
+  std::optional<size_t> maker(TensorId t, const Instr& reader) const;
+  // The same of this op, when the tensor is its only result, for this reader alone.
   std::optional<size_t> maker(TensorId t, const Instr& reader, const OpDef* op) const;
+  // Whether the tensor is there when instruction i runs.
+  bool before(TensorId t, size_t i) const {
+    return makers_[static_cast<size_t>(t)] < static_cast<int32_t>(i);
+  }
   // Instruction m makes what i made, in the place of i, where the operands of both are there. Both
   // have one result.
   void take_result(size_t m, size_t i);
+  // Instruction m makes what i made, its only result, as result o, and i goes.
+  void give_result(size_t m, size_t o, size_t i);
 
  private:
   void look();
   void sweep();
 
   Program& program_;
+  uint32_t bit_ = 0;              // of the rewrite that is tried
   std::vector<bool> gone_;        // by instruction
   std::vector<int32_t> makers_;   // by tensor; -1: a source
   std::vector<int32_t> readers_;  // by tensor
 };
 
+// Whether a sum is over all but the last dimension.
+bool sums_rows(const Signature& sum);
+// Result o of an instruction whose op has the attribute `wide` is stored in f32.
+void set_wide(Instr& instr, size_t o);
+
 // fuse_products.cc
 bool fuse_wide(Fuser& fuser, size_t i);
 bool fuse_bias(Fuser& fuser, size_t i);
 bool fuse_residual(Fuser& fuser, size_t i);
+
+// fuse_norms.cc
+bool fuse_norm_residual(Fuser& fuser, size_t i);
+bool fuse_column_sum(Fuser& fuser, size_t i);
+
+// fuse_parts.cc
+bool fuse_parts(Fuser& fuser, size_t i);
 
 }  // namespace cleave

@@ -19,9 +19,13 @@ std::string describe_instr(const Program& program, size_t index) {
   return fmt::format("instruction {} {}({})", index, name_of(instr), operands);
 }
 
+// Whether its operands are made where they belong in its result (fuse_parts.cc): nothing is left to
+// do, either.
+static bool joins(const Instr& instr) { return instr.attrs.integer_or("joins", 0) != 0; }
+
 bool is_view(const Program& program, const Instr& instr) {
-  return instr.kind == InstrKind::kCompute && instr.op->view != nullptr && !instr.in.empty() &&
-         !instr.out.empty() &&
+  return instr.kind == InstrKind::kCompute && (instr.op->view != nullptr || joins(instr)) &&
+         !instr.in.empty() && !instr.out.empty() &&
          program.tensor(instr.out[0]).buffer == program.tensor(instr.in[0]).buffer;
 }
 
@@ -64,9 +68,32 @@ ByteRange byte_range(const Geometry& geometry, DType dtype) {
   return {low * size_of(dtype), high * size_of(dtype)};
 }
 
+namespace {
+
+// Whether the elements' places are apart when they are taken modulo m: those of each lie within a
+// range, by the strides that are no multiples of m.
+bool apart_within(const Geometry& a, const Geometry& b, int64_t m) {
+  const auto width = [m](const Geometry& g) {
+    int64_t reach = 0;
+    for (size_t d = 0; d < g.shape.size(); ++d) {
+      if (g.strides[d] % m != 0) reach += (g.shape[d] - 1) * g.strides[d];
+    }
+    return reach;
+  };
+  const int64_t distance = ((b.offset - a.offset) % m + m) % m;
+  return width(a) < distance && distance + width(b) < m;
+}
+
+}  // namespace
+
 bool may_overlap(const ProgramTensor& a, const ProgramTensor& b) {
-  return a.buffer == b.buffer &&
-         byte_range(a.geometry, a.dtype).overlaps(byte_range(b.geometry, b.dtype));
+  if (a.buffer != b.buffer) return false;
+  const Geometry &x = a.geometry, &y = b.geometry;
+  if (!byte_range(x, a.dtype).overlaps(byte_range(y, b.dtype))) return false;
+  for (size_t d = 0; d < x.strides.size() && a.dtype == b.dtype; ++d) {
+    if (x.strides[d] > 1 && apart_within(x, y, x.strides[d])) return false;
+  }
+  return true;
 }
 
 }  // namespace cleave

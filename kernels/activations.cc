@@ -1,11 +1,17 @@
 // Activation functions and their derivatives.
 #include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
+#include "kernels/op_parts.h"
 #include "kernels/ops.h"
 #include "kernels/pointwise.h"
+#include "kernels/run_part.h"
 #include "kernels/vector_math.h"
 
 namespace cleave {
+
+void gelu_backward_cuda(const KernelArgs& args);  // cuda/gelu_sum.cu
+int64_t gelu_backward_cuda_workspace(const OpCall& call);
+
 namespace {
 
 // One backward op on (a, dy), where a is the forward's input or its output.
@@ -92,6 +98,28 @@ void swiglu_backward_typed(const KernelArgs& args) {
 
 void swiglu_backward_cpu(const KernelArgs& args) {
   with_float(args.out[0].dtype, [&]<class T>(T) { swiglu_backward_typed<T>(args); });
+}
+
+// With the attribute `sum` a second result is the sum of the first over rows, the gradient of a
+// bias in front of GELU (executor/fuse_norms.cc); with bit 1 of `wide`, that of halves is in f32.
+std::vector<TensorType> gelu_backward_infer(const OpCall& call) {
+  std::vector<TensorType> out = same_shape_infer(call);
+  if (call.attrs.integer_or("sum", 0) == 0) return out;
+  const OperandDims &dx = call.signature.outputs()[0], &sum = call.signature.outputs()[1];
+  if (sum.size() != 1 || dx.empty() || sum[0] != dx.back() || sum[0].size() != 1) {
+    fail("'{}' does not sum over all but the last dimension", call.signature.text());
+  }
+  out.resize(1);
+  out.push_back(output_type(call, 1, out[0].dtype));
+  if ((call.attrs.integer_or("wide", 0) & 2) != 0) out[1].dtype = statistics_dtype(out[1].dtype);
+  return out;
+}
+
+void gelu_backward_cpu(const KernelArgs& args) {
+  binary_cpu<[](auto x, auto dy) { return dy * gelu_slope(x); }>(args);
+  if (args.out.size() == 1) return;
+  const Signature& s = args.signature;
+  run_part(ops::sum, s.output_text(0) + "->" + s.output_text(1), args, {args.out[0]}, args.out[1]);
 }
 
 }  // namespace
@@ -185,9 +213,10 @@ constinit const OpDef ops::gelu = {
 constinit const OpDef ops::gelu_backward = {
     .name = "gelu_backward",
     .factors = "...,...->...",
-    .infer = same_shape_infer,
-    .cpu = binary_cpu<[](auto x, auto dy) { return dy * gelu_slope(x); }>,
-    .cuda = cuda_kernel<generated_cuda>(),
+    .infer = gelu_backward_infer,
+    .cpu = gelu_backward_cpu,
+    .cuda = cuda_kernel<gelu_backward_cuda>(),
+    .cuda_workspace = cuda_workspace<gelu_backward_cuda_workspace>(),
     .element = "b * gelu_slope(a)",
 };
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/cuda_kernel.h"
+#include "kernels/geometry.h"
 #include "kernels/letters.h"
 #include "kernels/loops.h"
 #include "kernels/ops.h"
@@ -70,6 +71,19 @@ std::vector<TensorType> stack_infer(const OpCall& call) {
   return same_dtype(call);
 }
 
+std::optional<std::vector<Geometry>> stack_parts(const OpCall& call, const Geometry& whole) {
+  const Signature& s = call.signature;
+  const Shape strides = strides_of_factors(call, s.outputs()[0], whole);
+  std::vector<Geometry> parts;
+  for (size_t i = 0; i < s.inputs().size(); ++i) {
+    const int64_t offset = static_cast<int64_t>(i) * strides[stacked_factor(s)];
+    const auto part = geometry_from(call, s.inputs()[i], strides, whole.offset + offset);
+    if (!part) return std::nullopt;
+    parts.push_back(*part);
+  }
+  return parts;
+}
+
 std::vector<Value> stack_grad(GradContext& ctx) {
   const Signature& s = ctx.signature();
   std::string parts;
@@ -109,6 +123,19 @@ std::vector<TensorType> concat_infer(const OpCall& call) {
     fail("'{}' joins {} elements to a dimension of size {}", s.text(), size, out[0].shape[d]);
   }
   return out;
+}
+
+std::optional<std::vector<Geometry>> concat_parts(const OpCall& call, const Geometry& whole) {
+  const Signature& s = call.signature;
+  const size_t d = differing_dim(s, s.inputs()[0]);
+  std::vector<Geometry> parts;
+  int64_t offset = whole.offset;
+  for (const OperandDims& dims : s.inputs()) {
+    parts.push_back({offset, shape_of(dims, call.extents), whole.strides});
+    offset += parts.back().shape[d] * whole.strides[d];
+    settle_unit_strides(parts.back());
+  }
+  return parts;
 }
 
 std::vector<Value> concat_grad(GradContext& ctx) {
@@ -287,5 +314,12 @@ constinit const OpDef ops::write_slice = {
     .cpu = write_slice_cpu,
     .cuda = cuda_kernel<write_slice_cuda>(),
 };
+
+std::optional<std::vector<Geometry>> parts_of(const OpDef& op, const OpCall& call,
+                                              const Geometry& whole) {
+  if (&op == &ops::stack) return stack_parts(call, whole);
+  if (&op == &ops::concat) return concat_parts(call, whole);
+  return std::nullopt;
+}
 
 }  // namespace cleave

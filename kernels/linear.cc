@@ -3,13 +3,17 @@
 //
 //   a, b [, bias] [, residual] -> c       bias: the last factor of c; residual: as c
 //
-// What is summed over is whole, or each partial sum would add the rest.
+// What is summed over is whole, or each partial sum would add the rest. With the attribute `dtype`,
+// f32, products of halves are stored as they are summed, and what is added is f32, too: a gradient
+// that is added to those of other micro-batches, in place.
 #include <string>
 #include <vector>
 
 #include "kernels/cuda_kernel.h"
+#include "kernels/loops.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
+#include "kernels/run_part.h"
 
 namespace cleave {
 
@@ -27,12 +31,19 @@ std::vector<TensorType> infer_linear(const OpCall& call) {
   if (call.in.size() != operands_of(call.attrs)) {
     fail("linear: {} operands, and its attributes say {}", call.in.size(), operands_of(call.attrs));
   }
-  for (const TensorType& t : call.in) {
-    if (!is_float(t.dtype) || t.dtype != call.in[0].dtype) {
-      fail("linear needs floating operands of one element type, got {}", to_string(t));
+  std::vector<TensorType> out = infer_from_factors(call);
+  if (call.attrs.has("dtype")) out[0].dtype = dtype_named(call.attrs.text("dtype"));
+  const bool wide = out[0].dtype != call.in[0].dtype;
+  if (wide && (out[0].dtype != DType::kF32 || !is_half(call.in[0].dtype))) {
+    fail("a product of {} is not stored as {}", name_of(call.in[0].dtype), name_of(out[0].dtype));
+  }
+  for (size_t i = 0; i < call.in.size(); ++i) {
+    const DType want = i < 2 ? call.in[0].dtype : out[0].dtype;
+    if (!is_float(want) || call.in[i].dtype != want) {
+      fail("operand {} of linear must be {}, got {}", i + 1, name_of(want), to_string(call.in[i]));
     }
   }
-  return infer_from_factors(call);
+  return out;
 }
 
 double linear_flops(const OpCall& call) {
@@ -41,29 +52,24 @@ double linear_flops(const OpCall& call) {
   return flops;
 }
 
-// An op on some of the operands, with the factors that it has of ours.
-void run(const OpDef& op, const std::string& factors, const KernelArgs& args,
-         std::vector<TensorView> in) {
-  const Signature& signature = Signature::get(factors);
-  std::vector<Extent> extents;
-  for (const Factor& f : signature.factors()) extents.push_back(args.extent(f.letter));
-  op.cpu({.signature = signature,
-          .attrs = args.attrs,
-          .in = in,
-          .out = args.out,
-          .extents = extents,
-          .workspace = args.workspace,
-          .seed = args.seed,
-          .team = args.team});
-}
-
 void linear_cpu(const KernelArgs& args) {
   const Signature& s = args.signature;
   const std::string c = s.output_text(0);
-  run(ops::matmul, s.input_text(0) + "," + s.input_text(1) + "->" + c, args,
-      {args.in[0], args.in[1]});
-  for (size_t i = 2; i < args.in.size(); ++i) {
-    run(ops::add, c + "," + s.input_text(i) + "->" + c, args, {args.out[0], args.in[i]});
+  std::vector<TensorView> in(args.in.begin(), args.in.end());
+  // A residual that the result overwrites is kept first.
+  std::vector<std::byte> kept;
+  TensorView& last = in.back();
+  if (in.size() > 2 && last.data == args.out[0].data && last.numel() > 0) {
+    kept.resize(static_cast<size_t>(last.numel() * size_of(last.dtype)));
+    const TensorView copy = {kept.data(), last.dtype, last.shape, contiguous_strides(last.shape)};
+    copy_elements(last, copy);
+    last = copy;
+  }
+  run_part(ops::matmul, s.input_text(0) + "," + s.input_text(1) + "->" + c, args, {in[0], in[1]},
+           args.out[0]);
+  for (size_t i = 2; i < in.size(); ++i) {
+    run_part(ops::add, c + "," + s.input_text(i) + "->" + c, args, {args.out[0], in[i]},
+             args.out[0]);
   }
 }
 

@@ -2,6 +2,7 @@
 // shards combine, and pointwise ops.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
@@ -29,9 +30,50 @@ std::vector<TensorType> infer_layer_norm(const OpCall& call) {
   return {output_type(call, 0, x), output_type(call, 1, s), output_type(call, 2, s)};
 }
 
+// The gradients of a norm, and what fusion adds to them (executor/fuse_norms.cc): with the
+// attribute `residual` a last operand is added to dx; with `sum` a last result is the sum of dx
+// over its rows; `wide` has a bit for each result that is stored in f32, of halves.
+std::vector<TensorType> infer_norm_backward(const OpCall& call, std::string kinds) {
+  if (call.attrs.integer_or("residual", 0) != 0) kinds += 'x';
+  expect_types(call, kinds);
+  std::vector<TensorType> out = infer_from_factors(call);
+  for (size_t o = 0; o < out.size(); ++o) {
+    if ((call.attrs.integer_or("wide", 0) >> o & 1) != 0) {
+      out[o].dtype = statistics_dtype(out[o].dtype);
+    }
+  }
+  return out;
+}
+
 std::vector<TensorType> infer_layer_norm_backward(const OpCall& call) {
-  expect_types(call, "xxxss");
-  return infer_from_factors(call);
+  return infer_norm_backward(call, "xxxss");
+}
+
+// The rows of what is added to dx, where there is such an operand: then it is the last.
+template <class T>
+struct Residual {
+  Residual(const KernelArgs& args, int f) {
+    if (args.attrs.integer_or("residual", 0) != 0) rows.emplace(args, args.in.size() - 1, f);
+  }
+  // Row strides; those of dx where there is none.
+  Shape strides(const Shape& dx) const { return rows ? rows->strides() : dx; }
+  std::optional<RowInput<T>> rows;
+};
+
+template <class T>
+void add_row(const T* __restrict from, T* __restrict to, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+}
+
+// Sums over rows of the results after the first, one after the other in `sums`.
+template <class T>
+void put_sums(const KernelArgs& args, int f, const std::vector<T>& sums) {
+  const int64_t n = args.extents[static_cast<size_t>(f)].local;
+  for (size_t o = 1; o < args.out.size(); ++o) {
+    const RowOutput<T> to(args, o, f);
+    std::copy_n(sums.begin() + static_cast<int64_t>(o - 1) * n, n, to.data());
+  }
 }
 
 void layer_norm_cpu(const KernelArgs& args) {
@@ -68,13 +110,17 @@ void layer_norm_backward_cpu(const KernelArgs& args) {
     CLEAVE_ASSERT(f >= 0, "'{}' has no whole factor", args.signature.text());
     const int64_t n = args.extents[static_cast<size_t>(f)].local;
     const RowInput<T> dy_rows(args, 0, f), x_rows(args, 1, f), gammas(args, 2, f);
-    const RowOutput<T> dx_rows(args, 0, f), dgammas(args, 1, f), dbetas(args, 2, f);
+    const Residual<T> residual(args, f);
+    const RowOutput<T> dx_rows(args, 0, f);
     const T* gamma = gammas.data();
-    const auto rows = nest_over<5>(args, factors_without(args.signature.outputs()[0], f),
-                                   {dy_rows.strides(), x_rows.strides(), in_strides(args, 3),
-                                    in_strides(args, 4), dx_rows.strides()});
+    const bool sum = args.out.size() > 3;
+    const auto rows =
+        nest_over<6>(args, factors_without(args.signature.outputs()[0], f),
+                     {dy_rows.strides(), x_rows.strides(), in_strides(args, 3), in_strides(args, 4),
+                      dx_rows.strides(), residual.strides(dx_rows.strides())});
     const auto walk = [&](int64_t begin, int64_t end, T* __restrict dgamma) {
       T* __restrict dbeta = dgamma + n;
+      T* __restrict dx_sum = dbeta + n;
       for_each_element(rows, begin, end, [&](const auto& at) {
         const T* __restrict dy = dy_rows.data() + at[0];
         const T* __restrict x = x_rows.data() + at[1];
@@ -92,11 +138,11 @@ void layer_norm_backward_cpu(const KernelArgs& args) {
           dgamma[i] += dy[i] * h;
           dbeta[i] += dy[i];
         }
+        if (residual.rows) add_row(residual.rows->data() + at[5], dx, n);
+        if (sum) add_row(dx, dx_sum, n);
       });
     };
-    const std::vector<T> sums = sum_over_rows<T>(args, rows.count(), 2 * n, walk);
-    std::copy_n(sums.begin(), n, dgammas.data());
-    std::copy_n(sums.begin() + n, n, dbetas.data());
+    put_sums<T>(args, f, sum_over_rows<T>(args, rows.count(), (sum ? 3 : 2) * n, walk));
   });
 }
 
@@ -124,6 +170,19 @@ std::vector<Value> layer_norm_split(const SplitRequest& request) {
   return d.finish({y, mean, rstd}, infer_layer_norm);
 }
 
+// With what fusion has added.
+std::vector<Value> finish_norm_backward(const Decomposition& d, const SplitRequest& request,
+                                        std::vector<Value> out, InferFn infer) {
+  const std::string all = d.in(0), width = d.in(2);
+  if (request.call.attrs.integer_or("residual", 0) != 0) {
+    out[0] = d.zip(ops::add, out[0], all, request.inputs.back(), all);
+  }
+  if (request.call.signature.outputs().size() > out.size()) {
+    out.push_back(d.sum(out[0], all, width));
+  }
+  return d.finish(std::move(out), infer);
+}
+
 std::vector<Value> layer_norm_backward_split(const SplitRequest& request) {
   const Decomposition d(request);
   const std::string all = d.in(0), row = d.in(3), width = d.in(2);
@@ -135,9 +194,10 @@ std::vector<Value> layer_norm_backward_split(const SplitRequest& request) {
   const Value gh_mean = d.mean(d.zip(ops::mul, g, all, h, all), all, row);
   const Value spread = d.zip(ops::sub, d.zip(ops::sub, g, all, g_mean, row), all,
                              d.zip(ops::mul, h, all, gh_mean, row), all);
-  return d.finish({d.zip(ops::mul, spread, all, rstd, row),
-                   d.sum(d.zip(ops::mul, dy, all, h, all), all, width), d.sum(dy, all, width)},
-                  infer_layer_norm_backward);
+  std::vector<Value> out = {d.zip(ops::mul, spread, all, rstd, row),
+                            d.sum(d.zip(ops::mul, dy, all, h, all), all, width),
+                            d.sum(dy, all, width)};
+  return finish_norm_backward(d, request, std::move(out), infer_layer_norm_backward);
 }
 
 // --- RMS norm ------------------------------------------------------------------------------------
@@ -149,8 +209,7 @@ std::vector<TensorType> infer_rms_norm(const OpCall& call) {
 }
 
 std::vector<TensorType> infer_rms_norm_backward(const OpCall& call) {
-  expect_types(call, "xxxs");
-  return infer_from_factors(call);
+  return infer_norm_backward(call, "xxxs");
 }
 
 void rms_norm_cpu(const KernelArgs& args) {
@@ -182,12 +241,15 @@ void rms_norm_backward_cpu(const KernelArgs& args) {
     CLEAVE_ASSERT(f >= 0, "'{}' has no whole factor", args.signature.text());
     const int64_t n = args.extents[static_cast<size_t>(f)].local;
     const RowInput<T> dy_rows(args, 0, f), x_rows(args, 1, f), gammas(args, 2, f);
-    const RowOutput<T> dx_rows(args, 0, f), dgammas(args, 1, f);
+    const Residual<T> residual(args, f);
+    const RowOutput<T> dx_rows(args, 0, f);
     const T* gamma = gammas.data();
-    const auto rows =
-        nest_over<4>(args, factors_without(args.signature.outputs()[0], f),
-                     {dy_rows.strides(), x_rows.strides(), in_strides(args, 3), dx_rows.strides()});
+    const bool sum = args.out.size() > 2;
+    const auto rows = nest_over<5>(args, factors_without(args.signature.outputs()[0], f),
+                                   {dy_rows.strides(), x_rows.strides(), in_strides(args, 3),
+                                    dx_rows.strides(), residual.strides(dx_rows.strides())});
     const auto walk = [&](int64_t begin, int64_t end, T* __restrict dgamma) {
+      T* __restrict dx_sum = dgamma + n;
       for_each_element(rows, begin, end, [&](const auto& at) {
         const T* __restrict dy = dy_rows.data() + at[0];
         const T* __restrict x = x_rows.data() + at[1];
@@ -202,10 +264,11 @@ void rms_norm_backward_cpu(const KernelArgs& args) {
           dx[i] = rstd * (dy[i] * gamma[i] - h * gh_mean);
           dgamma[i] += dy[i] * h;
         }
+        if (residual.rows) add_row(residual.rows->data() + at[4], dx, n);
+        if (sum) add_row(dx, dx_sum, n);
       });
     };
-    const std::vector<T> sums = sum_over_rows<T>(args, rows.count(), n, walk);
-    std::copy_n(sums.begin(), n, dgammas.data());
+    put_sums<T>(args, f, sum_over_rows<T>(args, rows.count(), (sum ? 2 : 1) * n, walk));
   });
 }
 
@@ -236,9 +299,9 @@ std::vector<Value> rms_norm_backward_split(const SplitRequest& request) {
   const Value g = d.zip(ops::mul, dy, all, d.input(2), width);
   const Value gh_mean = d.mean(d.zip(ops::mul, g, all, h, all), all, row);
   const Value spread = d.zip(ops::sub, g, all, d.zip(ops::mul, h, all, gh_mean, row), all);
-  return d.finish({d.zip(ops::mul, spread, all, rstd, row),
-                   d.sum(d.zip(ops::mul, dy, all, h, all), all, width)},
-                  infer_rms_norm_backward);
+  std::vector<Value> out = {d.zip(ops::mul, spread, all, rstd, row),
+                            d.sum(d.zip(ops::mul, dy, all, h, all), all, width)};
+  return finish_norm_backward(d, request, std::move(out), infer_rms_norm_backward);
 }
 
 }  // namespace

@@ -35,6 +35,18 @@ std::vector<TensorType> reduce_infer(const OpCall& call) {
   return infer_from_factors(call);
 }
 
+// With the attribute `dtype`, "f32", sums of halves are stored as they are summed.
+std::vector<TensorType> sum_infer(const OpCall& call) {
+  std::vector<TensorType> out = reduce_infer(call);
+  if (!call.attrs.has("dtype")) return out;
+  const DType dtype = dtype_named(call.attrs.text("dtype"));
+  if (dtype != out[0].dtype && (dtype != DType::kF32 || !is_half(out[0].dtype))) {
+    fail("a sum of {} is not stored as {}", name_of(out[0].dtype), name_of(dtype));
+  }
+  out[0].dtype = dtype;
+  return out;
+}
+
 // What is summed in f32 in a bf16 graph stays in f32.
 std::vector<TensorType> logsumexp_infer(const OpCall& call) {
   std::vector<TensorType> out = reduce_infer(call);
@@ -296,7 +308,7 @@ void logsumexp_cpu(const KernelArgs& args) {
 constinit const OpDef ops::sum = {
     .name = "sum",
     .factors = "...x->...",
-    .infer = reduce_infer,
+    .infer = sum_infer,
     .flops = one_flop_an_element,
     .grad = sum_grad,
     .linear = true,

@@ -63,5 +63,81 @@ TEST(Fusion, Linears) {
   }
 }
 
+// The gradient around each norm but the last is added by the norm's backward, which also sums what
+// it makes, for the bias of the product in front: of attention's, and of the layer before. That of
+// GELU does the same.
+TEST(Fusion, Norms) {
+  const ModelConfig config = testing::config_for(testing::models()[0], 1);
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const Graph graph = training_graph(config, dtype);
+    const Plan plan = plan_for(graph, "1", {});
+    const Program fused = lower(graph, plan, {true}),
+                  off = lower(graph, plan, {true, {"norm_residual", "column_sum"}});
+    const int64_t adds = count(off, ops::add_n) - count(fused, ops::add_n);
+    EXPECT_EQ(adds, 2 * config.layers) << name_of(dtype);
+    EXPECT_EQ(count(off, ops::sum) - count(fused, ops::sum), 3 * config.layers) << name_of(dtype);
+    EXPECT_EQ(count(off, ops::cast), count(fused, ops::cast));
+  }
+}
+
+// Of several micro-batches, the products that make the gradients of weights add to what there is,
+// in place.
+TEST(Fusion, Accumulates) {
+  const ModelConfig config = testing::config_for(testing::models()[0], 1);
+  for (const DType dtype : {DType::kF64, DType::kBF16}) {
+    TraceOptions options;
+    options.dtype = dtype;
+    options.optimizer.micro_batches = 2;
+    const Graph graph = trace(config, options);
+    const Plan plan = plan_for(graph, "1", {});
+    const Program fused = lower(graph, plan, {true}),
+                  off = lower(graph, plan, {true, {"residual"}});
+    int64_t in_place = 0;
+    for (const Instr& i : fused.instrs) {
+      if (i.op != &ops::linear || !i.attrs.has("residual")) continue;
+      in_place += fused.tensor(i.in.back()).buffer == fused.tensor(i.out[0]).buffer ? 1 : 0;
+    }
+    EXPECT_EQ(in_place, 4 * config.layers + 1) << name_of(dtype);  // and the head's
+    EXPECT_LT(count(fused, ops::add), count(off, ops::add)) << name_of(dtype);
+    if (dtype != DType::kF64) continue;
+    const auto losses = [&](Program program) {
+      CpuRuntime runtime(std::move(program), {.seed = 42});
+      runtime.initialize();
+      std::vector<double> loss;
+      for (int step = 0; step < 4; ++step) {
+        for (int m = 0; m < 2; ++m) {
+          testing::feed(runtime, config, 2 * step + m);
+          if (m == 0) runtime.accumulate();
+        }
+        loss.push_back(runtime.step().value("grad_norm"));
+      }
+      return loss;
+    };
+    const std::vector<double> want = losses(lower(graph, plan)), got = losses(fused);
+    for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-10 * want[i]);
+  }
+}
+
+int64_t count_joins(const Program& program) {
+  return std::count_if(program.instrs.begin(), program.instrs.end(),
+                       [&](const Instr& i) { return i.attrs.integer_or("joins", 0) != 0; });
+}
+
+// The gradients of queries, keys and values are written where the product behind them reads them.
+TEST(Fusion, Parts) {
+  const ModelConfig config = testing::config_for(testing::models()[0], 1);
+  const Graph graph = training_graph(config, DType::kF32);
+  const Plan plan = plan_for(graph, "1", {});
+  const Program fused = lower(graph, plan, {true}), off = lower(graph, plan, {true, {"parts"}});
+  EXPECT_EQ(count_joins(fused), config.layers);
+  EXPECT_EQ(count_joins(off), 0);
+  for (const Instr& i : fused.instrs) {
+    if (i.attrs.integer_or("joins", 0) == 0) continue;
+    for (const TensorId t : i.in) {
+      EXPECT_EQ(fused.tensor(t).buffer, fused.tensor(i.out[0]).buffer) << fused.tensor(t).name;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace cleave

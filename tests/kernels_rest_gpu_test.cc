@@ -52,6 +52,25 @@ OpCase sgd_case(const Shape& shape, Range clip) {
           .in_place = {{0, 0}, {1, 2}}};
 }
 
+// Sums of halves that are stored in f32: products added to what there is, in place, and columns.
+TEST_F(RestOnGpu, WideSums) {
+  for (const int64_t rows : {4, 36, 1000}) {
+    const OpCase product = {.op = &ops::linear,
+                            .factors = "Bk,Bn,nk->nk",
+                            .attrs = {{"residual", int64_t{1}}},
+                            .in = {f64({rows, 64}), f64({rows, 24}), f64({24, 64})},
+                            .in_place = {{0, 2}}};
+    Application a = testing::application_of(product, 3);
+    a.in[2].type.dtype = DType::kF32;
+    a.attrs.set("dtype", std::string("f32"));
+    check_on_gpu(a, product, true);
+    const OpCase sum = {.op = &ops::sum, .factors = "bd->d", .in = {f64({rows, 72})}};
+    a = testing::application_of(sum, 3);
+    a.attrs.set("dtype", std::string("f32"));
+    check_on_gpu(a, sum, true);
+  }
+}
+
 TEST_F(RestOnGpu, SumsOfSquares) {
   for (const Shape& shape : kShapes) {
     check_on_gpu({.op = &ops::sum_squares,

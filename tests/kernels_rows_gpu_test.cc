@@ -45,6 +45,28 @@ TEST_F(RowsOnGpu, Norms) {
                   .ranges = {{}, {}, kAny, {-0.1, 0.1}, kPositive}});
     check_on_gpu(
         {.op = &ops::rms_norm_backward, .in = {x, x, d, row}, .ranges = {{}, {}, kAny, kPositive}});
+    const Attrs more = {{"residual", int64_t{1}}, {"sum", int64_t{1}}, {"wide", int64_t{6}}};
+    check_on_gpu({.op = &ops::layer_norm_backward,
+                  .factors = "bD,bD,D,b,b,bD->bD,D,D,D",
+                  .attrs = more,
+                  .in = {x, x, d, row, row, x},
+                  .ranges = {{}, {}, kAny, {-0.1, 0.1}, kPositive}});
+    check_on_gpu({.op = &ops::rms_norm_backward,
+                  .factors = "bD,bD,D,b,bD->bD,D,D",
+                  .attrs = more,
+                  .in = {x, x, d, row, x},
+                  .ranges = {{}, {}, kAny, kPositive}});
+  }
+}
+
+TEST_F(RowsOnGpu, GeluBackwardAndItsSum) {
+  for (const Shape& shape : kRows) {
+    check_on_gpu({.op = &ops::gelu_backward,
+                  .factors = "...d,...d->...d,d",
+                  .attrs = {{"sum", int64_t{1}}, {"wide", int64_t{2}}},
+                  .in = {f64(shape), f64(shape)},
+                  .ranges = {{-4, 4}},
+                  .in_place = {{0, 1}}});
   }
 }
 

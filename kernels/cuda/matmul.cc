@@ -147,7 +147,8 @@ int64_t matmul_cuda_workspace(const OpCall&) { return kProductWorkspace; }
 void matmul_cuda(const KernelArgs& args) { contract(args, -1, -1); }
 
 // What cuBLASLt cannot add is added afterwards: to f64, to results in columns, and to those that
-// are copied, or residuals that lie otherwise than the result.
+// are copied, or residuals that lie otherwise than the result. One that the result overwrites lies
+// as it does, and is always added at once.
 void linear_cuda(const KernelArgs& args) {
   const bool has_bias = args.attrs.integer_or("bias", 0) != 0;
   const int bias = has_bias ? 2 : -1;
@@ -163,7 +164,10 @@ void linear_cuda(const KernelArgs& args) {
     contract(args, bias, residual);
     return;
   }
-  contract(args, -1, -1);
+  const bool in_place = residual >= 0 && args.in.back().data == out.data;
+  contract(args, -1, in_place ? residual : -1);
+  const size_t left = args.in.size() - (in_place ? 1 : 0);
+  if (left == 2) return;
   const auto order = factors_of(args.signature.outputs()[0]);
   ElementLoops loops;
   for (const int8_t f : order) loops.sizes.push_back(args.extents[static_cast<size_t>(f)].local);
@@ -175,7 +179,7 @@ void linear_cuda(const KernelArgs& args) {
   loops.in.push_back(operand(out, out_strides(args, 0)));
   loops.out = loops.in;
   loops.element = operand_name(0);
-  for (size_t i = 2; i < args.in.size(); ++i) {
+  for (size_t i = 2; i < left; ++i) {
     loops.in.push_back(operand(args.in[i], in_strides(args, i)));
     loops.element += " + " + operand_name(i - 1);
   }

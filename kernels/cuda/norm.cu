@@ -1,15 +1,19 @@
 // Layer norm and RMS norm. Backward, a block goes through many rows and keeps its sums of the
 // gradients of gamma and beta; a second kernel adds those of the blocks, in order.
+#include <algorithm>
+
 #include "graph/op.h"
+#include "kernels/cuda/columns.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/rows.h"
 
 namespace cleave {
 namespace {
 
-// Blocks that each keep sums of columns: the multiprocessors of an H100. A constant, so that the
-// same bits come out on every GPU.
+// Blocks that each keep sums of columns: the multiprocessors of an H100, and as many times that as
+// fit there. Constants, so that the same bits come out on every GPU.
 constexpr int kPartials = 132;
+constexpr int kMostPartials = 3 * kPartials;
 
 // --- Forward -------------------------------------------------------------------------------------
 
@@ -79,17 +83,20 @@ template <class T>
 struct Backward {
   const T *dy, *x, *gamma;
   const Statistic<T>*mean, *rstd;
+  const T* residual;  // added to dx; may be null
   T* dx;
-  Loops<5> rows;  // dy, x, mean, rstd, dx
+  Loops<6> rows;  // dy, x, mean, rstd, dx, residual
   int n;
-  int64_t dy_step, x_step, gamma_step, dx_step;
-  Statistic<T>* partials;  // [kPartials, kLayer ? 2 : 1, n]: sums for gamma, then for beta
+  int64_t dy_step, x_step, gamma_step, dx_step, residual_step;
+  // [blocks, sums, n]: sums for gamma, for beta (of layer norm) and of dx (where it is asked for)
+  Statistic<T>* partials;
+  int sums;
 };
 
-// What a thread has of one row.
-template <class T, int N, int K>
+// What a thread has of one row. kMore: with what is added to dx.
+template <class T, int N, int K, bool kMore>
 struct RowPair {
-  Vec<T, N> dy[K], x[K];
+  Vec<T, N> dy[K], x[K], residual[kMore ? K : 1];
   Statistic<T> mean, rstd;
   T* dx;
 };
@@ -110,10 +117,19 @@ __device__ void over_threads(A& a, A& b, A* shared, int threads, int barrier) {
   b = over_warp<16>(lane % 16 < warps ? shared[16 + first + lane % 16] : A(0), Add{});
 }
 
+// The threads of a block of backward_of_rows, and of all blocks of a multiprocessor: rows of which
+// a thread has one vector leave registers for so many that enough of them are on the way.
+template <int K>
+constexpr int kBackwardThreads = K == 1 ? 384 : 512;
+template <int K>
+constexpr int kBackwardResident = K == 1 ? 768 : 512;
+
 // Dense rows of at most 512 * K vectors, by groups of `threads` threads, of which a block has some.
-// While a group works on a row, its next one is on the way.
-template <class T, int N, int K, bool kLayer>
-__global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int threads) {
+// While a group works on a row, its next one is on the way. kMore: with a residual or the sum of
+// dx.
+template <class T, int N, int K, bool kLayer, bool kMore>
+__global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kBackwardThreads<K>)
+    backward_of_rows(Backward<T> b, int threads) {
   using A = Statistic<T>;
   __shared__ A shared[2][32];
   extern __shared__ double2 columns_memory[];
@@ -126,34 +142,38 @@ __global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int th
       if (lane + k * threads < vectors) fn(k, lane + k * threads);
     }
   };
-  const auto read = [&](int64_t r, RowPair<T, N, K>& row) {
-    int64_t at[5];
+  const auto read = [&](int64_t r, RowPair<T, N, K, kMore>& row) {
+    int64_t at[6];
     b.rows.offsets(r, at);
     each_vector([&](int k, int v) {
       row.dy[k] = row_load<N>(b.dy + at[0], 1, v);
       row.x[k] = row_load<N>(b.x + at[1], 1, v);
+      if constexpr (kMore) {
+        row.residual[k] = {};
+        if (b.residual != nullptr) row.residual[k] = row_load<N>(b.residual + at[5], 1, v);
+      }
     });
     row.mean = kLayer ? b.mean[at[2]] : A(0);
     row.rstd = b.rstd[at[3]];
     row.dx = b.dx + at[4];
   };
-  // The longest rows leave no registers for gamma, nor for a second row.
-  constexpr bool kRoom = K < 4;
-  Vec<T, N> kept_gamma[kRoom ? K : 1];
-  if constexpr (kRoom) {
+  // Longer rows leave no registers for gamma, and the longest none for a second row.
+  constexpr bool kRoom = K < 4, kKeepGamma = K == 1 || (K == 2 && !kMore);
+  Vec<T, N> kept_gamma[kKeepGamma ? K : 1];
+  if constexpr (kKeepGamma) {
     each_vector([&](int k, int v) { kept_gamma[k] = row_load<N>(b.gamma, 1, v); });
   }
   const auto gamma_of = [&](int k, int v) {
-    if constexpr (kRoom) return kept_gamma[k];
+    if constexpr (kKeepGamma) return kept_gamma[k];
     return row_load<N>(b.gamma, 1, v);
   };
-  A dgamma[K][N] = {}, dbeta[K][N] = {};
+  A dgamma[K][N] = {}, dbeta[K][N] = {}, dx_sum[K][N] = {};
   const int64_t step = static_cast<int64_t>(gridDim.x) * groups;
   int64_t r = static_cast<int64_t>(blockIdx.x) * groups + group;
-  RowPair<T, N, K> next;
+  RowPair<T, N, K, kMore> next;
   if (r < b.rows.count) read(r, next);
   for (int turn = 0; r < b.rows.count; turn ^= 1) {
-    const RowPair<T, N, K> row = next;
+    const RowPair<T, N, K, kMore> row = next;
     r += step;
     if (kRoom && r < b.rows.count) read(r, next);
     A g_sum = 0, gh_sum = 0;
@@ -176,7 +196,12 @@ __global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int th
       for (int j = 0; j < N; ++j) {
         const A h = (number(row.x[k].x[j]) - row.mean) * row.rstd;
         const A dy = number(row.dy[k].x[j]);
-        out.x[j] = To<T>::of(row.rstd * (dy * number(gamma.x[j]) - g_mean - h * gh_mean));
+        A dx = row.rstd * (dy * number(gamma.x[j]) - g_mean - h * gh_mean);
+        if constexpr (kMore) {
+          dx += number(row.residual[k].x[j]);
+          dx_sum[k][j] += dx;
+        }
+        out.x[j] = To<T>::of(dx);
         dgamma[k][j] += dy * h;
         if constexpr (kLayer) dbeta[k][j] += dy;
       }
@@ -185,16 +210,17 @@ __global__ void __launch_bounds__(512, 1) backward_of_rows(Backward<T> b, int th
     if (!kRoom && r < b.rows.count) read(r, next);
   }
   // The block's groups, one after the other.
-  constexpr int kSums = kLayer ? 2 : 1;
+  constexpr int kOwn = kLayer ? 2 : 1, kSums = kMore ? kOwn + 1 : kOwn;
 #pragma unroll
   for (int s = 0; s < kSums; ++s) {
-    A* const to = b.partials + (static_cast<int64_t>(blockIdx.x) * kSums + s) * b.n;
+    if (s == b.sums) break;
+    A* const to = b.partials + (static_cast<int64_t>(blockIdx.x) * b.sums + s) * b.n;
     for (int turn = 0; turn < groups; ++turn) {
       if (turn == group) {
         each_vector([&](int k, int v) {
 #pragma unroll
           for (int j = 0; j < N; ++j) {
-            A sum = s == 0 ? dgamma[k][j] : dbeta[k][j];
+            A sum = s == 0 ? dgamma[k][j] : s < kOwn ? dbeta[k][j] : dx_sum[k][j];
             if (turn > 0) sum += columns[v * N + j];
             (turn + 1 == groups ? to : columns)[v * N + j] = sum;
           }
@@ -213,7 +239,7 @@ __global__ void __launch_bounds__(kRowThreads<G>) backward_of_x(Backward<T> b) {
   const int lane = threadIdx.x % G;
   const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= b.rows.count) return;
-  int64_t at[5];
+  int64_t at[6];
   b.rows.offsets(r, at);
   const RowPart<T, N, G> dy(b.dy + at[0], b.dy_step, b.n, lane);
   const RowPart<T, N, G> x(b.x + at[1], b.x_step, b.n, lane);
@@ -233,65 +259,50 @@ __global__ void __launch_bounds__(kRowThreads<G>) backward_of_x(Backward<T> b) {
   const A gh_mean = over_group<G>(gh_sum, shared[1], Add{}) / static_cast<A>(b.n);
   each_pair(dy, x, [&](int i, const Vec<T, N>& dy_v, const Vec<T, N>& x_v) {
     const auto gamma = row_load<N>(b.gamma, b.gamma_step, i);
-    Vec<T, N> out;
+    Vec<T, N> out, residual = {};
+    if (b.residual != nullptr) residual = row_load<N>(b.residual + at[5], b.residual_step, i);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       const A h = (number(x_v.x[j]) - mean) * rstd;
       const A g = number(dy_v.x[j]) * number(gamma.x[j]);
-      out.x[j] = To<T>::of(rstd * (g - g_mean - h * gh_mean));
+      out.x[j] = To<T>::of(rstd * (g - g_mean - h * gh_mean) + number(residual.x[j]));
     }
     row_store(b.dx + at[4], b.dx_step, i, out);
   });
 }
 
-// The sums of 32 columns over some of the rows, for backward_of_x, which may overwrite dy.
+// The sums of 32 columns over some of the rows: before backward_of_x, which may overwrite dy, those
+// for gamma and beta, and after it those of dx.
 template <class T, bool kLayer>
-__global__ void __launch_bounds__(256) backward_of_gamma(Backward<T> b) {
+__global__ void __launch_bounds__(256) backward_of_columns(Backward<T> b, bool of_dx) {
   using A = Statistic<T>;
   __shared__ A shared[2][8][32];
   const int x = threadIdx.x % 32, y = threadIdx.x / 32, column = blockIdx.x * 32 + x;
-  A dgamma = 0, dbeta = 0;
+  A first = 0, second = 0;
   if (column < b.n) {
     for (int64_t r = blockIdx.y * int64_t{8} + y; r < b.rows.count; r += kPartials * int64_t{8}) {
-      int64_t at[5];
+      int64_t at[6];
       b.rows.offsets(r, at);
+      if (of_dx) {
+        first += number(b.dx[at[4] + column * b.dx_step]);
+        continue;
+      }
       const A dy = number(b.dy[at[0] + column * b.dy_step]);
       const A mean = kLayer ? b.mean[at[2]] : A(0);
-      dgamma += dy * ((number(b.x[at[1] + column * b.x_step]) - mean) * b.rstd[at[3]]);
-      dbeta += dy;
+      first += dy * ((number(b.x[at[1] + column * b.x_step]) - mean) * b.rstd[at[3]]);
+      second += dy;
     }
   }
-  shared[0][y][x] = dgamma;
-  shared[1][y][x] = dbeta;
+  shared[0][y][x] = first;
+  shared[1][y][x] = second;
   __syncthreads();
-  constexpr int kSums = kLayer ? 2 : 1;
-  if (y >= kSums || column >= b.n) return;
+  constexpr int kOwn = kLayer ? 2 : 1;
+  if (y >= (of_dx ? 1 : kOwn) || column >= b.n) return;
   A sum = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) sum += shared[y][i][x];
-  b.partials[(static_cast<int64_t>(blockIdx.y) * kSums + y) * b.n + column] = sum;
-}
-
-// out[column] = the sum of the partials, [count, sums, n], of sum number blockIdx.y.
-template <class T>
-__global__ void __launch_bounds__(512)
-    add_partials(const Statistic<T>* partials, int count, int n, T* dgamma, int64_t gamma_step,
-                 T* dbeta, int64_t beta_step) {
-  using A = Statistic<T>;
-  __shared__ A shared[16][32];
-  const int x = threadIdx.x % 32, y = threadIdx.x / 32, column = blockIdx.x * 32 + x;
-  const int64_t sums = gridDim.y;
-  A sum = 0;
-  if (column < n) {
-#pragma unroll 4
-    for (int p = y; p < count; p += 16) sum += partials[(p * sums + blockIdx.y) * n + column];
-  }
-  shared[y][x] = sum;
-  __syncthreads();
-  if (y > 0 || column >= n) return;
-#pragma unroll
-  for (int i = 1; i < 16; ++i) sum += shared[i][x];
-  (blockIdx.y == 0 ? dgamma + column * gamma_step : dbeta + column * beta_step)[0] = To<T>::of(sum);
+  const int s = of_dx ? kOwn : y;
+  b.partials[(static_cast<int64_t>(blockIdx.y) * b.sums + s) * b.n + column] = sum;
 }
 
 // --- Launchers -----------------------------------------------------------------------------------
@@ -337,22 +348,53 @@ void forward(const KernelArgs& args) {
 }
 
 // How many vectors of a row a thread of backward_of_rows has; 0: the rows are too long for it.
-int vectors_a_thread(int64_t vectors) {
-  return vectors <= 256 ? 1 : vectors <= 1024 ? 2 : vectors <= 2048 ? 4 : 0;
+int vectors_a_thread(int64_t vectors, bool more) {
+  return vectors <= 256 ? 1 : vectors <= 1024 ? 2 : vectors <= 2048 && !more ? 4 : 0;
+}
+
+// Launches backward_of_rows; how many blocks have partial sums.
+template <class T, int K, bool kLayer, bool kMore>
+int64_t backward_by_rows(const Backward<T>& k, cudaStream_t stream) {
+  using A = Statistic<T>;
+  const int64_t vectors = k.n / kWide<T>;
+  const int threads = static_cast<int>(ceil_div(ceil_div(vectors, K), 32) * 32);
+  const int groups = kBackwardThreads<K> / threads, block = threads * groups;
+  const int64_t blocks =
+      std::min<int64_t>(kPartials * (kBackwardResident<K> / block), ceil_div(k.rows.count, groups));
+  const size_t columns = groups > 1 ? static_cast<size_t>(k.n) * sizeof(A) : 0;
+  backward_of_rows<T, kWide<T>, K, kLayer, kMore>
+      <<<static_cast<unsigned>(blocks), static_cast<unsigned>(block), columns, stream>>>(k,
+                                                                                         threads);
+  return blocks;
+}
+
+template <class T, bool kLayer, bool kMore>
+int64_t backward_by_rows(const Backward<T>& k, int each, cudaStream_t stream) {
+  if (each == 1) return backward_by_rows<T, 1, kLayer, kMore>(k, stream);
+  if (each == 2) return backward_by_rows<T, 2, kLayer, kMore>(k, stream);
+  if constexpr (kMore) {
+    CLEAVE_ASSERT(false, "rows of {} elements", k.n);
+    return 0;
+  } else {
+    return backward_by_rows<T, 4, kLayer, false>(k, stream);
+  }
 }
 
 template <bool kLayer>
 void backward(const KernelArgs& args) {
+  constexpr int kOwn = kLayer ? 2 : 1;
   const int f = whole_factor(args.signature);
   const auto along = static_cast<size_t>(f);
   const auto stream = static_cast<cudaStream_t>(args.stream);
+  const bool residual = args.attrs.integer_or("residual", 0) != 0;
   with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
     using A = Statistic<T>;
     const Shape dy = in_strides(args, 0), x = in_strides(args, 1), gamma = in_strides(args, 2),
                 first = in_strides(args, 3), rstd = kLayer ? in_strides(args, 4) : first,
-                dx = out_strides(args, 0);
-    const auto rows = nest_over<5>(args, factors_without(args.signature.outputs()[0], f),
-                                   {dy, x, first, rstd, dx});
+                dx = out_strides(args, 0),
+                added = residual ? in_strides(args, args.in.size() - 1) : dx;
+    const auto rows = nest_over<6>(args, factors_without(args.signature.outputs()[0], f),
+                                   {dy, x, first, rstd, dx, added});
     const int64_t n = args.extents[along].local;
     CLEAVE_ASSERT(n <= INT32_MAX, "rows of {} elements", n);
     const Backward<T> k = {.dy = args.in[0].as<const T>(),
@@ -360,6 +402,7 @@ void backward(const KernelArgs& args) {
                            .gamma = args.in[2].as<const T>(),
                            .mean = args.in[3].as<const A>(),
                            .rstd = args.in[kLayer ? 4 : 3].as<const A>(),
+                           .residual = residual ? args.in.back().as<const T>() : nullptr,
                            .dx = args.out[0].as<T>(),
                            .rows = loops_of(rows),
                            .n = static_cast<int>(n),
@@ -367,52 +410,43 @@ void backward(const KernelArgs& args) {
                            .x_step = x[along],
                            .gamma_step = gamma[along],
                            .dx_step = dx[along],
-                           .partials = static_cast<A*>(args.workspace)};
+                           .residual_step = added[along],
+                           .partials = static_cast<A*>(args.workspace),
+                           .sums = static_cast<int>(args.out.size()) - 1};
+    const bool more = residual || k.sums > kOwn;
     const bool wide = wide_rows<T>(rows, 0, k.dy, k.dy_step, n) &&
                       wide_rows<T>(rows, 1, k.x, k.x_step, n) &&
                       wide_rows<T>(rows, 4, k.dx, k.dx_step, n) &&
+                      wide_rows<T>(rows, 5, k.residual, k.residual_step, n) &&
                       wide_rows<T, 1>({}, 0, k.gamma, k.gamma_step, n);
-    const int64_t vectors = n / kWide<T>;
-    const int each = wide ? vectors_a_thread(vectors) : 0;
+    const int each = wide ? vectors_a_thread(n / kWide<T>, more) : 0;
     int64_t partials = kPartials;
     if (rows.count() == 0 || n == 0) {
       partials = 0;
     } else if (each > 0) {
-      const int threads = static_cast<int>(ceil_div(ceil_div(vectors, each), 32) * 32);
-      const int groups = 512 / threads;
-      partials = std::min(partials, ceil_div(rows.count(), groups));
-      const auto go = [&]<int K>() {
-        const auto kernel = backward_of_rows<T, kWide<T>, K, kLayer>;
-        const size_t columns = groups > 1 ? static_cast<size_t>(n) * sizeof(A) : 0;
-        kernel<<<static_cast<unsigned>(partials), static_cast<unsigned>(threads * groups), columns,
-                 stream>>>(k, threads);
-      };
-      if (each == 1) go.template operator()<1>();
-      if (each == 2) go.template operator()<2>();
-      if (each == 4) go.template operator()<4>();
+      partials = more ? backward_by_rows<T, kLayer, true>(k, each, stream)
+                      : backward_by_rows<T, kLayer, false>(k, each, stream);
     } else {
       const dim3 blocks(static_cast<unsigned>(ceil_div(n, 32)), kPartials);
-      backward_of_gamma<T, kLayer><<<blocks, 256, 0, stream>>>(k);
+      backward_of_columns<T, kLayer><<<blocks, 256, 0, stream>>>(k, false);
       with_row_shape<T>(wide, n, [&]<int N, int G>() {
         backward_of_x<T, N, G, kLayer>
             <<<row_blocks<G>(rows.count()), kRowThreads<G>, 0, stream>>>(k);
       });
+      if (k.sums > kOwn) backward_of_columns<T, kLayer><<<blocks, 256, 0, stream>>>(k, true);
     }
     cuda_check(cudaGetLastError());
     if (n == 0) return;
-    const dim3 blocks(static_cast<unsigned>(ceil_div(n, 32)), kLayer ? 2 : 1);
-    const size_t last = kLayer ? 2 : 1;
-    add_partials<T><<<blocks, 512, 0, stream>>>(
-        k.partials, static_cast<int>(partials), k.n, args.out[1].as<T>(),
-        out_strides(args, 1)[along], args.out[last].as<T>(), out_strides(args, last)[along]);
-    cuda_check(cudaGetLastError());
+    add_partials<A>(args, k.partials, partials, n, k.sums, along);
   });
 }
 
-template <int kSums>
+// Of the most blocks that there can be.
 int64_t partials_bytes(const OpCall& call) {
-  const int64_t element = call.in[0].dtype == DType::kF64 ? 8 : 4;
-  return kPartials * kSums * call.in[2].shape[0] * element;
+  const int64_t element = call.in[0].dtype == DType::kF64 ? 8 : 4, n = call.in[2].shape[0];
+  const int64_t vectors = n * size_of(call.in[0].dtype) / 16;
+  const int64_t blocks = vectors_a_thread(vectors, false) == 1 ? kMostPartials : kPartials;
+  return blocks * static_cast<int64_t>(call.signature.outputs().size() - 1) * n * element;
 }
 
 }  // namespace
@@ -421,7 +455,7 @@ void layer_norm_cuda(const KernelArgs& args) { forward<true>(args); }
 void rms_norm_cuda(const KernelArgs& args) { forward<false>(args); }
 void layer_norm_backward_cuda(const KernelArgs& args) { backward<true>(args); }
 void rms_norm_backward_cuda(const KernelArgs& args) { backward<false>(args); }
-int64_t layer_norm_backward_cuda_workspace(const OpCall& call) { return partials_bytes<2>(call); }
-int64_t rms_norm_backward_cuda_workspace(const OpCall& call) { return partials_bytes<1>(call); }
+int64_t layer_norm_backward_cuda_workspace(const OpCall& call) { return partials_bytes(call); }
+int64_t rms_norm_backward_cuda_workspace(const OpCall& call) { return partials_bytes(call); }
 
 }  // namespace cleave

@@ -256,6 +256,7 @@ void by_columns(const KernelArgs& args, const Reduce& r, Results<State, Out> res
   go.template operator()<1>();
 }
 
+// kStatistics: results are statistics, of halves in f32.
 template <template <class> class StateOf, bool kStatistics>
 void reduce(const KernelArgs& args) {
   const OperandDims &in = args.signature.inputs()[0], &out = args.signature.outputs()[0];
@@ -293,7 +294,10 @@ int64_t partials_bytes(const OpCall& call) {
 
 }  // namespace
 
-void sum_cuda(const KernelArgs& args) { reduce<SumOf, false>(args); }
+void sum_cuda(const KernelArgs& args) {
+  if (is_half(args.in[0].dtype) && !is_half(args.out[0].dtype)) return reduce<SumOf, true>(args);
+  reduce<SumOf, false>(args);
+}
 void max_cuda(const KernelArgs& args) { reduce<MaxOf, false>(args); }
 void logsumexp_cuda(const KernelArgs& args) { reduce<LogSumExpOf, true>(args); }
 int64_t sum_cuda_workspace(const OpCall& call) { return partials_bytes(call); }

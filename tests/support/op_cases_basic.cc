@@ -28,15 +28,19 @@ void add_linears(std::vector<OpCase>& cases) {
   const Attrs both = {{"bias", int64_t{1}}, {"residual", int64_t{1}}};
   const TensorType x = f64({4, 8, 12}), w = f64({16, 12}), b = f64({16}), r = f64({4, 8, 16});
   const auto add = [&](std::string factors, Attrs attrs, std::vector<TensorType> in) {
+    std::vector<std::pair<size_t, size_t>> in_place;
+    if (attrs.has("residual")) in_place = {{0, in.size() - 1}};
     cases.push_back({.op = &ops::linear,
                      .factors = std::move(factors),
                      .attrs = std::move(attrs),
                      .in = std::move(in),
+                     .in_place = std::move(in_place),
                      .gradient = false});
   };
   add("bsK,nK,n->bsn", bias, {x, w, b});
   add("bsK,nK,bsn->bsn", residual, {x, w, r});
   add("bsK,nK,n,bsn->bsn", both, {x, w, b, r});
+  add("BSk,BSn,nk->nk", residual, {x, r, w});
   add("bsN,Nk,k->bsk", bias, {f64({4, 8, 16}), w, f64({12})});
 }
 

@@ -38,6 +38,39 @@ void add_norms(std::vector<OpCase>& cases) {
     cases.push_back({.op = &ops::rms_norm_backward,
                      .in = {x, x, d, row},
                      .ranges = {kAny, kAny, kAny, kPositive}});
+    // With another gradient added to dx, and with its sum over rows; both; stored in f32.
+    for (const int64_t sum : {0, 1}) {
+      for (const int64_t residual : {0, 1}) {
+        if (sum + residual == 0) continue;
+        Attrs attrs = {{"wide", int64_t{2 + 8 * sum}}};
+        if (sum != 0) attrs.set("sum", sum);
+        if (residual != 0) attrs.set("residual", residual);
+        const std::string r = residual != 0 ? ",...D" : "", total = sum != 0 ? ",D" : "";
+        std::vector<TensorType> layer = {x, x, d, row, row}, rms = {x, x, d, row};
+        if (residual != 0) layer.push_back(x), rms.push_back(x);
+        cases.push_back({.op = &ops::layer_norm_backward,
+                         .factors = "...D,...D,D,...,..." + r + "->...D,D,D" + total,
+                         .attrs = attrs,
+                         .in = layer,
+                         .ranges = {kAny, kAny, kAny, kAny, kPositive}});
+        cases.push_back({.op = &ops::rms_norm_backward,
+                         .factors = "...D,...D,D,..." + r + "->...D,D" + total,
+                         .attrs = attrs,
+                         .in = rms,
+                         .ranges = {kAny, kAny, kAny, kPositive}});
+      }
+    }
+  }
+}
+
+void add_activations(std::vector<OpCase>& cases) {
+  for (const Shape& shape : {Shape{4, 8, 20}, Shape{16, 12}, Shape{40, 64}}) {
+    cases.push_back({.op = &ops::gelu_backward,
+                     .factors = "...d,...d->...d,d",
+                     .attrs = {{"sum", int64_t{1}}, {"wide", int64_t{2}}},
+                     .in = {f64(shape), f64(shape)},
+                     .ranges = {{-4, 4}},
+                     .in_place = {{0, 1}}});
   }
 }
 
@@ -249,6 +282,7 @@ std::vector<OpCase> fused_op_cases() {
   std::vector<OpCase> cases;
   add_softmax(cases);
   add_norms(cases);
+  add_activations(cases);
   add_embeddings(cases);
   add_rotary(cases);
   add_attention(cases);

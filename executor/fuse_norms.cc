@@ -1,0 +1,74 @@
+// What the backward of a norm does besides: it adds to dx the gradient that goes around the norm,
+// and sums what it has made over rows, the gradient of the bias in front of the norm.
+#include <string>
+
+#include "executor/fuser.h"
+#include "kernels/ops.h"
+
+namespace cleave {
+namespace {
+
+// The backward of a norm whose dx the tensor is.
+std::optional<size_t> norm_of(const Fuser& fuser, TensorId t, const Instr& reader) {
+  const std::optional<size_t> m = fuser.maker(t, reader);
+  if (!m) return {};
+  const Instr& norm = fuser.instr(*m);
+  if (norm.op != &ops::layer_norm_backward && norm.op != &ops::rms_norm_backward) return {};
+  return norm.out[0] == t ? m : std::nullopt;
+}
+
+// The signature with an operand more, or a result.
+const Signature& with_operand(const Signature& s, const std::string& operand,
+                              const std::string& result) {
+  std::string factors;
+  for (size_t k = 0; k < s.inputs().size(); ++k) factors += s.input_text(k) + ",";
+  factors += operand;
+  if (operand.empty()) factors.pop_back();
+  factors += "->";
+  for (size_t k = 0; k < s.outputs().size(); ++k) factors += (k == 0 ? "" : ",") + s.output_text(k);
+  if (!result.empty()) factors += "," + result;
+  return Signature::get(factors);
+}
+
+}  // namespace
+
+// A sum of dx and another gradient, which is there before.
+bool fuse_norm_residual(Fuser& fuser, size_t i) {
+  const Instr& add = fuser.instr(i);
+  if ((add.op != &ops::add && add.op != &ops::add_n) || add.in.size() != 2 ||
+      add.signature->inputs()[0] != add.signature->inputs()[1]) {
+    return false;
+  }
+  for (const size_t side : {1u, 0u}) {
+    const TensorId dx = add.in[side], other = add.in[1 - side];
+    const std::optional<size_t> m = norm_of(fuser, dx, add);
+    if (!m || fuser.readers(dx) != 1 || !fuser.before(other, *m)) continue;
+    Instr& norm = fuser.instr(*m);
+    if (norm.attrs.has("residual") || fuser.dtype(other) != fuser.dtype(dx)) continue;
+    norm.signature = &with_operand(*norm.signature, norm.signature->input_text(0), "");
+    norm.attrs.set("residual", int64_t{1});
+    norm.in.push_back(other);
+    fuser.give_result(*m, 0, i);
+    return true;
+  }
+  return false;
+}
+
+// A sum over rows of what is made: its maker sums it, too.
+bool fuse_column_sum(Fuser& fuser, size_t i) {
+  const Instr& sum = fuser.instr(i);
+  if (sum.op != &ops::sum || !sums_rows(*sum.signature)) return false;
+  std::optional<size_t> m = norm_of(fuser, sum.in[0], sum);
+  if (!m) m = fuser.maker(sum.in[0], sum);
+  if (!m || fuser.instr(*m).attrs.has("sum")) return false;
+  Instr& made = fuser.instr(*m);
+  if (made.op != &ops::gelu_backward && !norm_of(fuser, sum.in[0], sum)) return false;
+  made.attrs.set("sum", int64_t{1});
+  const std::string columns = made.signature->operand_text({made.signature->outputs()[0].back()});
+  made.signature = &with_operand(*made.signature, "", columns);
+  if (sum.attrs.has("dtype")) set_wide(made, made.out.size());
+  fuser.give_result(*m, made.out.size(), i);
+  return true;
+}
+
+}  // namespace cleave

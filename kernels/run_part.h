@@ -1,0 +1,27 @@
+// The reference of a fused op is its parts, one after the other.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "graph/op.h"
+
+namespace cleave {
+
+// Runs the reference of an op on some of another's operands, with the factors that it has of them.
+inline void run_part(const OpDef& op, const std::string& factors, const KernelArgs& args,
+                     const std::vector<TensorView>& in, const TensorView& out) {
+  const Signature& signature = Signature::get(factors);
+  std::vector<Extent> extents;
+  for (const Factor& f : signature.factors()) extents.push_back(args.extent(f.letter));
+  op.cpu({.signature = signature,
+          .attrs = args.attrs,
+          .in = in,
+          .out = std::span(&out, 1),
+          .extents = extents,
+          .workspace = args.workspace,
+          .seed = args.seed,
+          .team = args.team});
+}
+
+}  // namespace cleave
