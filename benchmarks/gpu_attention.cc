@@ -150,6 +150,7 @@ int run() {
           continue;
         }
         device.tensor_core_attention = which == 0;
+        device.cudnn_attention = which != 0;
         device.deterministic_attention = which != 2;
         ms[which] = median_ms(call, device, stream);
         row += fmt::format(

@@ -127,8 +127,12 @@ void attention_cuda(const KernelArgs& args) {
   const auto stream = static_cast<cudaStream_t>(args.stream);
   DeviceContext& device = *args.device;
   const std::optional<AttentionShape> shape = shape_of(work, mask_of(args, factors), false);
-  if (shape && has_tensor_core_attention(device) && attend_on_tensor_cores(*shape, work, stream))
+  // Of the widest heads with many keys, cuDNN's forward is faster (benchmarks/gpu_attention.cc).
+  const bool wide = shape && shape->e == 128 && shape->t > 1024 && device.cudnn_attention;
+  if (shape && !wide && has_tensor_core_attention(device) &&
+      attend_on_tensor_cores(*shape, work, device.multiprocessors(), stream)) {
     return;
+  }
   if (shape && device.cudnn_attention && device.attention().attend(*shape, work, device, stream)) {
     return;
   }
@@ -165,7 +169,8 @@ void attention_backward_cuda(const KernelArgs& args) {
   DeviceContext& device = *args.device;
   std::optional<AttentionShape> shape = shape_of(work, mask_of(args, factors), true);
   if (shape && has_tensor_core_attention(device) &&
-      attend_backward_on_tensor_cores(*shape, work, args.workspace, stream)) {
+      attend_backward_on_tensor_cores(*shape, work, args.workspace, device.multiprocessors(),
+                                      stream)) {
     return;
   }
   if (shape) shape->deterministic = device.deterministic_attention;

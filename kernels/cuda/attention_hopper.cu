@@ -19,8 +19,8 @@ struct ForwardBlock {
   static constexpr int kKeys = 128, kStages = 2;
   using Brick = Tile<kBrick, kWidth>;
   using Keys = Tile<kKeys, kWidth>;
-  static constexpr int kOwn = kGroups * Brick::kBytes;
-  static constexpr int kBytes = kOwn + kStages * 2 * Keys::kBytes + 1024 + 1024;
+  static constexpr int kBytes =
+      2 * kGroups * Brick::kBytes + kStages * 2 * Keys::kBytes + 1024 + 1024;
 };
 
 struct ForwardMaps {
@@ -58,66 +58,87 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
   using B = ForwardBlock<kWidth>;
   using Brick = typename B::Brick;
   using Keys = typename B::Keys;
-  constexpr int kStages = B::kStages, kKeys = B::kKeys;
+  constexpr int kStages = B::kStages, kKeys = B::kKeys, kGroups = B::kGroups;
   extern __shared__ unsigned char raw[];
-  unsigned char* const shared = raw + (1024 - shared_address(raw) % 1024) % 1024;
-  unsigned char* const q_tiles = shared;
-  unsigned char* const stages = shared + B::kOwn;  // K, V; K, V
-  auto* const barriers = reinterpret_cast<Barrier*>(stages + kStages * 2 * Keys::kBytes);
-  Barrier &own = barriers[0], *const k_full = barriers + 1, *const v_full = k_full + kStages,
-          *const k_empty = v_full + kStages, *const v_empty = k_empty + kStages;
-
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
-  const int head_index = static_cast<int>(blockIdx.x) / call.blocks;  // batch, query head
-  // The last queries, which see the most keys when causal, go first.
-  const int block = call.blocks - 1 - static_cast<int>(blockIdx.x) % call.blocks;
-  const int heads = call.g * call.r, head = head_index % heads, batch = head_index / heads;
-  const int first = block * B::kRows;
-  const int walked = (Seen<kCausal>::keys(first + B::kRows, call.t) + kKeys - 1) / kKeys;
+  unsigned char* const own = aligned_shared(raw);                // of each warpgroup: Q
+  unsigned char* const outs = own + kGroups * Brick::kBytes;     // of each warpgroup: O
+  unsigned char* const stages = outs + kGroups * Brick::kBytes;  // K, V; K, V
+  auto* const own_full = reinterpret_cast<Barrier*>(stages + kStages * 2 * Keys::kBytes);
+  Barrier *const own_empty = own_full + kGroups, *const k_full = own_empty + kGroups,
+                 *const v_full = k_full + kStages, *const k_empty = v_full + kStages,
+                 *const v_empty = k_empty + kStages;
   if (threadIdx.x == 0) {
-    own.init(1);
+    for (int i = 0; i < kGroups; ++i) own_full[i].init(1), own_empty[i].init(4);
     for (int i = 0; i < kStages; ++i) {
       k_full[i].init(1), v_full[i].init(1);
-      k_empty[i].init(4 * B::kGroups), v_empty[i].init(4 * B::kGroups);
+      k_empty[i].init(4 * kGroups), v_empty[i].init(4 * kGroups);
     }
     barriers_ready();
   }
   __syncthreads();
 
+  const int warpgroup =
+      __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);  // for all the warp
+  const int turns = call.blocks * call.heads, heads = call.g * call.r;
+  uint32_t own_parity = 0;
   if (warpgroup == 0) {
     leave_registers<B::kLeft>();
-    if (threadIdx.x == 0) {
-      own.expect(B::kOwn);
-      for (int i = 0; i < B::kGroups; ++i) {
-        load_tile<Brick>(q_tiles + i * Brick::kBytes, maps.q, own, first + i * kBrick, head, batch);
+    if (threadIdx.x != 0) return;
+    Ring<kStages> ring;
+    for (int index = static_cast<int>(blockIdx.x); index < turns;
+         index += static_cast<int>(gridDim.x), own_parity ^= 1) {
+      const Turn turn = turn_of(call, index, heads);
+      // The last queries see the most keys.
+      const int first = (call.blocks - 1 - turn.block) * B::kRows;
+      for (int i = 0; i < kGroups; ++i) {
+        own_empty[i].wait(own_parity ^ 1);
+        own_full[i].expect(Brick::kBytes);
+        load_tile<Brick>(own + i * Brick::kBytes, maps.q, own_full[i], first + i * kBrick,
+                         turn.head, turn.batch);
       }
-      for (int i = 0; i < walked; ++i) {
-        const int stage = i % kStages;
-        const auto parity = static_cast<uint32_t>(i / kStages + 1) & 1;
-        unsigned char* const to = stages + stage * 2 * Keys::kBytes;
-        if (i >= kStages) k_empty[stage].wait(parity);
-        k_full[stage].expect(Keys::kBytes);
-        load_tile<Keys>(to, maps.k, k_full[stage], i * kKeys, head / call.r, batch);
-        if (i >= kStages) v_empty[stage].wait(parity);
-        v_full[stage].expect(Keys::kBytes);
-        load_tile<Keys>(to + Keys::kBytes, maps.v, v_full[stage], i * kKeys, head / call.r, batch);
+      const int walked = (seen_keys<kCausal>(first + B::kRows, call.t) + kKeys - 1) / kKeys;
+      for (int i = 0; i < walked; ++i, ring.next()) {
+        unsigned char* const to = stages + ring.stage * 2 * Keys::kBytes;
+        k_empty[ring.stage].wait(ring.parity ^ 1);
+        k_full[ring.stage].expect(Keys::kBytes);
+        load_tile<Keys>(to, maps.k, k_full[ring.stage], i * kKeys, turn.head / call.r, turn.batch);
+        v_empty[ring.stage].wait(ring.parity ^ 1);
+        v_full[ring.stage].expect(Keys::kBytes);
+        load_tile<Keys>(to + Keys::kBytes, maps.v, v_full[ring.stage], i * kKeys,
+                        turn.head / call.r, turn.batch);
       }
     }
-  } else {
-    take_registers<B::kRegisters>();
-    const int group = warpgroup - 1, thread = static_cast<int>(threadIdx.x) % 128;
-    const int lane = thread % 32, quad = lane % 4;
-    const int row = thread / 32 * 16 + lane / 4;  // and row + 8, of the brick
+    return;
+  }
+
+  take_registers<B::kRegisters>();
+  const int group = warpgroup - 1, thread = static_cast<int>(threadIdx.x) % 128;
+  const int lane = thread % 32, quad = lane % 4;
+  const int row = thread / 32 * 16 + lane / 4;  // and row + 8, of the brick
+  unsigned char* const out = outs + group * Brick::kBytes;
+  const uint32_t q = Brick::base(own + group * Brick::kBytes);
+  const uint32_t first_stage = Keys::base(stages);
+  Ring<kStages> keys, values;
+  const auto k_tile = [&] {
+    return first_stage + static_cast<uint32_t>(keys.stage) * (2 * Keys::kBytes / 16);
+  };
+  const auto v_tile = [&] {
+    return first_stage + static_cast<uint32_t>(values.stage) * (2 * Keys::kBytes / 16) +
+           Keys::kBytes / 16;
+  };
+  for (int index = static_cast<int>(blockIdx.x); index < turns;
+       index += static_cast<int>(gridDim.x), own_parity ^= 1) {
+    const Turn turn = turn_of(call, index, heads);
+    const int first = (call.blocks - 1 - turn.block) * B::kRows;
+    const int walked = (seen_keys<kCausal>(first + B::kRows, call.t) + kKeys - 1) / kKeys;
     const int first_query = first + group * kBrick;
-    const uint32_t q = shared_address(q_tiles + group * Brick::kBytes);
-    const int seen = first_query < call.s ? Seen<kCausal>::keys(first_query + kBrick, call.t) : 0;
+    const int seen = first_query < call.s ? seen_keys<kCausal>(first_query + kBrick, call.t) : 0;
     const int mine = (seen + kKeys - 1) / kKeys;
     float o[kWidth / 2], scores[64];
     uint32_t p[8][4];
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, factor[2];
 #pragma unroll
     for (float& x : o) x = 0;
-
     const auto hide = [&](int key) {  // of the scores of keys key, key + 1, ...
       if ((!kCausal || key + kKeys <= first_query + 1) && key + kKeys <= call.t) return;
 #pragma unroll
@@ -127,71 +148,69 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
         if ((kCausal && column > query) || column >= call.t) scores[j] = -INFINITY;
       }
     };
-    const auto k_tile = [&](int i) {
-      return shared_address(stages + i % kStages * 2 * Keys::kBytes);
-    };
-    const auto v_tile = [&](int i) { return k_tile(i) + static_cast<uint32_t>(Keys::kBytes); };
-    const auto parity = [&](int i) { return static_cast<uint32_t>(i / kStages) & 1; };
 
-    own.wait(0);
+    own_full[group].wait(own_parity);
     if (mine > 0) {
-      k_full[0].wait(0);
+      k_full[keys.stage].wait(keys.parity);
       begin_products();
 #pragma unroll
       for (int j = 0; j < kWidth / 16; ++j) {
-        product<T, 0>(scores, Brick::along(q, j), Keys::along(k_tile(0), j), j > 0);
+        product<T, 0>(scores, Brick::along(q, j), Keys::along(k_tile(), j), j > 0);
       }
       end_products();
       wait_products<0>();
       hold(scores);
-      if (lane == 0) k_empty[0].arrive();
+      if (lane == 0) k_empty[keys.stage].arrive();
+      keys.next();
       hide(0);
       weigh(scores, top, sum, factor, call.scale_log2);
       operand_of<T>(scores, p);
-    }
-    for (int i = 1; i < mine; ++i) {
-      k_full[i % kStages].wait(parity(i));
+      for (int i = 1; i < mine; ++i) {
+        k_full[keys.stage].wait(keys.parity);
+        begin_products();
+#pragma unroll
+        for (int j = 0; j < kWidth / 16; ++j) {
+          product<T, 0>(scores, Brick::along(q, j), Keys::along(k_tile(), j), j > 0);
+        }
+        end_products();
+        v_full[values.stage].wait(values.parity);
+        begin_products();
+#pragma unroll
+        for (int j = 0; j < kKeys / 16; ++j) {
+          product<T, 1>(o, p[j], Keys::across(v_tile(), j), 1);
+        }
+        end_products();
+        wait_products<1>();
+        hold(scores);
+        if (lane == 0) k_empty[keys.stage].arrive();
+        keys.next();
+        hide(i * kKeys);
+        weigh(scores, top, sum, factor, call.scale_log2);
+        wait_products<0>();
+        hold(o);
+        if (lane == 0) v_empty[values.stage].arrive();
+        values.next();
+#pragma unroll
+        for (int j = 0; j < kWidth / 2; ++j) o[j] *= factor[j / 2 % 2];
+        operand_of<T>(scores, p);
+      }
+      if (lane == 0) own_empty[group].arrive();
+      v_full[values.stage].wait(values.parity);
       begin_products();
 #pragma unroll
-      for (int j = 0; j < kWidth / 16; ++j) {
-        product<T, 0>(scores, Brick::along(q, j), Keys::along(k_tile(i), j), j > 0);
-      }
+      for (int j = 0; j < kKeys / 16; ++j) product<T, 1>(o, p[j], Keys::across(v_tile(), j), 1);
       end_products();
-      v_full[(i - 1) % kStages].wait(parity(i - 1));
-      begin_products();
-#pragma unroll
-      for (int j = 0; j < kKeys / 16; ++j) {
-        product<T, 1>(o, p[j], Keys::across(v_tile(i - 1), j), 1);
-      }
-      end_products();
-      wait_products<1>();
-      hold(scores);
-      if (lane == 0) k_empty[i % kStages].arrive();
-      hide(i * kKeys);
-      weigh(scores, top, sum, factor, call.scale_log2);
       wait_products<0>();
       hold(o);
-      if (lane == 0) v_empty[(i - 1) % kStages].arrive();
-#pragma unroll
-      for (int j = 0; j < kWidth / 2; ++j) o[j] *= factor[j / 2 % 2];
-      operand_of<T>(scores, p);
+      if (lane == 0) v_empty[values.stage].arrive();
+      values.next();
+    } else if (lane == 0) {
+      own_empty[group].arrive();
     }
-    if (mine > 0) {
-      v_full[(mine - 1) % kStages].wait(parity(mine - 1));
-      begin_products();
-#pragma unroll
-      for (int j = 0; j < kKeys / 16; ++j) {
-        product<T, 1>(o, p[j], Keys::across(v_tile(mine - 1), j), 1);
-      }
-      end_products();
-      wait_products<0>();
-      hold(o);
-      if (lane == 0) v_empty[(mine - 1) % kStages].arrive();
-    }
-    for (int i = mine; i < walked; ++i) {
-      k_full[i % kStages].wait(parity(i));
-      v_full[i % kStages].wait(parity(i));
-      if (lane == 0) k_empty[i % kStages].arrive(), v_empty[i % kStages].arrive();
+    for (int i = mine; i < walked; ++i, keys.next(), values.next()) {
+      k_full[keys.stage].wait(keys.parity);
+      v_full[values.stage].wait(values.parity);
+      if (lane == 0) k_empty[keys.stage].arrive(), v_empty[values.stage].arrive();
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -199,47 +218,45 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
       sum[i] += __shfl_xor_sync(~0u, sum[i], 2);
       const int query = first_query + row + 8 * i;
       if (quad == 0 && query < call.s) {
-        call.lse[batch * call.lse_batch + head * call.lse_head + query * call.lse_row] =
+        call.lse[turn.batch * call.lse_batch + turn.head * call.lse_head + query * call.lse_row] =
             top[i] * call.scale + logf(sum[i]);
       }
       sum[i] = 1 / sum[i];
     }
-    // Out by way of the queries' own brick.
-    unsigned char* const out = q_tiles + group * Brick::kBytes;
+    if (thread == 0) stores_read();  // of the turn before
+    meet_warpgroup(warpgroup);
+    const int out_row = anew(row);
 #pragma unroll
     for (int j = 0; j < kWidth / 4; ++j) {
-      *reinterpret_cast<uint32_t*>(out + Brick::place(row + j % 2 * 8, j / 2 * 8 + 2 * quad)) =
+      *reinterpret_cast<uint32_t*>(out + Brick::place(out_row + j % 2 * 8, j / 2 * 8 + 2 * quad)) =
           pair<T>(o[2 * j] * sum[j % 2], o[2 * j + 1] * sum[j % 2]);
     }
     shared_written();
     meet_warpgroup(warpgroup);
     if (thread == 0 && first_query < call.s) {
-      store_tile<Brick>(maps.o, out, first_query, head, batch);
-      stores_read();
+      store_tile<Brick>(maps.o, out, first_query, turn.head, turn.batch);
     }
   }
+  if (thread == 0) stores_read();
 }
 
 }  // namespace
 
 bool attend_on_tensor_cores(const AttentionShape& shape, const AttentionWork& w,
-                            cudaStream_t stream) {
+                            int multiprocessors, cudaStream_t stream) {
   using W = AttentionWork;
   if (shape.scale <= 0) return false;  // the largest product is the largest score
   return with_hopper_shape(shape, [&]<class T, class D, class C>(T, D, C) {
     using B = ForwardBlock<D::kWidth>;
     constexpr int kChunk = B::Brick::kChunk;
-    const auto kernel = forward_kernel<T, D::kWidth, C::kCausal>;
-    const HopperCall call = hopper_call(shape, w, shape.s, B::kRows);
-    cuda_check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, B::kBytes));
-    const int64_t blocks = call.blocks * shape.b * shape.g * shape.r;
-    kernel<<<static_cast<unsigned>(blocks), B::kThreads, B::kBytes, stream>>>(
-        ForwardMaps{
-            map_of(shape, w, W::kQ, kBrick, kChunk), map_of(shape, w, W::kK, B::kKeys, kChunk),
-            map_of(shape, w, W::kV, B::kKeys, kChunk), map_of(shape, w, W::kO, kBrick, kChunk)},
-        call);
-    cuda_check(cudaGetLastError());
+    const HopperCall call = hopper_call(shape, w, W::kQ, B::kRows, 2 * shape.t * shape.e / shape.r);
+    launch_hopper(forward_kernel<T, D::kWidth, C::kCausal>, call, B::kThreads, B::kBytes,
+                  multiprocessors, stream,
+                  ForwardMaps{map_of(shape, w, W::kQ, kBrick, kChunk),
+                              map_of(shape, w, W::kK, B::kKeys, kChunk),
+                              map_of(shape, w, W::kV, B::kKeys, kChunk),
+                              map_of(shape, w, W::kO, kBrick, kChunk)},
+                  call);
   });
 }
 

@@ -3,6 +3,8 @@
 
 #include <cudaTypedefs.h>
 
+#include <algorithm>
+
 #include "graph/error.h"
 #include "kernels/cuda/attention_hopper.h"
 #include "kernels/cuda/check.h"
@@ -15,21 +17,30 @@ inline constexpr int kBrick = 64;  // rows of a warpgroup
 // One call; as in AttentionShape.
 struct HopperCall {
   int s, t, g, r;
-  int blocks;  // of own rows in a head
+  int blocks;    // of own rows in a head
+  int heads;     // that have own rows: batch times query or key heads
+  int together;  // so many heads' walked operands stay in the L2 cache
   float scale, scale_log2;
   float* lse;  // of the forward: strides in elements
   int64_t lse_batch, lse_head, lse_row;
 };
 
-inline HopperCall hopper_call(const AttentionShape& shape, const AttentionWork& w, int64_t own,
-                              int rows) {
+// Of kernels whose own rows are those of an operand, in blocks of `rows`; `walked`: numbers that a
+// head walks over.
+inline HopperCall hopper_call(const AttentionShape& shape, const AttentionWork& w, int own,
+                              int rows, int64_t walked) {
+  // Fewer heads than these would leave multiprocessors without work at the end of each group.
+  constexpr int64_t kCached = int64_t{24} << 20, kFewest = 32;
   const AttentionShape::Place& lse = shape.places[AttentionWork::kLse];
   constexpr double kLog2E = 1.4426950408889634;
   return {.s = static_cast<int>(shape.s),
           .t = static_cast<int>(shape.t),
           .g = static_cast<int>(shape.g),
           .r = static_cast<int>(shape.r),
-          .blocks = static_cast<int>((own + rows - 1) / rows),
+          .blocks = static_cast<int>((shape.rows(own) + rows - 1) / rows),
+          .heads = static_cast<int>(shape.b * shape.heads(own)),
+          .together = static_cast<int>(
+              std::min(std::max(kCached / (2 * walked), kFewest), shape.b * shape.heads(own))),
           .scale = static_cast<float>(shape.scale),
           .scale_log2 = static_cast<float>(shape.scale * kLog2E),
           .lse = static_cast<float*>(w.matrices[AttentionWork::kLse].data),
@@ -72,14 +83,48 @@ inline CUtensorMap map_of(const AttentionShape& shape, const AttentionWork& w, i
   return map;
 }
 
-// The queries of which key sees some, and the keys that a query sees.
-template <bool kCausal>
-struct Seen {
-  // Of keys first, first + 1, ...: the first block of 64 queries that sees one.
-  static __device__ int first_queries(int key) { return kCausal ? key / kBrick : 0; }
-  // So many keys are seen by the queries below `end`, of t.
-  static __device__ int keys(int end, int t) { return kCausal ? min(end, t) : t; }
+// Blocks of the device's multiprocessors take the own blocks in turn: some heads after the others,
+// and of these those with the most to do first.
+struct Turn {
+  int batch, head, head_index;  // head_index: batch and head
+  int block;                    // by how much there is to do
 };
+__device__ inline Turn turn_of(const HopperCall& call, int index, int heads) {
+  const int group = index / (call.together * call.blocks);
+  const int rest = index - group * call.together * call.blocks;
+  const int members = min(call.together, call.heads - group * call.together);
+  const int block = rest / members, head_index = group * call.together + rest - block * members;
+  return {head_index / heads, head_index % heads, head_index, block};
+}
+inline int64_t turns_of(const HopperCall& call) {
+  return static_cast<int64_t>(call.blocks) * call.heads;
+}
+
+// So many keys, of t, are seen by the queries below `end`.
+template <bool kCausal>
+__device__ inline int seen_keys(int end, int t) {
+  return kCausal ? min(end, t) : t;
+}
+// The first block of kBrick queries of which one sees the key.
+template <bool kCausal>
+__device__ inline int first_seeing(int key) {
+  return kCausal ? key / kBrick : 0;
+}
+
+template <class Kernel, class... Args>
+void launch_hopper(Kernel kernel, const HopperCall& call, int threads, int bytes,
+                   int multiprocessors, cudaStream_t stream, const Args&... args) {
+  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  const int64_t blocks = std::min<int64_t>(turns_of(call), multiprocessors);
+  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+           static_cast<size_t>(bytes), stream>>>(args...);
+  cuda_check(cudaGetLastError());
+}
+
+// The first multiple of 1024 bytes in a block's shared memory.
+__device__ inline unsigned char* aligned_shared(unsigned char* raw) {
+  return raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
+}
 
 // Calls fn with a zero of the type, the width and whether it is causal, as types' values.
 template <int kN>

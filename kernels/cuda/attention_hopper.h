@@ -15,9 +15,9 @@ namespace cleave {
 
 // Launch the call and return true, or return false: heads are not of 64, 96 or 128 numbers.
 bool attend_on_tensor_cores(const AttentionShape& shape, const AttentionWork& work,
-                            cudaStream_t stream);
+                            int multiprocessors, cudaStream_t stream);
 // `statistics`: 16-byte aligned, of attention_statistics_bytes (kernels/attention.h).
 bool attend_backward_on_tensor_cores(const AttentionShape& shape, const AttentionWork& work,
-                                     void* statistics, cudaStream_t stream);
+                                     void* statistics, int multiprocessors, cudaStream_t stream);
 
 }  // namespace cleave

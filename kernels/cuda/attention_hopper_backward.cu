@@ -24,33 +24,29 @@ struct Statistics {
   }
 };
 
-constexpr int kStages = 2;
-
 // --- By queries --------------------------------------------------------------------------------
 
 template <int kWidth>
 struct QueriesBlock {
   // Three warpgroups have 160 registers a thread, two 240.
-  static constexpr int kGroups = kWidth <= 96 ? 3 : 2;
+  static constexpr int kGroups = kWidth <= 64 ? 3 : 2;
   static constexpr int kRegisters = kGroups == 3 ? 160 : 240, kLeft = kGroups == 3 ? 32 : 24;
   static constexpr int kRows = kGroups * kBrick, kThreads = 128 * (kGroups + 1);
+  static constexpr int kStages = kWidth <= 96 ? 4 : 2;
   using Brick = Tile<kBrick, kWidth>;
-  static constexpr int kOwn = 2 * kGroups * Brick::kBytes;
-  static constexpr int kBytes = kOwn + kStages * 2 * Brick::kBytes + 1024 + 1024;
+  static constexpr int kOwn = 3 * Brick::kBytes, kStage = 2 * Brick::kBytes;  // Q, dO, O; K, V
+  static constexpr int kBytes = kGroups * (kOwn + Brick::kBytes) + kStages * kStage + 1024 + 1024;
 };
 
 struct QueriesMaps {
-  CUtensorMap q, d_o, k, v, dq;
+  CUtensorMap q, d_o, o, k, v, dq;
 };
 
-struct Operand {  // in memory
-  const void* data;
-  int64_t batch, head, row;
-};
-
+// Of 8 numbers of a row of two tiles.
 template <class T>
-__device__ inline float dot8(const T* x, const T* y) {
-  const Vec<T, 8> a = load<8>(x), b = load<8>(y);
+__device__ inline float dot8(const unsigned char* x, const unsigned char* y) {
+  const Vec<T, 8> a = load<8>(reinterpret_cast<const T*>(x));
+  const Vec<T, 8> b = load<8>(reinterpret_cast<const T*>(y));
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) sum += number(a.x[i]) * number(b.x[i]);
@@ -60,92 +56,112 @@ __device__ inline float dot8(const T* x, const T* y) {
 template <class T, int kWidth, bool kCausal>
 __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
     queries_kernel(const __grid_constant__ QueriesMaps maps, const HopperCall call,
-                   const Operand gradient, const Operand result, const Statistics statistics) {
+                   const Statistics statistics) {
   using B = QueriesBlock<kWidth>;
   using Brick = typename B::Brick;
+  constexpr int kStages = B::kStages, kGroups = B::kGroups;
   extern __shared__ unsigned char raw[];
-  unsigned char* const shared = raw + (1024 - shared_address(raw) % 1024) % 1024;
-  unsigned char* const q_tiles = shared;  // kGroups bricks, then as many of dO
-  unsigned char* const do_tiles = q_tiles + B::kGroups * Brick::kBytes;
-  unsigned char* const stages = shared + B::kOwn;  // K, V; K, V
-  auto* const barriers = reinterpret_cast<Barrier*>(stages + kStages * 2 * Brick::kBytes);
-  Barrier &own = barriers[0], *const full = barriers + 1, *const empty = full + kStages;
-
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
-  const int head_index = static_cast<int>(blockIdx.x) / call.blocks;  // batch, query head
-  const int block = call.blocks - 1 - static_cast<int>(blockIdx.x) % call.blocks;
-  const int heads = call.g * call.r, head = head_index % heads, batch = head_index / heads;
-  const int first = block * B::kRows;
-  const int walked = (Seen<kCausal>::keys(first + B::kRows, call.t) + kBrick - 1) / kBrick;
+  unsigned char* const own = aligned_shared(raw);       // of each warpgroup: Q, dO, O
+  unsigned char* const outs = own + kGroups * B::kOwn;  // of each warpgroup: dQ
+  unsigned char* const stages = outs + kGroups * Brick::kBytes;
+  auto* const own_full = reinterpret_cast<Barrier*>(stages + kStages * B::kStage);
+  Barrier *const own_empty = own_full + kGroups, *const full = own_empty + kGroups,
+                 *const empty = full + kStages;
   if (threadIdx.x == 0) {
-    own.init(1);
-    for (int i = 0; i < kStages; ++i) full[i].init(1), empty[i].init(4 * B::kGroups);
+    for (int i = 0; i < kGroups; ++i) own_full[i].init(1), own_empty[i].init(4);
+    for (int i = 0; i < kStages; ++i) full[i].init(1), empty[i].init(4 * kGroups);
     barriers_ready();
   }
   __syncthreads();
 
+  const int warpgroup =
+      __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);  // for all the warp
+  const int turns = call.blocks * call.heads, heads = call.g * call.r;
+  Ring<kStages> ring;
+  uint32_t own_parity = 0;
   if (warpgroup == 0) {
     leave_registers<B::kLeft>();
-    if (threadIdx.x == 0) {
-      own.expect(B::kOwn);
-      for (int i = 0; i < B::kGroups; ++i) {
-        load_tile<Brick>(q_tiles + i * Brick::kBytes, maps.q, own, first + i * kBrick, head, batch);
-        load_tile<Brick>(do_tiles + i * Brick::kBytes, maps.d_o, own, first + i * kBrick, head,
-                         batch);
+    if (threadIdx.x != 0) return;
+    for (int index = static_cast<int>(blockIdx.x); index < turns;
+         index += static_cast<int>(gridDim.x), own_parity ^= 1) {
+      const Turn turn = turn_of(call, index, heads);
+      // The last queries see the most keys.
+      const int first = (call.blocks - 1 - turn.block) * B::kRows;
+      for (int i = 0; i < kGroups; ++i) {
+        unsigned char* const to = own + i * B::kOwn;
+        const int query = first + i * kBrick;
+        own_empty[i].wait(own_parity ^ 1);
+        own_full[i].expect(B::kOwn);
+        load_tile<Brick>(to, maps.q, own_full[i], query, turn.head, turn.batch);
+        load_tile<Brick>(to + Brick::kBytes, maps.d_o, own_full[i], query, turn.head, turn.batch);
+        load_tile<Brick>(to + 2 * Brick::kBytes, maps.o, own_full[i], query, turn.head, turn.batch);
       }
-      for (int i = 0; i < walked; ++i) {
-        const int stage = i % kStages;
-        if (i >= kStages) empty[stage].wait(static_cast<uint32_t>(i / kStages + 1) & 1);
-        unsigned char* const to = stages + stage * 2 * Brick::kBytes;
-        full[stage].expect(2 * Brick::kBytes);
-        load_tile<Brick>(to, maps.k, full[stage], i * kBrick, head / call.r, batch);
-        load_tile<Brick>(to + Brick::kBytes, maps.v, full[stage], i * kBrick, head / call.r, batch);
+      const int walked = (seen_keys<kCausal>(first + B::kRows, call.t) + kBrick - 1) / kBrick;
+      for (int i = 0; i < walked; ++i, ring.next()) {
+        unsigned char* const to = stages + ring.stage * B::kStage;
+        empty[ring.stage].wait(ring.parity ^ 1);
+        full[ring.stage].expect(B::kStage);
+        load_tile<Brick>(to, maps.k, full[ring.stage], i * kBrick, turn.head / call.r, turn.batch);
+        load_tile<Brick>(to + Brick::kBytes, maps.v, full[ring.stage], i * kBrick,
+                         turn.head / call.r, turn.batch);
       }
     }
-  } else {
-    take_registers<B::kRegisters>();
-    const int group = warpgroup - 1, thread = static_cast<int>(threadIdx.x) % 128;
-    const int lane = thread % 32, quad = lane % 4;
-    const int row = thread / 32 * 16 + lane / 4;  // and row + 8, of the brick
+    return;
+  }
+
+  take_registers<B::kRegisters>();
+  const int group = warpgroup - 1, thread = static_cast<int>(threadIdx.x) % 128;
+  const int lane = thread % 32, quad = lane % 4;
+  const int row = thread / 32 * 16 + lane / 4;  // and row + 8, of the brick
+  unsigned char* const q_tile = own + group * B::kOwn;
+  unsigned char* const out = outs + group * Brick::kBytes;
+  const uint32_t q = Brick::base(q_tile), d_o = Brick::base(q_tile + Brick::kBytes);
+  const uint32_t first_stage = Brick::base(stages);
+  for (int index = static_cast<int>(blockIdx.x); index < turns;
+       index += static_cast<int>(gridDim.x), own_parity ^= 1) {
+    const Turn turn = turn_of(call, index, heads);
+    const int first = (call.blocks - 1 - turn.block) * B::kRows;
+    const int walked = (seen_keys<kCausal>(first + B::kRows, call.t) + kBrick - 1) / kBrick;
     const int first_query = first + group * kBrick;
-    float lse[2], delta[2];
+    const int seen = first_query < call.s ? seen_keys<kCausal>(first_query + kBrick, call.t) : 0;
+    const int mine = (seen + kBrick - 1) / kBrick;
+    float lse[2], delta[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int query = first_query + row + 8 * i;
-      lse[i] = INFINITY, delta[i] = 0;
+      lse[i] = INFINITY;
       if (query < call.s) {
-        const T* const x = static_cast<const T*>(gradient.data) + batch * gradient.batch +
-                           head * gradient.head + query * gradient.row;
-        const T* const y = static_cast<const T*>(result.data) + batch * result.batch +
-                           head * result.head + query * result.row;
+        lse[i] = 1.44269504f * call.lse[turn.batch * call.lse_batch + turn.head * call.lse_head +
+                                        query * call.lse_row];
+      }
+    }
+    own_full[group].wait(own_parity);
+    const int delta_row = anew(row);
 #pragma unroll
-        for (int c = 0; c < kWidth / 32; ++c)
-          delta[i] += dot8(x + 32 * c + 8 * quad, y + 32 * c + 8 * quad);
-        lse[i] = call.lse[batch * call.lse_batch + head * call.lse_head + query * call.lse_row] *
-                 1.44269504f;
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int c = 0; c < kWidth / 32; ++c) {
+        const unsigned char* const x =
+            q_tile + Brick::kBytes + Brick::place(delta_row + 8 * i, 32 * c + 8 * quad);
+        delta[i] += dot8<T>(x, x + Brick::kBytes);
       }
       delta[i] += __shfl_xor_sync(~0u, delta[i], 1);
       delta[i] += __shfl_xor_sync(~0u, delta[i], 2);
+      const int query = first_query + row + 8 * i;
       if (quad == 0 && query < statistics.padded) {
-        statistics.row(head_index, 0)[query] = lse[i];
-        statistics.row(head_index, 1)[query] = delta[i];
+        statistics.row(turn.head_index, 0)[query] = lse[i];
+        statistics.row(turn.head_index, 1)[query] = delta[i];
       }
     }
-    const uint32_t q = shared_address(q_tiles + group * Brick::kBytes);
-    const uint32_t d_o = shared_address(do_tiles + group * Brick::kBytes);
-    const int seen = first_query < call.s ? Seen<kCausal>::keys(first_query + kBrick, call.t) : 0;
-    const int mine = (seen + kBrick - 1) / kBrick;
     float dq[kWidth / 2];
     uint32_t ds[4][4];
 #pragma unroll
     for (float& x : dq) x = 0;
-    own.wait(0);
-    for (int i = 0; i < mine; ++i) {
-      const int stage = i % kStages;
-      const uint32_t k = shared_address(stages + stage * 2 * Brick::kBytes);
-      const uint32_t v = k + Brick::kBytes;
+    for (int i = 0; i < mine; ++i, ring.next()) {
+      const uint32_t k = first_stage + static_cast<uint32_t>(ring.stage) * (B::kStage / 16);
+      const uint32_t v = k + Brick::kBytes / 16;
       float scores[32], products[32];
-      full[stage].wait(static_cast<uint32_t>(i / kStages) & 1);
+      full[ring.stage].wait(ring.parity);
       begin_products();
 #pragma unroll
       for (int j = 0; j < kWidth / 16; ++j) {
@@ -157,10 +173,10 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
         product<T, 0>(products, Brick::along(d_o, j), Brick::along(v, j), j > 0);
       }
       end_products();
-      // The gradient's products of the walked keys before have read their tile.
+      // The gradient's products of the keys before have read their stage.
       wait_products<2>();
       hold(dq);
-      if (i > 0 && lane == 0) empty[(i - 1) % kStages].arrive();
+      if (i > 0 && lane == 0) empty[ring.last()].arrive();
       wait_products<1>();
       hold(scores);
 #pragma unroll
@@ -186,26 +202,29 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
       for (int j = 0; j < 4; ++j) product<T, 1>(dq, ds[j], Brick::across(k, j), 1);
       end_products();
     }
+    if (lane == 0) own_empty[group].arrive();
     wait_products<0>();
     hold(dq);
-    for (int i = mine > 0 ? mine - 1 : 0; i < walked; ++i) {
-      full[i % kStages].wait(static_cast<uint32_t>(i / kStages) & 1);
-      if (lane == 0) empty[i % kStages].arrive();
+    if (mine > 0 && lane == 0) empty[ring.last()].arrive();
+    for (int i = mine; i < walked; ++i, ring.next()) {
+      full[ring.stage].wait(ring.parity);
+      if (lane == 0) empty[ring.stage].arrive();
     }
-    // Out by way of the queries' own brick.
-    unsigned char* const out = q_tiles + group * Brick::kBytes;
+    if (thread == 0) stores_read();  // of the turn before
+    meet_warpgroup(warpgroup);
+    const int out_row = anew(row);
 #pragma unroll
     for (int j = 0; j < kWidth / 4; ++j) {
-      *reinterpret_cast<uint32_t*>(out + Brick::place(row + j % 2 * 8, j / 2 * 8 + 2 * quad)) =
+      *reinterpret_cast<uint32_t*>(out + Brick::place(out_row + j % 2 * 8, j / 2 * 8 + 2 * quad)) =
           pair<T>(dq[2 * j] * call.scale, dq[2 * j + 1] * call.scale);
     }
     shared_written();
     meet_warpgroup(warpgroup);
     if (thread == 0 && first_query < call.s) {
-      store_tile<Brick>(maps.dq, out, first_query, head, batch);
-      stores_read();
+      store_tile<Brick>(maps.dq, out, first_query, turn.head, turn.batch);
     }
   }
+  if (thread == 0) stores_read();
 }
 
 // --- By keys -----------------------------------------------------------------------------------
@@ -214,11 +233,12 @@ template <int kWidth>
 struct KeysBlock {
   static constexpr int kGroups = 2, kRegisters = 240, kLeft = 24;
   static constexpr int kRows = kGroups * kBrick, kThreads = 128 * (kGroups + 1);
+  static constexpr int kStages = kWidth <= 64 ? 4 : (kWidth <= 96 ? 3 : 2);
   using Brick = Tile<kBrick, kWidth>;
-  static constexpr int kOwn = 2 * kGroups * Brick::kBytes;
-  static constexpr int kRowBytes = kBrick * 4;  // of a plane of statistics
+  static constexpr int kOwn = 2 * Brick::kBytes;  // K, V
+  static constexpr int kRowBytes = kBrick * 4;    // of a plane of statistics
   static constexpr int kStage = 2 * Brick::kBytes + 2 * kRowBytes + 512;  // a multiple of 1024
-  static constexpr int kBytes = kOwn + kStages * kStage + 1024 + 1024;
+  static constexpr int kBytes = 2 * kGroups * kOwn + kStages * kStage + 1024 + 1024;
 };
 
 struct KeysMaps {
@@ -231,83 +251,97 @@ __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
                 const Statistics statistics) {
   using B = KeysBlock<kWidth>;
   using Brick = typename B::Brick;
+  constexpr int kStages = B::kStages, kGroups = B::kGroups;
   extern __shared__ unsigned char raw[];
-  unsigned char* const shared = raw + (1024 - shared_address(raw) % 1024) % 1024;
-  unsigned char* const k_tiles = shared;  // kGroups bricks, then as many of V
-  unsigned char* const v_tiles = k_tiles + B::kGroups * Brick::kBytes;
-  unsigned char* const stages = shared + B::kOwn;  // Q, dO, statistics
-  auto* const barriers = reinterpret_cast<Barrier*>(stages + kStages * B::kStage);
-  Barrier &own = barriers[0], *const full = barriers + 1, *const empty = full + kStages;
-
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
-  const int head_index = static_cast<int>(blockIdx.x) / call.blocks;  // batch, key head
-  const int block = static_cast<int>(blockIdx.x) % call.blocks;       // the first see most queries
-  const int head = head_index % call.g, batch = head_index / call.g;
-  const int first = block * B::kRows;
-  const int end_queries = (call.s + kBrick - 1) / kBrick;
-  const int first_queries = Seen<kCausal>::first_queries(first);
-  const int walked = max(end_queries - first_queries, 0);  // of each query head
+  unsigned char* const own = aligned_shared(raw);          // of each warpgroup: K, V
+  unsigned char* const outs = own + kGroups * B::kOwn;     // of each warpgroup: dK, dV
+  unsigned char* const stages = outs + kGroups * B::kOwn;  // Q, dO, statistics
+  auto* const own_full = reinterpret_cast<Barrier*>(stages + kStages * B::kStage);
+  Barrier *const own_empty = own_full + kGroups, *const full = own_empty + kGroups,
+                 *const empty = full + kStages;
   if (threadIdx.x == 0) {
-    own.init(1);
-    for (int i = 0; i < kStages; ++i) full[i].init(1), empty[i].init(4 * B::kGroups);
+    for (int i = 0; i < kGroups; ++i) own_full[i].init(1), own_empty[i].init(4);
+    for (int i = 0; i < kStages; ++i) full[i].init(1), empty[i].init(4 * kGroups);
     barriers_ready();
   }
   __syncthreads();
 
+  const int warpgroup =
+      __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);  // for all the warp
+  const int turns = call.blocks * call.heads;
+  const int query_bricks = (call.s + kBrick - 1) / kBrick;
+  Ring<kStages> ring;
+  uint32_t own_parity = 0;
   if (warpgroup == 0) {
     leave_registers<B::kLeft>();
-    if (threadIdx.x == 0) {
-      own.expect(B::kOwn);
-      for (int i = 0; i < B::kGroups; ++i) {
-        load_tile<Brick>(k_tiles + i * Brick::kBytes, maps.k, own, first + i * kBrick, head, batch);
-        load_tile<Brick>(v_tiles + i * Brick::kBytes, maps.v, own, first + i * kBrick, head, batch);
+    if (threadIdx.x != 0) return;
+    for (int index = static_cast<int>(blockIdx.x); index < turns;
+         index += static_cast<int>(gridDim.x), own_parity ^= 1) {
+      const Turn turn = turn_of(call, index, call.g);
+      const int first = turn.block * B::kRows;  // the first keys are seen by the most queries
+      for (int i = 0; i < kGroups; ++i) {
+        unsigned char* const to = own + i * B::kOwn;
+        own_empty[i].wait(own_parity ^ 1);
+        own_full[i].expect(B::kOwn);
+        load_tile<Brick>(to, maps.k, own_full[i], first + i * kBrick, turn.head, turn.batch);
+        load_tile<Brick>(to + Brick::kBytes, maps.v, own_full[i], first + i * kBrick, turn.head,
+                         turn.batch);
       }
-      for (int i = 0; i < walked * call.r; ++i) {
-        const int stage = i % kStages, query_head = head * call.r + i / walked;
-        const int query = (first_queries + i % walked) * kBrick;
-        if (i >= kStages) empty[stage].wait(static_cast<uint32_t>(i / kStages + 1) & 1);
-        unsigned char* const to = stages + stage * B::kStage;
-        full[stage].expect(2 * Brick::kBytes + 2 * B::kRowBytes);
-        load_tile<Brick>(to, maps.q, full[stage], query, query_head, batch);
-        load_tile<Brick>(to + Brick::kBytes, maps.d_o, full[stage], query, query_head, batch);
-        const int64_t row = static_cast<int64_t>(batch) * call.g * call.r + query_head;
-        for (int plane = 0; plane < 2; ++plane) {
-          load_bytes(to + 2 * Brick::kBytes + plane * B::kRowBytes,
-                     statistics.row(row, plane) + query, B::kRowBytes, full[stage]);
+      for (int head = turn.head * call.r; head < (turn.head + 1) * call.r; ++head) {
+        const int64_t row = static_cast<int64_t>(turn.batch) * call.g * call.r + head;
+        for (int i = first_seeing<kCausal>(first); i < query_bricks; ++i, ring.next()) {
+          unsigned char* const to = stages + ring.stage * B::kStage;
+          Barrier& barrier = full[ring.stage];
+          empty[ring.stage].wait(ring.parity ^ 1);
+          barrier.expect(2 * Brick::kBytes + 2 * B::kRowBytes);
+          load_tile<Brick>(to, maps.q, barrier, i * kBrick, head, turn.batch);
+          load_tile<Brick>(to + Brick::kBytes, maps.d_o, barrier, i * kBrick, head, turn.batch);
+          for (int plane = 0; plane < 2; ++plane) {
+            load_bytes(to + 2 * Brick::kBytes + plane * B::kRowBytes,
+                       statistics.row(row, plane) + i * kBrick, B::kRowBytes, barrier);
+          }
         }
       }
     }
-  } else {
-    take_registers<B::kRegisters>();
-    const int group = warpgroup - 1, thread = static_cast<int>(threadIdx.x) % 128;
-    const int lane = thread % 32, quad = lane % 4;
-    const int row = thread / 32 * 16 + lane / 4;  // and row + 8, of the brick
-    const int first_key = first + group * kBrick;
-    const uint32_t k = shared_address(k_tiles + group * Brick::kBytes);
-    const uint32_t v = shared_address(v_tiles + group * Brick::kBytes);
+    return;
+  }
+
+  take_registers<B::kRegisters>();
+  const int group = warpgroup - 1, thread = static_cast<int>(threadIdx.x) % 128;
+  const int lane = thread % 32, quad = lane % 4;
+  const int row = thread / 32 * 16 + lane / 4;  // and row + 8, of the brick
+  unsigned char* const dk_out = outs + group * B::kOwn;
+  unsigned char* const dv_out = dk_out + Brick::kBytes;
+  const uint32_t k = Brick::base(own + group * B::kOwn), v = k + Brick::kBytes / 16;
+  const uint32_t first_stage = Brick::base(stages);
+  // The widest heads leave no registers for two blocks of queries at a time.
+  constexpr bool kOverlaps = kWidth < 128;
+  for (int index = static_cast<int>(blockIdx.x); index < turns;
+       index += static_cast<int>(gridDim.x), own_parity ^= 1) {
+    const Turn turn = turn_of(call, index, call.g);
+    const int first = turn.block * B::kRows, first_key = first + group * kBrick;
+    const int begin = min(first_seeing<kCausal>(first), query_bricks);
+    // Queries before see none of this warpgroup's keys.
+    const int mine = first_key < call.t
+                         ? max(begin, min(first_seeing<kCausal>(first_key), query_bricks))
+                         : query_bricks;
     float dk[kWidth / 2], dv[kWidth / 2];
     uint32_t p[4][4], ds[4][4];
-    // The widest heads leave no registers for two blocks of queries at a time.
-    constexpr bool kOverlaps = kWidth < 128;
 #pragma unroll
     for (int i = 0; i < kWidth / 2; ++i) dk[i] = dv[i] = 0;
-    own.wait(0);
-    // Queries before see none of this warpgroup's keys.
-    const int unseen =
-        first_key < call.t
-            ? min(max(Seen<kCausal>::first_queries(first_key) - first_queries, 0), walked)
-            : walked;
+    own_full[group].wait(own_parity);
     for (int h = 0; h < call.r; ++h) {
-      for (int i = h * walked; i < h * walked + unseen; ++i) {
-        full[i % kStages].wait(static_cast<uint32_t>(i / kStages) & 1);
-        if (lane == 0) empty[i % kStages].arrive();
+      for (int i = begin; i < mine; ++i, ring.next()) {
+        full[ring.stage].wait(ring.parity);
+        if (lane == 0) empty[ring.stage].arrive();
       }
-      for (int i = h * walked + unseen; i < (h + 1) * walked; ++i) {
-        const int stage = i % kStages, query = (first_queries + i - h * walked) * kBrick;
-        const unsigned char* const from = stages + stage * B::kStage;
-        const uint32_t q = shared_address(from), d_o = q + Brick::kBytes;
-        full[stage].wait(static_cast<uint32_t>(i / kStages) & 1);
+      for (int i = mine; i < query_bricks; ++i, ring.next()) {
+        const int query = i * kBrick;
+        const unsigned char* const from = stages + ring.stage * B::kStage;
+        const uint32_t q = first_stage + static_cast<uint32_t>(ring.stage) * (B::kStage / 16);
+        const uint32_t d_o = q + Brick::kBytes / 16;
         float scores[32], products[32];
+        full[ring.stage].wait(ring.parity);
         begin_products();
 #pragma unroll
         for (int j = 0; j < kWidth / 16; ++j) {
@@ -322,7 +356,7 @@ __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
         if constexpr (kOverlaps) {
           wait_products<2>();
           hold(dk), hold(dv);
-          if (i > h * walked + unseen && lane == 0) empty[(i - 1) % kStages].arrive();
+          if (i > mine && lane == 0) empty[ring.last()].arrive();
         }
         wait_products<1>();
         hold(scores);
@@ -367,20 +401,20 @@ __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
         if constexpr (!kOverlaps) {
           wait_products<0>();
           hold(dk), hold(dv);
-          if (lane == 0) empty[stage].arrive();
+          if (lane == 0) empty[ring.stage].arrive();
         }
       }
       wait_products<0>();
       hold(dk), hold(dv);
-      if (kOverlaps && unseen < walked && lane == 0)
-        empty[((h + 1) * walked - 1) % kStages].arrive();
+      if (kOverlaps && mine < query_bricks && lane == 0) empty[ring.last()].arrive();
     }
-    // Out by way of the own bricks, which nobody else reads.
-    unsigned char* const dk_out = k_tiles + group * Brick::kBytes;
-    unsigned char* const dv_out = v_tiles + group * Brick::kBytes;
+    if (lane == 0) own_empty[group].arrive();
+    if (thread == 0) stores_read();  // of the turn before
+    meet_warpgroup(warpgroup);
+    const int out_row = anew(row);
 #pragma unroll
     for (int j = 0; j < kWidth / 4; ++j) {
-      const uint32_t at = Brick::place(row + j % 2 * 8, j / 2 * 8 + 2 * quad);
+      const uint32_t at = Brick::place(out_row + j % 2 * 8, j / 2 * 8 + 2 * quad);
       *reinterpret_cast<uint32_t*>(dk_out + at) =
           pair<T>(dk[2 * j] * call.scale, dk[2 * j + 1] * call.scale);
       *reinterpret_cast<uint32_t*>(dv_out + at) = pair<T>(dv[2 * j], dv[2 * j + 1]);
@@ -388,52 +422,41 @@ __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
     shared_written();
     meet_warpgroup(warpgroup);
     if (thread == 0 && first_key < call.t) {
-      store_tile<Brick>(maps.dk, dk_out, first_key, head, batch);
-      store_tile<Brick>(maps.dv, dv_out, first_key, head, batch);
-      stores_read();
+      store_tile<Brick>(maps.dk, dk_out, first_key, turn.head, turn.batch);
+      store_tile<Brick>(maps.dv, dv_out, first_key, turn.head, turn.batch);
     }
   }
+  if (thread == 0) stores_read();
 }
-
-template <class Kernel, class... Args>
-void launch(Kernel kernel, int64_t blocks, int threads, int bytes, cudaStream_t stream,
-            const Args&... args) {
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
-           static_cast<size_t>(bytes), stream>>>(args...);
-  cuda_check(cudaGetLastError());
-}
-
-int padded(int64_t queries) { return static_cast<int>((queries + kBrick - 1) / kBrick * kBrick); }
 
 }  // namespace
 
 bool attend_backward_on_tensor_cores(const AttentionShape& shape, const AttentionWork& w,
-                                     void* statistics, cudaStream_t stream) {
+                                     void* statistics, int multiprocessors, cudaStream_t stream) {
   using W = AttentionWork;
   return with_hopper_shape(shape, [&]<class T, class D, class C>(T, D, C) {
     constexpr int kWidth = D::kWidth;
     constexpr bool kCausal = C::kCausal;
     constexpr int kChunk = Tile<kBrick, kWidth>::kChunk;
     const auto map = [&](int which) { return map_of(shape, w, which, kBrick, kChunk); };
-    const auto operand = [&](int which) {
-      const AttentionShape::Place& place = shape.places[static_cast<size_t>(which)];
-      return Operand{w.matrices[which].data, place.batch, place.head, place.row};
-    };
-    const int64_t heads = shape.b * shape.g * shape.r;
-    const Statistics rows = {static_cast<float*>(statistics), padded(shape.s),
-                             heads * padded(shape.s)};
+    const int64_t padded = (shape.s + kBrick - 1) / kBrick * kBrick;
+    const Statistics rows = {static_cast<float*>(statistics), static_cast<int>(padded),
+                             shape.b * shape.g * shape.r * padded};
     using Q = QueriesBlock<kWidth>;
-    const HopperCall by_queries = hopper_call(shape, w, shape.s, Q::kRows);
-    launch(queries_kernel<T, kWidth, kCausal>, by_queries.blocks * heads, Q::kThreads, Q::kBytes,
-           stream, QueriesMaps{map(W::kQ), map(W::kDo), map(W::kK), map(W::kV), map(W::kDq)},
-           by_queries, operand(W::kDo), operand(W::kO), rows);
+    const HopperCall by_queries =
+        hopper_call(shape, w, W::kQ, Q::kRows, 2 * shape.t * shape.e / shape.r);
+    launch_hopper(
+        queries_kernel<T, kWidth, kCausal>, by_queries, Q::kThreads, Q::kBytes, multiprocessors,
+        stream,
+        QueriesMaps{map(W::kQ), map(W::kDo), map(W::kO), map(W::kK), map(W::kV), map(W::kDq)},
+        by_queries, rows);
     using K = KeysBlock<kWidth>;
-    const HopperCall by_keys = hopper_call(shape, w, shape.t, K::kRows);
-    launch(keys_kernel<T, kWidth, kCausal>, by_keys.blocks * shape.b * shape.g, K::kThreads,
-           K::kBytes, stream,
-           KeysMaps{map(W::kQ), map(W::kDo), map(W::kK), map(W::kV), map(W::kDk), map(W::kDv)},
-           by_keys, rows);
+    const HopperCall by_keys =
+        hopper_call(shape, w, W::kK, K::kRows, 2 * shape.r * shape.s * shape.e);
+    launch_hopper(
+        keys_kernel<T, kWidth, kCausal>, by_keys, K::kThreads, K::kBytes, multiprocessors, stream,
+        KeysMaps{map(W::kQ), map(W::kDo), map(W::kK), map(W::kV), map(W::kDk), map(W::kDv)},
+        by_keys, rows);
   });
 }
 

@@ -51,6 +51,19 @@ struct Barrier {
   }
 };
 
+// Where a thread is in a ring of kStages stages, each with a barrier of what fills it and one of
+// what empties it. Who fills waits for the parity before: that of an empty ring has ended.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ void next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+  __device__ int last() const { return stage == 0 ? kStages - 1 : stage - 1; }
+};
+
 // Makes initialised barriers known to the copy engine; before __syncthreads().
 __device__ inline void barriers_ready() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -102,9 +115,9 @@ __device__ inline void store_box(const CUtensorMap& map, const void* from, int x
       "r"(shared_address(from)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
       : "memory");
 }
-// What this thread has stored is read out of shared memory.
+// All that this thread has stored is read out of shared memory.
 __device__ inline void stores_read() {
-  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
 // --- Tiles -------------------------------------------------------------------------------------
@@ -120,22 +133,27 @@ struct Tile {
   static constexpr int kBytes = kChunks * kChunkBytes;
   static_assert(kWidth % 32 == 0 && kRows % 64 == 0);
 
-  // Descriptors of a product's operand, without its address.
-  static constexpr uint64_t kMode = (kChunk == 64 ? uint64_t{1} : uint64_t{2}) << 62;
-  static constexpr uint64_t kGroups = uint64_t{8 * kRowBytes / 16} << 32;  // of 8 rows
-  static constexpr uint64_t kAlong = kMode | kGroups | uint64_t{1} << 16;
-  static constexpr uint64_t kAcross = kMode | kGroups | uint64_t{kChunkBytes / 16} << 16;
-
-  static __device__ uint64_t encoded(uint32_t address) { return (address & 0x3ffff) >> 4; }
-  // Columns 16 k, ..., which are summed over, of all rows from `row`, a multiple of 64.
-  static __device__ uint64_t along(uint32_t tile, int k, int row = 0) {
-    const int chunk = 16 * k / kChunk;
-    return kAlong | encoded(tile + static_cast<uint32_t>(chunk * kChunkBytes + row * kRowBytes +
-                                                         32 * k % kRowBytes));
+  // Descriptors of a product's operand. The low half is an address in 16 bytes, and the step from
+  // chunk to chunk; the high one the step from 8 rows to the next 8, and the swizzle. An address is
+  // encoded once: what is between products has to be little.
+  static constexpr uint32_t kHigh = 8 * kRowBytes / 16 | (kChunk == 64 ? 1u : 2u) << 30;
+  static __device__ uint32_t base(const void* tile) {
+    return (shared_address(tile) & 0x3ffff) >> 4;
+  }
+  static __device__ uint64_t descriptor(uint32_t base, uint32_t offset, uint32_t chunks) {
+    const uint32_t low = base + (offset / 16 | chunks << 16);
+    uint64_t whole;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(whole) : "r"(low), "r"(kHigh));
+    return whole;
+  }
+  // Columns 16 k, ..., which are summed over, of all rows.
+  static __device__ uint64_t along(uint32_t base, int k) {
+    return descriptor(base,
+                      static_cast<uint32_t>(16 * k / kChunk * kChunkBytes + 32 * k % kRowBytes), 1);
   }
   // Rows 16 k, ..., which are summed over, of all columns.
-  static __device__ uint64_t across(uint32_t tile, int k) {
-    return kAcross | encoded(tile + static_cast<uint32_t>(16 * k * kRowBytes));
+  static __device__ uint64_t across(uint32_t base, int k) {
+    return descriptor(base, static_cast<uint32_t>(16 * k * kRowBytes), kChunkBytes / 16);
   }
   // Where an element is, in bytes from the beginning.
   static __device__ uint32_t place(int row, int column) {
@@ -164,6 +182,7 @@ __device__ inline void store_tile(const CUtensorMap& map, const void* from, int 
     store_box(map, static_cast<const char*>(from) + c * Shape::kChunkBytes, c * Shape::kChunk, x1,
               x2, x3);
   }
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
 // --- Products ----------------------------------------------------------------------------------
@@ -184,6 +203,13 @@ template <int kN>
 __device__ inline void hold(float (&d)[kN]) {
 #pragma unroll
   for (int i = 0; i < kN; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// The same number, of which the compiler knows nothing: what is computed of it is computed here,
+// and not kept in registers across a loop.
+__device__ inline int anew(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // sums[64, N] (+)= a[64, 16] b[16, N], of numbers of type T. A thread's numbers of the sums: for
