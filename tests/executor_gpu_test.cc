@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "executor/fuse.h"
 #include "tests/training_plans.h"
 
 #ifdef CLEAVE_CUDA
@@ -30,10 +31,11 @@ class TrainsOnGpu : public ::testing::TestWithParam<std::string> {
 
 ModelConfig model(const std::string& name) { return model_named(name); }
 
-Curve curve_of(const Graph& graph, const ModelConfig& config, Processor processor) {
-  const auto runtime =
-      make_runtime(lower(graph, testing::plan_for(graph, "1", {}), processor == Processor::kGpu),
-                   processor, {.seed = 42});
+Curve curve_of(const Graph& graph, const ModelConfig& config, Processor processor,
+               const std::vector<std::string>& off = {}) {
+  const auto runtime = make_runtime(
+      lower(graph, testing::plan_for(graph, "1", {}), {processor == Processor::kGpu, off}),
+      processor, {.seed = 42});
   runtime->initialize();
   Curve curve;
   for (int step = 0; step < kSteps; ++step) {
@@ -68,6 +70,19 @@ TEST_P(TrainsOnGpu, TheSameBitsTwice) {
   const Curve b = curve_of(graph, config, Processor::kGpu);
   EXPECT_EQ(a.loss, b.loss);
   EXPECT_EQ(a.grad_norm, b.grad_norm);
+}
+
+// Each fusion changes rounding only.
+TEST_P(TrainsOnGpu, WithoutAnyFusionAsWithAll) {
+  const ModelConfig config = model(GetParam());
+  for (const auto& [dtype, bound] : {std::pair(DType::kF64, 1e-9), std::pair(DType::kBF16, 0.1)}) {
+    const Graph graph = testing::training_graph(config, dtype);
+    const Curve all = curve_of(graph, config, Processor::kGpu);
+    for (const Fusion& fusion : fusions()) {
+      const Curve without = curve_of(graph, config, Processor::kGpu, {std::string(fusion.name)});
+      EXPECT_LT(distance(without, all), bound) << fusion.name << " in " << name_of(dtype);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, TrainsOnGpu,

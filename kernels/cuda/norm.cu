@@ -93,12 +93,11 @@ struct Backward {
   int sums;
 };
 
-// What a thread has of one row. kMore: with what is added to dx.
-template <class T, int N, int K, bool kMore>
+// What a thread has of one row.
+template <class T, int N, int K>
 struct RowPair {
-  Vec<T, N> dy[K], x[K], residual[kMore ? K : 1];
+  Vec<T, N> dy[K], x[K];
   Statistic<T> mean, rstd;
-  T* dx;
 };
 
 // Adds two numbers over the `threads` threads, whole warps, of a group of the block.
@@ -124,9 +123,9 @@ constexpr int kBackwardThreads = K == 1 ? 384 : 512;
 template <int K>
 constexpr int kBackwardResident = K == 1 ? 768 : 512;
 
-// Dense rows of at most 512 * K vectors, by groups of `threads` threads, of which a block has some.
-// While a group works on a row, its next one is on the way. kMore: with a residual or the sum of
-// dx.
+// Dense rows of at most 512 * K vectors, evenly apart, by groups of `threads` threads, of which a
+// block has some. While a group works on a row, its next one is on the way. kMore: with a residual
+// or the sum of dx.
 template <class T, int N, int K, bool kLayer, bool kMore>
 __global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kBackwardThreads<K>)
     backward_of_rows(Backward<T> b, int threads) {
@@ -142,23 +141,19 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kB
       if (lane + k * threads < vectors) fn(k, lane + k * threads);
     }
   };
-  const auto read = [&](int64_t r, RowPair<T, N, K, kMore>& row) {
-    int64_t at[6];
-    b.rows.offsets(r, at);
+  // Where row r begins in operand o.
+  const auto at = [&](int64_t r, int o) { return r * b.rows.step[0][o]; };
+  const auto read = [&](int64_t r, RowPair<T, N, K>& row) {
+    const T *const dy = b.dy + at(r, 0), *const x = b.x + at(r, 1);
     each_vector([&](int k, int v) {
-      row.dy[k] = row_load<N>(b.dy + at[0], 1, v);
-      row.x[k] = row_load<N>(b.x + at[1], 1, v);
-      if constexpr (kMore) {
-        row.residual[k] = {};
-        if (b.residual != nullptr) row.residual[k] = row_load<N>(b.residual + at[5], 1, v);
-      }
+      row.dy[k] = row_load<N>(dy, 1, v);
+      row.x[k] = row_load<N>(x, 1, v);
     });
-    row.mean = kLayer ? b.mean[at[2]] : A(0);
-    row.rstd = b.rstd[at[3]];
-    row.dx = b.dx + at[4];
+    row.mean = kLayer ? b.mean[at(r, 2)] : A(0);
+    row.rstd = b.rstd[at(r, 3)];
   };
   // Longer rows leave no registers for gamma, and the longest none for a second row.
-  constexpr bool kRoom = K < 4, kKeepGamma = K == 1 || (K == 2 && !kMore);
+  constexpr bool kRoom = K < 4, kKeepGamma = K <= 2 && !kMore;
   Vec<T, N> kept_gamma[kKeepGamma ? K : 1];
   if constexpr (kKeepGamma) {
     each_vector([&](int k, int v) { kept_gamma[k] = row_load<N>(b.gamma, 1, v); });
@@ -170,10 +165,17 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kB
   A dgamma[K][N] = {}, dbeta[K][N] = {}, dx_sum[K][N] = {};
   const int64_t step = static_cast<int64_t>(gridDim.x) * groups;
   int64_t r = static_cast<int64_t>(blockIdx.x) * groups + group;
-  RowPair<T, N, K, kMore> next;
+  RowPair<T, N, K> next;
   if (r < b.rows.count) read(r, next);
   for (int turn = 0; r < b.rows.count; turn ^= 1) {
-    const RowPair<T, N, K, kMore> row = next;
+    const RowPair<T, N, K> row = next;
+    T* const dx_row = b.dx + at(r, 4);
+    // On the way while the row is summed.
+    Vec<T, N> residual[kMore ? K : 1] = {};
+    if (kMore && b.residual != nullptr) {
+      const T* const from = b.residual + at(r, 5);
+      each_vector([&](int k, int v) { residual[k] = row_load<N>(from, 1, v); });
+    }
     r += step;
     if (kRoom && r < b.rows.count) read(r, next);
     A g_sum = 0, gh_sum = 0;
@@ -198,14 +200,14 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kB
         const A dy = number(row.dy[k].x[j]);
         A dx = row.rstd * (dy * number(gamma.x[j]) - g_mean - h * gh_mean);
         if constexpr (kMore) {
-          dx += number(row.residual[k].x[j]);
+          dx += number(residual[k].x[j]);
           dx_sum[k][j] += dx;
         }
         out.x[j] = To<T>::of(dx);
         dgamma[k][j] += dy * h;
         if constexpr (kLayer) dbeta[k][j] += dy;
       }
-      row_store(row.dx, 1, v, out);
+      row_store(dx_row, 1, v, out);
     });
     if (!kRoom && r < b.rows.count) read(r, next);
   }
@@ -419,7 +421,7 @@ void backward(const KernelArgs& args) {
                       wide_rows<T>(rows, 4, k.dx, k.dx_step, n) &&
                       wide_rows<T>(rows, 5, k.residual, k.residual_step, n) &&
                       wide_rows<T, 1>({}, 0, k.gamma, k.gamma_step, n);
-    const int each = wide ? vectors_a_thread(n / kWide<T>, more) : 0;
+    const int each = wide && k.rows.dims == 1 ? vectors_a_thread(n / kWide<T>, more) : 0;
     int64_t partials = kPartials;
     if (rows.count() == 0 || n == 0) {
       partials = 0;
