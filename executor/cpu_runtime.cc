@@ -77,7 +77,9 @@ double element_as_double(const TensorView& t, int64_t offset) {
     case DType::kF32: return t.as<float>()[offset];
     case DType::kI32: return t.as<int32_t>()[offset];
     case DType::kBF16:
-    case DType::kF16: break;
+    case DType::kF16:
+    case DType::kF8E4M3:
+    case DType::kF8E5M2: break;
   }
   fail("an output in {} cannot be read", name_of(t.dtype));
 }

@@ -43,6 +43,8 @@ void fill_initial(const ProgramSource& source, const ProgramTensor& tensor, cons
     case DType::kI32: return fill(source, tensor, shard, seed, reinterpret_cast<int32_t*>(data));
     case DType::kBF16:
     case DType::kF16:
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
       fail("{}: {} is only planned with, not run on the CPU", source.name, name_of(tensor.dtype));
   }
 }

@@ -14,12 +14,14 @@ struct DTypeInfo {
   bool floating;
 };
 
-constexpr std::array<DTypeInfo, 5> kDTypes = {{
+constexpr std::array<DTypeInfo, 7> kDTypes = {{
     {DType::kF64, "f64", 8, true},
     {DType::kF32, "f32", 4, true},
     {DType::kBF16, "bf16", 2, true},
     {DType::kF16, "f16", 2, true},
     {DType::kI32, "i32", 4, false},
+    {DType::kF8E4M3, "f8e4m3", 1, false},
+    {DType::kF8E5M2, "f8e5m2", 1, false},
 }};
 
 const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
@@ -29,13 +31,14 @@ const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<size_t>(dtype)];
 int64_t size_of(DType dtype) { return info(dtype).bytes; }
 bool is_float(DType dtype) { return info(dtype).floating; }
 bool is_half(DType dtype) { return is_float(dtype) && size_of(dtype) == 2; }
+bool is_f8(DType dtype) { return dtype == DType::kF8E4M3 || dtype == DType::kF8E5M2; }
 std::string_view name_of(DType dtype) { return info(dtype).name; }
 
 DType dtype_named(std::string_view name) {
   for (const DTypeInfo& d : kDTypes) {
     if (d.name == name) return d.dtype;
   }
-  fail("unknown element type '{}' (one of f64, f32, bf16, f16, i32)", name);
+  fail("unknown element type '{}' (one of f64, f32, bf16, f16, i32, f8e4m3, f8e5m2)", name);
 }
 
 int64_t product(int64_t a, int64_t b) {

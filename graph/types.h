@@ -15,12 +15,14 @@ using NodeId = int32_t;  // index of a node in its graph
 inline constexpr Value kNoValue = -1;
 inline constexpr NodeId kNoNode = -1;
 
-enum class DType : uint8_t { kF64, kF32, kBF16, kF16, kI32 };
+// kF8E4M3 and kF8E5M2 are how products store floats that were scaled (graph/f8.h).
+enum class DType : uint8_t { kF64, kF32, kBF16, kF16, kI32, kF8E4M3, kF8E5M2 };
 
 // Bytes of one element.
 int64_t size_of(DType dtype);
-bool is_float(DType dtype);
+bool is_float(DType dtype);                // that can be computed with: not those of 8 bits
 bool is_half(DType dtype);                 // a float of 16 bits: planned with, not run on the CPU
+bool is_f8(DType dtype);
 std::string_view name_of(DType dtype);     // "f32"
 DType dtype_named(std::string_view name);  // throws Error when there is none
 

@@ -18,6 +18,7 @@
 #include "executor/memory_layout.h"
 #include "executor/typing.h"
 #include "graph/error.h"
+#include "graph/f8.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/generated.h"
@@ -109,6 +110,9 @@ double element(const std::byte* data, DType dtype) {
     case DType::kBF16:
       return static_cast<double>(std::bit_cast<float>(
           static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(data)) << 16));
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
+      return static_cast<double>(f8_number(*reinterpret_cast<const uint8_t*>(data), dtype));
     case DType::kF16: break;
   }
   const uint16_t bits = *reinterpret_cast<const uint16_t*>(data);

@@ -20,7 +20,9 @@ void with_gpu_float(DType dtype, Fn&& fn) {
     case DType::kF32: return fn(float{});
     case DType::kBF16: return fn(bf16{});
     case DType::kF16: return fn(f16{});
-    case DType::kI32: break;
+    case DType::kI32:
+    case DType::kF8E4M3:
+    case DType::kF8E5M2: break;
   }
   CLEAVE_ASSERT(false, "no kernel for {} on the GPU", name_of(dtype));
 }

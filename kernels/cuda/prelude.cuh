@@ -12,6 +12,13 @@ struct bf16 {
 struct f16 {
   unsigned short bits;
 };
+// Of 8 bits (graph/f8.h).
+struct f8e4m3 {
+  unsigned char bits;
+};
+struct f8e5m2 {
+  unsigned char bits;
+};
 
 // --- To and from registers ---------------------------------------------------------------------
 
@@ -22,6 +29,14 @@ __device__ inline float number(f16 x) {
   float y;
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
+}
+__device__ inline float number(f8e4m3 x) {
+  unsigned two;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(two) : "h"(static_cast<unsigned short>(x.bits)));
+  return number(f16{static_cast<unsigned short>(two)});
+}
+__device__ inline float number(f8e5m2 x) {  // the upper half of an f16
+  return number(f16{static_cast<unsigned short>(x.bits << 8)});
 }
 __device__ inline float number(float x) { return x; }
 __device__ inline double number(double x) { return x; }
@@ -44,6 +59,38 @@ struct To<f16> {
     f16 y;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
     return y;
+  }
+};
+// Two codes of 8 bits, of `low` in the lower byte. What is too large becomes the largest number; an
+// infinity becomes NaN, as which it stays visible.
+template <class F8>
+__device__ inline unsigned codes_of(float low, float high);
+template <>
+__device__ inline unsigned codes_of<f8e4m3>(float low, float high) {
+  unsigned short codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
+      : "=h"(codes)
+      : "f"(fmaf(high, 0.0f, high)), "f"(fmaf(low, 0.0f, low)));
+  return codes;
+}
+template <>
+__device__ inline unsigned codes_of<f8e5m2>(float low, float high) {
+  unsigned short codes;
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;"
+      : "=h"(codes)
+      : "f"(fmaf(high, 0.0f, high)), "f"(fmaf(low, 0.0f, low)));
+  return codes;
+}
+template <>
+struct To<f8e4m3> {
+  __device__ static f8e4m3 of(float x) {
+    return {static_cast<unsigned char>(codes_of<f8e4m3>(x, 0.0f))};
+  }
+};
+template <>
+struct To<f8e5m2> {
+  __device__ static f8e5m2 of(float x) {
+    return {static_cast<unsigned char>(codes_of<f8e5m2>(x, 0.0f))};
   }
 };
 template <>

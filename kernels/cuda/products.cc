@@ -22,6 +22,8 @@ cudaDataType type_of(DType dtype) {
     case DType::kF32: return CUDA_R_32F;
     case DType::kBF16: return CUDA_R_16BF;
     case DType::kF16: return CUDA_R_16F;
+    case DType::kF8E4M3: return CUDA_R_8F_E4M3;
+    case DType::kF8E5M2: return CUDA_R_8F_E5M2;
     case DType::kI32: break;
   }
   fail("there are no matrix products of {}", name_of(dtype));
@@ -59,13 +61,20 @@ struct ProductAlgorithms::Prepared {
 
   void run(const Product& p, const void* a_data, const void* b_data, const void* c_data,
            const void* bias, void* d_data, void* workspace, const DeviceContext& device,
-           cudaStream_t stream) const {
+           cudaStream_t stream, const ProductScales& scales) const {
     const double one = 1, beta = p.has_c ? 1 : 0;
     const auto one_f = static_cast<float>(one), beta_f = static_cast<float>(beta);
     const bool f64 = p.in == DType::kF64;
     if (p.has_bias) {
       cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
                                                     &bias, sizeof bias));
+    }
+    if (is_f8(p.in)) {
+      const auto set = [&](cublasLtMatmulDescAttributes_t which, const void* scale) {
+        cuda_check(cublas_lt().MatmulDescSetAttribute(operation, which, &scale, sizeof scale));
+      };
+      set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales.a);
+      set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales.b);
     }
     cuda_check(cublas_lt().Matmul(
         device.blas(), operation, f64 ? static_cast<const void*>(&one) : &one_f, a_data, a, b_data,
@@ -93,6 +102,11 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   };
   set_op(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_a);
   set_op(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_b);
+  if (p.quick) {
+    const int8_t on = 1;
+    cuda_check(cublas_lt().MatmulDescSetAttribute(made->operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM,
+                                                  &on, sizeof on));
+  }
   const auto layout = [&](cublasLtMatrixLayout_t& to, DType dtype, int64_t rows, int64_t columns,
                           const ProductMatrix& m) {
     cuda_check(cublas_lt().MatrixLayoutCreate(&to, type_of(dtype), static_cast<uint64_t>(rows),
@@ -107,7 +121,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   const int64_t a_rows = p.transpose_a ? p.k : p.m, a_columns = p.transpose_a ? p.m : p.k;
   const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
   layout(made->a, p.in, a_rows, a_columns, p.a);
-  layout(made->b, p.in, b_rows, b_columns, p.b);
+  layout(made->b, p.b_type(), b_rows, b_columns, p.b);
   layout(made->c, p.out, p.m, p.n, p.has_c ? p.c : p.d);
   layout(made->d, p.out, p.m, p.n, p.d);
   if (p.has_bias) {
@@ -148,13 +162,15 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   const int64_t b_span = span_of(p.b, b_rows, b_columns, p.batch);
   const int64_t d_span = span_of(p.d, p.m, p.n, p.batch);
   const int64_t c_span = p.has_c ? span_of(p.c, p.m, p.n, p.batch) : 0;
-  const DeviceMemory a(a_span * size_of(p.in)), b(b_span * size_of(p.in)),
+  const DeviceMemory a(a_span * size_of(p.in)), b(b_span * size_of(p.b_type())),
       c(c_span * size_of(p.out)), bias(p.m * size_of(p.out)), d(d_span * size_of(p.out)),
       workspace(search.workspace);
   fill_random(a.data, p.in, a_span, 1, nullptr);
-  fill_random(b.data, p.in, b_span, 2, nullptr);
+  fill_random(b.data, p.b_type(), b_span, 2, nullptr);
   fill_random(c.data, p.out, c_span, 3, nullptr);
   fill_random(bias.data, p.out, p.m, 4, nullptr);
+  const DeviceMemory scale(sizeof(float));
+  fill_random(scale.data, DType::kF32, 1, 5, nullptr);
   cudaEvent_t begin = nullptr, end = nullptr;
   cuda_check(cudaEventCreate(&begin));
   cuda_check(cudaEventCreate(&end));
@@ -168,7 +184,8 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
     std::array<float, kTimed> times;
     for (int run = -1; run < kTimed; ++run) {
       cuda_check(cudaEventRecord(begin, nullptr));
-      trial.run(p, a.data, b.data, c.data, bias.data, d.data, workspace.data, device, nullptr);
+      trial.run(p, a.data, b.data, c.data, bias.data, d.data, workspace.data, device, nullptr,
+                {scale.data, scale.data});
       cuda_check(cudaEventRecord(end, nullptr));
       cuda_check(cudaEventSynchronize(end));
       if (run >= 0) cuda_check(cudaEventElapsedTime(&times[static_cast<size_t>(run)], begin, end));
@@ -186,8 +203,8 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
 
 void ProductAlgorithms::run(const Product& p, const void* a, const void* b, const void* c,
                             const void* bias, void* d, void* workspace, DeviceContext& device,
-                            cudaStream_t stream) {
-  prepared(p, device).run(p, a, b, c, bias, d, workspace, device, stream);
+                            cudaStream_t stream, const ProductScales& scales) {
+  prepared(p, device).run(p, a, b, c, bias, d, workspace, device, stream, scales);
 }
 
 }  // namespace cleave

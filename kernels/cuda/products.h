@@ -32,11 +32,19 @@ struct Product {
   bool transpose_a = false, transpose_b = false;
   ProductMatrix a = {}, b = {}, c = {}, d = {};
   DType in = DType::kF32, out = DType::kF32;
-  bool has_c = false;     // of the type of d
-  bool has_bias = false;  // likewise
-  bool tf32 = false;      // of f32
-  int alignment = 16;     // bytes, of all pointers and of their columns; a power of two <= 16
+  DType in_b = DType::kI32;  // of b, when it is another float of 8 bits than that of a
+  bool has_c = false;        // of the type of d
+  bool has_bias = false;     // likewise
+  bool tf32 = false;         // of f32
+  int alignment = 16;        // bytes, of all pointers and of their columns; a power of two <= 16
+  bool quick = false;        // of 8 bits: sums are kept in fewer bits inside the tensor cores
+  DType b_type() const { return in_b == DType::kI32 ? in : in_b; }
   auto operator<=>(const Product&) const = default;
+};
+
+// On the device, what the numbers of operands of 8 bits are to be multiplied by.
+struct ProductScales {
+  const void *a = nullptr, *b = nullptr;
 };
 
 class ProductAlgorithms {
@@ -48,7 +56,8 @@ class ProductAlgorithms {
   // which it takes memory of its own from the device, and waits for it.
   // `c` and `bias`: null where the product has none.
   void run(const Product& product, const void* a, const void* b, const void* c, const void* bias,
-           void* d, void* workspace, DeviceContext& device, cudaStream_t stream);
+           void* d, void* workspace, DeviceContext& device, cudaStream_t stream,
+           const ProductScales& scales = {});
 
  private:
   struct Prepared;

@@ -44,6 +44,8 @@ void fill_random(void* data, DType dtype, int64_t count, uint64_t seed, cudaStre
     case DType::kBF16: go(bf16{}); break;
     case DType::kF16: go(f16{}); break;
     case DType::kI32: go(int{}); break;
+    case DType::kF8E4M3: go(f8e4m3{}); break;
+    case DType::kF8E5M2: go(f8e5m2{}); break;
   }
   cuda_check(cudaGetLastError());
 }

@@ -107,7 +107,9 @@ double tolerance_of(DType dtype, const OpCase& c) {
     case DType::kF32: return std::max(2e-5, c.f32_tolerance);
     case DType::kBF16: return 3e-2;
     case DType::kF16: return 4e-3;
-    case DType::kI32: break;
+    case DType::kI32:
+    case DType::kF8E4M3:
+    case DType::kF8E5M2: break;
   }
   return 0;
 }

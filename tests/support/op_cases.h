@@ -34,6 +34,8 @@ struct OpCase {
   size_t grad_outputs = 99;     // only the first so many outputs may have a gradient (not an lse)
   bool gradient = true;         // whether central differences make sense
   double f32_tolerance = 2e-5;  // of f32 against f64: |a - b| <= tolerance * (1 + |b|)
+  // Whether check_on_gpu() knows how to compare; if not, the op has a test of its own on the GPU.
+  bool gpu = true;
   // Changes the drawn numbers, when ranges cannot say what the op needs.
   void (*prepare)(std::vector<HostTensor>& in) = nullptr;
 };

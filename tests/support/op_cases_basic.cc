@@ -44,6 +44,62 @@ void add_linears(std::vector<OpCase>& cases) {
   add("bsN,Nk,k->bsk", bias, {f64({4, 8, 16}), w, f64({12})});
 }
 
+TensorType f8(DType dtype, Shape shape) { return {dtype, std::move(shape)}; }
+
+void add_products_of_8_bits(std::vector<OpCase>& cases) {
+  const TensorType scale = {DType::kF32, {}}, x = f8(DType::kF8E4M3, {4, 8, 12}),
+                   w = f8(DType::kF8E4M3, {16, 12}), dy = f8(DType::kF8E5M2, {4, 8, 16});
+  const auto add = [&](std::string factors, Attrs attrs, std::vector<TensorType> in) {
+    attrs.set("dtype", std::string("f64"));
+    cases.push_back({.op = &ops::scaled_matmul,
+                     .factors = std::move(factors),
+                     .attrs = std::move(attrs),
+                     .in = std::move(in),
+                     .ranges = {{-2, 2}, {-2, 2}, {0.1, 1}, {0.1, 1}},
+                     .gradient = false,
+                     .gpu = false});
+  };
+  const Attrs bias = {{"bias", int64_t{1}}}, residual = {{"residual", int64_t{1}}};
+  const Attrs both = {{"bias", int64_t{1}}, {"residual", int64_t{1}}};
+  add("bsk,nk,,->bsn", {}, {x, w, scale, scale});
+  add("bsn,nk,,->bsk", {}, {dy, w, scale, scale});
+  add("bsk,bsn,,->nk", {}, {x, dy, scale, scale});
+  add("bsK,nK,,,n->bsn", bias, {x, w, scale, scale, f64({16})});
+  add("bsK,nK,,,bsn->bsn", residual, {x, w, scale, scale, f64({4, 8, 16})});
+  add("bsK,nK,,,n,bsn->bsn", both, {x, w, scale, scale, f64({16}), f64({4, 8, 16})});
+}
+
+void add_quantizations(std::vector<OpCase>& cases) {
+  const TensorType history = {DType::kF32, {3, 4}}, sizes = {DType::kF32, {3}};
+  for (const char* dtype : {"f8e4m3", "f8e5m2"}) {
+    Attrs attrs = {{"dtype", std::string(dtype)}, {"index", int64_t{1}}};
+    for (const char* factors : {"AB->AB,BA,", "AB->AB,", "AB->BA,"}) {
+      cases.push_back({.op = &ops::quantize,
+                       .factors = factors,
+                       .attrs = attrs,
+                       .in = {f64({12, 20})},
+                       .gradient = false,
+                       .gpu = false});
+    }
+    for (const Range past : {Range{0, 0}, Range{0, 3}}) {
+      cases.push_back({.op = &ops::quantize,
+                       .factors = "BSA,TH,T->BSA,ABS,,T",
+                       .attrs = attrs,
+                       .in = {f64({4, 8, 12}), history, sizes},
+                       .ranges = {{-2, 2}, past, {0, 3}},
+                       .in_place = {{3, 2}},
+                       .gradient = false,
+                       .gpu = false});
+    }
+  }
+  cases.push_back({.op = &ops::size_history,
+                   .in = {history, sizes},
+                   .ranges = {{0, 3}, {0, 3}},
+                   .in_place = {{0, 0}},
+                   .gradient = false,
+                   .gpu = false});
+}
+
 void add_arithmetic(std::vector<OpCase>& cases) {
   for (const OpDef* op : {&ops::add, &ops::sub, &ops::mul, &ops::div}) {
     const std::vector<Range> ranges = {{-1, 1}, {0.5, 2}};
@@ -227,6 +283,8 @@ std::vector<OpCase> basic_op_cases() {
   std::vector<OpCase> cases;
   add_matmuls(cases);
   add_linears(cases);
+  add_products_of_8_bits(cases);
+  add_quantizations(cases);
   add_arithmetic(cases);
   add_unaries(cases);
   add_conversions(cases);

@@ -10,6 +10,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include "graph/f8.h"
+
 namespace cleave::testing {
 namespace {
 
@@ -87,7 +89,7 @@ class Memory {
     each_place(geometry_, [&](int64_t at) { inside[static_cast<size_t>(at)] = true; });
     for (int64_t i = 0; i < elements_; ++i) {
       const double x = load(i);
-      const bool poisoned = is_float(type_.dtype) ? std::isnan(x) : x == poison();
+      const bool poisoned = std::isnan(poison()) ? std::isnan(x) : x == poison();
       if (!inside[static_cast<size_t>(i)] && !poisoned) return false;
     }
     return true;
@@ -95,7 +97,7 @@ class Memory {
 
  private:
   double poison() const {
-    return is_float(type_.dtype) ? std::numeric_limits<double>::quiet_NaN() : 1234567.0;
+    return type_.dtype == DType::kI32 ? 1234567.0 : std::numeric_limits<double>::quiet_NaN();
   }
 
   template <class Fn>
@@ -129,6 +131,11 @@ class Memory {
       case DType::kI32: return store_as<int32_t>(at, x);
       case DType::kBF16: return store_bits(at, bf16_bits(x));
       case DType::kF16: return store_bits(at, f16_bits(x));
+      case DType::kF8E4M3:
+      case DType::kF8E5M2:
+        bytes_[static_cast<size_t>(at)] =
+            static_cast<char>(f8_code(static_cast<float>(x), type_.dtype));
+        return;
     }
   }
   double load(int64_t at) const {
@@ -138,6 +145,10 @@ class Memory {
       case DType::kI32: return load_as<int32_t>(at);
       case DType::kBF16: return bf16_number(load_bits(at));
       case DType::kF16: return f16_number(load_bits(at));
+      case DType::kF8E4M3:
+      case DType::kF8E5M2:
+        return static_cast<double>(
+            f8_number(static_cast<uint8_t>(bytes_[static_cast<size_t>(at)]), type_.dtype));
     }
     throw std::runtime_error("an element type without numbers");
   }
@@ -289,6 +300,9 @@ double rounded(double x, DType dtype) {
     case DType::kBF16: return bf16_number(bf16_bits(x));
     case DType::kF16: return f16_number(f16_bits(x));
     case DType::kI32: return std::floor(x);
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
+      return static_cast<double>(f8_number(f8_code(static_cast<float>(x), dtype), dtype));
   }
   return x;
 }
