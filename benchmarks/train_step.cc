@@ -41,6 +41,7 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--warm-up", b.warm_up, "Steps before");
   app.add_option("--gpu", gpu, "h100, h200: on this machine's GPU, planned for this kind");
   app.add_flag("--tf32", tf32, "Of a GPU: products of f32 in TF32");
+  app.add_option("--fp8", b.fp8, "Of a GPU: linear layers in 8 bits, current or delayed");
   app.add_option("--no-fuse", b.no_fuse, "Of a GPU: fusions that are not made, or all");
   app.add_option("--precision", b.model.precision, "fp32, fp64; of a GPU also bf16, fp16, tf32");
   app.add_flag("--serve", a.serve, "Take orders from stdin");

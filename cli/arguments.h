@@ -103,6 +103,7 @@ struct TrainArguments {
   int64_t seed = 0;
   double skip_spikes = 0;  // deviations above the mean loss that make a spike; 0: none is skipped
   bool find_nan = false;
+  std::string fp8;      // "current", "delayed": linear layers in floats of 8 bits; empty: not
   std::string no_fuse;  // fusions that a GPU's program does without: "bias,wide", "all"
   std::string schedule = "cosine";
   double lr = 1e-3;
@@ -132,7 +133,7 @@ struct BenchArguments {
   std::string memory;  // as in PlanArguments
   int64_t steps = 20, warm_up = 5;
   int64_t threads = 0;  // of each device of cpu:N; 0: all cores shared out
-  std::string no_fuse, dump, profile;
+  std::string fp8, no_fuse, dump, profile;
   bool json = false;
 };
 

@@ -18,13 +18,14 @@ std::string PreparedBench::place() const {
 
 std::unique_ptr<PreparedBench> prepare_bench(const BenchArguments& a) {
   const bool gpu = on_gpu(a.devices);
-  const FuseOptions fusing(gpu, no_fuse_of(a.no_fuse, gpu));
+  FuseOptions fusing(gpu, no_fuse_of(a.no_fuse, gpu));
   auto p = std::make_unique<PreparedBench>();
   const ComputePrecision precision = precision_of(a.devices, a.model.precision);
   ModelArguments asked = a.model;
   asked.precision = precision.name;
   ModelSpec spec = spec_of(asked);
   expect_precision(a.devices, spec.dtype);
+  fusing.f8 = f8_of(a.fp8, gpu, spec.dtype);
   spec.optimizer.schedule = OptimizerOptions::Schedule::kConstant;
   spec.optimizer.warmup = 0;
   spec.optimizer.lr = 1e-4;

@@ -32,6 +32,17 @@ void expect_precision(const std::string& devices, DType dtype) {
       precision_name(dtype), precision_name(dtype));
 }
 
+F8Options f8_of(const std::string& scaling, bool gpu, DType precision) {
+  F8Options options;
+  if (scaling.empty()) return options;
+  if (!gpu) fail("--fp8 {}: floats of 8 bits are for GPUs", scaling);
+  if (precision == DType::kF64) {
+    fail("--fp8 {}: beside --precision fp64, it would make no sense; write bf16", scaling);
+  }
+  options.scaling = scaling == "delayed" ? F8Scaling::kDelayed : F8Scaling::kCurrent;
+  return options;
+}
+
 std::vector<std::string> no_fuse_of(const std::string& list, bool gpu) {
   if (list.empty()) return {};
   try {

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/fuse.h"
 #include "graph/types.h"
 #include "planner/cluster.h"
 
@@ -25,6 +26,9 @@ ComputePrecision precision_of(const std::string& devices, const std::string& nam
 
 // Throws Error when the devices do not compute in it.
 void expect_precision(const std::string& devices, DType dtype);
+
+// What --fp8 says, of a program in this precision. Throws Error where there are no such products.
+F8Options f8_of(const std::string& scaling, bool gpu, DType precision);
 
 // The fusions that --no-fuse names. Throws Error when there is no such one, or nothing is fused.
 std::vector<std::string> no_fuse_of(const std::string& list, bool gpu);

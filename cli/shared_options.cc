@@ -66,6 +66,19 @@ Option mesh_option(std::string& mesh) {
           .automatic = "searched"};
 }
 
+Option fp8_option(std::string& scaling) {
+  return {.flag = "--fp8",
+          .key = "train.fp8",
+          .type = "SCALING",
+          .help =
+              "Of a GPU: linear layers but the last in floats of 8 bits, scaled by their tensors "
+              "(current) or by those of the steps before (delayed)",
+          .target = &scaling,
+          .automatic = "not, all are in the --precision",
+          .automatic_word = "none",
+          .choices = {"current", "delayed"}};
+}
+
 Option no_fuse_option(std::string& no_fuse) {
   return {.flag = "--no-fuse",
           .key = "train.no_fuse",

@@ -16,6 +16,7 @@ std::vector<Option> model_options(ModelArguments& model, const std::string& help
 Option forward_option(ModelArguments& model);
 Option json_option(bool& json);
 Option mesh_option(std::string& mesh);
+Option fp8_option(std::string& scaling);
 Option no_fuse_option(std::string& no_fuse);
 Option profile_option(std::string& profile);
 Option dump_option(std::string& dump);

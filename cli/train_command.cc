@@ -209,6 +209,7 @@ void train_command(const TrainArguments& a) {
   // What cannot be read is noticed before the search.
   const TokenData opened({a.data, a.val_data, a.tokenizer}, /*sequence=*/1);
   const LoadedPlan training = planned(a);
+  const F8Options f8 = f8_of(a.fp8, on_gpu(a.devices), training.model.spec.dtype);
   if (resume) expect_same_job(*resume, training.model, a.model.user);
   const ModelConfig& config = training.model.config;
   const TokenData data = opened.with_sequence(config.sequence);
@@ -234,6 +235,7 @@ void train_command(const TrainArguments& a) {
   options.spike_deviations = a.skip_spikes;
   options.find_nonfinite = a.find_nan;
   options.no_fuse = no_fuse;
+  options.f8 = f8;
   options.late = on_gpu(a.devices);
   options.tf32 = precision_of(a.devices, a.model.precision).tf32;
   if (!a.profile.empty()) {

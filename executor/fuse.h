@@ -19,13 +19,29 @@ struct Fusion {
 };
 std::span<const Fusion> fusions();
 
+// Whether the products of linear layers are of floats of 8 bits (f8_products.h), and what these are
+// scaled by.
+enum class F8Scaling : uint8_t {
+  kNone,     // such products are not made
+  kCurrent,  // the largest size of the tensor itself, for which it is read once more
+  kDelayed,  // that of the last steps
+};
+struct F8Options {
+  F8Scaling scaling = F8Scaling::kNone;
+  bool last = false;          // also the last layer, which makes the scores
+  bool quick_forward = true;  // sums in the tensor cores' shorter accumulator: faster, and rounded
+  bool quick_backward = false;  // more; where gradients are small, that shows
+};
+
 // Whether a program is fused when it is lowered, and which fusions are left out.
 struct FuseOptions {
-  FuseOptions(bool fused = false, std::vector<std::string> without = {})  // NOLINT: a yes or no
-      : on(fused), off(std::move(without)) {}
+  FuseOptions(bool fused = false, std::vector<std::string> without = {},  // NOLINT: a yes or no
+              F8Options floats8 = {})
+      : on(fused), off(std::move(without)), f8(floats8) {}
 
   bool on;
   std::vector<std::string> off;
+  F8Options f8;
 };
 
 // The fusions of a list: "bias,wide", or "all". Throws Error, with all their names, when there is

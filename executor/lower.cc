@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "executor/buffers.h"
+#include "executor/f8_products.h"
 #include "executor/fuse.h"
 #include "executor/memory_layout.h"
 #include "executor/stages.h"
@@ -71,6 +72,7 @@ class Lowering {
       if (section.part == Part::kUpdate) finish_stage(program_.stage_of(section.chunk));
     }
     if (fusing.on) fuse(program_, fusing.off);
+    use_f8(program_, fusing.f8, wishes_);
     assign_buffers(program_, wishes_);
     check_passes();
     return std::move(program_);
@@ -244,12 +246,14 @@ class Lowering {
     if (graph_.micro_batches == 1) return;
     for (const ProgramSource& p : program_.sources) {
       if (p.kind == SourceKind::kData) continue;
-      const Source& s = *graph_.source_named(p.name);
-      const NodeId producer = graph_.value(s.final).producer;
+      const Source* const s = graph_.source_named(p.name);
+      if (s == nullptr) continue;  // what a rewrite keeps
+      const NodeId producer = graph_.value(s->final).producer;
       if (producer == kNoNode || graph_.node(producer).phase == Phase::kUpdate) continue;
-      const auto index = static_cast<size_t>(graph_.value(s.value).source);
-      CLEAVE_ASSERT(p.final == ensured(s.final, plan_.final_form[index]),
-                    "{} '{}' is not written in place by each micro-batch", name_of(s.kind), s.name);
+      const auto index = static_cast<size_t>(graph_.value(s->value).source);
+      CLEAVE_ASSERT(p.final == ensured(s->final, plan_.final_form[index]),
+                    "{} '{}' is not written in place by each micro-batch", name_of(s->kind),
+                    s->name);
     }
   }
 

@@ -140,6 +140,8 @@ struct ProgramSource {
   // before the update with what the last micro-batch was given.
   Part part = Part::kForward;
   bool on_host = false;  // a state kept in the host's memory
+  // A checkpoint may lack it: it then begins as in a new run.
+  bool optional = false;
 };
 
 struct ProgramOutput {

@@ -72,7 +72,7 @@ Snapshot snapshot_of(const Runtime& runtime, const RunState& state, Snapshot reu
 void restore(Runtime& runtime, const Checkpoint& checkpoint) {
   std::vector<std::pair<std::string_view, std::span<const std::byte>>> found;
   for (const ProgramSource& s : runtime.program().sources) {
-    if (is_kept(s)) {
+    if (is_kept(s) && !(s.optional && checkpoint.find(s.name) == nullptr)) {
       found.emplace_back(s.name, checkpoint.bytes(s.name, runtime.source_type(s.name)));
     }
   }

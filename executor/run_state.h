@@ -34,7 +34,8 @@ RunState run_state_from(std::string_view run_json);
 Snapshot snapshot_of(const Runtime& runtime, const RunState& state, Snapshot reuse = {});
 
 // Gives the runtime's parameters and states what the checkpoint holds of them, on whatever mesh it
-// was written. Throws Error, naming the first, when one is missing or of another type: nothing has
+// was written. Throws Error, naming the first, when one that must be there is missing, or one is of
+// another type: nothing has
 // changed then.
 void restore(Runtime& runtime, const Checkpoint& checkpoint);
 

@@ -163,7 +163,7 @@ class Training {
                .vocab = options.vocab,
                .targets = options.targets,
                .seed = options.seed},
-        fusing_(options.processor == Processor::kGpu, options.no_fuse),
+        fusing_(options.processor == Processor::kGpu, options.no_fuse, options.f8),
         owned_(make_runtime(
             lower(graph, plan, fusing_), options.processor,
             {.seed = options.seed, .compare_ranks = options.compare_ranks, .tf32 = options.tf32})),
@@ -174,7 +174,7 @@ class Training {
     if (options.evaluation.graph != nullptr) {
       evaluator_.emplace(
           *options.evaluation.graph, *options.evaluation.plan, data, batch_, options.eval_batches,
-          options.processor, fusing_,
+          options.processor, FuseOptions(fusing_.on, fusing_.off),
           RunOptions{.seed = options.seed, .tf32 = options.tf32, .beside = &runtime_});
     }
     state_.seed = options.seed;

@@ -9,6 +9,7 @@
 #include "checkpoint/checkpoint.h"
 #include "data/token_data.h"
 #include "executor/communicator.h"
+#include "executor/fuse.h"
 #include "executor/runtime.h"
 #include "executor/step_record.h"
 #include "executor/telemetry.h"
@@ -50,6 +51,7 @@ struct TrainOptions {
   Processor processor = Processor::kCpu;
   bool tf32 = false;                 // of a GPU: products of f32 in TF32
   std::vector<std::string> no_fuse;  // of a GPU's program: fusions that are not made (fuse.h)
+  F8Options f8;                      // of a GPU's program; not of the evaluation
   bool compare_ranks = false;        // compare the outputs of all ranks bit by bit after each step
   // Read a step's results while the next one runs, where nothing goes by them before.
   bool late = false;

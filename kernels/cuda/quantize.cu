@@ -119,7 +119,7 @@ __device__ inline void turn(const unsigned (&rows)[4], unsigned (&columns)[4]) {
 // are permuted by the column's place, so that neither writing nor reading meets in a bank.
 // REQUIRES: rows % 16 == 0, columns % 8 == 0, all of it aligned.
 template <class T, class F8>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 3)
     quantize_tiles(const T* x, int64_t stride, int64_t rows, int64_t columns, Sizes sizes,
                    Results to) {
   __shared__ uint4 tile[kTile * kTile / 16];
@@ -128,17 +128,18 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t top = blockIdx.x / across * kTile, left = blockIdx.x % across * kTile;
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   const int64_t c = left + tx * 8;
-  Vec<T, 8> in[2][4];
+  constexpr int kParts = sizeof(T) / 2;
+  uint4 in[2][4][kParts];  // eight elements, which stay packed until they are used
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
     const int64_t r = top + (ty + 16 * k) * 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (r < rows && c < columns) {
-        in[k][i] = load<8>(x + (r + i) * stride + c);
-      } else {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) in[k][i].x[j] = To<T>::of(0.0f);
+      for (int p = 0; p < kParts; ++p) {
+        const bool inside = r < rows && c < columns;
+        in[k][i][p] = inside ? reinterpret_cast<const uint4*>(x + (r + i) * stride + c)[p]
+                             : uint4{0, 0, 0, 0};
       }
     }
   }
@@ -151,10 +152,11 @@ __global__ void __launch_bounds__(kThreads)
     unsigned low[4], high[4];  // by row: codes of columns 0 to 3 and 4 to 7
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      const auto& elements = reinterpret_cast<const T(&)[8]>(in[k][i]);
       float v[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        v[j] = number(in[k][i].x[j]);
+        v[j] = number(elements[j]);
         size = max(size, size_bits(v[j]));
         v[j] *= scale.scale;
       }

@@ -127,6 +127,11 @@ bool has_gpu() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
+std::vector<HostTensor> run_op_on_gpu(const Application& a, RunOptions options) {
+  options.kernel = run_on_gpu;
+  return run_op(a, options);
+}
+
 void check_on_gpu(const OpCase& c) { check_on_gpu(application_of(c, 5), c); }
 
 void check_on_gpu(const Application& drawn, const OpCase& c, bool mixed) {

@@ -17,6 +17,9 @@ void check_on_gpu(const OpCase& c);
 // says so, and then only halves are tried.
 void check_on_gpu(const Application& a, const OpCase& c, bool mixed = false);
 
+// The op's outputs, computed on the GPU by operands that lie as the options say.
+std::vector<HostTensor> run_op_on_gpu(const Application& a, RunOptions options = {});
+
 // The case with every indexed factor that can be split, and its own size, a shard of a larger one.
 Application shard_of(const OpCase& c);
 

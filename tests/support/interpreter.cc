@@ -30,7 +30,9 @@ double read_element(const char* at, DType dtype) {
     case DType::kF32: return *reinterpret_cast<const float*>(at);
     case DType::kI32: return *reinterpret_cast<const int32_t*>(at);
     case DType::kBF16:
-    case DType::kF16: break;
+    case DType::kF16:
+    case DType::kF8E4M3:
+    case DType::kF8E5M2: break;
   }
   fail("the interpreter has no {}", name_of(dtype));
 }
@@ -41,7 +43,9 @@ void write_element(char* at, DType dtype, double x) {
     case DType::kF32: *reinterpret_cast<float*>(at) = static_cast<float>(x); return;
     case DType::kI32: *reinterpret_cast<int32_t*>(at) = static_cast<int32_t>(x); return;
     case DType::kBF16:
-    case DType::kF16: break;
+    case DType::kF16:
+    case DType::kF8E4M3:
+    case DType::kF8E5M2: break;
   }
   fail("the interpreter has no {}", name_of(dtype));
 }
