@@ -179,9 +179,9 @@ TEST_F(F8OnGpu, ProductsAreNearThoseInDouble) {
   };
   const Attrs none, bias = {{"bias", int64_t{1}}}, residual = {{"residual", int64_t{1}}};
   const Attrs both = {{"bias", int64_t{1}}, {"residual", int64_t{1}}};
-  for (const auto& [b, s, k, n] :
-       {Sizes{1, 16, 16, 16}, Sizes{2, 40, 96, 80}, Sizes{4, 64, 512, 272}, Sizes{1, 1, 1, 1},
-        Sizes{3, 7, 33, 19}, Sizes{2, 24, 100, 48}}) {
+  for (const Sizes& sizes : {Sizes{1, 16, 16, 16}, Sizes{2, 40, 96, 80}, Sizes{4, 64, 512, 272},
+                             Sizes{1, 1, 1, 1}, Sizes{3, 7, 33, 19}, Sizes{2, 24, 100, 48}}) {
+    const int64_t b = sizes.b, s = sizes.s, k = sizes.k, n = sizes.n;
     const auto codes = [&](DType dtype, Shape shape, uint64_t stream) {
       return drawn(dtype, std::move(shape), stream, -2, 2);
     };
