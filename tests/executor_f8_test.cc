@@ -125,6 +125,35 @@ TEST(F8Products, TrainsLikeF32) {
   }
 }
 
+TEST(F8Products, TrainInMicroBatches) {
+  ModelConfig config = model_named("gpt2:tiny");
+  config.layers = 2;
+  config.batch = 4;
+  TraceOptions options;
+  options.dtype = DType::kF32;
+  options.optimizer.lr = 3e-3;
+  options.optimizer.warmup = 5;
+  options.optimizer.micro_batches = 2;
+  const Graph graph = trace(config, options);
+  std::map<F8Scaling, std::vector<double>> numbers;
+  for (const F8Scaling scaling : {F8Scaling::kNone, F8Scaling::kDelayed}) {
+    CpuRuntime runtime(lower(graph, plan_for(graph, "1", {}), with_f8(scaling)), {.seed = 42});
+    runtime.initialize();
+    for (int step = 0; step < 4; ++step) {
+      testing::feed(runtime, config, 2 * step);
+      runtime.accumulate();
+      testing::feed(runtime, config, 2 * step + 1);
+      const StepResult r = runtime.step();
+      numbers[scaling].push_back(r.value("loss"));
+      numbers[scaling].push_back(r.value("grad_norm"));
+    }
+  }
+  for (size_t i = 0; i < numbers[F8Scaling::kNone].size(); ++i) {
+    const double ratio = numbers[F8Scaling::kDelayed][i] / numbers[F8Scaling::kNone][i];
+    EXPECT_NEAR(ratio, 1, i % 2 == 0 ? 1e-2 : 1e-1) << i;
+  }
+}
+
 // The sizes of a step's tensors are in the history after it, newest first; a run that goes on with
 // the history takes the same steps.
 TEST(F8Products, HistoryIsKept) {
