@@ -7,19 +7,17 @@
 
 namespace cleave {
 
-#define CLEAVE_CUBLAS_LT(X)                                                                       \
-  X(Create)                                                                                       \
-  X(Destroy)                                                                                      \
-  X(GetStatusString) X(Matmul) X(MatmulAlgoGetHeuristic) X(MatmulDescCreate) X(MatmulDescDestroy) \
-      X(MatmulDescSetAttribute) X(MatmulPreferenceCreate) X(MatmulPreferenceDestroy)              \
-          X(MatmulPreferenceSetAttribute) X(MatrixLayoutCreate) X(MatrixLayoutDestroy)            \
-              X(MatrixLayoutSetAttribute)
+// clang-format off
+#define CLEAVE_CUBLAS_LT(X)                                                               \
+  X(Create) X(Destroy) X(GetStatusString) X(Matmul) X(MatmulAlgoGetHeuristic)             \
+  X(MatmulDescCreate) X(MatmulDescDestroy) X(MatmulDescSetAttribute)                      \
+  X(MatmulPreferenceCreate) X(MatmulPreferenceDestroy) X(MatmulPreferenceSetAttribute)    \
+  X(MatrixLayoutCreate) X(MatrixLayoutDestroy) X(MatrixLayoutSetAttribute)
 
-#define CLEAVE_NVRTC(X)                                                            \
-  X(CompileProgram)                                                                \
-  X(CreateProgram)                                                                 \
-  X(DestroyProgram) X(GetCUBIN) X(GetCUBINSize) X(GetErrorString) X(GetProgramLog) \
-      X(GetProgramLogSize) X(Version)
+#define CLEAVE_NVRTC(X)                                                                   \
+  X(CompileProgram) X(CreateProgram) X(DestroyProgram) X(GetCUBIN) X(GetCUBINSize)        \
+  X(GetErrorString) X(GetProgramLog) X(GetProgramLogSize) X(Version)
+// clang-format on
 
 struct CublasLt {
 #define CLEAVE_FIELD(name) decltype(&::cublasLt##name) name = nullptr;
