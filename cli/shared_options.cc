@@ -99,7 +99,7 @@ Option profile_option(std::string& profile) {
 Option dump_option(std::string& dump) {
   return {.flag = "--dump",
           .type = "FILE",
-          .help = "Write the program that runs: fusions, memory, a line an instruction",
+          .help = "Write the program: its fusions, its memory, a line an instruction",
           .target = &dump};
 }
 

@@ -34,6 +34,7 @@ void simulate_command(const SimulateArguments& a) {
   if (!is_plan_file(text)) fail("{}: no plan; cleave plan -o writes one", a.plan);
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
   const Program program = lower(loaded.model.graph, loaded.plan);
+  if (!a.dump.empty()) write_file(a.dump, to_text(program));
   const Cluster& cluster = loaded.plan.cluster;
   const TimelineOptions options = timeline_options(cluster);
   const StepTimeline timeline = simulate_step(program, cluster, options, &loaded.plan);

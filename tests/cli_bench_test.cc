@@ -94,6 +94,40 @@ TEST_F(Bench, ProfileHasBothTimelines) {
   EXPECT_NE(read_file(path("program.txt")).find("adamw"), std::string::npos);
 }
 
+TEST_F(Bench, TrainingWritesBothToo) {
+  std::string text;
+  for (int i = 0; i < 500; ++i) text += "the same line once more\n";
+  write_file(path("data.txt"), text);
+  const auto o = cleave_run("train gpt2:tiny --set layers=1 hidden=32 heads=2 --devices cpu:2 " +
+                            std::string("--mesh dp=2 --steps 5 --data ") + path("data.txt") +
+                            " --profile " + path("p.json") + " --dump " + path("program.txt"));
+  ASSERT_EQ(o.status, 0) << o.err;
+  const Json json = Json::parse(read_file(path("p.json")));
+  std::set<std::string> names;
+  for (const Json& e : json["traceEvents"]) {
+    if (e["name"] == "process_name") names.insert(e["args"]["name"].get<std::string>());
+  }
+  EXPECT_EQ(names, (std::set<std::string>{"predicted, rank 0", "predicted, rank 1",
+                                          "measured, rank 0", "measured, rank 1"}));
+  EXPECT_NE(read_file(path("program.txt")).find("reduce-scatter"), std::string::npos);
+  // A profile that cannot be written is told of; the training goes on.
+  const auto no = cleave_run("train gpt2:tiny --set layers=1 hidden=32 heads=2 --devices cpu:1 " +
+                             std::string("--steps 2 --data ") + path("data.txt") + " --profile " +
+                             path("no/such/p.json"));
+  EXPECT_EQ(no.status, 0) << no.err;
+  EXPECT_NE(no.out.find("warning: no profile: cannot write"), std::string::npos) << no.out;
+}
+
+// One GPU's program says how it was fused.
+TEST_F(Bench, ADumpOfAPlanForAGpu) {
+  auto o = cleave_run("plan gpt2:tiny --cluster h100 --precision bf16 -o " + path("plan.json"));
+  ASSERT_EQ(o.status, 0) << o.err;
+  o = cleave_run("simulate " + path("plan.json") + " --dump " + path("program.txt"));
+  ASSERT_EQ(o.status, 0) << o.err;
+  const std::string text = read_file(path("program.txt"));
+  EXPECT_NE(text.find("adamw"), std::string::npos);
+}
+
 TEST_F(Bench, MistakesAreOneLine) {
   for (const auto& [line, says] : std::map<std::string, std::string>{
            {"bench", "MODEL is required"},

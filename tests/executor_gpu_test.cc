@@ -2,6 +2,7 @@
 // one line.
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <string>
 
 #include "executor/fuse.h"
@@ -9,6 +10,8 @@
 
 #ifdef CLEAVE_CUDA
 #include <cuda_runtime_api.h>
+
+#include "kernels/cuda/context.h"
 #endif
 
 namespace cleave {
@@ -90,6 +93,23 @@ INSTANTIATE_TEST_SUITE_P(Models, TrainsOnGpu,
                          [](const auto& info) {
                            return info.param.substr(0, info.param.find(':'));
                          });
+
+TEST(WithAnOldGpu, OneLineSaysSo) {
+  cudaDeviceProp device{};
+  device.major = 9;
+  EXPECT_NO_THROW(expect_new_enough(device));
+  std::strcpy(device.name, "NVIDIA A100");
+  device.major = 8;
+  try {
+    expect_new_enough(device);
+    FAIL() << "kernels for compute capability 9.0 run on it";
+  } catch (const Error& e) {
+    const std::string what = e.what();
+    EXPECT_NE(what.find("NVIDIA A100 is too old"), std::string::npos) << what;
+    EXPECT_NE(what.find("it has 8.0"), std::string::npos) << what;
+    EXPECT_EQ(what.find('\n'), std::string::npos) << what;
+  }
+}
 
 #else
 

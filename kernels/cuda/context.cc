@@ -9,15 +9,18 @@
 
 namespace cleave {
 
+void expect_new_enough(const cudaDeviceProp& properties) {
+  if (properties.major >= 9) return;
+  fail(
+      "GPU {} is too old: Cleave's kernels are built for compute capability 9.0 (H100, H200) and "
+      "later, and it has {}.{}; --devices cpu:N runs on the processor",
+      properties.name, properties.major, properties.minor);
+}
+
 DeviceContext::DeviceContext(int device) : device_(device), properties_{} {
   cuda_check(cudaSetDevice(device));
   cuda_check(cudaGetDeviceProperties(&properties_, device));
-  if (properties_.major < 9) {
-    fail(
-        "GPU {} is too old: Cleave's kernels are built for compute capability 9.0 (H100, H200) and "
-        "later, and it has {}.{}",
-        properties_.name, properties_.major, properties_.minor);
-  }
+  expect_new_enough(properties_);
   cuda_check(cublas_lt().Create(&blas_));
   generated_ = std::make_unique<GeneratedKernels>(properties_);
   products_ = std::make_unique<ProductAlgorithms>();

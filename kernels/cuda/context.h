@@ -16,6 +16,9 @@ class CudnnAttention;
 class GeneratedKernels;
 class ProductAlgorithms;
 
+// Throws Error, one line, when Cleave's kernels are not for this GPU.
+void expect_new_enough(const cudaDeviceProp& properties);
+
 class DeviceContext {
  public:
   // Of the device with this number, which becomes the calling thread's. Throws Error when there is
