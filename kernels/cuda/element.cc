@@ -12,19 +12,6 @@
 namespace cleave {
 namespace {
 
-std::string_view type_name(DType dtype) {
-  switch (dtype) {
-    case DType::kF64: return "double";
-    case DType::kF32: return "float";
-    case DType::kBF16: return "bf16";
-    case DType::kF16: return "f16";
-    case DType::kI32: return "int";
-    case DType::kF8E4M3: return "f8e4m3";
-    case DType::kF8E5M2: return "f8e5m2";
-  }
-  return "?";
-}
-
 int64_t elements(const std::vector<int64_t>& sizes) {
   return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
 }
@@ -64,8 +51,22 @@ std::string offset_text(const LoopOperand& o) {
 
 bool varies(const LoopOperand& o) { return !o.steps.empty() && o.steps.back() != 0; }
 
-// The expressions, one an output.
-std::vector<std::string> expressions(const std::string& element) {
+}  // namespace
+
+std::string_view type_name(DType dtype) {
+  switch (dtype) {
+    case DType::kF64: return "double";
+    case DType::kF32: return "float";
+    case DType::kBF16: return "bf16";
+    case DType::kF16: return "f16";
+    case DType::kI32: return "int";
+    case DType::kF8E4M3: return "f8e4m3";
+    case DType::kF8E5M2: return "f8e5m2";
+  }
+  return "?";
+}
+
+std::vector<std::string> expressions(std::string_view element) {
   std::vector<std::string> result(1);
   for (const char c : element) {
     if (c == ';') {
@@ -76,8 +77,6 @@ std::vector<std::string> expressions(const std::string& element) {
   }
   return result;
 }
-
-}  // namespace
 
 std::string operand_name(size_t i) {
   return i < 26 ? std::string(1, static_cast<char>('a' + i)) : fmt::format("v{}", i);

@@ -75,6 +75,12 @@ ElementKernel element_kernel(const ElementLoops& loops);
 
 void launch(const ElementLoops& loops, DeviceContext& device, cudaStream_t stream);
 
+// "float", "bf16", ...: an element in memory, as generated kernels call it.
+std::string_view type_name(DType dtype);
+
+// The expressions of an OpDef::element, one an output.
+std::vector<std::string> expressions(std::string_view element);
+
 // The element expression of an op with its attributes put in.
 std::string filled_in(std::string_view element, const Attrs& attrs, bool is_double);
 

@@ -129,6 +129,14 @@ __device__ inline void store(T* p, const Vec<T, N>& v) {
   *reinterpret_cast<Vec<T, N>*>(p) = v;
 }
 
+template <int N, class T>
+__device__ inline Vec<T, N> spread(T x) {
+  Vec<T, N> v;
+#pragma unroll
+  for (int i = 0; i < N; ++i) v.x[i] = x;
+  return v;
+}
+
 // What sums of T are kept in.
 template <class T>
 struct Sum {
@@ -152,6 +160,15 @@ __device__ inline double tanh_of(double x) { return tanh(x); }
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 __device__ inline double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
+// e^x to some 2^-22, of numbers that are not far above 0.
+__device__ inline float exp_near(float x) { return __expf(x); }
+__device__ inline double exp_near(double x) { return exp(x); }
+// Minus infinity.
+template <class T>
+__device__ inline T below_all() {
+  return static_cast<T>(__longlong_as_double(static_cast<long long>(0xfff0000000000000ull)));
+}
+
 template <class T>
 __device__ inline T silu(T x) {
   return x * sigmoid(x);
@@ -174,5 +191,88 @@ __device__ inline T gelu_slope(T x) {
   const T s = sigmoid(c * (x + a * x * square));
   return s + x * s * (1 - s) * c * (1 + 3 * a * square);
 }
+
+// --- Dropout -----------------------------------------------------------------------------------
+
+// DropoutMask (kernels/dropout_mask.h), of a step that only the device knows: every element drawn
+// below `threshold` is dropped, others are scaled. S: the type of the factors.
+template <class S>
+class Mask {
+ public:
+  using Bits = unsigned;
+  using Index = unsigned long long;
+
+  __device__ Mask(Index seed, Index stream, int step, Bits threshold, double scale)
+      : seed_(seed),
+        stream_(mixed(stream, step)),
+        threshold_(threshold),
+        scale_(static_cast<S>(scale)) {}
+
+  // The scale when the element is kept, else 0.
+  __device__ S at(Index index) const {
+    Bits bits[4];
+    draw(index / 4, bits);
+    const Bits low = (index & 1) != 0 ? bits[1] : bits[0];
+    const Bits high = (index & 1) != 0 ? bits[3] : bits[2];
+    return factor((index & 2) != 0 ? high : low);
+  }
+
+  // factors[i] = at(first + i).
+  template <int N>
+  __device__ void fill(Index first, S (&factors)[N]) const {
+    if (N % 4 == 0 && first % 4 == 0) {
+#pragma unroll
+      for (int b = 0; b < N / 4; ++b) {
+        Bits bits[4];
+        draw(first / 4 + static_cast<Index>(b), bits);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) factors[4 * b + j] = factor(bits[j]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) factors[i] = at(first + static_cast<Index>(i));
+    }
+  }
+
+  // factors[i] = at(index).
+  template <int N>
+  __device__ void spread(Index index, S (&factors)[N]) const {
+    const S one = at(index);
+#pragma unroll
+    for (int i = 0; i < N; ++i) factors[i] = one;
+  }
+
+ private:
+  // The stream's hash and the step, mixed as in splitmix64.
+  __device__ static Index mixed(Index stream, int step) {
+    Index z = stream + 0x9E3779B97F4A7C15ULL * static_cast<Index>(static_cast<unsigned>(step));
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
+    return z ^ (z >> 31);
+  }
+
+  __device__ S factor(Bits bits) const { return (bits >> 8) >= threshold_ ? scale_ : S{0}; }
+
+  // The four numbers of a block, as philox_block gives them.
+  __device__ void draw(Index block, Bits (&bits)[4]) const {
+    Bits c0 = static_cast<Bits>(block), c1 = static_cast<Bits>(block >> 32);
+    Bits c2 = static_cast<Bits>(stream_), c3 = static_cast<Bits>(stream_ >> 32);
+    Bits k0 = static_cast<Bits>(seed_), k1 = static_cast<Bits>(seed_ >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+      const Index p0 = Index{0xD2511F53} * c0, p1 = Index{0xCD9E8D57} * c2;
+      c0 = static_cast<Bits>(p1 >> 32) ^ c1 ^ k0;
+      c1 = static_cast<Bits>(p1);
+      c2 = static_cast<Bits>(p0 >> 32) ^ c3 ^ k1;
+      c3 = static_cast<Bits>(p0);
+      k0 += 0x9E3779B9, k1 += 0xBB67AE85;
+    }
+    bits[0] = c0, bits[1] = c1, bits[2] = c2, bits[3] = c3;
+  }
+
+  Index seed_, stream_;
+  Bits threshold_;
+  S scale_;
+};
 
 }  // namespace cleave

@@ -44,10 +44,6 @@ __device__ inline A over_group(A x, A* shared, Fn fn) {
 
 inline constexpr double kInfinity = __builtin_huge_val();
 
-// e^x to some 2^-22, of numbers that are not far above 0.
-__device__ inline float exp_near(float x) { return __expf(x); }
-__device__ inline double exp_near(double x) { return exp(x); }
-
 // --- Rows ----------------------------------------------------------------------------------------
 
 // N elements of a row, whose elements are `step` apart when N is 1 and next to each other if not.
