@@ -11,6 +11,7 @@ namespace {
 
 struct Entry : Fusion {
   Fuser::Rewrite rewrite = nullptr;
+  Fuser::Pass pass = nullptr;  // instead
 };
 
 // In the order in which they are tried.
@@ -24,6 +25,9 @@ constexpr std::array kFusions = {
     Entry{{"column_sum", "the backward of a norm or of GELU sums its result for a bias before it"},
           fuse_column_sum},
     Entry{{"parts", "what is only put together is made where it belongs"}, fuse_parts},
+    Entry{{"chain", "pointwise ops and reductions that read each other are one generated kernel"},
+          nullptr,
+          fuse_chains},
 };
 static_assert(kFusions.size() <= 32, "bits of Instr::fused");
 
@@ -83,7 +87,9 @@ std::vector<int> fuse(Program& program, std::span<const std::string> off) {
   Fuser fuser(program);
   for (size_t f = 0; f < kFusions.size(); ++f) {
     if (std::find(off.begin(), off.end(), kFusions[f].name) != off.end()) continue;
-    made[f] = fuser.apply(kFusions[f].rewrite, uint32_t{1} << f);
+    const Entry& e = kFusions[f];
+    const uint32_t bit = uint32_t{1} << f;
+    made[f] = e.pass != nullptr ? fuser.apply_to_all(e.pass, bit) : fuser.apply(e.rewrite, bit);
   }
   program.fusions = made;
   return made;

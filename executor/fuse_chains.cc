@@ -1,5 +1,5 @@
-// Pointwise ops and reductions that read each other become chains of one kernel: groups of them grow
-// over the program where that saves memory traffic.
+// Pointwise ops and reductions that read each other become chains of one kernel: groups of them
+// grow over the program where that saves memory traffic.
 #include <algorithm>
 #include <array>
 #include <cctype>
@@ -24,7 +24,7 @@ constexpr int kNear = 64;
 constexpr double kShare = 1.0 / 16;
 
 // An operand's or result's dimensions as axes: stretches of factors that every operand has as one
-// dimension. -1: a dimension of size 1.
+// dimension. -1: a dimension of size 1, which is no axis.
 using Axes = std::vector<int>;
 
 // How one instruction's operands lie along its axes.
@@ -32,6 +32,13 @@ struct Member {
   std::vector<DimFactors> axes;
   std::vector<Axes> in, out;
 };
+
+// The size of a dimension of these factors.
+int64_t length_of(const Instr& instr, const DimFactors& dim) {
+  int64_t size = 1;
+  for (const int8_t f : dim) size *= numel(instr.letter_atoms[static_cast<size_t>(f)]);
+  return size;
+}
 
 // Nothing when a dimension of one operand is a part of another's.
 std::optional<Member> member_of(const Instr& instr) {
@@ -41,7 +48,7 @@ std::optional<Member> member_of(const Instr& instr) {
   const auto take = [&](const OperandDims& dims, std::vector<Axes>& list) {
     list.emplace_back();
     for (const DimFactors& dim : dims) {
-      if (dim.empty()) {
+      if (length_of(instr, dim) == 1) {
         list.back().push_back(-1);
         continue;
       }
@@ -93,9 +100,7 @@ struct Joined {
 class ChainFuser {
  public:
   explicit ChainFuser(Program& program)
-      : p_(program),
-        group_of_(program.instrs.size(), -1),
-        visited_(program.instrs.size(), 0) {
+      : p_(program), group_of_(program.instrs.size(), -1), visited_(program.instrs.size(), 0) {
     look();
   }
 
@@ -146,19 +151,46 @@ class ChainFuser {
                        [](const Split& s) { return s.letter == 0 && !s.partial; });
   }
 
+  // Whether what it reduces is more than one number.
+  static bool reduces(const Instr& i) {
+    const Signature& s = *i.signature;
+    for (size_t f = 0; f < s.factors().size(); ++f) {
+      const bool gone = part_kind(*i.op) == PartKind::kRows ? s.factors()[f].whole
+                                                            : s.reduced_in(static_cast<int>(f), 0);
+      if (gone && numel(i.letter_atoms[f]) > 1) return true;
+    }
+    return false;
+  }
+
+  // How many results the op has by itself.
+  static size_t results_of(const OpDef& op) {
+    return 1 + static_cast<size_t>(std::count(op.element.begin(), op.element.end(), ';'));
+  }
+
   bool can_join(const Instr& i) const {
     if (!alone(i) || part_kind(*i.op) == PartKind::kNone) return false;
     if (i.in.empty() && i.op != &ops::fill) return false;
+    if (part_kind(*i.op) != PartKind::kElement && !reduces(i)) return false;
+    // Another fusion has given it more to do.
+    if (i.out.size() != results_of(*i.op)) return false;
     for (TensorId t : i.out) {
       if (!is_float(p_.tensor(t).dtype)) return false;
     }
     return member_of(i).has_value();
   }
 
-  // A view that only repeats or exchanges dimensions, which a chain does by itself.
+  // A view that only repeats, exchanges, or adds and drops dimensions of size 1, which a chain does
+  // by itself.
   static bool is_seen_through(const Instr& i) {
-    return alone(i) && (i.op == &ops::expand || i.op == &ops::transpose) &&
-           member_of(i).has_value();
+    if (!alone(i)) return false;
+    if (i.op != &ops::expand && i.op != &ops::transpose && i.op != &ops::reshape) return false;
+    const std::optional<Member> m = member_of(i);
+    if (!m || i.op != &ops::reshape) return m.has_value();
+    const auto long_axes = [](Axes axes) {
+      std::erase(axes, -1);
+      return axes;
+    };
+    return long_axes(m->in[0]) == long_axes(m->out[0]);
   }
 
   // The tensor behind such views, and the views, the last first.
@@ -448,7 +480,8 @@ class ChainFuser {
         return result;
       };
       std::string in, out;
-      for (size_t k = 0; k < i.in.size(); ++k) in += (k == 0 ? "" : ",") + operand(i.in[k], m.in[k]);
+      for (size_t k = 0; k < i.in.size(); ++k)
+        in += (k == 0 ? "" : ",") + operand(i.in[k], m.in[k]);
       for (size_t o = 0; o < i.out.size(); ++o) {
         out += (o == 0 ? "" : ",") + operand(i.out[o], m.out[o]);
       }
@@ -461,7 +494,8 @@ class ChainFuser {
       const auto shown = [&](TensorId t) {
         std::string result = text(t);
         for (char& c : result) {
-          if (reduced.contains(c)) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+          if (reduced.contains(c))
+            c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
         }
         return result;
       };
@@ -470,9 +504,9 @@ class ChainFuser {
       for (size_t k = 0; k < results.size(); ++k) out += (k == 0 ? "" : ",") + shown(results[k]);
       for (const char c : indexed) {
         const bool whole = reduced.contains(c);
-        notes += fmt::format(
-            "{}{}:indexed", notes.empty() ? "|" : ",",
-            whole ? static_cast<char>(std::toupper(static_cast<unsigned char>(c))) : c);
+        notes +=
+            fmt::format("{}{}:indexed", notes.empty() ? "|" : ",",
+                        whole ? static_cast<char>(std::toupper(static_cast<unsigned char>(c))) : c);
       }
       Joined one;
       Instr& i = one.instr;
@@ -547,7 +581,8 @@ class ChainFuser {
     for (const Instr& i : list) missing.insert(i.out.begin(), i.out.end());
     std::vector<Instr> waiting;
     const auto ready = [&](const Instr& i) {
-      return std::none_of(i.in.begin(), i.in.end(), [&](TensorId t) { return missing.contains(t); });
+      return std::none_of(i.in.begin(), i.in.end(),
+                          [&](TensorId t) { return missing.contains(t); });
     };
     const auto add = [&](Instr i) {
       for (TensorId t : i.out) missing.erase(t);
@@ -582,15 +617,15 @@ class ChainFuser {
   }
 
   Program& p_;
-  std::vector<int> makers_;                // by tensor; -1: a source
-  std::vector<std::vector<int>> readers_;  // by tensor
-  std::vector<bool> ends_;                 // by tensor: it is there after the step
-  std::vector<int> group_of_;              // by instruction; -1: in none
-  std::vector<std::vector<int>> groups_;   // their members, in order
-  std::vector<double> bytes_;              // by group: what it moves
+  std::vector<int> makers_;                  // by tensor; -1: a source
+  std::vector<std::vector<int>> readers_;    // by tensor
+  std::vector<bool> ends_;                   // by tensor: it is there after the step
+  std::vector<int> group_of_;                // by instruction; -1: in none
+  std::vector<std::vector<int>> groups_;     // their members, in order
+  std::vector<double> bytes_;                // by group: what it moves
   std::set<std::array<size_t, 4>> refused_;  // pairs of groups, and their sizes then
-  int begin_ = 0;                          // of the part at hand
-  std::vector<int> visited_;               // by instruction
+  int begin_ = 0;                            // of the part at hand
+  std::vector<int> visited_;                 // by instruction
   int visit_ = 0;
 };
 

@@ -16,6 +16,12 @@ int Fuser::apply(Rewrite rewrite, uint32_t bit) {
   return made;
 }
 
+int Fuser::apply_to_all(Pass pass, uint32_t bit) {
+  const int made = pass(program_, bit);
+  look();
+  return made;
+}
+
 std::optional<size_t> Fuser::maker(TensorId t, const Instr& reader) const {
   const int32_t m = makers_[static_cast<size_t>(t)];
   if (m < 0 || gone_[static_cast<size_t>(m)]) return {};

@@ -28,6 +28,9 @@ class Fuser {
   // was made. The instruction that then stands at i, or has got what i made, gets the bit.
   using Rewrite = bool (*)(Fuser&, size_t i);
   int apply(Rewrite rewrite, uint32_t bit = 0);
+  // Rewrites the whole program at once; the same otherwise.
+  using Pass = int (*)(Program&, uint32_t bit);
+  int apply_to_all(Pass pass, uint32_t bit);
 
   // The instruction that makes the tensor, when it computes in the same part of the step.
   std::optional<size_t> maker(TensorId t, const Instr& reader) const;
@@ -70,5 +73,8 @@ bool fuse_column_sum(Fuser& fuser, size_t i);
 
 // fuse_parts.cc
 bool fuse_parts(Fuser& fuser, size_t i);
+
+// fuse_chains.cc; over a whole program: how many chains there are then, which get the bit.
+int fuse_chains(Program& program, uint32_t bit);
 
 }  // namespace cleave

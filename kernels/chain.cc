@@ -417,8 +417,7 @@ void chain_cpu(const KernelArgs& args) {
                        .team = args.team};
     std::vector<double> workspace;
     if (part.op->workspace != nullptr) {
-      const int64_t bytes =
-          part.op->workspace({*part.signature, part_sizes, part.attrs, part_in});
+      const int64_t bytes = part.op->workspace({*part.signature, part_sizes, part.attrs, part_in});
       workspace.resize(static_cast<size_t>(bytes) / sizeof(double) + 8);
       of_part.workspace = workspace.data();
     }

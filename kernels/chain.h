@@ -45,10 +45,10 @@ Chain chain_of(const Attrs& attrs);
 
 // What a part does to the elements of its operands.
 enum class PartKind : uint8_t {
-  kNone,      // it cannot be in a chain
-  kElement,   // each result at one place is made of the operands there
-  kReduce,    // sum, max, logsumexp
-  kRows,      // reduces, and then goes over the same elements again: softmax
+  kNone,     // it cannot be in a chain
+  kElement,  // each result at one place is made of the operands there
+  kReduce,   // sum, max, logsumexp
+  kRows,     // reduces, and then goes over the same elements again: softmax
 };
 PartKind part_kind(const OpDef& op);
 

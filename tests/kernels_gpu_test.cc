@@ -22,8 +22,8 @@ class OnGpu : public ::testing::TestWithParam<const OpDef*> {
 TEST_P(OnGpu, IsWhatTheReferenceIs) {
   const OpDef& op = *GetParam();
   std::vector<OpCase> cases;
-  for (const auto& list :
-       {testing::basic_op_cases(), testing::fused_op_cases(), testing::expert_op_cases()}) {
+  for (const auto& list : {testing::basic_op_cases(), testing::fused_op_cases(),
+                           testing::expert_op_cases(), testing::chain_op_cases()}) {
     for (const OpCase& c : list) {
       if (c.op == &op) cases.push_back(c);
     }

@@ -25,7 +25,8 @@ using testing::OpCase;
 
 std::vector<OpCase> all_cases() {
   std::vector<OpCase> cases = testing::basic_op_cases();
-  for (const auto& more : {testing::fused_op_cases(), testing::expert_op_cases()}) {
+  for (const auto& more :
+       {testing::fused_op_cases(), testing::expert_op_cases(), testing::chain_op_cases()}) {
     cases.insert(cases.end(), more.begin(), more.end());
   }
   return cases;

@@ -39,7 +39,8 @@ void open_lanes(ChainWriter& w) {
   w.line(fmt::format("    for (int lane = 0; lane < {}; ++lane) {{", w.vector()));
 }
 
-// Several vectors of the loops, of which `number` gives the e-th: loads of all, then `work` on each.
+// Several vectors of the loops, of which `number` gives the e-th: loads of all, then `work` on
+// each.
 template <class Work>
 void vectors(ChainWriter& w, int count, const std::string& number, const std::string& condition,
              const Nest& nest, bool large, const std::vector<int>& loads, bool load, Work work) {
@@ -137,8 +138,9 @@ void reduce_over(ChainWriter& w, const Pass& pass, size_t number, int threads) {
   const auto shuffles = [&](int width) {
     for (int lanes = width / 2; lanes > 0; lanes /= 2) {
       for (const int n : pass.reductions) {
-        w.line(fmt::format("  {{ const {0} o = __shfl_xor_sync(0xffffffffu, r{1}, {2}); r{1} = {3}; }}",
-                           w.number(), n, lanes, w.fold(n, fmt::format("r{}", n), "o")));
+        w.line(fmt::format(
+            "  {{ const {0} o = __shfl_xor_sync(0xffffffffu, r{1}, {2}); r{1} = {3}; }}",
+            w.number(), n, lanes, w.fold(n, fmt::format("r{}", n), "o")));
       }
     }
   };
@@ -247,9 +249,10 @@ std::vector<ChainKernel> over_rows(const ChainLoops& loops) {
   const std::vector<int> loads = w.loads_for(roots);
   for (const int n : loads) {
     const ChainNode& node = loops.nodes.at(n);
-    words += node.kind == Kind::kMask
-                 ? 1
-                 : static_cast<double>(size_of(loops.in[static_cast<size_t>(node.index)].dtype)) / 4;
+    words +=
+        node.kind == Kind::kMask
+            ? 1
+            : static_cast<double>(size_of(loops.in[static_cast<size_t>(node.index)].dtype)) / 4;
   }
   const RowShape shape = row_shape(count, vector, words);
   const bool held = shape.held;
@@ -258,17 +261,20 @@ std::vector<ChainKernel> over_rows(const ChainLoops& loops) {
   w.begin(block);
   w.line(fmt::format("  const int lane_of_row = threadIdx.x % {};", shape.threads));
   const bool partial = rows % together != 0;
-  w.line(fmt::format("  const long long wanted = static_cast<long long>(blockIdx.x) * {} + threadIdx.x / {};",
-                     together, shape.threads));
-  w.line(partial ? fmt::format("  const bool there = wanted < {0};\n  const long long row = there ? "
-                               "wanted : {0} - 1;",
-                               rows)
-                 : "  const long long row = wanted;");
+  w.line(fmt::format(
+      "  const long long wanted = static_cast<long long>(blockIdx.x) * {} + threadIdx.x / {};",
+      together, shape.threads));
+  w.line(partial
+             ? fmt::format("  const bool there = wanted < {0};\n  const long long row = there ? "
+                           "wanted : {0} - 1;",
+                           rows)
+             : "  const long long row = wanted;");
   const bool small_rows = rows <= INT32_MAX / 2;
   w.indices(major, "m", small_rows ? "static_cast<int>(row)" : "row", 1, !small_rows);
   w.bases(major, "m");
   w.scope_values(0);
-  const std::string number = fmt::format("{}lane_of_row + e * {}", held ? "" : "c + ", shape.threads);
+  const std::string number =
+      fmt::format("{}lane_of_row + e * {}", held ? "" : "c + ", shape.threads);
   const int64_t at_once = int64_t{shape.threads} * shape.each;
   const std::string condition = count % at_once == 0 ? "" : fmt::format("v < {}", count);
   const std::string count_text = fmt::format("[{}]", shape.each);
@@ -340,7 +346,8 @@ ChainKernel pieces_of_rows(const ChainLoops& loops) {
   begin_reductions(w, pass);
   const char* type = large ? "long long" : "int";
   w.line(fmt::format("  const {0} begin = static_cast<{0}>(blockIdx.y) * {1};", type, size));
-  w.line(fmt::format("  const {0} end = begin + {1} < {2} ? begin + {1} : {2};", type, size, count));
+  w.line(
+      fmt::format("  const {0} end = begin + {1} < {2} ? begin + {1} : {2};", type, size, count));
   w.line(fmt::format("  for ({} c = begin; c < end; c += {}) {{", type, kBlock * each));
   const std::vector<int> loads = w.loads_for(pass.roots);
   w.declare_loads(loads, fmt::format("[{}]", each));
@@ -373,7 +380,8 @@ ChainKernel pieces_of_columns(const ChainLoops& loops) {
   w.begin(kBlock);
   w.line(fmt::format("  const int column = threadIdx.x % {0}, deep = threadIdx.x / {0};", side));
   w.line(fmt::format("  const int u = blockIdx.x * {} + column;", side));
-  w.line(fmt::format("  const bool there = u < {0};\n  const int own = there ? u : {0} - 1;", count));
+  w.line(
+      fmt::format("  const bool there = u < {0};\n  const int own = there ? u : {0} - 1;", count));
   w.indices(across, "m", "own", vector, false);
   w.bases(across, "m");
   w.scope_values(0);
@@ -382,9 +390,10 @@ ChainKernel pieces_of_columns(const ChainLoops& loops) {
     w.line(fmt::format("#pragma unroll\n  for (int lane = 0; lane < {}; ++lane) a{}[lane] = {};",
                        vector, n, w.identity(n)));
   }
-  w.line(fmt::format("  const int begin = blockIdx.y * {0};\n  const int end = begin + {0} < {1} ? "
-                     "begin + {0} : {1};",
-                     size, length));
+  w.line(
+      fmt::format("  const int begin = blockIdx.y * {0};\n  const int end = begin + {0} < {1} ? "
+                  "begin + {0} : {1};",
+                  size, length));
   // What does not change on the way down is loaded once.
   std::vector<int> fixed, moving;
   for (const int n : w.loads_for(pass.roots)) {
@@ -428,19 +437,22 @@ ChainKernel pieces_of_columns(const ChainLoops& loops) {
   for (size_t k = 0; k < pass.reductions.size(); ++k) {
     const int n = pass.reductions[k];
     if (k > 0) w.line("  __syncthreads();");
-    w.line(fmt::format("#pragma unroll\n  for (int lane = 0; lane < {0}; ++lane) s[(deep * {0} + lane) "
-                       "* {1} + column] = a{2}[lane];",
-                       vector, side, n));
+    w.line(fmt::format(
+        "#pragma unroll\n  for (int lane = 0; lane < {0}; ++lane) s[(deep * {0} + lane) "
+        "* {1} + column] = a{2}[lane];",
+        vector, side, n));
     w.line("  __syncthreads();");
     w.line(fmt::format("  for (int i = threadIdx.x; i < {}; i += {}) {{", side * vector, kBlock));
     w.line(fmt::format("    const int lane = i / {0}, at = i % {0};", side));
     w.line(fmt::format("    {} total = s[lane * {} + at];", w.number(), side));
     w.line(fmt::format("    for (int d = 1; d < {}; ++d) {{", deep));
-    w.line(fmt::format("      const {} o = s[(d * {} + lane) * {} + at];", w.number(), vector, side));
+    w.line(
+        fmt::format("      const {} o = s[(d * {} + lane) * {} + at];", w.number(), vector, side));
     w.line(fmt::format("      total = {};\n    }}", w.fold(n, "total", "o")));
     w.line(fmt::format("    const int to = blockIdx.x * {} + at;", side));
-    w.line(fmt::format("    if (to < {}) {} = total;", count,
-                       partial_at(loops, k, "blockIdx.y", fmt::format("(to * {} + lane)", vector))));
+    w.line(
+        fmt::format("    if (to < {}) {} = total;", count,
+                    partial_at(loops, k, "blockIdx.y", fmt::format("(to * {} + lane)", vector))));
     w.line("  }");
   }
   return {w.end(), ceil_div(count, int64_t{side}), pieces, kBlock};
@@ -456,12 +468,14 @@ ChainKernel put_together(const ChainLoops& loops) {
   const int threads = rows < 4096 ? 32 : 1;
   constexpr int kBlock = 128;
   w.begin(kBlock);
-  w.line(fmt::format("  const int lane_of_row = threadIdx.x % {0};\n  const long long wanted = "
-                     "(static_cast<long long>(blockIdx.x) * {1} + threadIdx.x) / {0};",
-                     threads, kBlock));
-  w.line(fmt::format("  const bool there = wanted < {0};\n  const long long row = there ? wanted : "
-                     "{0} - 1;",
-                     rows));
+  w.line(
+      fmt::format("  const int lane_of_row = threadIdx.x % {0};\n  const long long wanted = "
+                  "(static_cast<long long>(blockIdx.x) * {1} + threadIdx.x) / {0};",
+                  threads, kBlock));
+  w.line(
+      fmt::format("  const bool there = wanted < {0};\n  const long long row = there ? wanted : "
+                  "{0} - 1;",
+                  rows));
   w.indices(major, "m", "row", 1, true);
   w.bases(major, "m");
   w.scope_values(0);

@@ -102,8 +102,8 @@ class Builder {
     if (part_kind(*op) != PartKind::kElement) note_reduced(part);
     // What the maximum is subtracted as: 0 where all elements are -infinity.
     const auto shifted = [&](int of) {
-      const int top = element("a == below_all<decltype(a)>() ? decltype(a){} : a",
-                              {reduce(of, true)});
+      const int top =
+          element("a == below_all<decltype(a)>() ? decltype(a){} : a", {reduce(of, true)});
       return std::pair(top, element("exp_near(a - b)", {of, top}));
     };
     if (op == &ops::sum || op == &ops::max) {
@@ -137,8 +137,8 @@ class Builder {
       for (size_t i = 1; i < in.size(); ++i) text += " + " + operand_name(i);
       out = {element(text, in)};
     } else {
-      for (const std::string& text : expressions(filled_in(op->element, part.attrs,
-                                                           made_.is_double))) {
+      for (const std::string& text :
+           expressions(filled_in(op->element, part.attrs, made_.is_double))) {
         out.push_back(element(text, in));
       }
     }

@@ -15,8 +15,7 @@ int64_t ChainWriter::Nest::count() const {
   return n;
 }
 
-ChainWriter::Nest ChainWriter::nest_over(const ChainLoops& loops,
-                                         const std::vector<int8_t>& axes) {
+ChainWriter::Nest ChainWriter::nest_over(const ChainLoops& loops, const std::vector<int8_t>& axes) {
   // The steps of every item along an axis.
   const auto steps_along = [&](int8_t axis) {
     std::vector<int64_t> steps;
@@ -121,8 +120,8 @@ void ChainWriter::begin(int block) {
   line(") {");
   for (size_t m = 0; m < nodes().masks.size(); ++m) {
     const ChainMask& mask = nodes().masks[m];
-    line(fmt::format("  const Mask<{0}> mask{1}(seed, stream{1}, p{2}[0], {3}u, {4:.17g});", number(),
-                     m, mask.step, static_cast<uint32_t>(std::ceil(mask.rate * 0x1p24)),
+    line(fmt::format("  const Mask<{0}> mask{1}(seed, stream{1}, p{2}[0], {3}u, {4:.17g});",
+                     number(), m, mask.step, static_cast<uint32_t>(std::ceil(mask.rate * 0x1p24)),
                      1 / (1 - mask.rate)));
   }
 }

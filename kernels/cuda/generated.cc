@@ -69,7 +69,8 @@ std::string compiled(const std::string& text, const std::string& arch) {
   cuda_check(nvrtc().CreateProgram(&program, text.c_str(), "generated.cu", 1, headers, names));
   const std::string gpu = "--gpu-architecture=" + arch;
   const char* options[] = {gpu.c_str(), "--std=c++20", "--device-as-default-execution-space"};
-  const nvrtcResult result = nvrtc().CompileProgram(program, 2, options);
+  const nvrtcResult result =
+      nvrtc().CompileProgram(program, static_cast<int>(std::size(options)), options);
   std::string code;
   if (result == NVRTC_SUCCESS) {
     size_t size = 0;

@@ -47,5 +47,6 @@ inline TensorType i32(Shape shape) { return {DType::kI32, std::move(shape)}; }
 std::vector<OpCase> basic_op_cases();   // op_cases_basic.cc
 std::vector<OpCase> fused_op_cases();   // op_cases_fused.cc
 std::vector<OpCase> expert_op_cases();  // op_cases_experts.cc
+std::vector<OpCase> chain_op_cases();   // op_cases_chains.cc
 
 }  // namespace cleave::testing
