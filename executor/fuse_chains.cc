@@ -173,8 +173,12 @@ class ChainFuser {
     if (part_kind(*i.op) != PartKind::kElement && !reduces(i)) return false;
     // Another fusion has given it more to do.
     if (i.out.size() != results_of(*i.op)) return false;
-    for (TensorId t : i.out) {
-      if (!is_float(p_.tensor(t).dtype)) return false;
+    for (const auto* list : {&i.in, &i.out}) {
+      for (TensorId t : *list) {
+        const DType type = p_.tensor(t).dtype;
+        const bool whole = list == &i.in && type == DType::kI32;
+        if (!whole && (!is_float(type) || size_of(type) < 2)) return false;
+      }
     }
     return member_of(i).has_value();
   }
