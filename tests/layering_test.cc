@@ -29,7 +29,9 @@ const std::map<std::string, std::vector<std::string>> kMayInclude = {
     {"models", {"graph/", "kernels/ops.h", "tracer/"}},
     {"data", {"graph/"}},
     {"planner", {"graph/"}},
-    {"executor", {"checkpoint/", "data/", "graph/", "kernels/cuda/", "kernels/ops.h", "planner/"}},
+    {"executor",
+     {"checkpoint/", "data/", "graph/", "kernels/chain.h", "kernels/cuda/", "kernels/ops.h",
+      "planner/"}},
     {"viz", {"graph/", "planner/"}},
 };
 
