@@ -6,6 +6,7 @@
 
 #include "executor/typing.h"
 #include "graph/error.h"
+#include "kernels/cuda/workspace.h"
 
 namespace cleave {
 namespace {
@@ -162,7 +163,14 @@ int64_t largest_workspace(const Program& program, int32_t stage) {
     if (program.stage_of(instr.chunk) != stage || is_view(program, instr)) continue;
     const auto types = local_input_types(program, instr);
     const auto sizes = local_sizes(instr, program.mesh);
-    most = std::max(most, workspace({*instr.signature, sizes, instr.attrs, types}));
+    std::vector<TensorView> placed;
+    for (const auto* list : {&instr.in, &instr.out}) {
+      for (const TensorId t : *list) {
+        const ProgramTensor& tensor = program.tensor(t);
+        placed.push_back({nullptr, tensor.dtype, tensor.geometry.shape, tensor.geometry.strides});
+      }
+    }
+    most = std::max(most, workspace({*instr.signature, sizes, instr.attrs, types, placed}));
   }
   return most;
 }
@@ -282,7 +290,9 @@ void plan_memory(Program& program) {
       memory.host_bytes += aligned(b.bytes);
     }
     memory.workspace_bytes = largest_workspace(program, s);
-    memory.arena_bytes = bottom + placing.peak + aligned(memory.workspace_bytes);
+    const int64_t below = bottom + placing.peak;
+    memory.arena_bytes = (program.gpu ? aligned_workspace(below) : below) +
+                         aligned(memory.workspace_bytes);
     program.arena_bytes = std::max(program.arena_bytes, memory.arena_bytes);
     program.workspace_bytes = std::max(program.workspace_bytes, memory.workspace_bytes);
     program.host_bytes = std::max(program.host_bytes, memory.host_bytes);

@@ -24,6 +24,9 @@ struct OpCall {
   std::span<const int64_t> extents;
   const Attrs& attrs;
   std::span<const TensorType> in;
+  // How operands, then results, lie in memory, without their data, for those who ask about scratch
+  // memory; empty: not known.
+  std::span<const TensorView> placed = {};
 
   int64_t extent(char letter) const {
     return extents[static_cast<size_t>(signature.factor(letter))];
@@ -129,7 +132,8 @@ struct OpDef {
   // Launches work on the GPU; everything it needs besides, it finds or makes in the device's
   // context the first time. Null: there is no kernel for the GPU, or none in this build.
   KernelFn cuda = nullptr;
-  WorkspaceFn cuda_workspace = nullptr;  // null: the GPU's kernel needs no scratch memory
+  // In every build: see kernels/cuda/workspace.h. Null: the GPU's kernel needs no scratch memory.
+  WorkspaceFn cuda_workspace = nullptr;
   // For kernels that are generated: each output at one place, in CUDA C++, of the operands there,
   // a, b, c, ...; several are separated by ";". "$value" stands for the attribute `value`. Numbers
   // are float, or double where an operand is f64; functions are those of kernels/cuda/prelude.h.

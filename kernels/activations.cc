@@ -1,4 +1,5 @@
 // Activation functions and their derivatives.
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
 #include "kernels/op_parts.h"
@@ -10,7 +11,6 @@
 namespace cleave {
 
 void gelu_backward_cuda(const KernelArgs& args);  // cuda/gelu_sum.cu
-int64_t gelu_backward_cuda_workspace(const OpCall& call);
 
 namespace {
 
@@ -216,7 +216,7 @@ constinit const OpDef ops::gelu_backward = {
     .infer = gelu_backward_infer,
     .cpu = gelu_backward_cpu,
     .cuda = cuda_kernel<gelu_backward_cuda>(),
-    .cuda_workspace = cuda_workspace<gelu_backward_cuda_workspace>(),
+    .cuda_workspace = gelu_backward_workspace,
     .element = "b * gelu_slope(a)",
 };
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cuda/attention_room.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
@@ -336,6 +337,7 @@ constinit const OpDef ops::attention = {
     .fused_products = 2,
     .cpu = attention_cpu,
     .cuda = cuda_kernel<attention_cuda>(),
+    .cuda_workspace = attention_cuda_workspace,
 };
 
 }  // namespace cleave

@@ -1,6 +1,7 @@
 // Attention, backward: the weights are recomputed from the scores and their log-sum-exp, a block of
 // queries at a time. Keys can be split: dk and dv are the shard's own, dq is a partial sum.
 #include "kernels/attention.h"
+#include "kernels/cuda/attention_room.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
@@ -10,7 +11,6 @@ namespace cleave {
 
 // kernels/cuda/attention.cc
 void attention_backward_cuda(const KernelArgs&);
-int64_t attention_backward_cuda_workspace(const OpCall&);
 
 namespace {
 
@@ -184,7 +184,7 @@ constinit const OpDef ops::attention_backward = {
     .fused_products = 5,
     .cpu = attention_backward_cpu,
     .cuda = cuda_kernel<attention_backward_cuda>(),
-    .cuda_workspace = cuda_workspace<attention_backward_cuda_workspace>(),
+    .cuda_workspace = attention_backward_cuda_workspace,
 };
 
 }  // namespace cleave

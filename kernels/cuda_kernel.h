@@ -15,16 +15,6 @@ constexpr KernelFn cuda_kernel() {
 #endif
 }
 
-// The same of the bytes of its workspace.
-template <WorkspaceFn kWorkspace>
-constexpr WorkspaceFn cuda_workspace() {
-#ifdef CLEAVE_CUDA
-  return kWorkspace;
-#else
-  return nullptr;
-#endif
-}
-
 // For ops with an OpDef::element (kernels/cuda/pointwise.cc).
 void generated_cuda(const KernelArgs& args);
 void add_n_cuda(const KernelArgs& args);

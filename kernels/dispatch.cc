@@ -9,6 +9,7 @@
 // token dropped. Two rows in one slot would add up.
 #include <algorithm>
 
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
@@ -23,7 +24,6 @@ void dispatch_cuda(const KernelArgs&);  // cuda/dispatch.cu
 void collect_cuda(const KernelArgs&);
 void combine_cuda(const KernelArgs&);
 void combine_backward_cuda(const KernelArgs&);
-int64_t dispatch_cuda_workspace(const OpCall&);  // and combine_backward's
 
 namespace {
 
@@ -320,7 +320,7 @@ constinit const OpDef ops::dispatch = {
     .linear = true,
     .cpu = dispatch_cpu,
     .cuda = cuda_kernel<dispatch_cuda>(),
-    .cuda_workspace = cuda_workspace<dispatch_cuda_workspace>(),
+    .cuda_workspace = dispatch_workspace,
 };
 
 constinit const OpDef ops::collect = {
@@ -354,7 +354,7 @@ constinit const OpDef ops::combine_backward = {
     .bytes = combine_backward_bytes,
     .cpu = combine_backward_cpu,
     .cuda = cuda_kernel<combine_backward_cuda>(),
-    .cuda_workspace = cuda_workspace<dispatch_cuda_workspace>(),
+    .cuda_workspace = dispatch_workspace,
 };
 
 }  // namespace cleave

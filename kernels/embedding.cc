@@ -2,6 +2,7 @@
 // shards' results add up.
 #include <algorithm>
 
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
@@ -13,7 +14,6 @@ namespace cleave {
 
 void embedding_cuda(const KernelArgs&);  // cuda/embedding.cu
 void embedding_backward_cuda(const KernelArgs&);
-int64_t embedding_backward_cuda_workspace(const OpCall&);
 
 namespace {
 
@@ -128,7 +128,7 @@ constinit const OpDef ops::embedding_backward = {
     .linear = true,
     .cpu = embedding_backward_cpu,
     .cuda = cuda_kernel<embedding_backward_cuda>(),
-    .cuda_workspace = cuda_workspace<embedding_backward_cuda_workspace>(),
+    .cuda_workspace = embedding_backward_workspace,
 };
 
 }  // namespace cleave

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/blas.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
@@ -15,8 +16,6 @@ namespace cleave {
 
 void grouped_matmul_cuda(const KernelArgs&);  // cuda/grouped_matmul.cu
 void grouped_matmul_backward_cuda(const KernelArgs&);
-int64_t grouped_matmul_cuda_workspace(const OpCall&);
-int64_t grouped_matmul_backward_cuda_workspace(const OpCall&);
 
 namespace {
 
@@ -52,6 +51,17 @@ double product_flops(const OpCall& call, int e) {
     if (static_cast<int>(f) != e) flops *= static_cast<double>(call.extents[f]);
   }
   return flops;
+}
+
+// The rows are sorted by their experts.
+int64_t sorting_bytes(const OpCall& call, int e) {
+  return expert_sorting_bytes(numel(call.in[2].shape), call.extents[static_cast<size_t>(e)]);
+}
+int64_t grouped_workspace(const OpCall& call) {
+  return sorting_bytes(call, expert_factor(call.signature, call.signature.inputs()[1]));
+}
+int64_t grouped_backward_workspace(const OpCall& call) {
+  return sorting_bytes(call, expert_factor(call.signature, call.signature.outputs()[0]));
 }
 
 double grouped_flops(const OpCall& call) {
@@ -216,7 +226,7 @@ constinit const OpDef ops::grouped_matmul = {
     .fused_products = 1,  // one for each expert, in one kernel
     .cpu = grouped_cpu,
     .cuda = cuda_kernel<grouped_matmul_cuda>(),
-    .cuda_workspace = cuda_workspace<grouped_matmul_cuda_workspace>(),
+    .cuda_workspace = grouped_workspace,
 };
 
 constinit const OpDef ops::grouped_matmul_backward = {
@@ -227,7 +237,7 @@ constinit const OpDef ops::grouped_matmul_backward = {
     .fused_products = 1,  // one for each expert, in one kernel
     .cpu = grouped_backward_cpu,
     .cuda = cuda_kernel<grouped_matmul_backward_cuda>(),
-    .cuda_workspace = cuda_workspace<grouped_matmul_backward_cuda_workspace>(),
+    .cuda_workspace = grouped_backward_workspace,
 };
 
 }  // namespace cleave

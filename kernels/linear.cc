@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/product_operands.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/loops.h"
 #include "kernels/op_parts.h"
@@ -18,7 +19,6 @@
 namespace cleave {
 
 void linear_cuda(const KernelArgs& args);
-int64_t matmul_cuda_workspace(const OpCall& call);
 
 namespace {
 
@@ -82,7 +82,7 @@ constinit const OpDef ops::linear = {
     .flops = linear_flops,
     .cpu = linear_cpu,
     .cuda = cuda_kernel<linear_cuda>(),
-    .cuda_workspace = cuda_workspace<matmul_cuda_workspace>(),
+    .cuda_workspace = linear_cuda_workspace,
 };
 
 }  // namespace cleave

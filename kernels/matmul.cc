@@ -2,6 +2,7 @@
 // "bsk,nk->bsn", a batched product "bmk,bkn->bmn".
 #include "kernels/blas.h"
 #include "kernels/contraction.h"
+#include "kernels/cuda/product_operands.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
 #include "kernels/loops.h"
@@ -11,7 +12,6 @@
 namespace cleave {
 
 void matmul_cuda(const KernelArgs& args);
-int64_t matmul_cuda_workspace(const OpCall& call);
 
 namespace {
 
@@ -166,7 +166,7 @@ constinit const OpDef ops::matmul = {
     .grad = matmul_grad,
     .cpu = matmul_cpu,
     .cuda = cuda_kernel<matmul_cuda>(),
-    .cuda_workspace = cuda_workspace<matmul_cuda_workspace>(),
+    .cuda_workspace = matmul_cuda_workspace,
 };
 
 }  // namespace cleave

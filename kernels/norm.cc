@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
@@ -17,8 +18,6 @@ void layer_norm_cuda(const KernelArgs&);  // cuda/norm.cu
 void layer_norm_backward_cuda(const KernelArgs&);
 void rms_norm_cuda(const KernelArgs&);
 void rms_norm_backward_cuda(const KernelArgs&);
-int64_t layer_norm_backward_cuda_workspace(const OpCall&);
-int64_t rms_norm_backward_cuda_workspace(const OpCall&);
 
 namespace {
 
@@ -325,7 +324,7 @@ constinit const OpDef ops::layer_norm_backward = {
     .split = layer_norm_backward_split,
     .cpu = layer_norm_backward_cpu,
     .cuda = cuda_kernel<layer_norm_backward_cuda>(),
-    .cuda_workspace = cuda_workspace<layer_norm_backward_cuda_workspace>(),
+    .cuda_workspace = norm_backward_workspace,
 };
 
 constinit const OpDef ops::rms_norm = {
@@ -347,7 +346,7 @@ constinit const OpDef ops::rms_norm_backward = {
     .split = rms_norm_backward_split,
     .cpu = rms_norm_backward_cpu,
     .cuda = cuda_kernel<rms_norm_backward_cuda>(),
-    .cuda_workspace = cuda_workspace<rms_norm_backward_cuda_workspace>(),
+    .cuda_workspace = norm_backward_workspace,
 };
 
 }  // namespace cleave

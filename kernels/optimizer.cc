@@ -6,6 +6,7 @@
 #include <numbers>
 #include <numeric>
 
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
@@ -16,7 +17,6 @@
 namespace cleave {
 
 // kernels/cuda/optimizer.cu
-int64_t sum_squares_cuda_workspace(const OpCall&);
 void sum_squares_cuda(const KernelArgs&);
 void clip_coefficient_cuda(const KernelArgs&);
 void increment_cuda(const KernelArgs&);
@@ -299,7 +299,7 @@ constinit const OpDef ops::sum_squares = {
     .factors = "ab->",  // callers give the parameter's own dimensions
     .cpu = sum_squares_cpu,
     .cuda = cuda_kernel<sum_squares_cuda>(),
-    .cuda_workspace = cuda_workspace<sum_squares_cuda_workspace>(),
+    .cuda_workspace = sum_squares_workspace,
 };
 
 constinit const OpDef ops::clip_coefficient = {

@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "graph/f8.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/loops.h"
 #include "kernels/op_parts.h"
@@ -20,7 +21,6 @@
 namespace cleave {
 
 void quantize_cuda(const KernelArgs&);  // cuda/quantize.cu
-int64_t quantize_cuda_workspace(const OpCall&);
 void size_history_cuda(const KernelArgs&);
 
 namespace {
@@ -147,7 +147,7 @@ constinit const OpDef ops::quantize = {
     .flops = flops_each<2>,
     .cpu = quantize_cpu,
     .cuda = cuda_kernel<quantize_cuda>(),
-    .cuda_workspace = cuda_workspace<quantize_cuda_workspace>(),
+    .cuda_workspace = quantize_workspace,
 };
 
 constinit const OpDef ops::size_history = {

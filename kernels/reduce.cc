@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/letters.h"
 #include "kernels/loops.h"
@@ -17,9 +18,6 @@ namespace cleave {
 void sum_cuda(const KernelArgs&);  // cuda/reduce.cu
 void max_cuda(const KernelArgs&);
 void logsumexp_cuda(const KernelArgs&);
-int64_t sum_cuda_workspace(const OpCall&);
-int64_t max_cuda_workspace(const OpCall&);
-int64_t logsumexp_cuda_workspace(const OpCall&);
 
 namespace {
 
@@ -314,7 +312,7 @@ constinit const OpDef ops::sum = {
     .linear = true,
     .cpu = sum_cpu,
     .cuda = cuda_kernel<sum_cuda>(),
-    .cuda_workspace = cuda_workspace<sum_cuda_workspace>(),
+    .cuda_workspace = reduce_workspace,
 };
 
 constinit const OpDef ops::max = {
@@ -324,7 +322,7 @@ constinit const OpDef ops::max = {
     .flops = one_flop_an_element,
     .cpu = max_cpu,
     .cuda = cuda_kernel<max_cuda>(),
-    .cuda_workspace = cuda_workspace<max_cuda_workspace>(),
+    .cuda_workspace = reduce_workspace,
 };
 
 constinit const OpDef ops::logsumexp = {
@@ -335,7 +333,7 @@ constinit const OpDef ops::logsumexp = {
     .grad = logsumexp_grad,
     .cpu = logsumexp_cpu,
     .cuda = cuda_kernel<logsumexp_cuda>(),
-    .cuda_workspace = cuda_workspace<logsumexp_cuda_workspace>(),
+    .cuda_workspace = reduce_workspace,
 };
 
 }  // namespace cleave

@@ -8,6 +8,7 @@
 
 #include "graph/f8.h"
 #include "kernels/contraction.h"
+#include "kernels/cuda/product_operands.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
@@ -15,7 +16,6 @@
 namespace cleave {
 
 void scaled_matmul_cuda(const KernelArgs& args);  // cuda/scaled_matmul.cc
-int64_t matmul_cuda_workspace(const OpCall& call);
 
 namespace {
 
@@ -97,7 +97,7 @@ constinit const OpDef ops::scaled_matmul = {
     .flops = scaled_matmul_flops,
     .cpu = scaled_matmul_cpu,
     .cuda = cuda_kernel<scaled_matmul_cuda>(),
-    .cuda_workspace = cuda_workspace<matmul_cuda_workspace>(),
+    .cuda_workspace = scaled_matmul_cuda_workspace,
 };
 
 }  // namespace cleave

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/geometry.h"
 #include "kernels/letters.h"
@@ -278,6 +279,7 @@ constinit const OpDef ops::reshape = {
     .linear = true,
     .cpu = reshape_cpu,
     .cuda = cuda_kernel<reshape_cuda>(),
+    .cuda_workspace = reshape_workspace,
 };
 
 constinit const OpDef ops::transpose = {

@@ -26,8 +26,6 @@
 namespace cleave {
 namespace {
 
-constexpr int64_t kWorkspaceAlignment = 256;
-
 // Device memory.
 class DeviceArena {
  public:
@@ -131,7 +129,7 @@ struct CudaRuntime::Impl {
         options(o),
         context(0),
         lent(lent_memory()),
-        arena(lent ? 0 : program.arena_bytes + kWorkspaceAlignment),
+        arena(lent ? 0 : program.arena_bytes),
         places(lent ? *lent : Places{arena.data(), 0, {}}),
         coordinates(program.mesh.coordinates(0)),
         filled(program.sources.size(), false),
@@ -268,13 +266,11 @@ struct CudaRuntime::Impl {
     return (last + 1) * size_of(t.dtype);
   }
 
-  // Above all buffers; libraries want it aligned to kWorkspaceAlignment.
+  // Above all buffers, at a multiple of kWorkspaceAlignment.
   std::byte* workspace() const {
     const int64_t bytes = program.memory[0].workspace_bytes;
-    const int64_t begin =
-        program.arena_bytes - (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-    return places.base +
-           (begin + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+    return places.base + program.arena_bytes -
+           (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
   }
 
   void poison() {

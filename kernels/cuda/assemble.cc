@@ -44,7 +44,7 @@ void reshape_cuda(const KernelArgs& args) {
   }
   TensorView source = {in.data, in.dtype, out.shape, contiguous_strides(out.shape)};
   if (!in.contiguous()) {
-    source.data = args.device->scratch(0, in.numel() * size_of(in.dtype));
+    source.data = args.workspace;
     copy_on_device({source.data, in.dtype, in.shape, contiguous_strides(in.shape)}, in, args);
   }
   copy_on_device(out, source, args);

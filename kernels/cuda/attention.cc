@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/attention_hopper.h"
+#include "kernels/cuda/attention_room.h"
 #include "kernels/cuda/attention_work.h"
 #include "kernels/cuda/context.h"
 
@@ -133,21 +134,11 @@ void attention_cuda(const KernelArgs& args) {
       attend_on_tensor_cores(*shape, work, device.multiprocessors(), stream)) {
     return;
   }
-  if (shape && device.cudnn_attention && device.attention().attend(*shape, work, device, stream)) {
+  if (shape && device.cudnn_attention &&
+      device.attention().attend(*shape, work, args.workspace, device, stream)) {
     return;
   }
   attend(work, stream);
-}
-
-// For the statistics of every query: one number, or two and room up to a whole block.
-int64_t attention_backward_cuda_workspace(const OpCall& call) {
-  const int64_t queries = call.extents[static_cast<size_t>(
-      AttentionFactors(call.signature.inputs()[1], call.signature.inputs()[3],
-                       call.signature.inputs()[4])
-          .s)];
-  const int64_t rows = numel(call.in[5].shape);
-  const int64_t plain = rows * size_of(call.in[0].dtype == DType::kF64 ? DType::kF64 : DType::kF32);
-  return rows == 0 ? 0 : std::max(plain, attention_statistics_bytes(rows / queries, queries));
 }
 
 void attention_backward_cuda(const KernelArgs& args) {
@@ -174,7 +165,7 @@ void attention_backward_cuda(const KernelArgs& args) {
     return;
   }
   if (shape) shape->deterministic = device.deterministic_attention;
-  if (shape && device.cudnn_attention && device.attention().attend(*shape, work, device, stream)) {
+  if (shape && device.cudnn_attention && device.attention().attend(*shape, work, args.workspace, device, stream)) {
     return;
   }
   work.delta = args.workspace;

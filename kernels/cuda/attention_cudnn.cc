@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "graph/error.h"
+#include "kernels/cuda/attention_room.h"
 #include "kernels/cuda/attention_shape.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
@@ -30,11 +31,7 @@ using W = AttentionWork;
 using Place = AttentionShape::Place;
 using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
 
-// The deterministic backward stores the gradient of the weights, which grows with the square of the
-// sequence: it goes by as many heads at a time as this many bytes hold.
-constexpr int64_t kWeightsRoom = int64_t{256} << 20;
-constexpr int64_t kMostWeightsRoom = int64_t{4} << 30;  // the query heads of one key head
-constexpr int kScratchSlot = 8;
+constexpr int kScratchSlot = 8;  // of what no program counts
 
 struct AttentionPlan {
   std::unique_ptr<fe::graph::Graph> graph;  // null: cuDNN has none
@@ -55,18 +52,19 @@ struct AttentionPlan {
   ~AttentionPlan() { cudaFree(lengths); }
 };
 
-// The largest divisor of n that is at most `most`, or 1.
-int64_t divisor(int64_t n, int64_t most) {
-  for (int64_t d = std::min(n, most); d > 1; --d) {
-    if (n % d == 0) return d;
-  }
-  return 1;
+AttentionSizes sizes_of(const AttentionShape& s) {
+  return {s.b, s.g, s.r, s.s, s.t, s.e, s.v};
 }
 
-// The bytes of the weights of one key head, as cuDNN rounds them up.
-int64_t weights_room(const AttentionShape& shape) {
-  const auto padded = [](int64_t n) { return (n + 127) / 128 * 128; };
-  return shape.r * padded(shape.s) * padded(shape.t) * 2;
+// Whether its workspace is part of the program's.
+bool counted(const AttentionShape& shape) {
+  return (!shape.backward || shape.deterministic) && counts_cudnn(sizes_of(shape));
+}
+
+// Bytes of the workspace before the copied log-sum-exps.
+int64_t room_of(const AttentionShape& shape) {
+  const AttentionSizes n = sizes_of(shape);
+  return shape.backward ? cudnn_backward_bytes(n, backward_slice(n)) : cudnn_forward_bytes(n);
 }
 
 bool dense(const AttentionShape& shape) {
@@ -189,15 +187,13 @@ struct CudnnAttention::Plans {
     plan.b = shape.b, plan.g = shape.g;
     if (handle == nullptr) check(cudnnCreate(&handle), "cudnnCreate");
     if (shape.backward && shape.deterministic) {
-      const int64_t room = weights_room(shape);
-      if (room > kMostWeightsRoom) {
-        refusals.push_back(
-            fmt::format("{}: its deterministic backward would take {} bytes", shape.text(), room));
+      const AttentionSlice slice = backward_slice(sizes_of(shape));
+      if (slice.b == 0) {
+        refusals.push_back(fmt::format("{}: its deterministic backward would take {} bytes",
+                                       shape.text(), weights_bytes(sizes_of(shape))));
         return plan;
       }
-      const int64_t most = kWeightsRoom / room;  // key heads at a time
-      plan.b = divisor(shape.b, most / shape.g);
-      if (plan.b == 1) plan.g = divisor(shape.g, most);
+      plan.b = slice.b, plan.g = slice.g;
     }
     // Up to 9.15 the backward of keys that do not fill their last tile needs a padding mask. The
     // frontend would copy its own from the host whenever it runs, which a captured graph cannot
@@ -220,6 +216,11 @@ struct CudnnAttention::Plans {
         refusal += mistake;
         continue;
       }
+      if (counted(shape)) {
+        const int64_t most = room_of(shape);
+        CLEAVE_ASSERT(plan.workspace <= most, "cuDNN wants {} bytes for {}, and gets {}",
+                      plan.workspace, shape.text(), most);
+      }
       plan.graph = std::move(graph);
       std::string name;
       if (plan.graph->get_plan_name(name).is_bad()) name = "?";
@@ -236,11 +237,11 @@ struct CudnnAttention::Plans {
   }
 
   void run(const AttentionShape& shape, const AttentionPlan& plan, const AttentionWork& w,
-           DeviceContext& device, cudaStream_t stream) {
-    const int64_t aligned = (plan.workspace + 255) / 256 * 256;
-    const int64_t lse_bytes =
-        plan.copies_lse ? shape.b * shape.heads(W::kLse) * shape.s * int64_t{sizeof(float)} : 0;
-    char* const room = static_cast<char*>(device.scratch(kScratchSlot, aligned + lse_bytes));
+           void* workspace, DeviceContext& device, cudaStream_t stream) {
+    const int64_t own = counted(shape) ? room_of(shape) : aligned_workspace(plan.workspace);
+    char* const room = static_cast<char*>(
+        counted(shape) ? workspace
+                       : device.scratch(kScratchSlot, own + statistics_bytes(sizes_of(shape))));
     std::array<Place, W::kOperands> places = shape.places;
     std::array<char*, W::kOperands> data;
     for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<char*>(w.matrices[i].data);
@@ -249,7 +250,7 @@ struct CudnnAttention::Plans {
       const Place ours = places[W::kLse];
       const Place theirs = {shape.heads(W::kLse) * shape.s, shape.s, 1};
       places[W::kLse] = theirs;
-      data[W::kLse] = room + aligned;
+      data[W::kLse] = room + own;
       copy = {.from = reinterpret_cast<float*>(data[W::kLse]),
               .to = static_cast<float*>(w.matrices[W::kLse].data),
               .batch = shape.b,
@@ -286,12 +287,12 @@ struct CudnnAttention::Plans {
     if (plan.copies_lse && !shape.backward) copy_statistics(copy, stream);
   }
 
-  bool attend(const AttentionShape& shape, const AttentionWork& w, DeviceContext& device,
-              cudaStream_t stream) {
+  bool attend(const AttentionShape& shape, const AttentionWork& w, void* workspace,
+              DeviceContext& device, cudaStream_t stream) {
     auto found = plans.find(shape);
     if (found == plans.end()) found = plans.emplace(shape, made(shape)).first;
     if (found->second.graph == nullptr) return false;
-    run(shape, found->second, w, device, stream);
+    run(shape, found->second, w, workspace, device, stream);
     return true;
   }
 };
@@ -299,8 +300,8 @@ struct CudnnAttention::Plans {
 CudnnAttention::CudnnAttention() : plans_(std::make_unique<Plans>()) {}
 
 bool CudnnAttention::attend(const AttentionShape& shape, const AttentionWork& work,
-                            DeviceContext& device, cudaStream_t stream) {
-  return plans_->attend(shape, work, device, stream);
+                            void* workspace, DeviceContext& device, cudaStream_t stream) {
+  return plans_->attend(shape, work, workspace, device, stream);
 }
 
 bool CudnnAttention::available() { return true; }
@@ -313,7 +314,7 @@ struct CudnnAttention::Plans {
 
 CudnnAttention::CudnnAttention() : plans_(std::make_unique<Plans>()) {}
 
-bool CudnnAttention::attend(const AttentionShape&, const AttentionWork&, DeviceContext&,
+bool CudnnAttention::attend(const AttentionShape&, const AttentionWork&, void*, DeviceContext&,
                             cudaStream_t) {
   return false;
 }

@@ -20,9 +20,10 @@ class CudnnAttention {
   ~CudnnAttention();
 
   // Launches the call and returns true, or returns false: it is not one that cuDNN takes. The
-  // first call of a shape takes memory from the device, and waits for it.
-  bool attend(const AttentionShape& shape, const AttentionWork& work, DeviceContext& device,
-              cudaStream_t stream);
+  // first call of a shape chooses and loads kernels. `workspace`: as kernels/cuda/attention_room.h
+  // says; calls that it does not count take memory from the device the first time.
+  bool attend(const AttentionShape& shape, const AttentionWork& work, void* workspace,
+              DeviceContext& device, cudaStream_t stream);
 
   // Whether this build has cuDNN.
   static bool available();

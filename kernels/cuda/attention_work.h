@@ -49,9 +49,6 @@ struct AttentionWork {
   void* delta = nullptr;
 };
 
-// Heads that are wider have no kernel.
-inline constexpr int kWidestHead = 256;
-
 // Our own kernels, for operands of any float type that lie in any way.
 void attend(const AttentionWork& work, cudaStream_t stream);
 void attend_backward(const AttentionWork& work, cudaStream_t stream);

@@ -4,8 +4,9 @@
 // added up in an order that could change.
 #include <vector>
 
-#include "graph/op.h"
+
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/workspace.h"
 
 namespace cleave {
 namespace {
@@ -113,6 +114,7 @@ __global__ void __launch_bounds__(kRowThreads<G>) rows_of_tokens(Gather<T> g) {
 struct Owner {
   int first, minus_last;
 };
+static_assert(sizeof(Owner) == kSlotOwnerBytes);
 constexpr int kNobodyByte = 0x7f, kNobody = 0x7f7f7f7f;
 
 template <class T>
@@ -350,15 +352,6 @@ void scatter(const KernelArgs& args, const Roles& roles, size_t slots_input, int
 }
 
 }  // namespace
-
-int64_t dispatch_cuda_workspace(const OpCall& call) {
-  int64_t rows = 1;
-  const OperandDims& buffers = call.signature.outputs()[0];
-  for (const int8_t f : factors_of(buffers)) {
-    if (f != buffers.back()[0]) rows *= call.extents[static_cast<size_t>(f)];
-  }
-  return rows * static_cast<int64_t>(sizeof(Owner));
-}
 
 void dispatch_cuda(const KernelArgs& args) {
   const Signature& s = args.signature;

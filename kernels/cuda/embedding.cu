@@ -4,8 +4,8 @@
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 
-#include "graph/op.h"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/workspace.h"
 #include "kernels/rows.h"
 
 namespace cleave {
@@ -47,35 +47,6 @@ __global__ void __launch_bounds__(256) rows_of_tokens(Embedding<T> e) {
 }
 
 // --- Backward ------------------------------------------------------------------------------------
-
-// So many tokens that follow each other in the order of rows are one piece.
-constexpr int kPiece = 32;
-
-// The parts of the workspace, in bytes from its beginning.
-struct Parts {
-  int64_t keys, sorted_keys, tokens, sorted_tokens, starts, sums, sort, sort_bytes, all;
-};
-Parts parts_of(int64_t tokens, int64_t rows, int64_t width, int64_t element) {
-  Parts p{};
-  int64_t at = 0;
-  const auto part = [&](int64_t bytes) {
-    const int64_t here = at;
-    at += ceil_div(bytes, 256) * 256;
-    return here;
-  };
-  p.keys = part(tokens * 4);
-  p.sorted_keys = part(tokens * 4);
-  p.tokens = part(tokens * 4);
-  p.sorted_tokens = part(tokens * 4);
-  p.starts = part((rows + 1) * 4);
-  p.sums = part(ceil_div(tokens, kPiece) * 2 * width * element);
-  // CUB says on the device itself how much it needs: a copy of keys and values at most, and counts
-  // of digits.
-  p.sort_bytes = (4 << 20) + tokens * 10;
-  p.sort = part(p.sort_bytes);
-  p.all = at;
-  return p;
-}
 
 // The key of a token is its row in this shard; `rows`, behind all of them, when it has none.
 __global__ void __launch_bounds__(256)
@@ -154,7 +125,7 @@ __device__ void add_tokens(const Gradient<T>& g, int begin, int end, int v,
 // next.
 template <class T, int N>
 __global__ void __launch_bounds__(128) sums_of_pieces(Gradient<T> g) {
-  const int begin = blockIdx.x * kPiece, end = min(begin + kPiece, g.count);
+  const int begin = blockIdx.x * kEmbeddingPiece, end = min(begin + kEmbeddingPiece, g.count);
   for (int which = 0; which < 2; ++which) {
     const int64_t row = g.keys[which == 0 ? begin : end - 1];
     if (row >= g.rows) continue;
@@ -178,7 +149,7 @@ __global__ void __launch_bounds__(256) sums_of_rows(Gradient<T> g) {
   const int64_t row = blockIdx.x * int64_t{8} + threadIdx.x / 32;
   if (row >= g.rows) return;
   const int begin = g.starts[row], end = g.starts[row + 1];
-  const int first = begin / kPiece, last = end > begin ? (end - 1) / kPiece : first;
+  const int first = begin / kEmbeddingPiece, last = end > begin ? (end - 1) / kEmbeddingPiece : first;
   const int64_t width = static_cast<int64_t>(g.vectors) * N;
   for (int v = threadIdx.x % 32; v < g.vectors; v += 32) {
     Statistic<T> sum[N] = {};
@@ -248,14 +219,6 @@ void embedding_cuda(const KernelArgs& args) {
   });
 }
 
-int64_t embedding_backward_cuda_workspace(const OpCall& call) {
-  const OperandDims& dims = call.signature.outputs()[0];
-  return parts_of(numel(call.in[1].shape), call.extents[static_cast<size_t>(dims[0][0])],
-                  call.extents[static_cast<size_t>(dims[1][0])],
-                  call.in[0].dtype == DType::kF64 ? 8 : 4)
-      .all;
-}
-
 void embedding_backward_cuda(const KernelArgs& args) {
   const OperandDims& dims = args.signature.outputs()[0];
   const auto v = static_cast<size_t>(dims[0][0]), d = static_cast<size_t>(dims[1][0]);
@@ -269,7 +232,7 @@ void embedding_backward_cuda(const KernelArgs& args) {
     CLEAVE_ASSERT(count <= INT32_MAX && rows < INT32_MAX && width <= INT32_MAX,
                   "{} tokens of {} in {} rows", count, width, rows);
     if (rows * width == 0) return;
-    const Parts parts = parts_of(count, rows, width, sizeof(Statistic<T>));
+    const EmbeddingParts parts = embedding_parts(count, rows, width, sizeof(Statistic<T>));
     const auto at = [&](int64_t offset) { return static_cast<char*>(args.workspace) + offset; };
     const auto keys = reinterpret_cast<unsigned*>(at(parts.keys));
     const auto sorted_keys = reinterpret_cast<unsigned*>(at(parts.sorted_keys));
@@ -315,7 +278,7 @@ void embedding_backward_cuda(const KernelArgs& args) {
     with_vectors<T>(wide, [&]<int N>() {
       k.vectors = static_cast<int>(width / N);
       if (count > 0) {
-        sums_of_pieces<T, N><<<static_cast<unsigned>(ceil_div(count, kPiece)), 128, 0, stream>>>(k);
+        sums_of_pieces<T, N><<<static_cast<unsigned>(ceil_div(count, kEmbeddingPiece)), 128, 0, stream>>>(k);
       }
       sums_of_rows<T, N><<<static_cast<unsigned>(ceil_div(rows, 8)), 256, 0, stream>>>(k);
     });

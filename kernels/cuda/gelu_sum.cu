@@ -2,17 +2,14 @@
 // of the rows, and keeps its sums; a second kernel adds those of the blocks, in order.
 #include <algorithm>
 
-#include "graph/op.h"
 #include "kernels/cuda/columns.cuh"
+#include "kernels/cuda/workspace.h"
 #include "kernels/rows.h"
 
 namespace cleave {
 namespace {
 
-constexpr int kLanes = 32, kRows = 16;  // a block's threads: along a row, and rows
-// Blocks that rows are divided for: two for each multiprocessor of an H100. A constant, so that the
-// same bits come out on every GPU.
-constexpr int64_t kBlocks = 264;
+constexpr int kLanes = kGeluLanes, kRows = 16;  // a block's threads: along a row, and rows
 
 template <class T>
 struct GeluBackward {
@@ -85,7 +82,7 @@ __global__ void __launch_bounds__(kLanes* kRows, 2) gelu_backward_columns(GeluBa
 // The parts that rows are divided into, when each block has so many columns.
 int64_t parts_of(int64_t rows, int64_t n, int64_t columns) {
   const int64_t across = std::max<int64_t>(ceil_div(n, columns), 1);
-  return std::clamp<int64_t>(kBlocks / across, 1, std::max<int64_t>(ceil_div(rows, kRows), 1));
+  return std::clamp<int64_t>(kGeluBlocks / across, 1, std::max<int64_t>(ceil_div(rows, kRows), 1));
 }
 
 }  // namespace
@@ -126,15 +123,6 @@ void gelu_backward_cuda(const KernelArgs& args) {
     cuda_check(cudaGetLastError());
     add_partials<A>(args, g.partials, parts, g.n, 1, along);
   });
-}
-
-// Of all parts, whose blocks have at most so many columns.
-int64_t gelu_backward_cuda_workspace(const OpCall& call) {
-  if (call.attrs.integer_or("sum", 0) == 0) return 0;
-  const DType dtype = call.in[0].dtype;
-  const int64_t n = call.in[0].shape.back();
-  const int64_t columns = kLanes * 16 / size_of(dtype);
-  return std::max<int64_t>(kBlocks * columns, n) * (dtype == DType::kF64 ? 8 : 4);
 }
 
 }  // namespace cleave

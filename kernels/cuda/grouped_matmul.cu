@@ -5,18 +5,14 @@
 #include <algorithm>
 #include <vector>
 
-#include "graph/op.h"
 #include "kernels/cuda/counting.cuh"
 #include "kernels/cuda/grouped_tiles.cuh"
+#include "kernels/cuda/workspace.h"
 
 namespace cleave {
 namespace {
 
 // --- Rows in the order of their experts ----------------------------------------------------------
-
-// After the shard's experts come two classes: rows of other shards' experts, and of none at all,
-// which the CPU refuses.
-constexpr int kOtherClasses = 2;
 
 struct Sorting {
   const int* numbers;
@@ -273,12 +269,6 @@ size_t expert_factor(const Signature& s, const OperandDims& weights) {
   CLEAVE_ASSERT(false, "'{}' has no factor of the weights only", s.text());
 }
 
-// Bytes of the workspace for so many rows, and classes.
-int64_t sorting_bytes(int64_t rows, int64_t classes) {
-  return 2 * rows * static_cast<int64_t>(sizeof(int64_t)) +
-         (classes + 1) * static_cast<int64_t>(sizeof(int));
-}
-
 // Launches the sorting of the rows, as rows_of gives them.
 Sorting sort_rows(const KernelArgs& args, size_t experts, const LoopNest<3>& rows) {
   Sorting s = {.numbers = args.in[2].as<const int>(),
@@ -345,16 +335,6 @@ template <class T>
 constexpr bool kHalf = sizeof(T) == 2;
 
 }  // namespace
-
-int64_t grouped_matmul_cuda_workspace(const OpCall& call) {
-  const size_t e = expert_factor(call.signature, call.signature.inputs()[1]);
-  return sorting_bytes(numel(call.in[2].shape), call.extents[e] + kOtherClasses);
-}
-
-int64_t grouped_matmul_backward_cuda_workspace(const OpCall& call) {
-  const size_t e = expert_factor(call.signature, call.signature.outputs()[0]);
-  return sorting_bytes(numel(call.in[2].shape), call.extents[e] + kOtherClasses);
-}
 
 void grouped_matmul_cuda(const KernelArgs& args) {
   const Signature& s = args.signature;

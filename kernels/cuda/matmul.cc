@@ -1,50 +1,17 @@
 // Contractions as cuBLASLt's products. Operands that do not lie as matrices are copied first.
 #include <algorithm>
 #include <array>
-#include <span>
+#include <utility>
 
 #include "graph/error.h"
-#include "graph/op.h"
-#include "kernels/contraction.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/generated.h"
+#include "kernels/cuda/product_operands.h"
 #include "kernels/cuda/products.h"
 
 namespace cleave {
 namespace {
-
-// An operand as matrices [rows, columns], one for each index of the batch.
-struct Matrices {
-  void* data = nullptr;
-  DType dtype = DType::kF32;
-  int64_t row = 0, column = 0;  // strides
-  Shape strides;                // of every factor
-  bool copied = false;
-};
-
-// cuBLASLt takes matrices of which one of the two strides is 1 and the other covers a column.
-bool takes(int64_t rows, int64_t columns, int64_t row, int64_t column) {
-  return (column == 1 && row >= columns) || (row == 1 && column >= rows);
-}
-
-Matrices as_matrices(const KernelArgs& args, const TensorView& t, const Shape& strides,
-                     std::span<const int8_t> batch, std::span<const int8_t> rows,
-                     std::span<const int8_t> columns, int slot) {
-  Matrices m{
-      t.data,  t.dtype, common_stride(args, rows, strides), common_stride(args, columns, strides),
-      strides, false};
-  const int64_t r = size_of(args, rows), c = size_of(args, columns);
-  // The stride of a side of size 1 is of no matter.
-  if (c == 1 && m.row > 0) m.column = m.row == 1 ? r : 1;
-  if (r == 1 && m.column > 0) m.row = m.column == 1 ? c : 1;
-  if (m.row > 0 && m.column > 0 && takes(r, c, m.row, m.column)) return m;
-  m.strides = packed_strides(args, batch, rows, columns);
-  m.data = args.device->scratch(slot, t.numel() * size_of(t.dtype));
-  m.row = c, m.column = 1;
-  m.copied = true;
-  return m;
-}
 
 // Copies between an operand and its matrices, over all its factors.
 void copy(const KernelArgs& args, const OperandDims& dims, const TensorView& t,
@@ -75,24 +42,19 @@ int alignment_of(const void* data, int64_t elements, int64_t element) {
 
 // The product of the first two operands, with what is added to it: indices of operands, or -1.
 void contract(const KernelArgs& args, int bias, int residual) {
-  const auto [batch, rows, columns, inner] = classify(args.signature);
-  const Shape a_strides = in_strides(args, 0), b_strides = in_strides(args, 1),
-              c_strides = out_strides(args, 0);
+  const Classes of = classify(args.signature);
+  const ProductOperands operands = product_operands(args, of, residual);
+  const Matrices &a = operands.a, &b = operands.b, &c = operands.c, &r = operands.residual;
   const auto with = [&](int i) { return i < 0 ? TensorView{} : args.in[static_cast<size_t>(i)]; };
-  const Matrices a = as_matrices(args, args.in[0], a_strides, batch, rows, inner, 0);
-  const Matrices b = as_matrices(args, args.in[1], b_strides, batch, inner, columns, 1);
-  const Matrices c = as_matrices(args, args.out[0], c_strides, batch, rows, columns, 2);
-  if (a.copied) copy(args, args.signature.inputs()[0], args.in[0], a_strides, a, true);
-  if (b.copied) copy(args, args.signature.inputs()[1], args.in[1], b_strides, b, true);
-  const int64_t m = size_of(args, rows), n = size_of(args, columns), k = size_of(args, inner);
-  Matrices r;  // the residual
-  if (residual >= 0) {
-    const Shape strides = in_strides(args, static_cast<size_t>(residual));
-    r = as_matrices(args, with(residual), strides, batch, rows, columns, 3);
-    if (r.copied) copy(args, args.signature.outputs()[0], with(residual), strides, r, true);
+  for (const auto& [i, to] : {std::pair(0, &a), std::pair(1, &b), std::pair(residual, &r)}) {
+    if (!to->copied) continue;
+    const auto operand = static_cast<size_t>(i);
+    copy(args, args.signature.inputs()[operand], args.in[operand], in_strides(args, operand), *to,
+         true);
   }
+  const int64_t m = size_of(args, of.m), n = size_of(args, of.n), k = size_of(args, of.k);
   LoopNest<4> nest = nest_over<4>(
-      args, batch, {a.strides, b.strides, c.strides, residual < 0 ? c.strides : r.strides});
+      args, of.batch, {a.strides, b.strides, c.strides, residual < 0 ? c.strides : r.strides});
   if (nest.count() * m * n == 0) return;
   CLEAVE_ASSERT(k > 0, "a product over nothing");
 
@@ -137,12 +99,12 @@ void contract(const KernelArgs& args, int bias, int residual) {
     args.device->products().run(p, a_data, b_data, c_data, with(bias).data, d_data, args.workspace,
                                 *args.device, static_cast<cudaStream_t>(args.stream));
   });
-  if (c.copied) copy(args, args.signature.outputs()[0], args.out[0], c_strides, c, false);
+  if (c.copied) {
+    copy(args, args.signature.outputs()[0], args.out[0], out_strides(args, 0), c, false);
+  }
 }
 
 }  // namespace
-
-int64_t matmul_cuda_workspace(const OpCall&) { return kProductWorkspace; }
 
 void matmul_cuda(const KernelArgs& args) { contract(args, -1, -1); }
 
@@ -152,7 +114,7 @@ void matmul_cuda(const KernelArgs& args) { contract(args, -1, -1); }
 void linear_cuda(const KernelArgs& args) {
   const bool has_bias = args.attrs.integer_or("bias", 0) != 0;
   const int bias = has_bias ? 2 : -1;
-  const int residual = args.attrs.integer_or("residual", 0) != 0 ? (has_bias ? 3 : 2) : -1;
+  const int residual = residual_operand(args.attrs);
   const TensorView& out = args.out[0];
   const auto plain = [&](int i) {
     if (i < 0) return true;

@@ -2,18 +2,13 @@
 // gradients of gamma and beta; a second kernel adds those of the blocks, in order.
 #include <algorithm>
 
-#include "graph/op.h"
 #include "kernels/cuda/columns.cuh"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/workspace.h"
 #include "kernels/rows.h"
 
 namespace cleave {
 namespace {
-
-// Blocks that each keep sums of columns: the multiprocessors of an H100, and as many times that as
-// fit there. Constants, so that the same bits come out on every GPU.
-constexpr int kPartials = 132;
-constexpr int kMostPartials = 3 * kPartials;
 
 // --- Forward -------------------------------------------------------------------------------------
 
@@ -282,7 +277,8 @@ __global__ void __launch_bounds__(256) backward_of_columns(Backward<T> b, bool o
   const int x = threadIdx.x % 32, y = threadIdx.x / 32, column = blockIdx.x * 32 + x;
   A first = 0, second = 0;
   if (column < b.n) {
-    for (int64_t r = blockIdx.y * int64_t{8} + y; r < b.rows.count; r += kPartials * int64_t{8}) {
+    for (int64_t r = blockIdx.y * int64_t{8} + y; r < b.rows.count;
+         r += kNormPartials * int64_t{8}) {
       int64_t at[6];
       b.rows.offsets(r, at);
       if (of_dx) {
@@ -349,11 +345,6 @@ void forward(const KernelArgs& args) {
   });
 }
 
-// How many vectors of a row a thread of backward_of_rows has; 0: the rows are too long for it.
-int vectors_a_thread(int64_t vectors, bool more) {
-  return vectors <= 256 ? 1 : vectors <= 1024 ? 2 : vectors <= 2048 && !more ? 4 : 0;
-}
-
 // Launches backward_of_rows; how many blocks have partial sums.
 template <class T, int K, bool kLayer, bool kMore>
 int64_t backward_by_rows(const Backward<T>& k, cudaStream_t stream) {
@@ -361,8 +352,8 @@ int64_t backward_by_rows(const Backward<T>& k, cudaStream_t stream) {
   const int64_t vectors = k.n / kWide<T>;
   const int threads = static_cast<int>(ceil_div(ceil_div(vectors, K), 32) * 32);
   const int groups = kBackwardThreads<K> / threads, block = threads * groups;
-  const int64_t blocks =
-      std::min<int64_t>(kPartials * (kBackwardResident<K> / block), ceil_div(k.rows.count, groups));
+  const int64_t blocks = std::min<int64_t>(kNormPartials * (kBackwardResident<K> / block),
+                                           ceil_div(k.rows.count, groups));
   const size_t columns = groups > 1 ? static_cast<size_t>(k.n) * sizeof(A) : 0;
   backward_of_rows<T, kWide<T>, K, kLayer, kMore>
       <<<static_cast<unsigned>(blocks), static_cast<unsigned>(block), columns, stream>>>(k,
@@ -421,15 +412,15 @@ void backward(const KernelArgs& args) {
                       wide_rows<T>(rows, 4, k.dx, k.dx_step, n) &&
                       wide_rows<T>(rows, 5, k.residual, k.residual_step, n) &&
                       wide_rows<T, 1>({}, 0, k.gamma, k.gamma_step, n);
-    const int each = wide && k.rows.dims == 1 ? vectors_a_thread(n / kWide<T>, more) : 0;
-    int64_t partials = kPartials;
+    const int each = wide && k.rows.dims == 1 ? norm_vectors_a_thread(n / kWide<T>, more) : 0;
+    int64_t partials = kNormPartials;
     if (rows.count() == 0 || n == 0) {
       partials = 0;
     } else if (each > 0) {
       partials = more ? backward_by_rows<T, kLayer, true>(k, each, stream)
                       : backward_by_rows<T, kLayer, false>(k, each, stream);
     } else {
-      const dim3 blocks(static_cast<unsigned>(ceil_div(n, 32)), kPartials);
+      const dim3 blocks(static_cast<unsigned>(ceil_div(n, 32)), kNormPartials);
       backward_of_columns<T, kLayer><<<blocks, 256, 0, stream>>>(k, false);
       with_row_shape<T>(wide, n, [&]<int N, int G>() {
         backward_of_x<T, N, G, kLayer>
@@ -443,21 +434,11 @@ void backward(const KernelArgs& args) {
   });
 }
 
-// Of the most blocks that there can be.
-int64_t partials_bytes(const OpCall& call) {
-  const int64_t element = call.in[0].dtype == DType::kF64 ? 8 : 4, n = call.in[2].shape[0];
-  const int64_t vectors = n * size_of(call.in[0].dtype) / 16;
-  const int64_t blocks = vectors_a_thread(vectors, false) == 1 ? kMostPartials : kPartials;
-  return blocks * static_cast<int64_t>(call.signature.outputs().size() - 1) * n * element;
-}
-
 }  // namespace
 
 void layer_norm_cuda(const KernelArgs& args) { forward<true>(args); }
 void rms_norm_cuda(const KernelArgs& args) { forward<false>(args); }
 void layer_norm_backward_cuda(const KernelArgs& args) { backward<true>(args); }
 void rms_norm_backward_cuda(const KernelArgs& args) { backward<false>(args); }
-int64_t layer_norm_backward_cuda_workspace(const OpCall& call) { return partials_bytes(call); }
-int64_t rms_norm_backward_cuda_workspace(const OpCall& call) { return partials_bytes(call); }
 
 }  // namespace cleave

@@ -6,16 +6,13 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/loops.cuh"
+#include "kernels/cuda/workspace.h"
 
 namespace cleave {
-
-struct OpCall;
 
 namespace {
 
 constexpr int kThreads = 256;
-// As many blocks as an H100 holds at once; the same everywhere, so that sums are too.
-constexpr int kSumBlocks = 132 * 8;
 constexpr int kUpdateBlocks = 132 * 8;
 
 // --- Sums of squares -----------------------------------------------------------------------------
@@ -331,10 +328,6 @@ void launch_update(const KernelArgs& args, const U& update, const int (&old)[U::
 
 }  // namespace
 
-int64_t sum_squares_cuda_workspace(const OpCall&) {
-  return kSumBlocks * static_cast<int64_t>(sizeof(double));
-}
-
 void sum_squares_cuda(const KernelArgs& args) {
   auto* const parts = static_cast<double*>(args.workspace);
   const auto nest =
@@ -345,7 +338,7 @@ void sum_squares_cuda(const KernelArgs& args) {
     const T* const x = args.in[0].as<const T>();
     const bool vectors = wide_loops<1>(nest, {x}, kVector);
     const auto loops = loops_of(in_vectors(nest, vectors ? kVector : 1));
-    blocks = blocks_for(loops.count, kThreads, kSumBlocks);
+    blocks = blocks_for(loops.count, kThreads, kSumSquaresBlocks);
     if (blocks == 0) return;
     if (vectors) {
       square_parts<T, kVector><<<blocks, kThreads, 0, stream_of(args)>>>(x, loops, parts);

@@ -9,6 +9,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/libraries.h"
+#include "kernels/cuda/product_operands.h"
 #include "kernels/cuda/random_fill.h"
 
 namespace cleave {

@@ -15,9 +15,6 @@ namespace cleave {
 
 class DeviceContext;
 
-// Scratch memory that every product is given.
-inline constexpr int64_t kProductWorkspace = 32 << 20;  // bytes
-
 // One matrix of a product as cuBLASLt sees it: in columns, each `leading` elements after the last.
 struct ProductMatrix {
   int64_t leading = 0;

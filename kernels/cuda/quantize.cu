@@ -1,13 +1,12 @@
 // Codes of 8 bits of a tensor and of its transpose, in one pass: tiles of 128 x 128 that are read
 // once, of which four rows at a time are turned in registers and the rest through shared memory.
-#include "graph/op.h"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/workspace.h"
 
 namespace cleave {
 namespace {
 
 constexpr int kTile = 128, kThreads = 256;
-constexpr int kSizeBlocks = 528;  // of find_size: four for each multiprocessor of an H100
 
 // --- Sizes ---------------------------------------------------------------------------------------
 
@@ -285,7 +284,7 @@ void quantize_typed(const KernelArgs& args) {
   const LoopNest<1> elements = nest_over<1>(args, all, {from});
   const auto find = [&]<int N>() {
     const auto loops = loops_of(in_vectors(elements, N));
-    sizes.found_count = static_cast<int>(blocks_for(loops.count, kThreads * 4, kSizeBlocks));
+    sizes.found_count = static_cast<int>(blocks_for(loops.count, kThreads * 4, kF8SizeBlocks));
     find_size<T, N><<<static_cast<unsigned>(sizes.found_count), kThreads, 0, stream>>>(
         x, loops, sizes, static_cast<unsigned*>(args.workspace), collected, collected_step, collect,
         collect_step, tensors);
@@ -342,8 +341,6 @@ void quantize_typed(const KernelArgs& args) {
 }
 
 }  // namespace
-
-int64_t quantize_cuda_workspace(const OpCall&) { return kSizeBlocks * sizeof(unsigned); }
 
 void quantize_cuda(const KernelArgs& args) {
   if (args.in[0].numel() == 0) return;

@@ -1,8 +1,9 @@
 // Sum, maximum and log-sum-exp over any factors. When there are few results, blocks share the
 // elements of one, and a second kernel puts their parts together. Shapes alone decide how, so that
 // the same bits come out every time and on every GPU.
-#include "graph/op.h"
+
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/workspace.h"
 
 namespace cleave {
 namespace {
@@ -182,10 +183,6 @@ __global__ void __launch_bounds__(512)
 
 // --- Launchers -----------------------------------------------------------------------------------
 
-// The blocks that results are divided into parts for: four or two for each multiprocessor of an
-// H100, by their threads. A constant: see above.
-constexpr int64_t kRowBlocks = 528, kColumnBlocks = 264;
-
 // Whether the innermost loop can be read 16 bytes at a time, wherever the others are.
 template <class T>
 bool wide(const LoopNest<1>& nest, const LoopNest<1>& others, const void* x) {
@@ -205,7 +202,7 @@ void by_rows(const KernelArgs& args, const Reduce& r, Results<State, Out> result
     const auto reduced = loops_of(in_vectors(r.reduced, N));
     const int64_t blocks = ceil_div(results.kept.count, 256 / G);
     const int64_t parts =
-        std::clamp<int64_t>(kRowBlocks / blocks, 1, std::max<int64_t>(reduced.count / (G * 8), 1));
+        std::clamp<int64_t>(kReduceRowBlocks / blocks, 1, std::max<int64_t>(reduced.count / (G * 8), 1));
     State* const partials = results.partials;
     if (parts == 1) results.partials = nullptr;
     along_rows<State, T, Out, N, G>
@@ -238,7 +235,7 @@ void by_columns(const KernelArgs& args, const Reduce& r, Results<State, Out> res
     while (across < 32 && across < kept.count) across *= 2;
     const int64_t blocks = ceil_div(kept.count, across);
     const int64_t parts = std::clamp<int64_t>(
-        kColumnBlocks / blocks, 1, std::max<int64_t>(reduced.count / (512 / across * 2), 1));
+        kReduceColumnBlocks / blocks, 1, std::max<int64_t>(reduced.count / (512 / across * 2), 1));
     State* const partials = results.partials;
     if (parts == 1) results.partials = nullptr;
     const auto kernel = down_columns<State, T, Out, N>;
@@ -286,12 +283,6 @@ void reduce(const KernelArgs& args) {
   });
 }
 
-// Of by_columns, which takes most: the parts of a block are of 32 vectors, whose states are 2 KiB
-// at most (of 16 bits, with two floats a state). There are no more states than elements.
-int64_t partials_bytes(const OpCall& call) {
-  return std::min<int64_t>(kColumnBlocks * 2048, numel(call.in[0].shape) * 16);
-}
-
 }  // namespace
 
 void sum_cuda(const KernelArgs& args) {
@@ -300,8 +291,5 @@ void sum_cuda(const KernelArgs& args) {
 }
 void max_cuda(const KernelArgs& args) { reduce<MaxOf, false>(args); }
 void logsumexp_cuda(const KernelArgs& args) { reduce<LogSumExpOf, true>(args); }
-int64_t sum_cuda_workspace(const OpCall& call) { return partials_bytes(call); }
-int64_t max_cuda_workspace(const OpCall& call) { return partials_bytes(call); }
-int64_t logsumexp_cuda_workspace(const OpCall& call) { return partials_bytes(call); }
 
 }  // namespace cleave

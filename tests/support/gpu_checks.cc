@@ -47,7 +47,10 @@ void run_on_gpu(const OpDef& op, const OpCall& call, const KernelArgs& args,
   for (const TensorView& v : args.in) in.push_back(moved(v));
   for (const TensorView& v : args.out) out.push_back(moved(v));
   void* workspace = nullptr;
-  const int64_t bytes = op.cuda_workspace == nullptr ? 0 : op.cuda_workspace(call);
+  std::vector<TensorView> placed = in;
+  placed.insert(placed.end(), out.begin(), out.end());
+  const OpCall with_places{call.signature, call.extents, call.attrs, call.in, placed};
+  const int64_t bytes = op.cuda_workspace == nullptr ? 0 : op.cuda_workspace(with_places);
   if (bytes > 0) {
     cuda_check(cudaMalloc(&workspace, static_cast<size_t>(bytes)));
     cuda_check(cudaMemset(workspace, 0xff, static_cast<size_t>(bytes)));  // NaN
