@@ -13,6 +13,7 @@
 
 #include "cli/benching.h"
 #include "executor/fuse.h"
+#include "executor/prediction.h"
 
 namespace cleave {
 namespace {
@@ -84,6 +85,8 @@ void report(PreparedBench& p, int64_t steps, const std::string& name) {
              p.info.tokens_per_second(median(wall)), 1e3 * in_a_row,
              p.info.tokens_per_second(in_a_row),
              static_cast<double>(p.program().arena_bytes) / 1073741824);
+  fmt::print("{}\n", prediction_line(p.plan.predicted.step_seconds, p.plan.predicted.peak_bytes,
+                                     in_a_row, p.bench->runtime().allocated_bytes()));
   const std::string fused = fusions_text(p.program());
   if (!fused.empty()) fmt::print("fused: {}\n", fused);
 }

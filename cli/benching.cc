@@ -29,9 +29,10 @@ std::unique_ptr<PreparedBench> prepare_bench(const BenchArguments& a) {
   spec.optimizer.schedule = OptimizerOptions::Schedule::kConstant;
   spec.optimizer.warmup = 0;
   spec.optimizer.lr = 1e-4;
-  const Cluster cluster = training_devices(a.devices);
+  const Cluster devices = training_devices(a.devices);
+  const Cluster cluster = precision.tf32 ? devices.with_tf32() : devices;
   p->model = trace_model(std::move(spec), a.model.user);
-  const PlannerOptions options = planner_options(p->model.graph, a.mesh, a.memory);
+  const PlannerOptions options = planner_options(p->model.graph, a.mesh, a.memory, fusing.off);
   PlanResult found = find_plan(p->model.graph, cluster, options);
   if (!found.plan) {
     throw_no_plan_here(p->model, a.model.user, cluster, options, found);
@@ -50,7 +51,7 @@ std::unique_ptr<PreparedBench> prepare_bench(const BenchArguments& a) {
   } catch (const OutOfDeviceMemory& e) {
     throw_out_of_memory(p->model, a.model.user, cluster, e);
   }
-  p->info.arena_bytes = p->program().arena_bytes;
+  p->info.arena_bytes = p->bench->runtime().allocated_bytes();
   return p;
 }
 

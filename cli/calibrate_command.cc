@@ -1,5 +1,9 @@
 // cleave calibrate
+#include <algorithm>
 #include <cstdio>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "cli/calibration.h"
 #include "cli/commands.h"
@@ -10,25 +14,43 @@
 
 namespace cleave {
 
-void calibrate_command(const CalibrateArguments& a) {
-  if (a.devices.starts_with("cuda")) {
-    fail("--devices {}: GPUs are measured by the CUDA executor, which is not built yet; here cpu:N",
-         a.devices);
+namespace {
+
+void write(const CalibrateArguments& a, const Cluster& cluster, std::string_view what) {
+  if (a.out.empty()) return;
+  write_file(a.out, cluster_to_toml(cluster, fmt::format("Measured by cleave calibrate: {}.\n"
+                                                         "cleave plan MODEL --cluster FILE",
+                                                         what)));
+  fmt::print("\nwritten to {}\n", a.out);
+}
+
+void calibrate_one_gpu(const CalibrateArguments& a) {
+  const std::vector<std::string> kinds = cluster_kinds();
+  const bool known = std::find(kinds.begin(), kinds.end(), a.devices) != kinds.end();
+  if (!known || !cluster_of_kind(a.devices).device.gpu) {
+    fail("--devices {}: write cpu:N, or the kind of this machine's GPU, h100 or h200", a.devices);
   }
+  const Calibration c = calibrate_gpu(cluster_of_kind(a.devices), a.quick);
+  fmt::print("{}", gpu_calibration_report(c));
+  write(a, c.cluster, c.cluster.device.name);
+}
+
+}  // namespace
+
+void calibrate_command(const CalibrateArguments& a) {
   int64_t devices = usable_cores();
   if (!a.devices.empty()) {
-    if (!a.devices.starts_with("cpu:")) fail("--devices {}: write cpu:N", a.devices);
+    if (!a.devices.starts_with("cpu:")) {
+      calibrate_one_gpu(a);
+      return;
+    }
     devices = parse_cluster(a.devices).size();
     constexpr int64_t kMost = 256;  // threads
     if (devices > kMost) fail("--devices {}: at most {} are measured", a.devices, kMost);
   }
   const Calibration c = calibrate_cpu(devices, a.quick ? 0.01 : 0.1);
   fmt::print("{}", calibration_report(c));
-  if (a.out.empty()) return;
-  write_file(a.out, cluster_to_toml(c.cluster,
-                                    "Measured by cleave calibrate: CPU devices of one "
-                                    "machine.\ncleave plan MODEL --cluster FILE"));
-  fmt::print("\nwritten to {}\n", a.out);
+  write(a, c.cluster, "CPU devices of one machine");
 }
 
 }  // namespace cleave

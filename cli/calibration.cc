@@ -181,49 +181,6 @@ double machine_memory() {
 
 }  // namespace
 
-MatrixRate fitted_rate(const std::vector<MeasuredProduct>& products) {
-  CLEAVE_ASSERT(!products.empty(), "a rate of no products");
-  // Unknowns: seconds a flop, and what an m, n or k of 1 adds to each; see MatrixRate.
-  using Row = std::array<double, 4>;
-  std::array<bool, 4> used = {true, true, true, true};
-  Row x{};
-  while (true) {
-    std::array<std::array<double, 5>, 4> normal{};  // of the least squares
-    for (const MeasuredProduct& p : products) {
-      const double m = static_cast<double>(p.m), n = static_cast<double>(p.n),
-                   k = static_cast<double>(p.k), flops = 2 * m * n * k / p.seconds;
-      const Row row = {flops, flops / m, flops / n, flops / k};
-      for (size_t i = 0; i < 4; ++i) {
-        for (size_t j = 0; j < 4; ++j) normal[i][j] += row[i] * row[j];
-        normal[i][4] += row[i];
-      }
-    }
-    for (size_t i = 0; i < 4; ++i) {
-      if (used[i]) continue;
-      for (size_t j = 0; j < 4; ++j) normal[i][j] = normal[j][i] = 0;
-      normal[i][i] = 1, normal[i][4] = 0;
-    }
-    for (size_t i = 0; i < 4; ++i) {  // the matrix is positive definite, but for rounding
-      for (size_t r = 0; r < 4; ++r) {
-        if (r == i || normal[i][i] == 0) continue;
-        const double times = normal[r][i] / normal[i][i];
-        for (size_t c = i; c < 5; ++c) normal[r][c] -= times * normal[i][c];
-      }
-    }
-    size_t worst = 0;
-    for (size_t i = 0; i < 4; ++i) {
-      x[i] = normal[i][i] != 0 ? normal[i][4] / normal[i][i] : 0;
-      if (i > 0 && x[i] < x[worst] && x[i] < 0) worst = i;
-    }
-    if (worst == 0) break;
-    used[worst] = false;
-  }
-  MatrixRate rate;
-  rate.peak = 1 / std::max(x[0], 1e-30);
-  rate.half_m = x[1] * rate.peak, rate.half_n = x[2] * rate.peak, rate.half_k = x[3] * rate.peak;
-  return rate;
-}
-
 Calibration calibrate_cpu(int64_t devices, double effort) {
   Calibration result;
   Bench bench(devices, effort);
@@ -342,6 +299,50 @@ std::string calibration_report(const Calibration& calibration) {
     collectives.add({bytes_text(m.bytes), std::to_string(m.ranks), seconds_text(m.seconds)});
   }
   return text + collectives.to_string();
+}
+
+std::string gpu_calibration_report(const Calibration& calibration) {
+  const Cluster& c = calibration.cluster;
+  const Device& d = c.device;
+  std::string text = fmt::format("{}: {} of memory\n\n", d.name, bytes_text(d.memory / 0.96));
+  Table products({"matrix product", ">m", ">n", ">k", ">TFLOP/s"});
+  DType last = DType::kI32;
+  for (const MeasuredProduct& p : calibration.products) {
+    products.add({p.dtype == last ? "" : std::string(name_of(p.dtype)), std::to_string(p.m),
+                  std::to_string(p.n), std::to_string(p.k),
+                  fmt::format("{:.1f}", p.rate() / 1e12)});
+    last = p.dtype;
+  }
+  text += products.to_string() + "\n";
+  Table rates({"rate", ">of the peak", ">half m", ">half n", ">half k"});
+  const auto rate = [&](const char* name, const MatrixRate& r) {
+    rates.add({name, percent_text(r.efficiency), fmt::format("{:.0f}", r.half_m),
+               fmt::format("{:.0f}", r.half_n), fmt::format("{:.0f}", r.half_k)});
+  };
+  rate("bf16", d.bf16), rate("f16", d.f16), rate("tf32", d.tf32), rate("f32", d.f32);
+  rate("f64", d.f64);
+  text += rates.to_string() + "\n";
+  Table attention({"attention", ">head", ">keys a query", ">TFLOP/s"});
+  const auto calls = [&](const char* name, const std::vector<MeasuredFused>& all) {
+    for (const MeasuredFused& f : all) {
+      attention.add({&f == &all[0] ? name : "", fmt::format("{:.0f}", f.width),
+                     fmt::format("{:.0f}", f.length),
+                     fmt::format("{:.1f}", f.flops / f.seconds / 1e12)});
+    }
+  };
+  calls("forward", calibration.attention);
+  calls("backward", calibration.attention_backward);
+  text += attention.to_string() + "\n";
+  Table ops({"op", ">GB/s", ">starts in"});
+  for (const OpRate& r : d.ops) {
+    ops.add({r.op, fmt::format("{:.0f}", r.bandwidth / 1e9), seconds_text(r.start)});
+  }
+  text += ops.to_string();
+  text += fmt::format(
+      "\ncopies {:.0f} GB/s, {:.1f} GB/s from and to the host; a launch from a graph "
+      "{:.2f} us\n",
+      d.bandwidth / 1e9, d.host_bandwidth / 1e9, d.op_latency * 1e6);
+  return text;
 }
 
 }  // namespace cleave

@@ -6,19 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "cli/calibration_fit.h"
 #include "graph/types.h"
 #include "planner/cluster.h"
 
 namespace cleave {
-
-struct MeasuredProduct {
-  DType dtype = DType::kF32;
-  int64_t m = 1, n = 1, k = 1;
-  double seconds = 0;  // of one call on one device
-  double rate() const {
-    return 2 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) / seconds;
-  }
-};
 
 struct MeasuredCollective {
   int64_t ranks = 2;
@@ -30,6 +22,9 @@ struct Calibration {
   Cluster cluster;  // one node of the devices that were measured
   std::vector<MeasuredProduct> products;
   std::vector<MeasuredCollective> collectives;
+  // Of a GPU.
+  std::vector<MeasuredFused> attention, attention_backward;
+  std::vector<MeasuredOp> ops;
 };
 
 // Each device has the machine's cores divided by the devices, as when it trains. `effort`: seconds
@@ -37,11 +32,12 @@ struct Calibration {
 // machine does tells little. Takes some 60 times that.
 Calibration calibrate_cpu(int64_t devices, double effort);
 
-// The rate that explains the products best: seconds = (2mnk + a mn + b nk + c mk) / peak, all of
-// them at least 0, by least squares of relative errors. Of one element type; at least one product.
-MatrixRate fitted_rate(const std::vector<MeasuredProduct>& products);
+// This machine's GPU, whose peaks and links are those of `kind`. Throws Error when there is none,
+// or this build has no kernels for it.
+Calibration calibrate_gpu(const Cluster& kind, bool quick);
 
 // A table for people.
 std::string calibration_report(const Calibration& calibration);
+std::string gpu_calibration_report(const Calibration& calibration);
 
 }  // namespace cleave

@@ -6,7 +6,9 @@
 
 namespace cleave {
 
-bool on_gpu(const std::string& devices) { return !devices.starts_with("cpu"); }
+bool on_gpu(const std::string& devices) {
+  return !devices.starts_with("cpu") && parse_cluster(devices).device.gpu;
+}
 
 Cluster training_devices(const std::string& devices) {
   const Cluster cluster = parse_cluster(devices);

@@ -10,7 +10,7 @@
 
 namespace cleave {
 
-// Everything but the processor's cores is a GPU.
+// Whether they are GPUs, by their preset or their file.
 bool on_gpu(const std::string& devices);
 
 // cpu:N, or one GPU. Throws Error on what this machine cannot run.

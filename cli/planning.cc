@@ -9,7 +9,7 @@
 #include "cli/format.h"
 #include "cli/plan_parts.h"
 #include "cli/planned.h"
-#include "executor/lower.h"
+#include "executor/prediction.h"
 #include "graph/error.h"
 
 namespace cleave {
@@ -76,7 +76,8 @@ std::string what_fits(const Graph& graph, const Cluster& cluster, PlannerOptions
 }  // namespace
 
 PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
-                               const std::string& memory) {
+                               const std::string& memory,
+                               const std::vector<std::string>& no_fuse) {
   PlannerOptions options;
   if (!mesh.empty()) options.mesh = parse_mesh(mesh);
   check_batch(graph, options.mesh);
@@ -85,8 +86,7 @@ PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
   } else if (!memory.empty()) {
     options.memory_limit = parse_bytes(memory, "--memory");
   }
-  options.live_bytes = stage_live_bytes;
-  options.peak_bytes = stage_peak_bytes;
+  ask_program(options, no_fuse);
   return options;
 }
 

@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cli/model_spec.h"
 #include "planner/planner.h"
@@ -15,10 +16,11 @@ class DoesNotFit : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// `mesh`: empty: chosen. `memory`: empty: the cluster's own; "none": no limit. The graph must
-// outlive the options.
+// `mesh`: empty: chosen. `memory`: empty: the cluster's own; "none": no limit. `no_fuse`: what a
+// GPU's program is not fused by. The graph must outlive the options.
 PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
-                               const std::string& memory);
+                               const std::string& memory,
+                               const std::vector<std::string>& no_fuse = {});
 
 // What is planned when no precision is asked for: the type of 16 bits in
 // which its devices multiply faster than in fp32.

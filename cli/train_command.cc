@@ -86,7 +86,8 @@ LoadedPlan planned(const TrainArguments& a) {
   spec.optimizer = optimizer_of(a, spec.optimizer);
   LoadedPlan result;
   result.model = trace_model(std::move(spec), a.model.user);
-  const PlannerOptions options = planner_options(result.model.graph, a.mesh, "");
+  const PlannerOptions options = planner_options(result.model.graph, a.mesh, "",
+                                                 no_fuse_of(a.no_fuse, on_gpu(a.devices)));
   PlanResult found = find_plan(result.model.graph, devices, options);
   if (!found.plan) {
     if (!on_gpu(a.devices)) {

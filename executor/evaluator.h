@@ -25,6 +25,8 @@ class Evaluator {
             const FuseOptions& fusing = {}, const RunOptions& options = {});
 
   bool possible() const { return batches_ > 0; }  // there is something to validate on
+  // Of its own memory, beside the training program's; see Runtime.
+  int64_t allocated_bytes() const { return runtime_->allocated_bytes(); }
   // With the weights as `trained` has them now.
   double loss(const Runtime& trained);
 

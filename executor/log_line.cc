@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "executor/prediction.h"
 #include "graph/error.h"
 #include "graph/number_text.h"
 
@@ -61,10 +62,15 @@ std::string log_line(const EvaluationRecord& r, const RunInfo& info) {
 
 std::vector<std::string> header_lines(const RunInfo& info) {
   std::vector<std::string> lines;
-  lines.push_back(
-      fmt::format("a step: {} tokens, {}; memory: {} a device; a line ends with the process's peak",
-                  with_commas(info.tokens_per_step), flops_text(info.work.causal),
-                  bytes_text(static_cast<double>(info.arena_bytes))));
+  const std::string beside =
+      info.evaluation_bytes == 0
+          ? ""
+          : fmt::format(" and {} for validation",
+                        bytes_text(static_cast<double>(info.evaluation_bytes)));
+  lines.push_back(fmt::format(
+      "a step: {} tokens, {}; memory: {}{} a device; a line ends with the process's peak",
+      with_commas(info.tokens_per_step), flops_text(info.work.causal),
+      bytes_text(static_cast<double>(info.arena_bytes)), beside));
   if (info.peak.flops > 0) {
     lines.push_back(fmt::format("MFU: {}of {}/s: {}",
                                 masks(info.work) ? "causal (full in brackets), " : "",
@@ -87,9 +93,11 @@ std::vector<std::string> summary_lines(const TrainResult& r, const Plan& plan, c
                   seconds_text(p.step_seconds), with_commas(p.tokens_per_second),
                   bytes_text(static_cast<double>(p.peak_bytes)), collectives_text(r.planned)),
       fmt::format(
-          "measured  | {} a step (median) | {} tokens/s | {} a device | {}{}",
-          seconds_text(r.median_seconds), with_commas(info.tokens_per_second(r.median_seconds)),
-          bytes_text(static_cast<double>(r.arena_bytes)), collectives_text(r.executed), mfu)};
+          "measured  | {} a step (median, {}) | {} tokens/s | {} a device ({}) | {}{}",
+          seconds_text(r.median_seconds), beyond_prediction(p.step_seconds, r.median_seconds),
+          with_commas(info.tokens_per_second(r.median_seconds)),
+          bytes_text(static_cast<double>(r.arena_bytes)),
+          beyond_prediction(p.peak_bytes, r.arena_bytes), collectives_text(r.executed), mfu)};
   if (skipped.empty()) return lines;
   int64_t count = 0;
   std::string reasons;

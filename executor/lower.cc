@@ -661,8 +661,16 @@ class Lowering {
 
 }  // namespace
 
-Program lower_unplaced(const Graph& graph, const Plan& plan) {
-  return Lowering(graph, plan).run(false);
+bool on_one_gpu(const Plan& plan) {
+  return plan.cluster.device.gpu && plan.mesh.size() == 1 && plan.pipeline.stages == 1;
+}
+
+Program lower_unplaced(const Graph& graph, const Plan& plan,
+                       const std::vector<std::string>& no_fuse) {
+  const bool gpu = on_one_gpu(plan);
+  Program program = Lowering(graph, plan).run(gpu ? FuseOptions(true, no_fuse) : FuseOptions());
+  program.gpu = gpu;
+  return program;
 }
 
 Program lower(const Graph& graph, const Plan& plan, const FuseOptions& fusing) {
@@ -672,16 +680,19 @@ Program lower(const Graph& graph, const Plan& plan, const FuseOptions& fusing) {
   return program;
 }
 
-std::vector<int64_t> stage_peak_bytes(const Graph& graph, const Plan& plan) {
-  Program program = Lowering(graph, plan).run(false);
+std::vector<int64_t> program_peak_bytes(Program program) {
   plan_memory(program);
   std::vector<int64_t> bytes;
   for (const StageMemory& m : program.memory) bytes.push_back(m.arena_bytes);
   return bytes;
 }
 
+std::vector<int64_t> stage_peak_bytes(const Graph& graph, const Plan& plan) {
+  return program_peak_bytes(lower_unplaced(graph, plan));
+}
+
 std::vector<int64_t> stage_live_bytes(const Graph& graph, const Plan& plan) {
-  return least_peak_bytes(Lowering(graph, plan).run(false));
+  return least_peak_bytes(lower_unplaced(graph, plan));
 }
 
 int64_t peak_bytes(const Graph& graph, const Plan& plan) {

@@ -291,8 +291,8 @@ void plan_memory(Program& program) {
     }
     memory.workspace_bytes = largest_workspace(program, s);
     const int64_t below = bottom + placing.peak;
-    memory.arena_bytes = (program.gpu ? aligned_workspace(below) : below) +
-                         aligned(memory.workspace_bytes);
+    memory.arena_bytes =
+        (program.gpu ? aligned_workspace(below) : below) + aligned(memory.workspace_bytes);
     program.arena_bytes = std::max(program.arena_bytes, memory.arena_bytes);
     program.workspace_bytes = std::max(program.workspace_bytes, memory.workspace_bytes);
     program.host_bytes = std::max(program.host_bytes, memory.host_bytes);

@@ -37,8 +37,9 @@ struct RunInfo {
   int64_t first_step = 1;      // that is made now; above 1: the run goes on
   double tokens_per_step = 0;  // in all micro-batches
   ModelWork work;
-  PeakRate peak;            // 0: not known, and there is no MFU
-  int64_t arena_bytes = 0;  // of one rank: the program's memory
+  PeakRate peak;                 // 0: not known, and there is no MFU
+  int64_t arena_bytes = 0;       // of one rank: the program's memory
+  int64_t evaluation_bytes = 0;  // and that of the program of the validation loss, beside it
 
   // Model flops utilisation: the share of the peak that the model's own work is, when a step takes
   // so long. What attention masks is not counted.

@@ -113,6 +113,9 @@ class Runtime {
   virtual bool shares(std::string_view) const { return false; }
 
   virtual const Program& program() const = 0;
+  // What one rank has taken from its device: of a CPU, its arena; of a GPU everything that the
+  // runtime allocated, beside what the driver and libraries have for themselves.
+  virtual int64_t allocated_bytes() const { return program().arena_bytes; }
 
   // Seconds of every instruction of the program on this rank, summed over the steps so far: of
   // collectives, waiting included. Zeros without RunOptions::time_instructions.

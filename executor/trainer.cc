@@ -183,7 +183,7 @@ class Training {
     if (options.resume != nullptr) resume(*options.resume);
     result_.planned = planned_collectives(plan);
     add_sends(runtime_.program(), result_.planned);
-    result_.arena_bytes = runtime_.program().arena_bytes;
+    result_.arena_bytes = runtime_.allocated_bytes();
   }
 
   TrainResult run() {
@@ -197,6 +197,7 @@ class Training {
     info.steps = options_.steps;
     info.first_step = first_step_ = state_.step + 1;
     info.arena_bytes = result_.arena_bytes;
+    if (evaluator_) info.evaluation_bytes = evaluator_->allocated_bytes();
     result_.tokens_per_step = info.tokens_per_step;
     saver_.begin();
     // Before the metrics of those steps go: a run killed in between does not go on from them.

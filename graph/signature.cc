@@ -72,7 +72,7 @@ class SignatureParser {
   }
 
   static std::vector<ProductRole> product_roles(const Signature& s) {
-    if (s.inputs_.size() != 2 || s.outputs_.size() != 1) return {};
+    if (s.inputs_.size() < 2 || s.outputs_.empty()) return {};
     std::vector<ProductRole> roles;
     bool sums = false;
     for (size_t f = 0; f < s.factors_.size(); ++f) {

@@ -66,8 +66,9 @@ class Signature {
   bool in_inputs(int factor) const;
   // Present in an input, absent from this output.
   bool reduced_in(int factor, size_t output) const;
-  // By factor, when the op is a matrix product by its factors: two operands, one result, every
-  // factor in two of the three or in all, and one of them summed over. Empty when it is not.
+  // By factor, when the op is a matrix product by its factors: every factor in two of the first two
+  // operands and the first result, or in all three, and one of them summed over; other operands and
+  // results are what is done to that result before it is stored. Empty when it is not.
   const std::vector<ProductRole>& product_roles() const { return product_roles_; }
 
  private:

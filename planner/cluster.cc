@@ -32,7 +32,9 @@ MatrixRate rate(double peak, double efficiency, double half_k) {
 // bandwidth: measured copies where there are any (H100 3.0 of 3.35, H200 4.25 of 4.8 TB/s,
 //   benchmarks/results); V100 0.81 of 0.90 TB/s, a public BabelStream run; B200: 0.89 of the data
 //   sheet's 8 TB/s, as H100. A100: see below.
-// peak: dense data-sheet rates; f32 without TF32. vector_flops: the data sheet's fp32.
+// peak: dense data-sheet rates; f32 without TF32, which has half of the rate of 16 bits, and is
+//   taken to reach the same share of it: its steps of k are half as long. vector_flops: the data
+//   sheet's fp32.
 // efficiency: the highest rate of any shape in public sweeps of bf16 products with random numbers
 //   (stas00's "maximum achievable matmul flops": H100 792 and H200 778 of 989, B200 1745 of 2250),
 //   less what the shape model adds back for the largest (half_k, last wave). A100, V100: see below.
@@ -86,6 +88,7 @@ Device a100(std::string name, double memory, double bandwidth) {
           .f32 = rate(19.5 * kTera, 0.9, 16),
           .bf16 = rate(312 * kTera, 0.8, 85),
           .f16 = rate(312 * kTera, 0.8, 85),
+          .tf32 = rate(156 * kTera, 0.8, 42),
           .tiling = {108, 128, 256, 32},
           .fused = {.efficiency = 0.75,
                     .half_width = 24,
@@ -93,7 +96,8 @@ Device a100(std::string name, double memory, double bandwidth) {
                     .backward = 0.83,
                     .most = 0.65},
           .host_bandwidth = 25 * kGiga,
-          .host_latency = 10 * kMicro};
+          .host_latency = 10 * kMicro,
+          .gpu = true};
 }
 
 // `efficiency`: of bf16 products.
@@ -107,10 +111,12 @@ Device hopper(std::string name, double memory, double bandwidth, double efficien
           .f32 = rate(67 * kTera, 0.8, 32),
           .bf16 = rate(989 * kTera, efficiency, 180),
           .f16 = rate(989 * kTera, efficiency, 180),
+          .tf32 = rate(494 * kTera, efficiency, 90),
           .tiling = {132, 128, 256, 32},
           .fused = kHopperFused,
           .host_bandwidth = 50 * kGiga,
-          .host_latency = 10 * kMicro};
+          .host_latency = 10 * kMicro,
+          .gpu = true};
 }
 
 const std::array<Preset, 7>& presets() {
@@ -146,7 +152,8 @@ const std::array<Preset, 7>& presets() {
         .fused =
             {.efficiency = 0.6, .half_width = 24, .half_length = 150, .backward = 0.8, .most = 0.6},
         .host_bandwidth = 12.5 * kGiga,
-        .host_latency = 10 * kMicro},
+        .host_latency = 10 * kMicro,
+        .gpu = true},
        {"NVLink", 0, {1.5 * kMicro, 123 * kGiga, 12 * kMicro}},
        {"InfiniBand", 0, {4 * kMicro, 11.5 * kGiga, 25 * kMicro}, 8},
        1024 * kGiB},
@@ -164,10 +171,12 @@ const std::array<Preset, 7>& presets() {
         .f32 = rate(75 * kTera, 0.8, 32),
         .bf16 = rate(2250 * kTera, 0.81, 340),
         .f16 = rate(2250 * kTera, 0.81, 340),
+        .tf32 = rate(1125 * kTera, 0.81, 170),
         .tiling = {148, 128, 256, 32},
         .fused = kHopperFused,
         .host_bandwidth = 50 * kGiga,
-        .host_latency = 10 * kMicro},
+        .host_latency = 10 * kMicro,
+        .gpu = true},
        {"NVLink", 0, {1 * kMicro, 680 * kGiga, 18 * kMicro}},
        kNdr,
        2048 * kGiB},
@@ -199,6 +208,19 @@ const MatrixRate& Cluster::matrix_rate(DType dtype) const {
     case DType::kF16: return device.f16;
     default: return device.f32;
   }
+}
+
+const OpRate* Cluster::op_rate(std::string_view op) const {
+  const auto at =
+      std::lower_bound(device.ops.begin(), device.ops.end(), op,
+                       [](const OpRate& r, std::string_view name) { return r.op < name; });
+  return at == device.ops.end() || at->op != op ? nullptr : &*at;
+}
+
+Cluster Cluster::with_tf32() const {
+  Cluster c = *this;
+  if (c.device.tf32.peak > 0) c.device.f32 = c.device.tf32;
+  return c;
 }
 
 DType Cluster::fastest_dtype() const {

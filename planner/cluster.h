@@ -12,13 +12,23 @@
 
 namespace cleave {
 
+// A product whose seconds were taken: so many times what its rate gives.
+struct ProductTimes {
+  int64_t m = 1, n = 1, k = 1;
+  double times = 1;
+  bool operator==(const ProductTimes&) const = default;
+};
+
 // The rate of matrix products of one element type: of [m, k] by [k, n], 2mnk operations, beside
 // what the device's tiles waste, peak * efficiency / (1 + half_m/m + half_n/n + half_k/k). A
 // product whose k is half_k (and m, n large) runs at half the rate of a large one.
+// Products like one of `measured` take as much longer as that does, those unlike all of them
+// nothing.
 struct MatrixRate {
   double peak = 0;        // flop/s, of the data sheet; dense
   double efficiency = 1;  // share of the peak that a large product reaches, (0, 1]
   double half_m = 0, half_n = 0, half_k = 0;
+  std::vector<ProductTimes> measured = {};
   double sustained() const { return peak * efficiency; }
   bool operator==(const MatrixRate&) const = default;
 };
@@ -45,6 +55,14 @@ struct FusedProducts {
   bool operator==(const FusedProducts&) const = default;
 };
 
+// An op's kernel as it was measured, where it was: seconds = start + bytes / bandwidth, of the
+// bytes that OpDef::bytes counts.
+struct OpRate {
+  std::string op;  // OpDef::name
+  double bandwidth = 0, start = 0;
+  bool operator==(const OpRate&) const = default;
+};
+
 struct Device {
   std::string name;         // "H100"
   double memory = 0;        // bytes that a plan may use
@@ -52,11 +70,17 @@ struct Device {
   double vector_flops = 0;  // flop/s of what is no matrix product
   double op_latency = 0;    // seconds to start one op
   MatrixRate f64 = {}, f32 = {}, bf16 = {}, f16 = {};
+  MatrixRate tf32 = {};  // of f32 whose products may round to it; a peak of 0: as f32
   Tiling tiling = {};
   FusedProducts fused = {};
-  double host_bandwidth = 0;  // bytes/s between a device and its node's memory, each way
-  double host_latency = 0;    // seconds to start such a copy
-  bool overlaps = true;       // it communicates while it computes
+  // Of kernels with more than two products, whose `backward` is 1 then; an efficiency of 0: by
+  // `fused`.
+  FusedProducts fused_backward = {.efficiency = 0};
+  std::vector<OpRate> ops = {};  // by name
+  double host_bandwidth = 0;     // bytes/s between a device and its node's memory, each way
+  double host_latency = 0;       // seconds to start such a copy
+  bool overlaps = true;          // it communicates while it computes
+  bool gpu = false;              // programs are fused for it, and its kernels are those of GPUs
   bool operator==(const Device&) const = default;
 };
 
@@ -104,6 +128,10 @@ struct Cluster {
   // Empty, or one line that says what of the uneven nodes is used.
   std::string note() const;
   const MatrixRate& matrix_rate(DType dtype) const;
+  // Null: the op was not measured.
+  const OpRate* op_rate(std::string_view op) const;
+  // The same devices with their products of f32 in TF32.
+  Cluster with_tf32() const;
   double peak_flops(DType dtype) const { return matrix_rate(dtype).peak; }
   // What products are fastest in: bf16 or f16, of equal ones bf16, or f32 when neither is faster.
   DType fastest_dtype() const;

@@ -1,9 +1,11 @@
 #include "planner/cluster_toml.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -41,6 +43,7 @@ Fields device_fields(Device& d, bool fresh) {
        "bytes/s to the node's memory, each way"},
       {"host_latency", &d.host_latency, 0, 1, false, "seconds to start such a copy"},
       {"overlaps", &d.overlaps, 0, 0, false, "whether it communicates while it computes"},
+      {"gpu", &d.gpu, 0, 0, false, "whether it runs the kernels of GPUs"},
   };
 }
 
@@ -71,6 +74,14 @@ Fields fused_fields(FusedProducts& f) {
       {"half_length", &f.half_length, 0, 1e9, false, "so many keys a query have half of it"},
       {"backward", &f.backward, 1e-6, 10, false, "the backward's rate, of the forward's"},
       {"most", &f.most, 1e-6, 1, false, "share that none exceeds"},
+  };
+}
+
+Fields op_fields(OpRate& r) {
+  return {
+      {"name", &r.op, 0, 0, true, ""},
+      {"bandwidth", &r.bandwidth, 1, kMost, true, ""},
+      {"start", &r.start, 0, 1, false, ""},
   };
 }
 
@@ -202,43 +213,103 @@ class Reader {
     }
     const Fields fields = device_fields(c.device, fresh);
     std::vector<std::string> keys = keys_of(fields);
-    for (const char* t : {"f64", "f32", "bf16", "f16", "tiling", "fused"}) keys.emplace_back(t);
+    for (const char* t :
+         {"f64", "f32", "tf32", "bf16", "f16", "tiling", "fused", "fused_backward", "op"}) {
+      keys.emplace_back(t);
+    }
     known_keys(*device, "device.", keys);
     read(*device, fields, "device.", *device);
-    const auto part = [&](const char* name, const Fields& f, bool required) {
+    const auto part = [&](const char* name, const Fields& f, bool required, MatrixRate* rate) {
       const toml::table* t = table(*device, name, "device.");
       const std::string section = fmt::format("device.{}.", name);
       if (t == nullptr && required) {
         refuse(*device, section.substr(0, section.size() - 1), "is missing: rates of products");
       }
       if (t == nullptr) return false;
-      known_keys(*t, section, keys_of(f));
+      std::vector<std::string> known = keys_of(f);
+      if (rate != nullptr) known.emplace_back("measured");
+      known_keys(*t, section, known);
       read(*t, f, section, *t);
+      if (rate != nullptr) measured(*t, section, *rate);
       return true;
     };
-    part("f32", rate_fields(c.device.f32, fresh), fresh);
-    if (!part("f64", rate_fields(c.device.f64, fresh), false) && fresh) c.device.f64 = c.device.f32;
-    if (!part("bf16", rate_fields(c.device.bf16, fresh), false) && fresh) {
-      c.device.bf16 = c.device.f32;
-    }
-    if (!part("f16", rate_fields(c.device.f16, fresh), false) && fresh) {
-      c.device.f16 = c.device.bf16;
-    }
-    part("tiling", tiling_fields(c.device.tiling), false);
-    part("fused", fused_fields(c.device.fused), false);
+    const auto products = [&](const char* name, MatrixRate& rate, bool required) {
+      return part(name, rate_fields(rate, fresh), required, &rate);
+    };
+    Device& d = c.device;
+    products("f32", d.f32, fresh);
+    if (!products("f64", d.f64, false) && fresh) d.f64 = d.f32;
+    if (!products("bf16", d.bf16, false) && fresh) d.bf16 = d.f32;
+    if (!products("f16", d.f16, false) && fresh) d.f16 = d.bf16;
+    products("tf32", d.tf32, false);
+    part("tiling", tiling_fields(d.tiling), false, nullptr);
+    part("fused", fused_fields(d.fused), false, nullptr);
+    part("fused_backward", fused_fields(d.fused_backward), false, nullptr);
+    ops(*device, d);
     if (c.device.name.empty()) c.device.name = "device";
     if (c.device.host_bandwidth == 0) c.device.host_bandwidth = c.device.bandwidth;
   }
 
+  // "measured = [[m, n, k, times], ...]"
+  void measured(const toml::table& table, const std::string& section, MatrixRate& rate) const {
+    const toml::node* node = table.get("measured");
+    if (node == nullptr) return;
+    rate.measured.clear();
+    const std::string key = section + "measured";
+    const auto* list = node->as_array();
+    if (list == nullptr) refuse(*node, key, "write [[m, n, k, times], ...]");
+    for (const toml::node& entry : *list) {
+      const auto* numbers = entry.as_array();
+      if (numbers == nullptr || numbers->size() != 4) refuse(entry, key, "write [m, n, k, times]");
+      ProductTimes p;
+      const std::array<int64_t*, 3> sizes = {&p.m, &p.n, &p.k};
+      for (size_t i = 0; i < 3; ++i) {
+        const auto* whole = numbers->get(i)->as_integer();
+        if (whole == nullptr || whole->get() < 1 || whole->get() > kMostCount) {
+          refuse(entry, key, fmt::format("write a whole number from 1 to {}", kMostCount));
+        }
+        *sizes[i] = whole->get();
+      }
+      const std::optional<double> times = numbers->get(3)->value<double>();
+      if (!times || !(*times >= 1e-3 && *times <= 1e3)) {
+        refuse(entry, key, "times: write a number from 0.001 to 1000");
+      }
+      p.times = *times;
+      rate.measured.push_back(p);
+    }
+  }
+
+  void ops(const toml::table& device, Device& d) const {
+    const std::vector<const toml::table*> list = tables(device, "op", "device.");
+    if (!list.empty()) d.ops.clear();
+    for (const toml::table* t : list) {
+      OpRate rate;
+      const Fields fields = op_fields(rate);
+      known_keys(*t, "device.op.", keys_of(fields));
+      read(*t, fields, "device.op.", *t);
+      d.ops.push_back(rate);
+    }
+    const auto by_name = [](const OpRate& a, const OpRate& b) { return a.op < b.op; };
+    std::sort(d.ops.begin(), d.ops.end(), by_name);
+    const auto same = [](const OpRate& a, const OpRate& b) { return a.op == b.op; };
+    const auto twice = std::adjacent_find(d.ops.begin(), d.ops.end(), same);
+    if (twice != d.ops.end()) {
+      refuse(*device.get("op"), "device.op.name", fmt::format("'{}' is there twice", twice->op));
+    }
+  }
+
   // The tables of an array, written as [[key]].
-  std::vector<const toml::table*> tables(const toml::table& top, const char* key) const {
+  std::vector<const toml::table*> tables(const toml::table& top, const char* key,
+                                         const std::string& section = "") const {
     std::vector<const toml::table*> result;
     const toml::node* node = top.get(key);
     if (node == nullptr) return result;
+    const std::string whole = section + key,
+                      advice = fmt::format("write [[{}]] above its keys", whole);
     const auto* list = node->as_array();
-    if (list == nullptr) refuse(*node, key, fmt::format("write [[{}]] above its keys", key));
+    if (list == nullptr) refuse(*node, whole, advice);
     for (const toml::node& entry : *list) {
-      if (!entry.is_table()) refuse(entry, key, fmt::format("write [[{}]] above its keys", key));
+      if (!entry.is_table()) refuse(entry, whole, advice);
       result.push_back(entry.as_table());
     }
     return result;
@@ -329,6 +400,12 @@ std::string text_of(const Field& f) {
   return fmt::format("{}", **std::get_if<double*>(&f.target));
 }
 
+// Read back as a number with a fraction.
+std::string number(double x) {
+  std::string text = fmt::format("{}", x);
+  return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
+}
+
 std::string section(const std::string& title, const Fields& fields) {
   std::string text = fmt::format("\n{}\n", title);
   for (const Field& f : fields) {
@@ -336,6 +413,18 @@ std::string section(const std::string& title, const Fields& fields) {
     text += *f.help == '\0' ? line + "\n" : fmt::format("{:<34}  # {}\n", line, f.help);
   }
   return text;
+}
+
+std::string rate_section(const char* name, MatrixRate& rate) {
+  std::string text = section(fmt::format("[device.{}]", name), rate_fields(rate, false));
+  if (rate.measured.empty()) return text;
+  text +=
+      "# m, n, k of products, and how many times the seconds of the above each took\nmeasured = "
+      "[\n";
+  for (const ProductTimes& p : rate.measured) {
+    text += fmt::format("  [{}, {}, {}, {}],\n", p.m, p.n, p.k, number(p.times));
+  }
+  return text + "]\n";
 }
 
 }  // namespace
@@ -378,12 +467,22 @@ std::string cluster_to_toml(const Cluster& cluster, std::string_view head) {
   if (groups.empty()) groups.push_back({c.nodes, c.devices_per_node});
   for (NodeGroup& g : groups) text += section("[[node]]", group_fields(g));
   text += section("[device]", device_fields(c.device, false));
-  text += section("[device.bf16]", rate_fields(c.device.bf16, false));
-  text += section("[device.f16]", rate_fields(c.device.f16, false));
-  text += section("[device.f32]", rate_fields(c.device.f32, false));
-  text += section("[device.f64]", rate_fields(c.device.f64, false));
+  text += rate_section("bf16", c.device.bf16);
+  text += rate_section("f16", c.device.f16);
+  text += rate_section("f32", c.device.f32);
+  if (c.device.tf32.peak > 0) text += rate_section("tf32", c.device.tf32);
+  text += rate_section("f64", c.device.f64);
   text += section("[device.tiling]", tiling_fields(c.device.tiling));
   text += section("[device.fused]", fused_fields(c.device.fused));
+  if (c.device.fused_backward.efficiency > 0) {
+    text += section("[device.fused_backward]", fused_fields(c.device.fused_backward));
+  }
+  if (!c.device.ops.empty()) {
+    text +=
+        "\n# What an op's bytes take: start + bytes / bandwidth. The others: op_latency, "
+        "bandwidth.\n";
+  }
+  for (OpRate& r : c.device.ops) text += section("[[device.op]]", op_fields(r)).substr(1);
   for (size_t i = 0; i < c.tiers.size(); ++i) {
     Fields fields = link_fields(c.tiers[i]);
     if (i == 0) fields.resize(4);  // a node's own links have neither units nor ports

@@ -22,8 +22,8 @@ double ceiling(double x) {
   return whole < x ? whole + 1 : whole;
 }
 
-// How many times larger the work of a product is made by cutting it into tiles: full tiles for
-// parts of tiles, and units that wait for the last ones.
+}  // namespace
+
 double tile_waste(const Tiling& t, double batch, double m, double n, double k) {
   if (t.units <= 1 && t.rows <= 1 && t.columns <= 1) return 1;
   const double units = static_cast<double>(t.units), work = batch * m * n;
@@ -47,6 +47,8 @@ double tile_waste(const Tiling& t, double batch, double m, double n, double k) {
     price *= kHalfTile;
   }
 }
+
+namespace {
 
 // Sizes of a product of two operands, by where its factors occur.
 struct Product {
@@ -76,14 +78,34 @@ DType computed_in(const OpCall& call) {
 }
 
 double fused_seconds(const Cluster& cluster, int products, double flops, const OpCall& call) {
-  const FusedProducts& f = cluster.device.fused;
+  const Device& d = cluster.device;
+  const bool backward = products > 2;
+  const FusedProducts& f = backward && d.fused_backward.efficiency > 0 ? d.fused_backward : d.fused;
   const TensorType& rows = call.in[0];
   const double width = rows.shape.empty() ? 1 : static_cast<double>(rows.shape.back());
   // Every number of the first operand meets so many others in each product.
   const double length = flops / (2.0 * products * static_cast<double>(numel(rows.shape)));
   double share = f.efficiency * width / (width + f.half_width) * length / (length + f.half_length);
-  if (products > 2) share *= f.backward;
+  if (backward) share *= f.backward;
   return flops / (cluster.matrix_rate(computed_in(call)).peak * std::min(share, f.most));
+}
+
+// How many times longer than its rate's formula a product takes, by those that were measured: the
+// nearer one is, in doublings of its sizes, the more it counts.
+double as_measured(const MatrixRate& r, double m, double n, double k) {
+  if (r.measured.empty()) return 1;
+  constexpr double kNone = 1;     // what being like none of them weighs: as one at one doubling
+  constexpr double kSame = 0.01;  // keeps the weight of the same product finite
+  double sum = 0, weights = kNone;
+  for (const ProductTimes& p : r.measured) {
+    const double dm = std::log2(m / static_cast<double>(p.m)),
+                 dn = std::log2(n / static_cast<double>(p.n)),
+                 dk = std::log2(k / static_cast<double>(p.k));
+    const double weight = 1 / (dm * dm + dn * dn + dk * dk + kSame);
+    sum += weight * std::log(p.times);
+    weights += weight;
+  }
+  return std::exp(sum / weights);
 }
 
 }  // namespace
@@ -95,7 +117,7 @@ double product_seconds(const Cluster& cluster, DType dtype, double batch, double
   const MatrixRate& r = cluster.matrix_rate(dtype);
   const double slower = 1 + r.half_m / m + r.half_n / n + r.half_k / k;
   return 2 * batch * m * n * k * slower * tile_waste(cluster.device.tiling, batch, m, n, k) /
-         r.sustained();
+         r.sustained() * as_measured(r, m, n, k);
 }
 
 double product_efficiency(const Cluster& cluster, DType dtype, double batch, double m, double n,
@@ -116,6 +138,8 @@ double op_seconds(const Cluster& cluster, const OpDef& op, const OpCall& call,
     // A few rows or columns are summed by the vector units.
     arithmetic = std::min(flops / cluster.device.vector_flops,
                           product_seconds(cluster, computed_in(call), p.batch, p.m, p.n, p.k));
+  } else if (const OpRate* rate = cluster.op_rate(op.name)) {
+    return rate->start + bytes / rate->bandwidth;
   } else {
     arithmetic = flops / cluster.device.vector_flops;
   }

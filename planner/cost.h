@@ -19,13 +19,16 @@ namespace cleave {
 // Seconds of one op on one device: the longer of its arithmetic and its memory traffic, and the
 // time to start it; 0 for what moves and computes nothing (views). Products of two operands are
 // known by their factors, fused ones by OpDef::fused_products; anything else computes at the rate
-// of the vector units.
+// of the vector units, or takes what its kernel was measured to take (OpRate).
 double op_seconds(const Cluster& cluster, const OpDef& op, const OpCall& call,
                   std::span<const TensorType> out);
 
 // Seconds of `batch` products of [m, k] by [k, n], arithmetic alone; all sizes at least 1.
 double product_seconds(const Cluster& cluster, DType dtype, double batch, double m, double n,
                        double k);
+// How many times larger the work of a product is made by cutting it into tiles: full tiles for
+// parts of tiles, and units that wait for the last ones.
+double tile_waste(const Tiling& tiling, double batch, double m, double n, double k);
 // The share of the peak that they reach, in (0, 1].
 double product_efficiency(const Cluster& cluster, DType dtype, double batch, double m, double n,
                           double k);

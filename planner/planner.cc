@@ -79,7 +79,26 @@ PlanResult search_meshes(const Graph& graph, const Cluster& cluster,
   return result;
 }
 
-void predict(const Graph& graph, Plan& plan) {
+// The seconds of the program that runs the plan in place of those that the search charges.
+void take_run_seconds(const Graph& graph, const PlannerOptions& options, Plan& plan) {
+  if (!options.run_seconds || plan.loads.size() != 1) return;
+  const std::optional<RunSeconds> run = options.run_seconds(graph, plan);
+  if (!run) return;
+  for (size_t n = 0; n < plan.nodes.size(); ++n) plan.nodes[n].seconds = run->nodes[n];
+  GroupLoad& load = plan.loads[0];
+  plan.predicted.compute_seconds = 0;
+  for (size_t phase = 0; phase < 3; ++phase) {
+    load.seconds[phase] = run->phases[phase] + load.communication[phase];
+    const bool once = phase == static_cast<size_t>(Phase::kUpdate);
+    plan.predicted.compute_seconds +=
+        run->phases[phase] * (once ? 1.0 : static_cast<double>(graph.micro_batches));
+  }
+  plan.predicted.step_seconds =
+      plan.predicted.compute_seconds + plan.predicted.communication_seconds;
+}
+
+void predict(const Graph& graph, const PlannerOptions& options, Plan& plan) {
+  take_run_seconds(graph, options, plan);
   Prediction& p = plan.predicted;
   if (p.step_seconds <= 0) return;  // a graph that does nothing
   p.tokens_per_second = tokens_per_step(graph) / p.step_seconds;
@@ -235,7 +254,7 @@ std::optional<Plan> plan_with(const Graph& graph, const Cluster& cluster, const 
   plan.certificate.lower_bound = 0;  // no other plan was looked at
   name_axes(graph, plan);
   plan.mesh = mesh;
-  predict(graph, plan);
+  predict(graph, options, plan);
   plan.search_seconds = seconds_since(start);
   return std::move(solved.plan);
 }
@@ -300,7 +319,7 @@ PlanResult find_plan(const Graph& graph, const Cluster& cluster, const PlannerOp
   if (result.plan) {
     Plan& plan = *result.plan;
     name_axes(*result.graph, plan);
-    predict(*result.graph, plan);
+    predict(*result.graph, options, plan);
     plan.candidates = result.candidates;
     plan.pins = options.pins.texts;
     plan.asked.mesh = options.mesh.to_string();

@@ -2,6 +2,7 @@
 // that fit in memory.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -18,6 +19,12 @@
 #include "planner/plan.h"
 
 namespace cleave {
+
+// Seconds of a plan's program on one rank, without communication.
+struct RunSeconds {
+  std::vector<double> nodes;          // by node: of the instructions that it became, each time
+  std::array<double, 3> phases = {};  // by phase: of all instructions, each time it runs
+};
 
 // What the search may choose besides the mesh and the placements on it.
 struct SearchSpace {
@@ -48,6 +55,10 @@ struct PlannerOptions {
   // once at most, asked often; and the peak of the executor's own layout, asked of the plan that is
   // chosen. Without them what is held at the end of the forward stands for both.
   std::function<std::vector<int64_t>(const Graph&, const Plan&)> live_bytes, peak_bytes;
+  // What the program that runs a plan of one stage takes, asked of the plan that is chosen: the
+  // search charges every node by itself, and joining some of them saves time. Null, or nothing:
+  // what the search charges.
+  std::function<std::optional<RunSeconds>(const Graph&, const Plan&)> run_seconds;
   Preferences preferences;
   Pins pins;
   int threads = 0;  // 0: as many as there are cores

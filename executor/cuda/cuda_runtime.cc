@@ -14,6 +14,7 @@
 
 #include "executor/cuda/ranges.h"
 #include "executor/cuda/recorder.h"
+#include "executor/cuda/timed_graph.h"
 #include "executor/initial_state.h"
 #include "executor/memory_layout.h"
 #include "executor/typing.h"
@@ -29,7 +30,7 @@ namespace {
 // Device memory.
 class DeviceArena {
  public:
-  explicit DeviceArena(int64_t bytes) {
+  explicit DeviceArena(int64_t bytes) : bytes_(bytes) {
     size_t free = 0, total = 0;
     cuda_check(cudaMemGetInfo(&free, &total));
     if (cudaMalloc(&data_, static_cast<size_t>(std::max<int64_t>(bytes, 1))) != cudaSuccess) {
@@ -41,9 +42,11 @@ class DeviceArena {
   DeviceArena(const DeviceArena&) = delete;
   DeviceArena& operator=(const DeviceArena&) = delete;
   std::byte* data() const { return static_cast<std::byte*>(data_); }
+  int64_t bytes() const { return bytes_; }
 
  private:
   void* data_ = nullptr;
+  int64_t bytes_;
 };
 
 // The host's memory that the device copies from and to by itself.
@@ -555,6 +558,43 @@ CudaRuntime::CudaRuntime(Program program, RunOptions options)
 CudaRuntime::~CudaRuntime() = default;
 
 const Program& CudaRuntime::program() const { return impl_->program; }
+
+std::vector<double> CudaRuntime::seconds_in_graphs(double effort) {
+  Impl& r = *impl_;
+  struct Known {
+    const Launch* launch;
+    double seconds;
+  };
+  const auto same_views = [](const std::vector<TensorView>& a, const std::vector<TensorView>& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                      [](const TensorView& x, const TensorView& y) {
+                        return x.dtype == y.dtype && x.shape == y.shape && x.strides == y.strides;
+                      });
+  };
+  const auto same = [&](const Launch& a, const Launch& b) {
+    return a.instr->kind == b.instr->kind && a.instr->op == b.instr->op &&
+           a.instr->signature == b.instr->signature && a.instr->attrs == b.instr->attrs &&
+           same_views(a.in, b.in) && same_views(a.out, b.out);
+  };
+  std::vector<double> seconds(r.program.instrs.size(), 0);
+  std::vector<Known> known;
+  for (const auto& section : r.sections) {
+    for (const Launch& launch : section) {
+      auto at = std::find_if(known.begin(), known.end(),
+                             [&](const Known& k) { return same(*k.launch, launch); });
+      if (at == known.end()) {
+        at = known.insert(
+            known.end(), {&launch, seconds_in_graph(r.stream, effort, [&] { r.execute(launch); })});
+      }
+      seconds[static_cast<size_t>(launch.instr - r.program.instrs.data())] = at->seconds;
+    }
+  }
+  return seconds;
+}
+
+int64_t CudaRuntime::allocated_bytes() const {
+  return impl_->arena.bytes() + impl_->context.scratch_bytes();
+}
 
 const std::vector<double>& CudaRuntime::instruction_seconds(int64_t) const {
   return impl_->seconds;
