@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "cli/format.h"
+#include "executor/prediction.h"
 #include "executor/rank_threads.h"
 #include "executor/run_info.h"
 #include "executor/thread_communicator.h"
@@ -337,7 +338,13 @@ std::string gpu_calibration_report(const Calibration& calibration) {
   for (const OpRate& r : d.ops) {
     ops.add({r.op, fmt::format("{:.0f}", r.bandwidth / 1e9), seconds_text(r.start)});
   }
-  text += ops.to_string();
+  text += ops.to_string() + "\n";
+  Table steps({"a step of", ">predicted", ">measured", ""});
+  for (const MeasuredStep& s : calibration.steps) {
+    steps.add({s.model, seconds_text(s.predicted), seconds_text(s.seconds),
+               beyond_prediction(s.predicted, s.seconds)});
+  }
+  text += steps.to_string();
   text += fmt::format(
       "\ncopies {:.0f} GB/s, {:.1f} GB/s from and to the host; a launch from a graph "
       "{:.2f} us\n",

@@ -18,6 +18,12 @@ struct MeasuredCollective {
   double seconds = 0;  // of one all-reduce
 };
 
+// A training step of a small model beside what the calibrated cluster says of its program.
+struct MeasuredStep {
+  std::string model;
+  double seconds = 0, predicted = 0;
+};
+
 struct Calibration {
   Cluster cluster;  // one node of the devices that were measured
   std::vector<MeasuredProduct> products;
@@ -25,6 +31,7 @@ struct Calibration {
   // Of a GPU.
   std::vector<MeasuredFused> attention, attention_backward;
   std::vector<MeasuredOp> ops;
+  std::vector<MeasuredStep> steps;
 };
 
 // Each device has the machine's cores divided by the devices, as when it trains. `effort`: seconds

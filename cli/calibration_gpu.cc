@@ -10,12 +10,15 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cli/model_spec.h"
 #include "cli/planning.h"
 #include "executor/cuda/cuda_runtime.h"
 #include "executor/cuda/kernel_timer.h"
 #include "executor/lower.h"
+#include "executor/prediction.h"
 #include "executor/typing.h"
 #include "graph/philox.h"
 #include "kernels/ops.h"
@@ -77,6 +80,10 @@ class GpuCalibration {
     Device& d = result_.cluster.device;
     // Launches are counted by the op's own start.
     d.ops = fitted_ops(result_.ops, d.op_latency);
+    for (size_t i = 0; i < programs_.size(); ++i) {
+      const RunSeconds run = run_seconds(programs_[i].first, programs_[i].second, result_.cluster);
+      for (const double seconds : run.phases) result_.steps[i].predicted += seconds;
+    }
     return std::move(result_);
   }
 
@@ -227,7 +234,14 @@ class GpuCalibration {
     CLEAVE_ASSERT(found.plan.has_value(), "{} has no plan on one device", sample.name);
     CudaRuntime runtime(lower(model.graph, *found.plan, true));
     runtime.initialize();
-    step(runtime, model.config);
+    std::vector<double> steps;
+    for (int i = 0; i < kSteps + 2; ++i) {
+      const double seconds = step(runtime, model.config);
+      if (i > 1) steps.push_back(seconds);
+    }
+    std::nth_element(steps.begin(), steps.begin() + kSteps / 2, steps.end());
+    result_.steps.push_back({describe(model), steps[kSteps / 2], 0});
+    programs_.emplace_back(model.graph, runtime.program());
     const Program& program = runtime.program();
     const std::vector<double> seconds = runtime.seconds_in_graphs(effort_ / 2);
     for (size_t i = 0; i < seconds.size(); ++i) {
@@ -236,8 +250,8 @@ class GpuCalibration {
     }
   }
 
-  // One step on random tokens, after which memory holds numbers as in training.
-  static void step(CudaRuntime& runtime, const ModelConfig& c) {
+  // Seconds of one step on random tokens, after which memory holds numbers as in training.
+  static double step(CudaRuntime& runtime, const ModelConfig& c) {
     std::vector<int32_t> tokens;
     for (int64_t i = 0; i < c.batch * c.sequence + 1; ++i) {
       const double u = uniform_at(7, stream_of("tokens"), static_cast<uint64_t>(i));
@@ -250,7 +264,7 @@ class GpuCalibration {
     for (const char* limit : {"loss_limit", "norm_limit"}) {
       runtime.set_data(limit, std::as_bytes(std::span(&none, 1)));
     }
-    runtime.step();
+    return runtime.step().seconds;
   }
 
   void add(const Program& program, const Instr& instr, double seconds) {
@@ -281,11 +295,13 @@ class GpuCalibration {
     if (bytes > 0) result_.ops.push_back({std::string(instr.op->name), bytes, seconds});
   }
 
+  static constexpr int kSteps = 9;
   const bool quick_;
   const double effort_;
   KernelTimer timer_;
   Calibration result_;
   std::vector<MeasuredProduct> of_models_;
+  std::vector<std::pair<Graph, Program>> programs_;  // by step
   std::vector<MeasuredFused> forward_, backward_;
 };
 

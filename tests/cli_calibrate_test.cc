@@ -12,9 +12,14 @@
 #include "cli/planning.h"
 #include "executor/cpu_runtime.h"
 #include "executor/lower.h"
+#include "planner/cost.h"
 #include "planner/planner.h"
 #include "tests/cli_run.h"
 #include "tests/support/sanitized.h"
+
+#ifdef CLEAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 namespace cleave {
 namespace {
@@ -51,6 +56,78 @@ TEST(Fit, FindsTheRateThatMadeTheTimes) {
     EXPECT_NEAR(found.half_k, made.half_k, 2 + 0.2 * made.half_k);
     EXPECT_GE(std::min({found.half_m, found.half_n, found.half_k}), 0);
   }
+}
+
+// With tiles, and a known peak: the share of it, and what is left of each product.
+TEST(Fit, KeepsWhatTheFormulaDoesNotSay) {
+  Cluster c = cluster_of_kind("h100");
+  c.device.bf16 = {1e15, 0.7, 0, 0, 150};
+  const auto seconds = [](const Cluster& on, const MeasuredProduct& p) {
+    return 3e-6 + product_seconds(on, DType::kBF16, 1, static_cast<double>(p.m),
+                                  static_cast<double>(p.n), static_cast<double>(p.k));
+  };
+  std::vector<MeasuredProduct> products;
+  for (const int64_t m : {1000, 2048, 8192}) {
+    for (const int64_t n : {768, 4096}) {
+      for (const int64_t k : {512, 4096}) {
+        products.push_back({DType::kBF16, m, n, k, 0});
+        products.back().seconds = seconds(c, products.back());
+      }
+    }
+  }
+  products.back().seconds *= 1.2;  // one that is slower than its like
+  const MatrixRate found = measured_rate(products, c, 1e15, 3e-6);
+  EXPECT_EQ(found.peak, 1e15);
+  EXPECT_NEAR(found.efficiency, 0.7, 0.07);
+  EXPECT_GE(found.measured.size(), products.size() / 2);  // memory does not bound them
+  Cluster fitted = c;
+  fitted.device.bf16 = found;
+  for (const MeasuredProduct& p : products) {
+    EXPECT_NEAR(seconds(fitted, p), p.seconds, 0.1 * p.seconds) << p.m << ' ' << p.n << ' ' << p.k;
+  }
+  EXPECT_NEAR(seconds(fitted, products.back()), products.back().seconds,
+              0.03 * products.back().seconds);
+}
+
+TEST(Fit, FindsTheSharesOfFusedProducts) {
+  const FusedProducts made = {.efficiency = 0.9, .half_width = 32, .half_length = 256};
+  const auto share = [](const FusedProducts& f, const MeasuredFused& c) {
+    return std::min(f.most, f.efficiency * c.width / (c.width + f.half_width) * c.length /
+                                (c.length + f.half_length));
+  };
+  std::vector<MeasuredFused> calls;
+  for (const double width : {64.0, 96.0, 128.0}) {
+    for (const double length : {256.0, 512.0, 1024.0, 2048.0}) {
+      calls.push_back({width, length, 1e12, 0});
+      calls.back().seconds = 1e12 / (1e15 * share(made, calls.back()));
+    }
+  }
+  const FusedProducts found = fitted_fused(calls, 1e15);
+  for (const MeasuredFused& c : calls) {
+    EXPECT_NEAR(c.flops / (1e15 * share(found, c)), c.seconds, 0.02 * c.seconds);
+  }
+}
+
+TEST(Fit, FindsWhatOpsTake) {
+  const auto call = [](const char* op, double bytes, double start, double bandwidth) {
+    return MeasuredOp{op, bytes, start + bytes / bandwidth};
+  };
+  const std::vector<OpRate> found = fitted_ops({call("norm", 1e6, 4e-6, 2.5e12),
+                                                call("norm", 1e8, 4e-6, 2.5e12),
+                                                call("norm", 1e9, 4e-6, 2.5e12),
+                                                call("add", 1e8, 2e-6, 3e12),
+                                                call("add", 1e8, 2e-6, 3e12),
+                                                {"count", 8, 3e-6}},
+                                               2e-6);
+  ASSERT_EQ(found.size(), 3u);
+  EXPECT_EQ(found[0].op, "add");  // one size: it starts as any
+  EXPECT_NEAR(found[0].start, 2e-6, 1e-8);
+  EXPECT_NEAR(found[0].bandwidth, 3e12, 3e10);
+  EXPECT_EQ(found[1].op, "count");
+  EXPECT_NEAR(found[1].start + 8 / found[1].bandwidth, 3e-6, 1e-7);
+  EXPECT_EQ(found[2].op, "norm");
+  EXPECT_NEAR(found[2].start, 4e-6, 1e-8);
+  EXPECT_NEAR(found[2].bandwidth, 2.5e12, 1e10);
 }
 
 // Least seconds of a step of a tiny model on one device; of many, since others use the machine.
@@ -119,12 +196,25 @@ TEST(Calibrate, SeveralDevices) {
 
 TEST(Calibrate, Mistakes) {
   for (const char* line :
-       {"calibrate --devices cuda:1", "calibrate --devices h100", "calibrate --devices cpu:0",
+       {"calibrate --devices cuda:1", "calibrate --devices 8xh100", "calibrate --devices cpu:0",
         "calibrate --devices cpu:100000", "calibrate --quick --devices cpu:1 -o /nowhere/x.toml"}) {
     const Outcome o = cleave_run(line);
     EXPECT_EQ(o.status, 1) << line;
     EXPECT_TRUE(one_line(o.err)) << o.err;
   }
+}
+
+// One line, where there is no GPU, or no kernels for it.
+TEST(Calibrate, SaysThatThereIsNoGpu) {
+#ifdef CLEAVE_CUDA
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) GTEST_SKIP() << "there is a GPU";
+#endif
+  const Outcome o = cleave_run("calibrate --devices h100");
+  EXPECT_EQ(o.status, 1);
+  EXPECT_TRUE(one_line(o.err)) << o.err;
+  EXPECT_NE(o.err.find("GPU"), std::string::npos) << o.err;
+  EXPECT_TRUE(o.out.empty()) << o.out;
 }
 
 }  // namespace

@@ -92,6 +92,40 @@ TEST(Toml, StrangeNumbersAndNames) {
   expect_same(c, cluster_from_toml(cluster_to_toml(c), "c.toml"));
 }
 
+// What calibrating a GPU writes besides.
+TEST(Toml, MeasuredProductsAndOps) {
+  Cluster c = parse_cluster("h100");
+  c.device.bf16.measured = {{8192, 6144, 1536, 1.03}, {16, 4096, 4096, 2}};
+  c.device.tf32.measured = {{512, 512, 512, 0.9}};
+  c.device.fused_backward = {.efficiency = 0.7, .half_width = 32, .half_length = 100};
+  c.device.ops = {{"adamw", 2.9e12, 3e-6}, {"layer_norm", 2.5e12, 0}};
+  const std::string text = cluster_to_toml(c);
+  const Cluster back = cluster_from_toml(text, "c.toml");
+  expect_same(c, back);
+  EXPECT_EQ(back.device, c.device);
+  EXPECT_EQ(cluster_to_toml(back), text);
+  const auto mistake = [&](const std::string& from, const std::string& to) {
+    std::string wrong = text;
+    const size_t at = wrong.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    wrong.replace(at, from.size(), to);
+    try {
+      cluster_from_toml(wrong, "c.toml");
+      ADD_FAILURE() << to << " is accepted";
+    } catch (const Error& e) {
+      EXPECT_TRUE(std::string(e.what()).starts_with("c.toml:")) << e.what();
+      EXPECT_EQ(std::string(e.what()).find('\n'), std::string::npos) << e.what();
+    }
+  };
+  mistake("[8192, 6144, 1536, 1.03]", "[8192, 6144, 1536]");
+  mistake("[8192, 6144, 1536, 1.03]", "[8192, 6144, 0, 1.03]");
+  mistake("[8192, 6144, 1536, 1.03]", "[8192, 6144, 1536, -1.0]");
+  mistake("[8192, 6144, 1536, 1.03]", "8192");
+  mistake("\"layer_norm\"", "\"adamw\"");  // twice
+  mistake("bandwidth = 2900000000000", "bandwidth = 0");
+  mistake("gpu = true", "gpu = 1");
+}
+
 TEST(Presets, ComputeInTheTypeThatTheyHave) {
   const auto fastest = [](const char* kind) { return cluster_of_kind(kind).fastest_dtype(); };
   EXPECT_EQ(fastest("v100"), DType::kF16);

@@ -344,6 +344,63 @@ TEST(Transfers, GoOverTheTierBetweenTheStages) {
   EXPECT_EQ(seconds(4, 1, 0), seconds(4, 0, 1));
 }
 
+// A product is as slow as it was measured, and one that is like it nearly.
+TEST(Products, AreAsTheyWereMeasured) {
+  const Cluster plain = cluster_of_kind("h100");
+  Cluster c = plain;
+  c.device.bf16.measured = {{8192, 6144, 1536, 1.25}};
+  const auto ratio = [&](double m, double n, double k) {
+    return product_seconds(c, DType::kBF16, 1, m, n, k) /
+           product_seconds(plain, DType::kBF16, 1, m, n, k);
+  };
+  EXPECT_NEAR(ratio(8192, 6144, 1536), 1.25, 0.005);
+  EXPECT_GT(ratio(8192, 4608, 1536), 1.15);
+  EXPECT_LT(ratio(8192, 4608, 1536), 1.25);
+  EXPECT_NEAR(ratio(64, 64, 64), 1, 0.01);  // like none of them
+  EXPECT_EQ(product_seconds(c, DType::kF16, 1, 8192, 6144, 1536),
+            product_seconds(plain, DType::kF16, 1, 8192, 6144, 1536));
+}
+
+// What is added to a product changes neither what it multiplies nor, much, what it takes.
+TEST(Products, ThatAddABiasAreProducts) {
+  const Cluster c = cluster_of_kind("h100");
+  Attrs attrs;
+  attrs.set("bias", int64_t{1});
+  const double with = seconds_of(
+      c, ops::linear, "mk,nk,n->mn", attrs,
+      {{DType::kBF16, {8192, 1536}}, {DType::kBF16, {6144, 1536}}, {DType::kBF16, {6144}}});
+  EXPECT_NEAR(with, matmul_seconds(c, 8192, 6144, 1536), 1e-9);
+}
+
+TEST(Ops, TakeWhatWasMeasured) {
+  Cluster c = cluster_of_kind("h100");
+  c.device.ops = {{"add", 2e12, 5e-6}, {"mul", 1e12, 0}};
+  const TensorType x{DType::kF32, {1000, 1000}};
+  EXPECT_DOUBLE_EQ(seconds_of(c, ops::add, "ab,ab->ab", {}, {x, x}), 5e-6 + 12e6 / 2e12);
+  EXPECT_DOUBLE_EQ(seconds_of(c, ops::mul, "ab,ab->ab", {}, {x, x}), 12e6 / 1e12);
+  EXPECT_EQ(seconds_of(c, ops::gelu, "ab->ab", {}, {x}),
+            seconds_of(cluster_of_kind("h100"), ops::gelu, "ab->ab", {}, {x}));
+}
+
+TEST(Ops, TheBackwardOfFusedProductsHasItsOwnRate) {
+  const Cluster plain = cluster_of_kind("h100");
+  Cluster c = plain;
+  c.device.fused_backward = {.efficiency = 0.1};
+  Attrs attrs;
+  attrs.set("causal", int64_t{1});
+  attrs.set("scale", 0.125);
+  const TensorType x{DType::kBF16, {4, 1024, 16, 64}}, lse{DType::kF32, {4, 1024, 16}};
+  const auto backward = [&](const Cluster& on) {
+    return seconds_of(on, ops::attention_backward,
+                      "bshV,bshE,bthE,bthV,bshV,bsh->bshE,bthE,bthV|s:indexed,t:indexed", attrs,
+                      {x, x, x, x, x, lse});
+  };
+  EXPECT_GT(backward(c), 1.5 * backward(plain));
+  const char* const forward = "bshE,bThE,bThV->bshV,bsh|s:indexed,T:indexed";
+  EXPECT_EQ(seconds_of(c, ops::attention, forward, attrs, {x, x, x}),
+            seconds_of(plain, ops::attention, forward, attrs, {x, x, x}));
+}
+
 TEST(HostCopies, GoOverTheHostLink) {
   const Cluster c = cluster_of_kind("a100");
   EXPECT_DOUBLE_EQ(host_copy_seconds(c, 25e9), 1 + c.device.host_latency);
