@@ -9,6 +9,7 @@
 #include "cli/simulate_report.h"
 #include "executor/chrome_trace.h"
 #include "executor/lower.h"
+#include "executor/program.h"
 #include "graph/error.h"
 
 namespace cleave {
@@ -33,7 +34,9 @@ void simulate_command(const SimulateArguments& a) {
   const std::string text = read_file(a.plan);
   if (!is_plan_file(text)) fail("{}: no plan; cleave plan -o writes one", a.plan);
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
-  const Program program = lower(loaded.model.graph, loaded.plan);
+  Program program = lower_unplaced(loaded.model.graph, loaded.plan);
+  plan_memory(program);
+  check(program);
   if (!a.dump.empty()) write_file(a.dump, to_text(program));
   const Cluster& cluster = loaded.plan.cluster;
   const TimelineOptions options = timeline_options(cluster);

@@ -67,7 +67,8 @@ InstrCosts::InstrCosts(const Program& program, const Cluster& cluster, const Pla
       seconds_.push_back(whole(i));
       continue;
     }
-    if (plan != nullptr && is_one_instr(*plan, instr.node)) {
+    // One GPU's program is fused: an instruction is not what its node was.
+    if (plan != nullptr && !program.gpu && is_one_instr(*plan, instr.node)) {
       seconds_.push_back(plan->nodes[static_cast<size_t>(instr.node)].seconds);
       continue;
     }

@@ -14,7 +14,8 @@ class InstrCosts {
  public:
   // Program and cluster must outlive it. `plan`: the program's, on this cluster: its seconds of ops
   // that became one instruction are taken, as they know what a rank does not see by itself (that
-  // a causal mask leaves more work to the ranks with the later queries). Null: none.
+  // a causal mask leaves more work to the ranks with the later queries), but for a program of a
+  // GPU, which is fused. Null: none.
   InstrCosts(const Program& program, const Cluster& cluster, const Plan* plan = nullptr);
 
   // Seconds of a whole instruction; 0 for a view and a receive. Of a send: until it arrives.

@@ -25,9 +25,14 @@ std::optional<RunSeconds> without(const Graph& graph, const Plan& plan,
 RunSeconds run_seconds(const Graph& graph, const Program& program, const Cluster& cluster) {
   const InstrCosts costs(program, cluster);
   RunSeconds seconds{.nodes = std::vector<double>(graph.nodes().size(), 0)};
+  std::vector<NodeId> makers(program.tensors.size(), kNoNode);  // by tensor
   for (size_t i = 0; i < program.instrs.size(); ++i) {
     const Instr& instr = program.instrs[i];
-    if (instr.node != kNoNode) seconds.nodes[static_cast<size_t>(instr.node)] += costs.seconds(i);
+    // A copy that lowering has added counts with what made its operand.
+    NodeId node = instr.node;
+    if (node == kNoNode && !instr.in.empty()) node = makers[static_cast<size_t>(instr.in[0])];
+    for (const TensorId t : instr.out) makers[static_cast<size_t>(t)] = node;
+    if (node != kNoNode) seconds.nodes[static_cast<size_t>(node)] += costs.seconds(i);
     // What begins a step runs once, as the update does.
     const Phase phase = instr.part == Part::kForward ? Phase::kForward
                         : once_a_step(instr.part)    ? Phase::kUpdate
