@@ -7,6 +7,7 @@
 #ifdef CLEAVE_CUDA
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <span>
 #include <string>
@@ -283,8 +284,8 @@ class GpuCalibration {
       for (size_t f = 0; f < roles.size(); ++f) size[static_cast<size_t>(roles[f])] *= sizes[f];
       const auto of = [&](ProductRole role) { return size[static_cast<size_t>(role)]; };
       if (of(ProductRole::kBatch) > 1) return;
-      of_models_.push_back({in[0].dtype, of(ProductRole::kRows), of(ProductRole::kColumns),
-                            of(ProductRole::kInner), seconds});
+      add({in[0].dtype, of(ProductRole::kRows), of(ProductRole::kColumns), of(ProductRole::kInner),
+           seconds});
       return;
     }
     std::vector<TensorType> out;
@@ -296,6 +297,18 @@ class GpuCalibration {
   }
 
   static constexpr int kSteps = 9;
+  // Equal layers have equal products; what is stored with them differs.
+  void add(const MeasuredProduct& product) {
+    for (MeasuredProduct& p : of_models_) {
+      if (p.dtype != product.dtype || p.m != product.m || p.n != product.n || p.k != product.k) {
+        continue;
+      }
+      p.seconds = std::sqrt(p.seconds * product.seconds);
+      return;
+    }
+    of_models_.push_back(product);
+  }
+
   const bool quick_;
   const double effort_;
   KernelTimer timer_;

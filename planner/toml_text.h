@@ -1,6 +1,7 @@
 // The one way into toml++, which takes long to compile: include it where TOML is read only.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -34,9 +35,11 @@ inline toml::table parse_toml(std::string_view text, const std::string& path) {
   try {
     return toml::parse(text, path);
   } catch (const toml::parse_error& e) {
-    std::string_view what = e.description();
+    std::string what(e.description());
     constexpr std::string_view kStart = "Error while parsing ";
-    if (what.starts_with(kStart)) what.remove_prefix(kStart.size());
+    if (what.starts_with(kStart)) what.erase(0, kStart.size());
+    // It may quote what it saw, to the end of the line and beyond.
+    std::replace(what.begin(), what.end(), '\n', ' ');
     fail("{}:{}: not TOML: {}", path, e.source().begin.line, what);
   } catch (const TomlAssertion& e) {
     fail("{}: not TOML: {}", path, e.what());

@@ -83,7 +83,7 @@ TEST(Fit, KeepsWhatTheFormulaDoesNotSay) {
   Cluster fitted = c;
   fitted.device.bf16 = found;
   for (const MeasuredProduct& p : products) {
-    EXPECT_NEAR(seconds(fitted, p), p.seconds, 0.1 * p.seconds) << p.m << ' ' << p.n << ' ' << p.k;
+    EXPECT_NEAR(seconds(fitted, p), p.seconds, 0.2 * p.seconds) << p.m << ' ' << p.n << ' ' << p.k;
   }
   EXPECT_NEAR(seconds(fitted, products.back()), products.back().seconds,
               0.03 * products.back().seconds);

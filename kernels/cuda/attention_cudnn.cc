@@ -52,9 +52,7 @@ struct AttentionPlan {
   ~AttentionPlan() { cudaFree(lengths); }
 };
 
-AttentionSizes sizes_of(const AttentionShape& s) {
-  return {s.b, s.g, s.r, s.s, s.t, s.e, s.v};
-}
+AttentionSizes sizes_of(const AttentionShape& s) { return {s.b, s.g, s.r, s.s, s.t, s.e, s.v}; }
 
 // Whether its workspace is part of the program's.
 bool counted(const AttentionShape& shape) {
@@ -299,8 +297,8 @@ struct CudnnAttention::Plans {
 
 CudnnAttention::CudnnAttention() : plans_(std::make_unique<Plans>()) {}
 
-bool CudnnAttention::attend(const AttentionShape& shape, const AttentionWork& work,
-                            void* workspace, DeviceContext& device, cudaStream_t stream) {
+bool CudnnAttention::attend(const AttentionShape& shape, const AttentionWork& work, void* workspace,
+                            DeviceContext& device, cudaStream_t stream) {
   return plans_->attend(shape, work, workspace, device, stream);
 }
 

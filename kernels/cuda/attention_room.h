@@ -81,10 +81,21 @@ inline AttentionSizes attention_sizes(const OpCall& call, const AttentionFactors
   return n;
 }
 
-// Whether cuDNN may be asked, as far as types and sizes tell.
+// Whether our own kernels on tensor cores take heads of these widths, as they do first.
+inline bool on_tensor_cores(const AttentionSizes& n) {
+  return kTensorCoreAttention && n.e == n.v && (n.e == 64 || n.e == 96 || n.e == 128);
+}
+
+// Whether the workspace has room for cuDNN in calls of 16 bits: not where our own kernels are used,
+// unless these are switched off.
+inline bool counts_cudnn(const AttentionSizes& n) {
+  return !on_tensor_cores(n) && n.e % 8 == 0 && n.v % 8 == 0 && n.e <= kWidestHead &&
+         n.v <= kWidestHead;
+}
+
+// As far as types and sizes tell.
 inline bool may_be_cudnn(const OpCall& call, const AttentionSizes& n) {
-  return is_half(call.in[0].dtype) && call.attrs.real_or("dropout", 0) == 0 && n.e % 8 == 0 &&
-         n.v % 8 == 0 && n.e <= kWidestHead && n.v <= kWidestHead;
+  return is_half(call.in[0].dtype) && call.attrs.real_or("dropout", 0) == 0 && counts_cudnn(n);
 }
 
 inline int64_t attention_cuda_workspace(const OpCall& call) {
@@ -96,8 +107,11 @@ inline int64_t attention_cuda_workspace(const OpCall& call) {
 inline int64_t attention_backward_cuda_workspace(const OpCall& call) {
   const Signature& s = call.signature;
   const AttentionSizes n = attention_sizes(call, {s.inputs()[1], s.inputs()[3], s.inputs()[4]});
-  // Of our own kernels: a number for every query.
-  const int64_t own = numel(call.in[5].shape) * statistic_bytes(call.in[0].dtype);
+  // Of our own kernels: a number for every query, or two and room up to a whole block.
+  const int64_t rows = numel(call.in[5].shape);
+  const int64_t own = rows == 0 ? 0
+                                : std::max(rows * statistic_bytes(call.in[0].dtype),
+                                           attention_statistics_bytes(rows / n.s, n.s));
   const AttentionSlice slice = backward_slice(n);
   if (slice.b == 0 || !may_be_cudnn(call, n)) return own;
   return std::max(own, cudnn_backward_bytes(n, slice) + statistics_bytes(n));

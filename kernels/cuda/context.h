@@ -10,6 +10,8 @@
 #include <memory>
 #include <utility>
 
+#include "kernels/cuda/workspace.h"
+
 namespace cleave {
 
 class CudnnAttention;
@@ -52,7 +54,7 @@ class DeviceContext {
   };
   ProductSearch product_search;
   // Attention of 16 bits by our own kernels on tensor cores where they can; off: by cuDNN.
-  bool tensor_core_attention = true;
+  bool tensor_core_attention = kTensorCoreAttention;
   // Else by cuDNN where it can; off: by our own kernels for any type.
   bool cudnn_attention = true;
   // cuDNN's backward of attention gives the same bits every time, for which it stores weights; off:

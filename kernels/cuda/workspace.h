@@ -20,6 +20,11 @@ constexpr int64_t aligned_workspace(int64_t bytes) {
 // Bytes of the type in which sums of such elements are kept.
 inline int64_t statistic_bytes(DType dtype) { return dtype == DType::kF64 ? 8 : 4; }
 
+// --- Attention (more in attention_room.h) --------------------------------------------------------
+
+// Whether runs use our own kernels on tensor cores: what a program has no room for is not used.
+inline constexpr bool kTensorCoreAttention = true;
+
 // --- Norms ---------------------------------------------------------------------------------------
 
 // Blocks that each keep sums of columns: the multiprocessors of an H100, and as many times that as
