@@ -6,6 +6,7 @@
 #include "cli/benching.h"
 #include "cli/format.h"
 #include "executor/fuse.h"
+#include "executor/prediction.h"
 #include "executor/typing.h"
 
 namespace cleave {
@@ -72,7 +73,9 @@ class Report {
                            flops_text(p_.info.peak.flops), p_.info.peak.basis)
              : fmt::format("not known: {}", p_.info.peak.basis));
     line("memory",
-         fmt::format("{} a device", bytes_text(static_cast<double>(p_.program().arena_bytes))));
+         fmt::format("{} a device (predicted: {})",
+                     bytes_text(static_cast<double>(p_.info.arena_bytes)),
+                     beyond_prediction(p_.plan.predicted.peak_bytes, p_.info.arena_bytes)));
   }
 
   std::string classes() const {

@@ -86,9 +86,10 @@ LoadedPlan planned(const TrainArguments& a) {
   spec.optimizer = optimizer_of(a, spec.optimizer);
   LoadedPlan result;
   result.model = trace_model(std::move(spec), a.model.user);
-  const PlannerOptions options = planner_options(result.model.graph, a.mesh, "",
-                                                 no_fuse_of(a.no_fuse, on_gpu(a.devices)));
-  PlanResult found = find_plan(result.model.graph, devices, options);
+  const PlannerOptions options =
+      planner_options(result.model.graph, a.mesh, "", no_fuse_of(a.no_fuse, on_gpu(a.devices)));
+  const bool tf32 = precision_of(a.devices, a.model.precision).tf32;
+  PlanResult found = find_plan(result.model.graph, tf32 ? devices.with_tf32() : devices, options);
   if (!found.plan) {
     if (!on_gpu(a.devices)) {
       throw_no_plan(result.model.spec.name, result.model.graph, devices, options, found);
