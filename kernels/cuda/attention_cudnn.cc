@@ -56,7 +56,7 @@ AttentionSizes sizes_of(const AttentionShape& s) { return {s.b, s.g, s.r, s.s, s
 
 // Whether its workspace is part of the program's.
 bool counted(const AttentionShape& shape) {
-  return (!shape.backward || shape.deterministic) && counts_cudnn(sizes_of(shape));
+  return (!shape.backward || shape.deterministic) && counts_cudnn(sizes_of(shape), shape.backward);
 }
 
 // Bytes of the workspace before the copied log-sum-exps.

@@ -86,22 +86,23 @@ inline bool on_tensor_cores(const AttentionSizes& n) {
   return kTensorCoreAttention && n.e == n.v && (n.e == 64 || n.e == 96 || n.e == 128);
 }
 
-// Whether the workspace has room for cuDNN in calls of 16 bits: not where our own kernels are used,
-// unless these are switched off.
-inline bool counts_cudnn(const AttentionSizes& n) {
-  return !on_tensor_cores(n) && n.e % 8 == 0 && n.v % 8 == 0 && n.e <= kWidestHead &&
+// Whether the workspace has room for cuDNN in calls of 16 bits: backward not where our own kernels
+// are used, unless these are switched off; forward it takes some calls of all widths.
+inline bool counts_cudnn(const AttentionSizes& n, bool backward) {
+  return !(backward && on_tensor_cores(n)) && n.e % 8 == 0 && n.v % 8 == 0 && n.e <= kWidestHead &&
          n.v <= kWidestHead;
 }
 
 // As far as types and sizes tell.
-inline bool may_be_cudnn(const OpCall& call, const AttentionSizes& n) {
-  return is_half(call.in[0].dtype) && call.attrs.real_or("dropout", 0) == 0 && counts_cudnn(n);
+inline bool may_be_cudnn(const OpCall& call, const AttentionSizes& n, bool backward) {
+  return is_half(call.in[0].dtype) && call.attrs.real_or("dropout", 0) == 0 &&
+         counts_cudnn(n, backward);
 }
 
 inline int64_t attention_cuda_workspace(const OpCall& call) {
   const Signature& s = call.signature;
   const AttentionSizes n = attention_sizes(call, {s.inputs()[0], s.inputs()[2], s.outputs()[0]});
-  return may_be_cudnn(call, n) ? cudnn_forward_bytes(n) + statistics_bytes(n) : 0;
+  return may_be_cudnn(call, n, false) ? cudnn_forward_bytes(n) + statistics_bytes(n) : 0;
 }
 
 inline int64_t attention_backward_cuda_workspace(const OpCall& call) {
@@ -113,7 +114,7 @@ inline int64_t attention_backward_cuda_workspace(const OpCall& call) {
                                 : std::max(rows * statistic_bytes(call.in[0].dtype),
                                            attention_statistics_bytes(rows / n.s, n.s));
   const AttentionSlice slice = backward_slice(n);
-  if (slice.b == 0 || !may_be_cudnn(call, n)) return own;
+  if (slice.b == 0 || !may_be_cudnn(call, n, true)) return own;
   return std::max(own, cudnn_backward_bytes(n, slice) + statistics_bytes(n));
 }
 
