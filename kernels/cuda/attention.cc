@@ -165,7 +165,8 @@ void attention_backward_cuda(const KernelArgs& args) {
     return;
   }
   if (shape) shape->deterministic = device.deterministic_attention;
-  if (shape && device.cudnn_attention && device.attention().attend(*shape, work, args.workspace, device, stream)) {
+  if (shape && device.cudnn_attention &&
+      device.attention().attend(*shape, work, args.workspace, device, stream)) {
     return;
   }
   work.delta = args.workspace;
