@@ -19,7 +19,6 @@
 namespace cleave {
 
 void chain_cuda(const KernelArgs&);  // kernels/cuda/chain.cc
-int64_t chain_cuda_workspace(const OpCall&);
 
 // --- Text ----------------------------------------------------------------------------------------
 
@@ -430,6 +429,12 @@ void chain_cpu(const KernelArgs& args) {
   }
 }
 
+int64_t chain_cuda_workspace(const OpCall& call) {
+  const auto plan = plan_of(chain_of(call.attrs), call.signature, call.extents);
+  if (!plan || plan->kind != ChainPlan::Kind::kSplit) return 0;
+  return plan->reductions * plan->pieces * plan->rows * static_cast<int64_t>(sizeof(double));
+}
+
 }  // namespace
 
 constinit const OpDef ops::chain = {
@@ -439,7 +444,7 @@ constinit const OpDef ops::chain = {
     .flops = chain_flops,
     .cpu = chain_cpu,
     .cuda = cuda_kernel<chain_cuda>(),
-    .cuda_workspace = cuda_workspace<chain_cuda_workspace>(),
+    .cuda_workspace = chain_cuda_workspace,
 };
 
 }  // namespace cleave

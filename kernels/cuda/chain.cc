@@ -34,12 +34,6 @@ ChainLoops chain_loops(const KernelArgs& args) {
   return loops;
 }
 
-int64_t chain_cuda_workspace(const OpCall& call) {
-  const auto plan = plan_of(chain_of(call.attrs), call.signature, call.extents);
-  if (!plan || plan->kind != ChainPlan::Kind::kSplit) return 0;
-  return plan->reductions * plan->pieces * plan->rows * static_cast<int64_t>(sizeof(double));
-}
-
 void chain_cuda(const KernelArgs& args) {
   for (const TensorView& t : args.out) {
     if (t.numel() == 0) return;
