@@ -17,8 +17,12 @@ class Assigner {
         buffer_of_(program.tensors.size(), -1),
         last_read_(program.tensors.size(), -1) {}
 
-  void run(const std::vector<SharingWish>& wishes) {
+  void run(std::vector<SharingWish> wishes) {
     note_accesses();
+    for (const KeptTensor& k : program_.kept) {
+      wishes.push_back({.tensor = k.final, .target = k.tensor, .must = true});
+      kept_.insert(k.tensor);
+    }
     std::vector<SharingWish> wish_of(program_.tensors.size());
     for (const SharingWish& w : wishes) {
       SharingWish& known = wish_of[static_cast<size_t>(w.tensor)];
@@ -40,7 +44,9 @@ class Assigner {
         for (TensorId t : instr.out) {
           if (make_part(t)) continue;
           const SharingWish& w = wish_of[static_cast<size_t>(t)];
-          if (w.target < 0 || !share(w, static_cast<int32_t>(i), instr)) new_buffer(t, false);
+          if (w.target < 0 || !share(w, static_cast<int32_t>(i), instr)) {
+            new_buffer(t, kept_.contains(t));
+          }
         }
       }
       if (instr.part == Part::kBegin) {
@@ -66,6 +72,7 @@ class Assigner {
     for (const ProgramSource& s : program_.sources) {
       if (s.final >= 0) last_read_[static_cast<size_t>(s.final)] = end;
     }
+    for (const KeptTensor& k : program_.kept) last_read_[static_cast<size_t>(k.final)] = end;
   }
 
   void new_buffer(TensorId t, bool persistent) {
@@ -252,6 +259,9 @@ class Assigner {
       for (ProgramSource& s : program_.sources) {
         if (s.tensor == free->target) s.final = t;
       }
+      for (KeptTensor& k : program_.kept) {
+        if (k.tensor == free->target) k.final = t;
+      }
       pending.erase(free);
     }
   }
@@ -262,6 +272,7 @@ class Assigner {
   std::vector<std::vector<TensorId>> members_;  // by buffer
   std::set<int32_t> made_at_begin_;             // buffers
   std::map<TensorId, TensorId> part_of_;        // what lies in another, or has others in it
+  std::set<TensorId> kept_;                     // those that the step begins with
 };
 
 }  // namespace

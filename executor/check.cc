@@ -37,6 +37,9 @@ class DataFlow {
         need_readable(fmt::format("final value of {} {}", name_of(s.kind), s.name), s.final);
       }
     }
+    for (const KeptTensor& k : p_.kept) {
+      need_readable("what is kept as " + p_.tensor(k.tensor).name, k.final);
+    }
   }
 
  private:
@@ -201,6 +204,50 @@ void check_sources(const Program& p) {
   }
 }
 
+// What is kept begins as something made of parameters, and ends in the same memory as something
+// made together with their final values.
+void check_kept(const Program& p) {
+  if (p.kept.empty()) return;
+  std::vector<int32_t> makers(p.tensors.size(), -1);
+  for (size_t i = 0; i < p.instrs.size(); ++i) {
+    for (TensorId t : p.instrs[i].out) makers[static_cast<size_t>(t)] = static_cast<int32_t>(i);
+  }
+  std::vector<const ProgramSource*> source_of(p.tensors.size(), nullptr);
+  for (const ProgramSource& s : p.sources) source_of[static_cast<size_t>(s.tensor)] = &s;
+  for (const KeptTensor& k : p.kept) {
+    const auto known = [&](TensorId t) {
+      return t >= 0 && static_cast<size_t>(t) < p.tensors.size() &&
+             makers[static_cast<size_t>(t)] >= 0;
+    };
+    if (!known(k.tensor) || !known(k.final)) refuse("what is kept", "nothing makes it");
+    const ProgramTensor &t = p.tensor(k.tensor), &f = p.tensor(k.final);
+    const std::string subject = "what is kept as " + t.name;
+    if (f.buffer != t.buffer || f.layout != t.layout || f.geometry != t.geometry ||
+        f.dtype != t.dtype) {
+      refuse(subject, "it ends in buffer {} as {}, not where and as it began, in buffer {} as {}",
+             f.buffer, name_of(f.dtype), t.buffer, name_of(t.dtype));
+    }
+    if (!p.buffers[static_cast<size_t>(t.buffer)].persistent) {
+      refuse(subject, "its buffer must be persistent");
+    }
+    const Instr& first = p.instrs[static_cast<size_t>(makers[static_cast<size_t>(k.tensor)])];
+    if (first.part != Part::kBegin || first.out.size() != 1 || first.in.empty()) {
+      refuse(subject, "it is not made by itself when the step begins");
+    }
+    const auto last = static_cast<size_t>(makers[static_cast<size_t>(k.final)]);
+    for (TensorId in : first.in) {
+      const ProgramSource* s = source_of[static_cast<size_t>(in)];
+      if (s == nullptr || s->kind != SourceKind::kParameter) {
+        refuse(subject, "it is made of {}, which is no parameter", p.tensor(in).name);
+      }
+      const auto& made = p.instrs[last].out;
+      if (std::find(made.begin(), made.end(), s->final) == made.end()) {
+        refuse(subject, "{} does not make the final value of {}", describe_instr(p, last), s->name);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void check(const Program& program) {
@@ -215,6 +262,7 @@ void check(const Program& program) {
   }
   check_order(program);
   check_sources(program);
+  check_kept(program);
   DataFlow(program).check();
   if (program.stages() > 1) check_pipeline(program);
   if (program.arena_bytes > 0) check_arena(program);

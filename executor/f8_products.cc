@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "executor/fuser.h"
 #include "graph/error.h"
 #include "kernels/contraction.h"
 #include "kernels/ops.h"
@@ -404,6 +405,7 @@ class Rewriter {
 
   // Casts of weights that only such products read.
   void drop_casts() {
+    forget_unread_copies(p_);
     std::vector<bool> read(p_.tensors.size(), false);
     for (const Instr& instr : p_.instrs) {
       for (TensorId t : instr.in) read[static_cast<size_t>(t)] = true;

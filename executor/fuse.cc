@@ -16,6 +16,10 @@ struct Entry : Fusion {
 
 // In the order in which they are tried.
 constexpr std::array kFusions = {
+    Entry{{"copies", "an update also writes the copy in which the next step reads the parameter"},
+          fuse_kept_copy},
+    Entry{{"gradients", "an update and the norm read a gradient as bf16, as it was made"},
+          fuse_narrow_gradient},
     Entry{{"wide", "a product or sum of halves that is only cast to f32 is stored in f32"},
           fuse_wide},
     Entry{{"bias", "a product adds its bias"}, fuse_bias},

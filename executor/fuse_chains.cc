@@ -114,8 +114,8 @@ class ChainFuser {
              p_.instrs[end].chunk == first.chunk) {
         ++end;
       }
-      // What the update does is the optimizer's.
-      if (first.part != Part::kUpdate) grow(begin, end);
+      // What the update does is the optimizer's, and so is what it keeps for the step's beginning.
+      if (!once_a_step(first.part)) grow(begin, end);
       made += emit(begin, end, bit, result);
       begin = end;
     }

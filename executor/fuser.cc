@@ -8,9 +8,10 @@ int Fuser::apply(Rewrite rewrite, uint32_t bit) {
   int made = 0;
   bit_ = bit;
   for (size_t i = 0; i < program_.instrs.size(); ++i) {
+    marked_ = i;
     if (gone_[i] || instr(i).kind != InstrKind::kCompute || !rewrite(*this, i)) continue;
     ++made;
-    if (!gone_[i]) instr(i).fused |= bit;
+    if (!gone_[marked_]) instr(marked_).fused |= bit;
   }
   sweep();
   return made;
@@ -20,6 +21,12 @@ int Fuser::apply_to_all(Pass pass, uint32_t bit) {
   const int made = pass(program_, bit);
   look();
   return made;
+}
+
+std::optional<size_t> Fuser::maker(TensorId t) const {
+  const int32_t m = makers_[static_cast<size_t>(t)];
+  if (m < 0) return {};
+  return static_cast<size_t>(m);
 }
 
 std::optional<size_t> Fuser::maker(TensorId t, const Instr& reader) const {
@@ -55,6 +62,27 @@ void Fuser::give_result(size_t m, size_t o, size_t i) {
   gone_[i] = true;
 }
 
+void Fuser::replace(TensorId t, TensorId by) {
+  for (size_t i = 0; i < program_.instrs.size(); ++i) {
+    if (gone_[i]) continue;
+    for (TensorId& in : instr(i).in) {
+      if (in != t) continue;
+      in = by;
+      --readers_[static_cast<size_t>(t)];
+      ++readers_[static_cast<size_t>(by)];
+    }
+  }
+}
+
+TensorId Fuser::add_result(size_t i, ProgramTensor tensor) {
+  const auto t = static_cast<TensorId>(program_.tensors.size());
+  program_.tensors.push_back(std::move(tensor));
+  makers_.push_back(static_cast<int32_t>(i));
+  readers_.push_back(0);
+  instr(i).out.push_back(t);
+  return t;
+}
+
 void Fuser::look() {
   gone_.assign(program_.instrs.size(), false);
   makers_.assign(program_.tensors.size(), -1);
@@ -67,12 +95,21 @@ void Fuser::look() {
   for (const ProgramSource& s : program_.sources) {
     if (s.final >= 0) ++readers_[static_cast<size_t>(s.final)];
   }
+  for (const KeptTensor& k : program_.kept) {
+    for (TensorId t : {k.tensor, k.final}) ++readers_[static_cast<size_t>(t)];
+  }
 }
 
+// What a rewrite has moved to the step's beginning goes there.
 void Fuser::sweep() {
   std::vector<Instr> left;
-  for (size_t i = 0; i < program_.instrs.size(); ++i) {
-    if (!gone_[i]) left.push_back(std::move(instr(i)));
+  for (const bool begins : {true, false}) {
+    for (size_t i = 0; i < program_.instrs.size(); ++i) {
+      if (!gone_[i] && (instr(i).part == Part::kBegin) == begins) {
+        left.push_back(std::move(instr(i)));
+        gone_[i] = true;
+      }
+    }
   }
   program_.instrs = std::move(left);
   look();

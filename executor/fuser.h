@@ -25,14 +25,17 @@ class Fuser {
   bool gone(size_t i) const { return gone_[i]; }
 
   // Tries the rewrite at every instruction that computes, in their order; returns how often it
-  // was made. The instruction that then stands at i, or has got what i made, gets the bit.
+  // was made. The instruction that then stands at i gets the bit, or the one that has got what i
+  // made, or that mark() names.
   using Rewrite = bool (*)(Fuser&, size_t i);
   int apply(Rewrite rewrite, uint32_t bit = 0);
   // Rewrites the whole program at once; the same otherwise.
   using Pass = int (*)(Program&, uint32_t bit);
   int apply_to_all(Pass pass, uint32_t bit);
 
-  // The instruction that makes the tensor, when it computes in the same part of the step.
+  // The instruction that makes the tensor; none makes a source.
+  std::optional<size_t> maker(TensorId t) const;
+  // The same, when it computes in the same part of the step.
   std::optional<size_t> maker(TensorId t, const Instr& reader) const;
   // The same of this op, when the tensor is its only result, for this reader alone.
   std::optional<size_t> maker(TensorId t, const Instr& reader, const OpDef* op) const;
@@ -45,13 +48,22 @@ class Fuser {
   void take_result(size_t m, size_t i);
   // Instruction m makes what i made, its only result, as result o, and i goes.
   void give_result(size_t m, size_t o, size_t i);
+  // Everybody reads `by` instead of `t`.
+  void replace(TensorId t, TensorId by);
+  // The instruction, whose results nobody reads, goes.
+  void remove(size_t i) { gone_[i] = true; }
+  // The rewrite has joined something into this instruction.
+  void mark(size_t i) { marked_ = i; }
+  // A tensor that instruction i will make as its last result.
+  TensorId add_result(size_t i, ProgramTensor tensor);
 
  private:
   void look();
   void sweep();
 
   Program& program_;
-  uint32_t bit_ = 0;              // of the rewrite that is tried
+  uint32_t bit_ = 0;  // of the rewrite that is tried
+  size_t marked_ = 0;
   std::vector<bool> gone_;        // by instruction
   std::vector<int32_t> makers_;   // by tensor; -1: a source
   std::vector<int32_t> readers_;  // by tensor
@@ -62,6 +74,12 @@ bool sums_rows(const Signature& sum);
 // Result o of an instruction whose op has the attribute `wide` is stored in f32.
 void set_wide(Instr& instr, size_t o);
 
+// fuse_update.cc
+bool fuse_kept_copy(Fuser& fuser, size_t i);
+bool fuse_narrow_gradient(Fuser& fuser, size_t i);
+// Copies that nobody reads, other than an update, are not kept after all. For rewrites that come
+// after these.
+void forget_unread_copies(Program& program);
 // fuse_products.cc
 bool fuse_wide(Fuser& fuser, size_t i);
 bool fuse_bias(Fuser& fuser, size_t i);

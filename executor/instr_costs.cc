@@ -61,8 +61,14 @@ InstrCosts::InstrCosts(const Program& program, const Cluster& cluster, const Pla
     double seconds;
   };
   std::unordered_map<std::string, std::vector<Known>> known;
+  std::vector<bool> kept(program.tensors.size(), false);  // there from the step before
+  for (const KeptTensor& k : program.kept) kept[static_cast<size_t>(k.tensor)] = true;
   for (size_t i = 0; i < program.instrs.size(); ++i) {
     const Instr& instr = program.instrs[i];
+    if (!instr.out.empty() && kept[static_cast<size_t>(instr.out[0])]) {
+      seconds_.push_back(0);
+      continue;
+    }
     if (instr.kind != InstrKind::kCompute || is_view(program, instr)) {
       seconds_.push_back(whole(i));
       continue;

@@ -18,7 +18,8 @@ class InstrCosts {
   // GPU, which is fused. Null: none.
   InstrCosts(const Program& program, const Cluster& cluster, const Plan* plan = nullptr);
 
-  // Seconds of a whole instruction; 0 for a view and a receive. Of a send: until it arrives.
+  // Seconds of a whole instruction; 0 for a view, a receive and what is kept from step to step. Of
+  // a send: until it arrives.
   double seconds(size_t instr) const { return seconds_[instr]; }
   // Bytes that one rank sends for one pair of a collective.
   double bytes(size_t instr, size_t pair) const;

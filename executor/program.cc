@@ -231,6 +231,9 @@ std::string to_text(const Program& program) {
       text += fmt::format("final {}: {}\n", s.name, program.tensor(s.final).name);
     }
   }
+  for (const KeptTensor& k : program.kept) {
+    text += fmt::format("kept {}: {}\n", describe(program, k.tensor), program.tensor(k.final).name);
+  }
   return text;
 }
 

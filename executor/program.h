@@ -38,7 +38,7 @@ struct ProgramTensor {
 
 struct Buffer {
   int64_t bytes = 0;
-  bool persistent = false;  // kept from step to step: parameters and states
+  bool persistent = false;  // kept from step to step: parameters, states and what is kept of them
   bool host = false;        // in the host's memory; only copies touch it. Persistent
   int32_t chunk = 0;        // of its tensors
   // Set by plan_memory. Where it lies in its stage's arena, or its part of the host's: of
@@ -144,6 +144,14 @@ struct ProgramSource {
   bool optional = false;
 };
 
+// What is made of parameters when a step begins, and lies there from the step before: the update
+// makes it of the new parameters in the same memory. A runtime may make it only when sources were
+// set from outside; making it again changes nothing.
+struct KeptTensor {
+  TensorId tensor = -1;  // made in kBegin, of parameters alone
+  TensorId final = -1;   // by the update, with the parameter's final value
+};
+
 struct ProgramOutput {
   std::string name;
   TensorId tensor = -1;  // replicated on every axis
@@ -166,6 +174,7 @@ struct Program {
   // The instructions of one part and chunk stand together, in the order in which they run.
   std::vector<Instr> instrs;
   std::vector<ProgramSource> sources;
+  std::vector<KeptTensor> kept;
   std::vector<ProgramOutput> outputs;
   // By stage, and the largest of them; set by plan_memory.
   std::vector<StageMemory> memory;
@@ -210,10 +219,10 @@ std::vector<int64_t> local_sizes(const Instr& instr, const Mesh& mesh);
 // never cut or gather an atom that a later axis has split; every tensor is written before it is
 // read, and not overwritten while still to be read; local shapes divide; buffers that are live
 // together do not overlap in the arena (when laid out); outputs are replicated; states end where,
-// and as, they began; with several micro-batches, the update comes last. Of a pipeline also: a
-// chunk touches its own tensors only; every send has one receive of the same value and layout, and
-// none waits for ever under the schedule; nothing but what is persistent, or was made at the
-// step's start, passes from one micro-batch to another.
+// and as, they began, and so does what is kept of parameters; with several micro-batches, the
+// update comes last. Of a pipeline also: a chunk touches its own tensors only; every send has one
+// receive of the same value and layout, and none waits for ever under the schedule; nothing but
+// what is persistent, or was made at the step's start, passes from one micro-batch to another.
 void check(const Program& program);
 
 // Sets the offset and the slots of every buffer so that buffers live at the same time do not

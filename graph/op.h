@@ -93,6 +93,7 @@ using SplitFn = std::vector<Value> (*)(const SplitRequest&);
 using ViewFn = std::optional<std::vector<Geometry>> (*)(const OpCall&, const Geometry& in);
 using WorkspaceFn = int64_t (*)(const OpCall&);  // bytes
 using KernelFn = void (*)(const KernelArgs&);
+using KernelsFn = void (*)(std::span<const KernelArgs>);
 
 // Defaults, read off the factor string.
 std::vector<TensorType> infer_from_factors(const OpCall&);  // element type of the first float input
@@ -134,6 +135,10 @@ struct OpDef {
   KernelFn cuda = nullptr;
   // In every build: see kernels/cuda/workspace.h. Null: the GPU's kernel needs no scratch memory.
   WorkspaceFn cuda_workspace = nullptr;
+  // Several applications at once, in few launches: none reads or writes what another writes, and
+  // each has a workspace of its own. The bits are those of one after the other. Null: `cuda` is
+  // called for each.
+  KernelsFn cuda_many = nullptr;
   // For kernels that are generated: each output at one place, in CUDA C++, of the operands there,
   // a, b, c, ...; several are separated by ";". "$value" stands for the attribute `value`. Numbers
   // are float, or double where an operand is f64; functions are those of kernels/cuda/prelude.h.

@@ -15,6 +15,16 @@ constexpr KernelFn cuda_kernel() {
 #endif
 }
 
+// The same of a launcher for several applications at once.
+template <KernelsFn kLauncher>
+constexpr KernelsFn cuda_kernels() {
+#ifdef CLEAVE_CUDA
+  return kLauncher;
+#else
+  return nullptr;
+#endif
+}
+
 // For ops with an OpDef::element (kernels/cuda/pointwise.cc).
 void generated_cuda(const KernelArgs& args);
 void add_n_cuda(const KernelArgs& args);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numbers>
 #include <numeric>
+#include <span>
 
 #include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
@@ -16,14 +17,19 @@
 
 namespace cleave {
 
-// kernels/cuda/optimizer.cu
+// kernels/cuda/optimizer_squares.cu
 void sum_squares_cuda(const KernelArgs&);
+void sum_squares_cuda_many(std::span<const KernelArgs>);
+// kernels/cuda/optimizer_update.cu
+void adamw_cuda(const KernelArgs&);
+void adamw_cuda_many(std::span<const KernelArgs>);
+void sgd_cuda(const KernelArgs&);
+void sgd_cuda_many(std::span<const KernelArgs>);
+// kernels/cuda/optimizer.cu
 void clip_coefficient_cuda(const KernelArgs&);
 void increment_cuda(const KernelArgs&);
 void count_update_cuda(const KernelArgs&);
 void learning_rate_cuda(const KernelArgs&);
-void adamw_cuda(const KernelArgs&);
-void sgd_cuda(const KernelArgs&);
 
 namespace {
 
@@ -43,6 +49,18 @@ double squares(const T* x, int64_t stride, int64_t n) {
   return sum;
 }
 
+// Of halves in f32, whose squares may be too large for them; else of the operand's type, or as the
+// attribute `dtype` says.
+std::vector<TensorType> infer_sum_squares(const OpCall& call) {
+  const DType x = call.in[0].dtype;
+  if (!is_float(x)) fail("sum_squares: {} is no float", to_string(call.in[0]));
+  const DType sum = call.attrs.has("dtype") ? dtype_named(call.attrs.text("dtype"))
+                    : is_half(x)            ? DType::kF32
+                                            : x;
+  if (!is_float(sum)) fail("sum_squares: a sum in {}", name_of(sum));
+  return {output_type(call, 0, sum)};
+}
+
 void sum_squares_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const auto nest =
@@ -60,7 +78,9 @@ void sum_squares_cpu(const KernelArgs& args) {
                      parts[static_cast<size_t>(part)] = squares(x, stride, n);
                    }
                  });
-    args.out[0].as<T>()[0] = static_cast<T>(std::accumulate(parts.begin(), parts.end(), 0.0));
+    const double sum = std::accumulate(parts.begin(), parts.end(), 0.0);
+    with_float(args.out[0].dtype,
+               [&]<class S>(S) { args.out[0].as<S>()[0] = static_cast<S>(sum); });
   });
 }
 
@@ -167,14 +187,25 @@ void learning_rate_cpu(const KernelArgs& args) {
 
 // --- Updates -------------------------------------------------------------------------------------
 
-// Parameters of 16 bits may have their moments, and the scalars, in another float type.
+// Parameters of 16 bits may have their moments, and the scalars, in another float type; gradients
+// may be narrower than the parameter.
 void expect_update_types(const OpCall& call, size_t floats) {
   for (size_t i = 0; i < floats; ++i) {
     const DType t = call.in[i].dtype, p = call.in[0].dtype;
-    if (!is_float(t) || (t != p && !is_half(p))) {
+    const bool narrow = i == 1 && is_float(t) && size_of(t) < size_of(p);
+    if (!is_float(t) || (t != p && !is_half(p) && !narrow)) {
       fail("operand {} must be {}, got {}", i + 1, name_of(p), to_string(call.in[i]));
     }
   }
+}
+
+// With the attribute `dtype` the last result is the new parameter in that type.
+std::vector<TensorType> with_copy(const OpCall& call, std::vector<TensorType> results) {
+  if (!call.attrs.has("dtype")) return results;
+  const DType copy = dtype_named(call.attrs.text("dtype"));
+  if (!is_float(copy)) fail("a copy of the parameter in {}", name_of(copy));
+  results.push_back({copy, call.in[0].shape});
+  return results;
 }
 
 std::vector<TensorType> infer_adamw(const OpCall& call) {
@@ -182,12 +213,36 @@ std::vector<TensorType> infer_adamw(const OpCall& call) {
   if (call.in[6].dtype != DType::kI32) {
     fail("adamw: the step must be an i32, got {}", to_string(call.in[6]));
   }
-  return {call.in[0], call.in[2], call.in[3]};
+  return with_copy(call, {call.in[0], call.in[2], call.in[3]});
 }
 
 std::vector<TensorType> infer_sgd(const OpCall& call) {
   expect_update_types(call, 5);
-  return {call.in[0], call.in[2]};
+  return with_copy(call, {call.in[0], call.in[2]});
+}
+
+// The parameter's type, that of the gradient, and what to do.
+template <class Fn>
+void with_update_types(const KernelArgs& args, const Fn& fn) {
+  with_float(args.in[0].dtype, [&]<class T>(T zero) {
+    with_float(args.in[1].dtype, [&]<class G>(G gradient) { fn(zero, gradient); });
+  });
+}
+
+// Result `copy`, if there is one, becomes the new parameter, result 0, in its own type.
+void copy_parameter(const KernelArgs& args, size_t copy) {
+  if (args.out.size() <= copy) return;
+  const auto nest = nest_over<2>(args, factors_of(args.signature.inputs()[0]),
+                                 {out_strides(args, 0), out_strides(args, copy)});
+  with_float(args.out[0].dtype, [&]<class T>(T) {
+    with_float(args.out[copy].dtype, [&]<class C>(C) {
+      parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& s) {
+        const T* from = args.out[0].as<const T>() + at[0];
+        C* to = args.out[copy].as<C>() + at[1];
+        for (int64_t i = 0; i < n; ++i) to[i * s[1]] = static_cast<C>(from[i * s[0]]);
+      });
+    });
+  });
 }
 
 // Whether the update is not made; then outputs become what the operands are. Output o and input
@@ -223,8 +278,8 @@ struct AdamW {
   }
 };
 
-void adamw_cpu(const KernelArgs& args) {
-  with_float(args.in[0].dtype, [&]<class T>(T) {
+void update_adamw(const KernelArgs& args) {
+  with_update_types(args, [&]<class T, class G>(T, G) {
     if (skipped<T>(args, 5, {0, 2, 3})) return;
     const auto scalar = [&](size_t i) { return args.in[i].as<const T>()[0]; };
     const double beta1 = args.attrs.real("beta1"), beta2 = args.attrs.real("beta2");
@@ -244,7 +299,7 @@ void adamw_cpu(const KernelArgs& args) {
          out_strides(args, 0), out_strides(args, 1), out_strides(args, 2)});
     parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& s) {
       const T* p = args.in[0].as<const T>() + at[0];
-      const T* g = args.in[1].as<const T>() + at[1];
+      const G* g = args.in[1].as<const G>() + at[1];
       const T* m = args.in[2].as<const T>() + at[2];
       const T* v = args.in[3].as<const T>() + at[3];
       T* new_p = args.out[0].as<T>() + at[4];
@@ -254,20 +309,25 @@ void adamw_cpu(const KernelArgs& args) {
         // Outputs may be the inputs' memory, but only at the same index.
 #pragma GCC ivdep
         for (int64_t i = 0; i < n; ++i) {
-          adam.update(p[i], g[i], m[i], v[i], new_p[i], new_m[i], new_v[i]);
+          adam.update(p[i], static_cast<T>(g[i]), m[i], v[i], new_p[i], new_m[i], new_v[i]);
         }
       } else {
         for (int64_t i = 0; i < n; ++i) {
-          adam.update(p[i * s[0]], g[i * s[1]], m[i * s[2]], v[i * s[3]], new_p[i * s[4]],
-                      new_m[i * s[5]], new_v[i * s[6]]);
+          adam.update(p[i * s[0]], static_cast<T>(g[i * s[1]]), m[i * s[2]], v[i * s[3]],
+                      new_p[i * s[4]], new_m[i * s[5]], new_v[i * s[6]]);
         }
       }
     });
   });
 }
 
-void sgd_cpu(const KernelArgs& args) {
-  with_float(args.in[0].dtype, [&]<class T>(T) {
+void adamw_cpu(const KernelArgs& args) {
+  update_adamw(args);
+  copy_parameter(args, 3);
+}
+
+void update_sgd(const KernelArgs& args) {
+  with_update_types(args, [&]<class T, class G>(T, G) {
     if (skipped<T>(args, 4, {0, 2})) return;
     const T lr = args.in[3].as<const T>()[0], clip = args.in[4].as<const T>()[0];
     const T momentum = static_cast<T>(args.attrs.real("momentum"));
@@ -277,14 +337,15 @@ void sgd_cpu(const KernelArgs& args) {
                                     out_strides(args, 0), out_strides(args, 1)});
     parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& s) {
       const T* p = args.in[0].as<const T>() + at[0];
-      const T* g = args.in[1].as<const T>() + at[1];
+      const G* g = args.in[1].as<const G>() + at[1];
       const T* buffer = args.in[2].as<const T>() + at[2];
       T* new_p = args.out[0].as<T>() + at[3];
       T* new_buffer = args.out[1].as<T>() + at[4];
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) {
         const T weight = p[i * s[0]];
-        const T b = momentum * buffer[i * s[2]] + (g[i * s[1]] * clip + decay * weight);
+        const T b =
+            momentum * buffer[i * s[2]] + (static_cast<T>(g[i * s[1]]) * clip + decay * weight);
         new_buffer[i * s[4]] = b;
         new_p[i * s[3]] = weight - lr * b;
       }
@@ -292,14 +353,21 @@ void sgd_cpu(const KernelArgs& args) {
   });
 }
 
+void sgd_cpu(const KernelArgs& args) {
+  update_sgd(args);
+  copy_parameter(args, 2);
+}
+
 }  // namespace
 
 constinit const OpDef ops::sum_squares = {
     .name = "sum_squares",
     .factors = "ab->",  // callers give the parameter's own dimensions
+    .infer = infer_sum_squares,
     .cpu = sum_squares_cpu,
     .cuda = cuda_kernel<sum_squares_cuda>(),
     .cuda_workspace = sum_squares_workspace,
+    .cuda_many = cuda_kernels<sum_squares_cuda_many>(),
 };
 
 constinit const OpDef ops::clip_coefficient = {
@@ -341,6 +409,7 @@ constinit const OpDef ops::adamw = {
     .flops = flops_each<14>,
     .cpu = adamw_cpu,
     .cuda = cuda_kernel<adamw_cuda>(),
+    .cuda_many = cuda_kernels<adamw_cuda_many>(),
 };
 
 constinit const OpDef ops::sgd = {
@@ -350,6 +419,7 @@ constinit const OpDef ops::sgd = {
     .flops = flops_each<6>,
     .cpu = sgd_cpu,
     .cuda = cuda_kernel<sgd_cuda>(),
+    .cuda_many = cuda_kernels<sgd_cuda_many>(),
 };
 
 }  // namespace cleave

@@ -88,6 +88,49 @@ TEST_P(TrainsOnGpu, WithoutAnyFusionAsWithAll) {
   }
 }
 
+// What the update keeps of the weights is what casting them at each step would make: also after
+// weights were set from outside, and after a step that was left out.
+TEST_P(TrainsOnGpu, WithKeptCopiesToTheSameBits) {
+  const ModelConfig config = model(GetParam());
+  TraceOptions options;
+  options.dtype = DType::kBF16;
+  options.optimizer = {.lr = 3e-3, .warmup = 2, .total_steps = 20, .limits = true};
+  const Graph graph = trace(config, options);
+  std::vector<std::string> off = fusions_in("all");
+  std::vector<std::vector<double>> found;
+  for (const bool kept : {false, true}) {
+    if (kept) std::erase(off, "copies");
+    const Program program = lower(graph, testing::plan_for(graph, "1", {}), {true, off});
+    EXPECT_EQ(program.kept.empty(), !kept);
+    const auto runtime = make_runtime(program, Processor::kGpu, {.seed = 42});
+    runtime->initialize();
+    std::string parameter;
+    for (const ProgramSource& s : program.sources) {
+      if (s.kind == SourceKind::kParameter) parameter = s.name;
+    }
+    found.emplace_back();
+    for (int step = 0; step < 8; ++step) {
+      feed(*runtime, config, step);
+      const float limit = step == 3 ? 0.0f : 1e30f;  // the fourth step is not sound
+      for (const char* name : {"loss_limit", "norm_limit"}) {
+        runtime->set_data(name, std::as_bytes(std::span(&limit, 1)));
+      }
+      if (step == 5) {
+        std::vector<std::byte> whole;
+        runtime->read_source(parameter, whole);
+        std::fill(whole.begin(), whole.begin() + std::ssize(whole) / 2, std::byte{0x3e});
+        runtime->write_source(parameter, whole);
+      }
+      const StepResult r = runtime->step();
+      for (const char* name : {"loss", "grad_norm", "clip"}) {
+        found.back().push_back(r.value(name));
+      }
+    }
+    EXPECT_EQ(found.back()[3 * 3 + 2], -1);
+  }
+  EXPECT_EQ(found[0], found[1]);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, TrainsOnGpu,
                          ::testing::Values("gpt2:tiny", "llama:tiny", "mixtral:tiny"),
                          [](const auto& info) {

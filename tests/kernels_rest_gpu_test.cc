@@ -89,6 +89,34 @@ TEST_F(RestOnGpu, UpdatesAreMadeOrSkipped) {
   }
 }
 
+// The case with the new parameter in a second type.
+OpCase with_copy(OpCase c) {
+  c.factors += "," + c.factors.substr(0, c.factors.find(','));
+  c.attrs.set("dtype", std::string("f64"));
+  return c;
+}
+
+// Parameters in f32 as training has them: gradients and copies of 16 bits.
+TEST_F(RestOnGpu, UpdatesOfWideParameters) {
+  for (const Shape& shape : kShapes) {
+    for (const Range clip : {Range{0.5, 1}, Range{-1, -1}}) {
+      for (const bool copy : {false, true}) {
+        for (const bool half_gradient : {false, true}) {
+          for (const OpCase& plain : {adamw_case(shape, clip), sgd_case(shape, clip)}) {
+            const OpCase c = copy ? with_copy(plain) : plain;
+            Application a = testing::application_of(c, 3);
+            for (size_t i = 0; i < a.in.size(); ++i) {
+              if (is_float(a.in[i].type.dtype) && !(half_gradient && i == 1))
+                a.in[i].type.dtype = DType::kF32;
+            }
+            check_on_gpu(a, c, true);
+          }
+        }
+      }
+    }
+  }
+}
+
 // Gradients, moments and scalars of f32 beside parameters of 16 bits, in every combination.
 TEST_F(RestOnGpu, UpdatesOfMixedTypes) {
   for (const Shape& shape : {Shape{7}, Shape{257, 768}}) {
@@ -108,6 +136,8 @@ TEST_F(RestOnGpu, UpdatesOfMixedTypes) {
         check(adamw_case(shape, clip), {2, 3}, 4);
         check(adamw_case(shape, clip), {3}, 4);
         check(sgd_case(shape, clip), {2}, 3);
+        check(with_copy(adamw_case(shape, clip)), {2, 3}, 4);
+        check(with_copy(sgd_case(shape, clip)), {2}, 3);
       }
     }
   }

@@ -8,6 +8,8 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <map>
+#include <numeric>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -16,6 +18,7 @@
 #include "executor/cuda/recorder.h"
 #include "executor/cuda/timed_graph.h"
 #include "executor/initial_state.h"
+#include "executor/instr_batches.h"
 #include "executor/memory_layout.h"
 #include "executor/typing.h"
 #include "graph/error.h"
@@ -71,7 +74,10 @@ struct Launch {
   const Instr* instr = nullptr;
   std::vector<TensorView> in, out;
   std::vector<Extent> extents;
+  int64_t workspace = 0;  // bytes from the program's workspace to its own
 };
+// Of a InstrBatch.
+using Launches = std::vector<Launch>;
 
 // A step that was started: when it begins and ends on the device, and what it finds.
 struct Flight {
@@ -89,8 +95,9 @@ struct Places {
   std::vector<std::byte*> elsewhere;  // by buffer; null: at its offset
 };
 
-// The parts of a step that are captured, each with what runs before it.
-enum Section : size_t { kOnce, kPass, kUpdate, kSections };
+// The parts of a step that are captured, each with what runs before it. kRefresh: what is kept from
+// step to step, when sources were set.
+enum Section : size_t { kRefresh, kOnce, kPass, kUpdate, kSections };
 
 Section section_of(Part part) {
   switch (part) {
@@ -146,9 +153,7 @@ struct CudaRuntime::Impl {
     cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     cuda_check(cudaEventCreate(&copied));
     cuda_check(cudaEventRecord(copied, stream));
-    for (const Instr& instr : program.instrs) {
-      if (!is_view(program, instr)) sections[section_of(instr.part)].push_back(resolve(instr));
-    }
+    resolve_sections();
     size_t bytes = 0;
     for (const ProgramOutput& out : program.outputs) {
       bytes += static_cast<size_t>(span_of(program.tensor(out.tensor)));
@@ -283,6 +288,28 @@ struct CudaRuntime::Impl {
 
   // --- Instructions ------------------------------------------------------------------------------
 
+  void resolve_sections() {
+    std::array<std::vector<int32_t>, kSections> instrs;
+    std::vector<bool> kept(program.tensors.size(), false);
+    for (const KeptTensor& k : program.kept) kept[static_cast<size_t>(k.tensor)] = true;
+    for (size_t i = 0; i < program.instrs.size(); ++i) {
+      const Instr& instr = program.instrs[i];
+      if (is_view(program, instr)) continue;
+      const bool refreshes = !instr.out.empty() && kept[static_cast<size_t>(instr.out[0])];
+      instrs[refreshes ? kRefresh : section_of(instr.part)].push_back(static_cast<int32_t>(i));
+    }
+    for (size_t s = 0; s < kSections; ++s) {
+      for (const InstrBatch& batch : instr_batches(program, instrs[s])) {
+        Launches launches;
+        for (size_t k = 0; k < batch.instrs.size(); ++k) {
+          launches.push_back(resolve(program.instrs[static_cast<size_t>(batch.instrs[k])]));
+          launches.back().workspace = batch.workspaces[k];
+        }
+        sections[s].push_back(std::move(launches));
+      }
+    }
+  }
+
   Launch resolve(const Instr& instr) const {
     Launch launch;
     launch.instr = &instr;
@@ -305,16 +332,27 @@ struct CudaRuntime::Impl {
             .in = launch.in,
             .out = launch.out,
             .extents = launch.extents,
-            .workspace = workspace(),
+            .workspace = workspace() + launch.workspace,
             .seed = options.seed,
             .device = &context,
             .stream = stream,
             .element = compute ? instr.op->element : std::string_view()};
   }
 
-  void execute(const Launch& launch) {
+  int32_t index_of(const Launch& launch) const {
+    return static_cast<int32_t>(launch.instr - program.instrs.data());
+  }
+
+  void execute(const Launches& launches) {
+    const Range range(name_of(*launches[0].instr), launches[0].instr->where);
+    if (launches.size() > 1) {
+      std::vector<KernelArgs> all;
+      for (const Launch& launch : launches) all.push_back(arguments(launch));
+      launches[0].instr->op->cuda_many(all);
+      return;
+    }
+    const Launch& launch = launches[0];
     const KernelArgs args = arguments(launch);
-    const Range range(name_of(*launch.instr), launch.instr->where);
     if (launch.instr->kind == InstrKind::kCompute) {
       launch.instr->op->cuda(args);
     } else {
@@ -324,8 +362,8 @@ struct CudaRuntime::Impl {
   }
 
   template <class Work>
-  void with_place(const Launch& launch, const Work& work) {
-    const auto index = static_cast<size_t>(launch.instr - program.instrs.data());
+  void with_place(const Launches& launches, const Work& work) {
+    const auto index = static_cast<size_t>(index_of(launches[0]));
     try {
       work();
     } catch (const Error& e) {
@@ -339,7 +377,7 @@ struct CudaRuntime::Impl {
   void warm_up() {
     fill(0);
     for (const auto& section : sections) {
-      for (const Launch& launch : section) with_place(launch, [&] { execute(launch); });
+      for (const Launches& l : section) with_place(l, [&] { execute(l); });
     }
     cuda_check(cudaStreamSynchronize(stream));
   }
@@ -349,7 +387,7 @@ struct CudaRuntime::Impl {
       if (sections[s].empty()) continue;
       cudaGraph_t graph = nullptr;
       cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-      for (const Launch& launch : sections[s]) with_place(launch, [&] { execute(launch); });
+      for (const Launches& l : sections[s]) with_place(l, [&] { execute(l); });
       cuda_check(cudaStreamEndCapture(stream, &graph));
       cuda_check(cudaGraphInstantiate(&graphs[s], graph, 0));
       cuda_check(cudaGraphDestroy(graph));
@@ -402,7 +440,7 @@ struct CudaRuntime::Impl {
     if (recorded && !watched) {
       record(s);
     } else if (watched || eager || options.time_instructions) {
-      for (const Launch& launch : sections[s]) with_place(launch, [&] { alone(launch); });
+      for (const Launches& l : sections[s]) with_place(l, [&] { alone(l); });
     } else if (graphs[s] != nullptr) {
       cuda_check(cudaGraphLaunch(graphs[s], stream));
     }
@@ -410,33 +448,70 @@ struct CudaRuntime::Impl {
 
   void record(Section s) {
     std::vector<StepRecorder::Work> work;
-    for (const Launch& launch : sections[s]) {
-      work.push_back({static_cast<int32_t>(launch.instr - program.instrs.data()),
-                      [&] { with_place(launch, [&] { execute(launch); }); }});
+    for (const Launches& l : sections[s]) {
+      work.push_back({index_of(l[0]), [&] { with_place(l, [&] { execute(l); }); }});
     }
     recorder.run(s, s == kPass ? static_cast<int32_t>(given) : 0, work, stream);
   }
 
   // With its time taken, and its results looked at.
-  void alone(const Launch& launch) {
+  void alone(const Launches& launches) {
     if (!options.time_instructions) {
-      execute(launch);
+      execute(launches);
     } else {
       cudaEvent_t before = nullptr, after = nullptr;
       cuda_check(cudaEventCreate(&before));
       cuda_check(cudaEventCreate(&after));
       cuda_check(cudaEventRecord(before, stream));
-      execute(launch);
+      execute(launches);
       cuda_check(cudaEventRecord(after, stream));
       cuda_check(cudaEventSynchronize(after));
       float milliseconds = 0;
       cuda_check(cudaEventElapsedTime(&milliseconds, before, after));
-      seconds[static_cast<size_t>(launch.instr - program.instrs.data())] +=
-          static_cast<double>(milliseconds) * 1e-3;
+      const std::vector<double> share = shares(launches);
+      for (size_t k = 0; k < launches.size(); ++k) {
+        seconds[static_cast<size_t>(index_of(launches[k]))] +=
+            static_cast<double>(milliseconds) * 1e-3 * share[k];
+      }
       cudaEventDestroy(before);
       cudaEventDestroy(after);
     }
-    if (watched && nonfinite.empty()) look_at(launch);
+    for (const Launch& launch : launches) {
+      if (watched && nonfinite.empty()) look_at(launch);
+    }
+  }
+
+  // Instructions that ran together share the time by the elements they read.
+  static std::vector<double> shares(const Launches& launches) {
+    std::vector<double> result;
+    for (const Launch& launch : launches) {
+      result.push_back(1);
+      for (const TensorView& t : launch.in) result.back() += static_cast<double>(t.numel());
+    }
+    const double all = std::accumulate(result.begin(), result.end(), 0.0);
+    for (double& share : result) share /= all;
+    return result;
+  }
+
+  // The runs of batches, which are recorded under their first instruction, as those of all.
+  std::vector<InstrRun> of_each(const std::vector<InstrRun>& runs) const {
+    std::map<int32_t, const Launches*> batch_of;
+    for (const auto& section : sections) {
+      for (const Launches& l : section) batch_of[index_of(l[0])] = &l;
+    }
+    std::vector<InstrRun> result;
+    for (InstrRun run : runs) {
+      const Launches& launches = *batch_of.at(run.instr);
+      const std::vector<double> share = shares(launches);
+      const double seconds_of_all = run.seconds;
+      for (size_t k = 0; k < launches.size(); ++k) {
+        run.instr = index_of(launches[k]);
+        run.seconds = seconds_of_all * share[k];
+        result.push_back(run);
+        run.start += run.seconds;
+      }
+    }
+    return result;
   }
 
   std::vector<double> numbers(TensorId id) const {
@@ -509,6 +584,8 @@ struct CudaRuntime::Impl {
           const ProgramTensor& t = program.tensor(s.tensor);
           cuda_check(cudaMemsetAsync(data(t), 0, static_cast<size_t>(span_of(t)), stream));
         }
+        if (stale) run(kRefresh);
+        stale = false;
         run(kOnce);
       }
       feed(Part::kForward);
@@ -533,7 +610,7 @@ struct CudaRuntime::Impl {
   DeviceArena arena;  // empty when memory is lent
   const Places places;
   const std::vector<int64_t> coordinates;
-  std::array<std::vector<Launch>, kSections> sections;
+  std::array<std::vector<Launches>, kSections> sections;
   std::array<cudaGraphExec_t, kSections> graphs = {};
   cudaStream_t stream = nullptr;
   // Steps take turns. So many have been started, and finished.
@@ -545,6 +622,7 @@ struct CudaRuntime::Impl {
   std::vector<std::unique_ptr<PinnedMemory>> staged;  // by source, of data
   std::vector<double> seconds;                        // by instruction
   int64_t given = 0;                                  // micro-batches of this step so far
+  bool stale = true;                                  // what is kept is not that of the parameters
   bool watched = false;
   const bool eager = ranges_wanted();              // no graphs: see ranges.h
   bool asked_to_record = false, recorded = false;  // the next step, and this one
@@ -579,14 +657,20 @@ std::vector<double> CudaRuntime::seconds_in_graphs(double effort) {
   std::vector<double> seconds(r.program.instrs.size(), 0);
   std::vector<Known> known;
   for (const auto& section : r.sections) {
-    for (const Launch& launch : section) {
-      auto at = std::find_if(known.begin(), known.end(),
-                             [&](const Known& k) { return same(*k.launch, launch); });
-      if (at == known.end()) {
-        at = known.insert(
-            known.end(), {&launch, seconds_in_graph(r.stream, effort, [&] { r.execute(launch); })});
+    for (const Launches& launches : section) {
+      auto at = known.end();
+      if (launches.size() == 1) {
+        at = std::find_if(known.begin(), known.end(),
+                          [&](const Known& k) { return same(*k.launch, launches[0]); });
       }
-      seconds[static_cast<size_t>(launch.instr - r.program.instrs.data())] = at->seconds;
+      const double all = at != known.end()
+                             ? at->seconds
+                             : seconds_in_graph(r.stream, effort, [&] { r.execute(launches); });
+      if (at == known.end() && launches.size() == 1) known.push_back({&launches[0], all});
+      const std::vector<double> share = Impl::shares(launches);
+      for (size_t k = 0; k < launches.size(); ++k) {
+        seconds[static_cast<size_t>(r.index_of(launches[k]))] = all * share[k];
+      }
     }
   }
   return seconds;
@@ -635,6 +719,7 @@ void CudaRuntime::initialize() {
     draw();
   }
   for (size_t i = 0; i < kept.size(); ++i) {
+    impl_->stale = true;
     impl_->to_device(kept[i], values[i].data());
     impl_->filled[kept[i]] = true;
   }
@@ -668,6 +753,7 @@ void CudaRuntime::read_source(std::string_view name, std::vector<std::byte>& who
 void CudaRuntime::write_source(std::string_view name, std::span<const std::byte> whole) {
   const size_t s = impl_->kept(name);
   impl_->check_size(s, whole);
+  impl_->stale = true;
   impl_->to_device(s, whole.data());
   cuda_check(cudaStreamSynchronize(impl_->stream));
   impl_->filled[s] = true;
@@ -691,7 +777,7 @@ void CudaRuntime::start() {
   flight.nonfinite = r.nonfinite;
   if (!r.recorded) return;
   cuda_check(cudaEventSynchronize(flight.ended));  // its events are those of the next one too
-  flight.runs = r.recorder.take(flight.begun);
+  flight.runs = r.of_each(r.recorder.take(flight.begun));
 }
 
 StepResult CudaRuntime::finish() {

@@ -69,10 +69,21 @@ bool wide_loops(LoopNest<N> nest, const std::array<const void*, N>& data, int64_
   return wide;
 }
 
+// Whether all operands' elements lie one behind the other, in the same order, from addresses that
+// are multiples of 16.
+template <size_t N>
+bool is_dense(const LoopNest<N>& nest, const std::array<const void*, N>& data) {
+  bool dense = nest.sizes.size() <= 1;
+  for (const int64_t step : nest.inner_steps()) dense &= step == 1;
+  for (const void* p : data) dense &= reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  return dense;
+}
+
 // A float in memory whose type is known only when the kernel runs.
 struct AnyFloat {
   void* data = nullptr;
   DType dtype = DType::kF32;
+  bool operator==(const AnyFloat&) const = default;
 };
 inline AnyFloat any_float(const TensorView& view) { return {view.data, view.dtype}; }
 

@@ -74,10 +74,15 @@ inline int64_t reduce_workspace(const OpCall& call) {
   return std::min<int64_t>(kReduceColumnBlocks * 2048, numel(call.in[0].shape) * 16);
 }
 
-// As many blocks as an H100 holds at once; the same everywhere, so that sums are too.
-inline constexpr int kSumSquaresBlocks = 132 * 8;
-inline int64_t sum_squares_workspace(const OpCall&) {
-  return kSumSquaresBlocks * static_cast<int64_t>(sizeof(double));
+// A block's share of the elements of which squares are added up. A constant: the order of
+// additions, and so the bits, depend on the tensor's size and nothing else.
+inline constexpr int kSquaresPiece = 32768;
+inline int64_t squares_pieces(int64_t elements) {
+  return (elements + kSquaresPiece - 1) / kSquaresPiece;
+}
+// A double for each piece.
+inline int64_t sum_squares_workspace(const OpCall& call) {
+  return squares_pieces(numel(call.in[0].shape)) * static_cast<int64_t>(sizeof(double));
 }
 
 // --- Rows of a table -----------------------------------------------------------------------------

@@ -222,7 +222,10 @@ void add_losses(std::vector<OpCase>& cases) {
 
 void add_optimizers(std::vector<OpCase>& cases) {
   cases.push_back({.op = &ops::sum_squares, .in = {f64({8, 12})}});
-  cases.push_back({.op = &ops::sum_squares, .factors = "a->", .in = {f64({20})}});
+  cases.push_back({.op = &ops::sum_squares,
+                   .factors = "a->",
+                   .attrs = {{"dtype", std::string("f64")}},
+                   .in = {f64({20})}});
   for (const double max_norm : {0.0, 1.0, 50.0}) {
     cases.push_back({.op = &ops::clip_coefficient,
                      .attrs = {{"max_norm", max_norm}},
@@ -258,6 +261,23 @@ void add_optimizers(std::vector<OpCase>& cases) {
   const TensorType scalar = f64({});
   const auto add = [&](const std::string& dims, const Shape& shape) {
     const TensorType p = f64(shape);
+    const std::string copy = "f64";
+    cases.push_back({.op = &ops::adamw,
+                     .factors = fmt::format("{0},{0},{0},{0},,,->{0},{0},{0},{0}", dims),
+                     .attrs = {{"beta1", 0.9},
+                               {"beta2", 0.95},
+                               {"eps", 1e-8},
+                               {"weight_decay", 0.1},
+                               {"dtype", copy}},
+                     .in = {p, p, p, p, scalar, scalar, i32({})},
+                     .ranges = {kAny, kAny, kAny, kPositive, {0.01, 0.1}, {0.5, 1}, {1, 20}},
+                     .in_place = {{0, 0}, {1, 2}, {2, 3}}});
+    cases.push_back({.op = &ops::sgd,
+                     .factors = fmt::format("{0},{0},{0},,->{0},{0},{0}", dims),
+                     .attrs = {{"momentum", 0.9}, {"weight_decay", 0.1}, {"dtype", copy}},
+                     .in = {p, p, p, scalar, scalar},
+                     .ranges = {kAny, kAny, kAny, {0.01, 0.1}, {0.5, 1}},
+                     .in_place = {{0, 0}, {1, 2}}});
     cases.push_back(
         {.op = &ops::adamw,
          .factors = fmt::format("{0},{0},{0},{0},,,->{0},{0},{0}", dims),

@@ -1,0 +1,90 @@
+#include "executor/instr_batches.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "executor/typing.h"
+#include "kernels/cuda/workspace.h"
+
+namespace cleave {
+namespace {
+
+int64_t workspace_bytes(const Program& program, const Instr& instr) {
+  if (instr.kind != InstrKind::kCompute || instr.op->cuda_workspace == nullptr) return 0;
+  const auto types = local_input_types(program, instr);
+  const auto sizes = local_sizes(instr, program.mesh);
+  return aligned_workspace(instr.op->cuda_workspace({*instr.signature, sizes, instr.attrs, types}));
+}
+
+// A batch that is being collected, with the memory that it touches.
+class Collected {
+ public:
+  explicit Collected(const Program& program) : program_(program) {}
+
+  bool takes(const Instr& instr, int64_t workspace) const {
+    if (batch_.instrs.empty()) return true;
+    const Instr& other = program_.instrs[static_cast<size_t>(batch_.instrs[0])];
+    if (instr.kind != InstrKind::kCompute || other.kind != InstrKind::kCompute ||
+        instr.op != other.op || instr.op->cuda_many == nullptr) {
+      return false;
+    }
+    if (workspace_ + workspace > program_.memory[0].workspace_bytes) return false;
+    const auto apart = [&](TensorId t, const std::vector<ByteRange>& ranges) {
+      const ByteRange range = range_of(t);
+      return std::none_of(ranges.begin(), ranges.end(),
+                          [&](const ByteRange& r) { return r.overlaps(range); });
+    };
+    return std::all_of(instr.in.begin(), instr.in.end(),
+                       [&](TensorId t) { return apart(t, written_); }) &&
+           std::all_of(instr.out.begin(), instr.out.end(),
+                       [&](TensorId t) { return apart(t, written_) && apart(t, read_); });
+  }
+
+  void add(int32_t i, int64_t workspace) {
+    const Instr& instr = program_.instrs[static_cast<size_t>(i)];
+    batch_.instrs.push_back(i);
+    batch_.workspaces.push_back(workspace_);
+    workspace_ += workspace;
+    for (TensorId t : instr.in) read_.push_back(range_of(t));
+    for (TensorId t : instr.out) written_.push_back(range_of(t));
+  }
+
+  InstrBatch take() {
+    workspace_ = 0;
+    read_.clear();
+    written_.clear();
+    return std::exchange(batch_, {});
+  }
+
+ private:
+  // In the arena: buffers that are live at different times may lie on each other.
+  ByteRange range_of(TensorId t) const {
+    const ProgramTensor& tensor = program_.tensor(t);
+    const int64_t offset = program_.buffers[static_cast<size_t>(tensor.buffer)].offset;
+    ByteRange range = byte_range(tensor.geometry, tensor.dtype);
+    range.first += offset, range.last += offset;
+    return range;
+  }
+
+  const Program& program_;
+  InstrBatch batch_;
+  int64_t workspace_ = 0;
+  std::vector<ByteRange> read_, written_;
+};
+
+}  // namespace
+
+std::vector<InstrBatch> instr_batches(const Program& program, std::span<const int32_t> instrs) {
+  std::vector<InstrBatch> all;
+  Collected now(program);
+  for (size_t k = 0; k < instrs.size(); ++k) {
+    const Instr& instr = program.instrs[static_cast<size_t>(instrs[k])];
+    const int64_t workspace = workspace_bytes(program, instr);
+    if (!now.takes(instr, workspace)) all.push_back(now.take());
+    now.add(instrs[k], workspace);
+  }
+  if (!instrs.empty()) all.push_back(now.take());
+  return all;
+}
+
+}  // namespace cleave

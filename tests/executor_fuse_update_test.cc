@@ -1,0 +1,224 @@
+// The update's fusions: the copies of parameters that it keeps from step to step, and gradients
+// that it reads as they were made.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "executor/memory_layout.h"
+#include "kernels/ops.h"
+#include "tests/training_plans.h"
+
+namespace cleave {
+namespace {
+
+using Kind = OptimizerOptions::Kind;
+
+// The program with bf16 as f32, and what was cast to or kept in f32 as f64, so that it runs on the
+// processor: parameters, moments, their gradients, and what the update makes.
+Program widened(Program p) {
+  std::vector<bool> wide(p.tensors.size(), false);
+  const auto widen = [&](TensorId t) {
+    if (p.tensor(t).dtype == DType::kF32) wide[static_cast<size_t>(t)] = true;
+  };
+  for (const ProgramSource& s : p.sources) {
+    if (s.kind == SourceKind::kData || s.name == "accumulated.loss") continue;
+    widen(s.tensor);
+    widen(s.final);
+  }
+  for (const Instr& instr : p.instrs) {
+    const bool of_gradient = instr.op == &ops::cast && instr.part == Part::kBackward;
+    if (of_gradient || instr.part == Part::kUpdate) {
+      for (TensorId t : instr.out) widen(t);
+    }
+  }
+  for (size_t t = 0; t < p.tensors.size(); ++t) {
+    if (wide[t]) p.tensors[t].dtype = DType::kF64;
+    if (p.tensors[t].dtype == DType::kBF16) p.tensors[t].dtype = DType::kF32;
+  }
+  for (Instr& instr : p.instrs) {
+    if (!instr.attrs.has("dtype")) continue;
+    const bool copies = instr.op == &ops::adamw || instr.op == &ops::sgd;
+    const TensorId typed = copies ? instr.out.back() : instr.out[0];
+    instr.attrs.set("dtype", std::string(name_of(p.tensor(typed).dtype)));
+  }
+  for (Buffer& b : p.buffers) b.bytes *= 2;  // enough for all
+  plan_memory(p);
+  check(p);
+  return p;
+}
+
+struct Setting {
+  const char* model;
+  Kind optimizer;
+  int64_t micro_batches;
+};
+
+Graph graph_of(const Setting& s) {
+  TraceOptions options;
+  options.dtype = DType::kBF16;
+  options.optimizer = {.kind = s.optimizer,
+                       .lr = 3e-3,
+                       .min_lr = 3e-4,
+                       .warmup = 2,
+                       .total_steps = 8,
+                       .micro_batches = s.micro_batches};
+  return trace(model_named(s.model), options);
+}
+
+Program lowered(const Setting& s, std::vector<std::string> names) {
+  const Graph graph = graph_of(s);
+  std::vector<std::string> off = fusions_in("all");
+  for (const std::string& name : names) std::erase(off, name);
+  return lower(graph, testing::plan_for(graph, "1", {}), {true, off});
+}
+
+int64_t count(const Program& p, const OpDef& op, Part part) {
+  return std::count_if(p.instrs.begin(), p.instrs.end(),
+                       [&](const Instr& i) { return i.op == &op && i.part == part; });
+}
+
+int64_t parameters(const Program& p) {
+  return std::count_if(p.sources.begin(), p.sources.end(),
+                       [](const ProgramSource& s) { return s.kind == SourceKind::kParameter; });
+}
+
+// Four steps; before the third, a parameter is set from outside.
+std::vector<double> losses(Program program, const Setting& s) {
+  const ModelConfig config = model_named(s.model);
+  std::string parameter;
+  for (const ProgramSource& source : program.sources) {
+    if (source.kind == SourceKind::kParameter) parameter = source.name;
+  }
+  CpuRuntime runtime(std::move(program), {.seed = 42});
+  runtime.initialize();
+  std::vector<double> found;
+  for (int step = 0; step < 4; ++step) {
+    if (step == 2) {
+      std::vector<std::byte> whole = runtime.read_source(parameter);
+      const double half = 0.5;
+      std::memcpy(whole.data(), &half, sizeof half);
+      runtime.write_source(parameter, whole);
+    }
+    for (int64_t m = 0; m < s.micro_batches; ++m) {
+      testing::feed(runtime, config, step * s.micro_batches + m);
+      if (m + 1 < s.micro_batches) runtime.accumulate();
+    }
+    const StepResult r = runtime.step();
+    found.push_back(r.value("loss"));
+    found.push_back(r.value("grad_norm"));
+  }
+  return found;
+}
+
+class UpdateFusions : public ::testing::TestWithParam<Setting> {};
+
+// To the bit: casts are made elsewhere, sums in the same order.
+TEST_P(UpdateFusions, TrainToTheSameBits) {
+  const Setting& s = GetParam();
+  const std::vector<double> want = losses(widened(lowered(s, {})), s);
+  EXPECT_EQ(losses(widened(lowered(s, {"copies"})), s), want);
+  EXPECT_EQ(losses(widened(lowered(s, {"gradients"})), s), want);
+  EXPECT_EQ(losses(widened(lowered(s, {"copies", "gradients"})), s), want);
+}
+
+// A runtime that makes no cast finds in each copy what a cast would make of the parameter.
+TEST_P(UpdateFusions, KeepWhatACastWouldMake) {
+  const Setting& s = GetParam();
+  const ModelConfig config = model_named(s.model);
+  Program program = widened(lowered(s, {"copies"}));
+  std::vector<std::string> parameters;
+  for (const KeptTensor& k : program.kept) {
+    const auto cast = std::find_if(program.instrs.begin(), program.instrs.end(),
+                                   [&](const Instr& i) { return i.out[0] == k.tensor; });
+    const auto source =
+        std::find_if(program.sources.begin(), program.sources.end(),
+                     [&](const ProgramSource& x) { return x.tensor == cast->in[0]; });
+    parameters.push_back(source->name);
+    program.outputs.push_back({"copy of " + source->name, k.final});
+  }
+  CpuRuntime runtime(std::move(program), {.seed = 42});
+  runtime.initialize();
+  for (int step = 0; step < 2; ++step) {
+    for (int64_t m = 0; m < s.micro_batches; ++m) {
+      testing::feed(runtime, config, step * s.micro_batches + m);
+      if (m + 1 < s.micro_batches) runtime.accumulate();
+    }
+    const StepResult r = runtime.step();
+    size_t compared = 0;
+    for (const StepOutput& o : r.outputs) {
+      if (o.name.rfind("copy of ", 0) != 0) continue;
+      const std::vector<std::byte> whole = runtime.read_source(o.name.substr(8));
+      std::vector<double> want(whole.size() / sizeof(double));
+      std::memcpy(want.data(), whole.data(), whole.size());
+      for (double& x : want) x = static_cast<double>(static_cast<float>(x));
+      EXPECT_EQ(o.values, want) << o.name;
+      ++compared;
+    }
+    EXPECT_EQ(compared, parameters.size());
+  }
+}
+
+TEST_P(UpdateFusions, LeaveNoCastBehind) {
+  const Setting& s = GetParam();
+  const Program p = lowered(s, {"copies", "gradients"}), bare = lowered(s, {});
+  EXPECT_EQ(static_cast<int64_t>(p.kept.size()), parameters(p));
+  EXPECT_EQ(p.fusions[0], parameters(p));
+  EXPECT_EQ(count(p, ops::cast, Part::kBegin), parameters(p));
+  EXPECT_EQ(count(p, ops::cast, Part::kForward) + parameters(p),
+            count(bare, ops::cast, Part::kForward) + count(bare, ops::cast, Part::kBegin));
+  // Several micro-batches add gradients up in f32.
+  EXPECT_EQ(p.fusions[1], s.micro_batches > 1 ? 0 : parameters(p));
+  EXPECT_EQ(count(p, ops::cast, Part::kBackward) + p.fusions[1],
+            count(bare, ops::cast, Part::kBackward));
+  EXPECT_NE(to_text(p).find("\nkept "), std::string::npos);
+}
+
+INSTANTIATE_TEST_SUITE_P(Programs, UpdateFusions,
+                         ::testing::Values(Setting{"gpt2:tiny", Kind::kAdamW, 1},
+                                           Setting{"llama:tiny", Kind::kSgd, 1},
+                                           Setting{"gpt2:tiny", Kind::kAdamW, 2}),
+                         [](const auto& info) {
+                           const Setting& s = info.param;
+                           const std::string name = s.model;
+                           return name.substr(0, name.find(':')) +
+                                  (s.optimizer == Kind::kSgd ? "Sgd" : "AdamW") +
+                                  std::to_string(s.micro_batches);
+                         });
+
+// --- The check -----------------------------------------------------------------------------------
+
+void expect_refused(const Program& p, const std::string& why) {
+  try {
+    check(p);
+    FAIL() << "not refused: " << why;
+  } catch (const InternalError& e) {
+    EXPECT_NE(std::string(e.what()).find(why), std::string::npos) << e.what();
+  }
+}
+
+TEST(CheckOfKept, RefusesWhatDoesNotLast) {
+  const Program good = lowered({"gpt2:tiny", Kind::kAdamW, 1}, {"copies"});
+  check(good);
+  const auto buffer = [](Program& p) -> Buffer& {
+    return p.buffers[static_cast<size_t>(p.tensor(p.kept[0].tensor).buffer)];
+  };
+  Program p = good;
+  buffer(p).persistent = false;
+  expect_refused(p, "must be persistent");
+  p = good;
+  std::swap(p.kept[0].final, p.kept[1].final);
+  expect_refused(p, "not where and as it began");
+  p = good;
+  std::swap(p.kept[0].tensor, p.kept[0].final);
+  expect_refused(p, "not made by itself when the step begins");
+  p = good;
+  for (ProgramSource& s : p.sources) {
+    if (s.tensor == p.instrs[0].in[0]) s.final = s.tensor;
+  }
+  expect_refused(p, "does not make the final value");
+}
+
+}  // namespace
+}  // namespace cleave
