@@ -12,13 +12,13 @@
 #include <vector>
 
 #include "graph/kernel_args.h"
+#include "kernels/cuda/disk_cache.h"
 
 namespace cleave {
 
 class DeviceContext;
 
-// Compiled kernels, kept in memory, and on disk from run to run ($XDG_CACHE_HOME/cleave/kernels, or
-// ~/.cache/cleave/kernels; a folder that cannot be written is done without).
+// Compiled kernels, kept in memory, and on disk from run to run.
 class GeneratedKernels {
  public:
   explicit GeneratedKernels(const cudaDeviceProp& device);
@@ -34,8 +34,8 @@ class GeneratedKernels {
     cudaLibrary_t library = nullptr;
     cudaKernel_t kernel = nullptr;
   };
-  std::string arch_;    // "sm_90"
-  std::string folder_;  // empty: nothing is kept on disk
+  std::string arch_;  // "sm_90"
+  DiskCache cache_;
   std::map<std::string, Loaded> loaded_;
 };
 

@@ -9,7 +9,8 @@ namespace cleave {
 
 // clang-format off
 #define CLEAVE_CUBLAS_LT(X)                                                               \
-  X(Create) X(Destroy) X(GetStatusString) X(Matmul) X(MatmulAlgoGetHeuristic)             \
+  X(Create) X(Destroy) X(GetStatusString) X(Matmul) X(MatmulAlgoCheck)                    \
+  X(MatmulAlgoGetHeuristic) X(GetVersion)                                                 \
   X(MatmulDescCreate) X(MatmulDescDestroy) X(MatmulDescSetAttribute)                      \
   X(MatmulPreferenceCreate) X(MatmulPreferenceDestroy) X(MatmulPreferenceSetAttribute)    \
   X(MatrixLayoutCreate) X(MatrixLayoutDestroy) X(MatrixLayoutSetAttribute)

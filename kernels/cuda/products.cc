@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "graph/error.h"
@@ -60,6 +62,22 @@ struct ProductAlgorithms::Prepared {
     if (operation != nullptr) cublas_lt().MatmulDescDestroy(operation);
   }
 
+  // An algorithm as it was kept; false when it is none that this library takes.
+  bool take(const std::string& bytes, const DeviceContext& device) {
+    cublasLtMatmulAlgo_t kept;
+    if (bytes.size() != sizeof kept) return false;
+    std::memcpy(&kept, bytes.data(), sizeof kept);
+    cublasLtMatmulHeuristicResult_t result = {};
+    const cublasStatus_t status =
+        cublas_lt().MatmulAlgoCheck(device.blas(), operation, a, b, c, d, &kept, &result);
+    if (status != CUBLAS_STATUS_SUCCESS ||
+        result.workspaceSize > static_cast<size_t>(device.product_search.workspace)) {
+      return false;
+    }
+    algorithm = kept;
+    return true;
+  }
+
   void run(const Product& p, const void* a_data, const void* b_data, const void* c_data,
            const void* bias, void* d_data, void* workspace, const DeviceContext& device,
            cudaStream_t stream, const ProductScales& scales) const {
@@ -85,8 +103,28 @@ struct ProductAlgorithms::Prepared {
   }
 };
 
-ProductAlgorithms::ProductAlgorithms() = default;
+ProductAlgorithms::ProductAlgorithms() : cache_("products") {}
 ProductAlgorithms::~ProductAlgorithms() = default;
+
+namespace {
+
+// All that the fastest algorithm depends on.
+std::string key_of(const Product& p, const DeviceContext& device) {
+  const auto matrix = [](const ProductMatrix& m) {
+    return fmt::format("{}+{}", m.leading, m.batch_stride);
+  };
+  const DeviceContext::ProductSearch& search = device.product_search;
+  return fmt::format(
+      "{}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, {} {} {} {}, adds "
+      "{} "
+      "{}, tf32 {}, aligned {}, quick {}; {} candidates, {} bytes, any order {}",
+      device.properties().name, cublas_lt().GetVersion(), p.m, p.n, p.k, p.batch, name_of(p.in),
+      name_of(p.b_type()), name_of(p.out), p.transpose_a, p.transpose_b, matrix(p.a), matrix(p.b),
+      matrix(p.c), matrix(p.d), p.has_c, p.has_bias, p.tf32, p.alignment, p.quick,
+      search.candidates, search.workspace, search.any_order);
+}
+
+}  // namespace
 
 ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, DeviceContext& device) {
   std::unique_ptr<Prepared>& found = prepared_[p];
@@ -129,6 +167,13 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
     const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     cuda_check(cublas_lt().MatmulDescSetAttribute(made->operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
                                                   &epilogue, sizeof epilogue));
+  }
+
+  // Chosen once on this machine: another choice may add in another order.
+  const std::string key = key_of(p, device), kept = cache_.find(key);
+  if (made->take(kept, device)) {
+    found = std::move(made);
+    return *found;
   }
 
   cublasLtMatmulPreference_t preference = nullptr;
@@ -198,6 +243,8 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   }
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
+  const std::string chosen(reinterpret_cast<const char*>(&made->algorithm), sizeof made->algorithm);
+  made->take(cache_.keep(key, chosen), device);
   found = std::move(made);
   return *found;
 }

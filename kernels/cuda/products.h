@@ -1,4 +1,5 @@
-// Matrix products by cuBLASLt. The algorithm of each shape is chosen once, by the clock, and kept.
+// Matrix products by cuBLASLt. The algorithm of each shape is chosen once, by the clock, and kept
+// on disk: later runs give the same bits.
 #pragma once
 
 #include <cublasLt.h>
@@ -10,6 +11,7 @@
 #include <memory>
 
 #include "graph/types.h"
+#include "kernels/cuda/disk_cache.h"
 
 namespace cleave {
 
@@ -59,6 +61,7 @@ class ProductAlgorithms {
  private:
   struct Prepared;
   Prepared& prepared(const Product& product, DeviceContext& device);
+  DiskCache cache_;
   std::map<Product, std::unique_ptr<Prepared>> prepared_;
 };
 

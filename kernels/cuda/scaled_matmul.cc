@@ -84,6 +84,15 @@ Rows operand(const KernelArgs& args, size_t i, std::span<const int8_t> rows,
   return m;
 }
 
+// cuBLASLt wants scales at multiples of 16 bytes; others are copied.
+const void* scale_of(const KernelArgs& args, size_t i, int slot) {
+  if (aligned(args.in[i].data)) return args.in[i].data;
+  void* const copy = args.device->scratch(slot, size_of(args.in[i].dtype));
+  cuda_check(cudaMemcpyAsync(copy, args.in[i].data, static_cast<size_t>(size_of(args.in[i].dtype)),
+                             cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(args.stream)));
+  return copy;
+}
+
 }  // namespace
 
 // What cuBLASLt cannot add is added afterwards.
@@ -124,7 +133,7 @@ void scaled_matmul_cuda(const KernelArgs& args) {
   }
   args.device->products().run(p, b.data, a.data, residual, bias, c.data, args.workspace,
                               *args.device, static_cast<cudaStream_t>(args.stream),
-                              {args.in[3].data, args.in[2].data});
+                              {scale_of(args, 3, 4), scale_of(args, 2, 5)});
 
   Copy rest(args, args.signature.outputs()[0]);
   rest.loops.in = {rest.operand(c.data, dtype, c.strides)};
