@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -23,6 +22,7 @@
 #include "executor/typing.h"
 #include "graph/error.h"
 #include "graph/f8.h"
+#include "graph/half.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/generated.h"
@@ -115,20 +115,13 @@ double element(const std::byte* data, DType dtype) {
     case DType::kF64: return *reinterpret_cast<const double*>(data);
     case DType::kF32: return static_cast<double>(*reinterpret_cast<const float*>(data));
     case DType::kI32: return *reinterpret_cast<const int32_t*>(data);
-    case DType::kBF16:
-      return static_cast<double>(std::bit_cast<float>(
-          static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(data)) << 16));
+    case DType::kBF16: return bf16_number(*reinterpret_cast<const uint16_t*>(data));
+    case DType::kF16: return f16_number(*reinterpret_cast<const uint16_t*>(data));
     case DType::kF8E4M3:
     case DType::kF8E5M2:
       return static_cast<double>(f8_number(*reinterpret_cast<const uint8_t*>(data), dtype));
-    case DType::kF16: break;
   }
-  const uint16_t bits = *reinterpret_cast<const uint16_t*>(data);
-  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  if (exponent == 31) return mantissa != 0 ? std::nan("") : HUGE_VAL;
-  const double size =
-      exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
-  return (bits >> 15) != 0 ? -size : size;
+  return 0;
 }
 
 }  // namespace
