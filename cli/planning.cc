@@ -76,8 +76,7 @@ std::string what_fits(const Graph& graph, const Cluster& cluster, PlannerOptions
 }  // namespace
 
 PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
-                               const std::string& memory,
-                               const std::vector<std::string>& no_fuse) {
+                               const std::string& memory, const std::vector<std::string>& no_fuse) {
   PlannerOptions options;
   if (!mesh.empty()) options.mesh = parse_mesh(mesh);
   check_batch(graph, options.mesh);

@@ -20,8 +20,8 @@ enum class DType : uint8_t { kF64, kF32, kBF16, kF16, kI32, kF8E4M3, kF8E5M2 };
 
 // Bytes of one element.
 int64_t size_of(DType dtype);
-bool is_float(DType dtype);                // that can be computed with: not those of 8 bits
-bool is_half(DType dtype);                 // a float of 16 bits: planned with, not run on the CPU
+bool is_float(DType dtype);  // that can be computed with: not those of 8 bits
+bool is_half(DType dtype);   // a float of 16 bits: planned with, not run on the CPU
 bool is_f8(DType dtype);
 std::string_view name_of(DType dtype);     // "f32"
 DType dtype_named(std::string_view name);  // throws Error when there is none

@@ -30,8 +30,9 @@ const std::map<std::string, std::vector<std::string>> kMayInclude = {
     {"data", {"graph/"}},
     {"planner", {"graph/"}},
     {"executor",
-     {"checkpoint/", "data/", "graph/", "kernels/chain.h", "kernels/cuda/", "kernels/ops.h",
-      "planner/"}},
+     // Of kernels: the ops, how some lay out their operands, and the GPU's runtime.
+     {"checkpoint/", "data/", "graph/", "kernels/assemble.h", "kernels/chain.h",
+      "kernels/contraction.h", "kernels/cuda/", "kernels/ops.h", "planner/"}},
     {"viz", {"graph/", "planner/"}},
 };
 

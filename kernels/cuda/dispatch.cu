@@ -4,7 +4,6 @@
 // added up in an order that could change.
 #include <vector>
 
-
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/workspace.h"
 

@@ -149,7 +149,8 @@ __global__ void __launch_bounds__(256) sums_of_rows(Gradient<T> g) {
   const int64_t row = blockIdx.x * int64_t{8} + threadIdx.x / 32;
   if (row >= g.rows) return;
   const int begin = g.starts[row], end = g.starts[row + 1];
-  const int first = begin / kEmbeddingPiece, last = end > begin ? (end - 1) / kEmbeddingPiece : first;
+  const int first = begin / kEmbeddingPiece,
+            last = end > begin ? (end - 1) / kEmbeddingPiece : first;
   const int64_t width = static_cast<int64_t>(g.vectors) * N;
   for (int v = threadIdx.x % 32; v < g.vectors; v += 32) {
     Statistic<T> sum[N] = {};
@@ -278,7 +279,8 @@ void embedding_backward_cuda(const KernelArgs& args) {
     with_vectors<T>(wide, [&]<int N>() {
       k.vectors = static_cast<int>(width / N);
       if (count > 0) {
-        sums_of_pieces<T, N><<<static_cast<unsigned>(ceil_div(count, kEmbeddingPiece)), 128, 0, stream>>>(k);
+        sums_of_pieces<T, N>
+            <<<static_cast<unsigned>(ceil_div(count, kEmbeddingPiece)), 128, 0, stream>>>(k);
       }
       sums_of_rows<T, N><<<static_cast<unsigned>(ceil_div(rows, 8)), 256, 0, stream>>>(k);
     });

@@ -201,8 +201,8 @@ void by_rows(const KernelArgs& args, const Reduce& r, Results<State, Out> result
   const auto go = [&]<int N, int G>() {
     const auto reduced = loops_of(in_vectors(r.reduced, N));
     const int64_t blocks = ceil_div(results.kept.count, 256 / G);
-    const int64_t parts =
-        std::clamp<int64_t>(kReduceRowBlocks / blocks, 1, std::max<int64_t>(reduced.count / (G * 8), 1));
+    const int64_t parts = std::clamp<int64_t>(kReduceRowBlocks / blocks, 1,
+                                              std::max<int64_t>(reduced.count / (G * 8), 1));
     State* const partials = results.partials;
     if (parts == 1) results.partials = nullptr;
     along_rows<State, T, Out, N, G>
