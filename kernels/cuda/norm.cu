@@ -88,10 +88,34 @@ struct Backward {
   int sums;
 };
 
+// 16 bytes as they lie in memory: halves that wait for their turn take half as many registers so.
+struct Raw {
+  uint4 words;
+
+  template <class T>
+  static __device__ Raw at(const T* p) {
+    return {*reinterpret_cast<const uint4*>(p)};
+  }
+  // Number j of those of type T; j is known when this is compiled.
+  template <class T>
+  __device__ Statistic<T> number_at(int j) const {
+    const auto word = [&](int i) {
+      return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+    };
+    if constexpr (sizeof(T) == 8) {
+      return __hiloint2double(static_cast<int>(word(2 * j + 1)), static_cast<int>(word(2 * j)));
+    } else if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(word(j));
+    } else {
+      return number(T{static_cast<unsigned short>(word(j / 2) >> (j % 2 * 16))});
+    }
+  }
+};
+
 // What a thread has of one row.
-template <class T, int N, int K>
+template <class T, int K, bool kMore>
 struct RowPair {
-  Vec<T, N> dy[K], x[K];
+  Raw dy[K], x[K], residual[kMore ? K : 1];
   Statistic<T> mean, rstd;
 };
 
@@ -138,39 +162,37 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kB
   };
   // Where row r begins in operand o.
   const auto at = [&](int64_t r, int o) { return r * b.rows.step[0][o]; };
-  const auto read = [&](int64_t r, RowPair<T, N, K>& row) {
+  const auto read = [&](int64_t r, RowPair<T, K, kMore>& row) {
     const T *const dy = b.dy + at(r, 0), *const x = b.x + at(r, 1);
     each_vector([&](int k, int v) {
-      row.dy[k] = row_load<N>(dy, 1, v);
-      row.x[k] = row_load<N>(x, 1, v);
+      row.dy[k] = Raw::at(dy + v * N);
+      row.x[k] = Raw::at(x + v * N);
     });
+    if (kMore && b.residual != nullptr) {
+      const T* const from = b.residual + at(r, 5);
+      each_vector([&](int k, int v) { row.residual[k] = Raw::at(from + v * N); });
+    }
     row.mean = kLayer ? b.mean[at(r, 2)] : A(0);
     row.rstd = b.rstd[at(r, 3)];
   };
   // Longer rows leave no registers for gamma, and the longest none for a second row.
   constexpr bool kRoom = K < 4, kKeepGamma = K <= 2 && !kMore;
-  Vec<T, N> kept_gamma[kKeepGamma ? K : 1];
+  Raw kept_gamma[kKeepGamma ? K : 1];
   if constexpr (kKeepGamma) {
-    each_vector([&](int k, int v) { kept_gamma[k] = row_load<N>(b.gamma, 1, v); });
+    each_vector([&](int k, int v) { kept_gamma[k] = Raw::at(b.gamma + v * N); });
   }
   const auto gamma_of = [&](int k, int v) {
     if constexpr (kKeepGamma) return kept_gamma[k];
-    return row_load<N>(b.gamma, 1, v);
+    return Raw::at(b.gamma + v * N);
   };
   A dgamma[K][N] = {}, dbeta[K][N] = {}, dx_sum[K][N] = {};
   const int64_t step = static_cast<int64_t>(gridDim.x) * groups;
   int64_t r = static_cast<int64_t>(blockIdx.x) * groups + group;
-  RowPair<T, N, K> next;
+  RowPair<T, K, kMore> next = {};
   if (r < b.rows.count) read(r, next);
   for (int turn = 0; r < b.rows.count; turn ^= 1) {
-    const RowPair<T, N, K> row = next;
+    const RowPair<T, K, kMore> row = next;
     T* const dx_row = b.dx + at(r, 4);
-    // On the way while the row is summed.
-    Vec<T, N> residual[kMore ? K : 1] = {};
-    if (kMore && b.residual != nullptr) {
-      const T* const from = b.residual + at(r, 5);
-      each_vector([&](int k, int v) { residual[k] = row_load<N>(from, 1, v); });
-    }
     r += step;
     if (kRoom && r < b.rows.count) read(r, next);
     A g_sum = 0, gh_sum = 0;
@@ -178,8 +200,8 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kB
       const auto gamma = gamma_of(k, v);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const A h = (number(row.x[k].x[j]) - row.mean) * row.rstd;
-        const A g = number(row.dy[k].x[j]) * number(gamma.x[j]);
+        const A h = (row.x[k].template number_at<T>(j) - row.mean) * row.rstd;
+        const A g = row.dy[k].template number_at<T>(j) * gamma.template number_at<T>(j);
         if constexpr (kLayer) g_sum += g;
         gh_sum += g * h;
       }
@@ -191,11 +213,11 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kB
       Vec<T, N> out;
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const A h = (number(row.x[k].x[j]) - row.mean) * row.rstd;
-        const A dy = number(row.dy[k].x[j]);
-        A dx = row.rstd * (dy * number(gamma.x[j]) - g_mean - h * gh_mean);
+        const A h = (row.x[k].template number_at<T>(j) - row.mean) * row.rstd;
+        const A dy = row.dy[k].template number_at<T>(j);
+        A dx = row.rstd * (dy * gamma.template number_at<T>(j) - g_mean - h * gh_mean);
         if constexpr (kMore) {
-          dx += number(residual[k].x[j]);
+          dx += row.residual[k].template number_at<T>(j);
           dx_sum[k][j] += dx;
         }
         out.x[j] = To<T>::of(dx);
