@@ -177,7 +177,7 @@ TEST_F(Bench, TooLittleDeviceMemoryIsToldWithABatchThatFits) {
   const TracedModel model = trace_model(spec, nullptr);
   const Cluster cluster = parse_cluster("h100");
   for (const auto& [free, says] :
-       {std::pair<int64_t, std::string>(40 << 20, "makes the same step and fits, with "),
+       {std::pair<int64_t, std::string>(80 << 20, "makes the same step and fits, with "),
         std::pair<int64_t, std::string>(1 << 20, "not even --batch 1 does")}) {
     try {
       throw_out_of_memory(model, nullptr, cluster, {int64_t{1} << 30, free});

@@ -581,9 +581,8 @@ TEST_F(TelemetryTest, SummaryCountsWhatWasSkipped) {
   EXPECT_EQ(lines_[lines_.size() - 3],
             "predicted | 20.0 ms a step | 25,600 tokens/s | 3.00 MiB a device | no collectives");
   EXPECT_EQ(lines_[lines_.size() - 2],
-            "measured  | 50.0 ms a step (median) | 10,240 tokens/s | 3.00 MiB a device | no "
-            "collectives | "
-            "MFU 10.0 % (12.5 %)");
+            "measured  | 50.0 ms a step (median, +150.0 %) | 10,240 tokens/s | 3.00 MiB a device "
+            "(exact) | no collectives | MFU 10.0 % (12.5 %)");
   EXPECT_EQ(lines_.back(), "skipped   | 2 of 12 updates: 1 loss spike, 1 overflow");
   const Json summary = metrics().back().at("summary");
   EXPECT_EQ(summary.at("skipped"), (Json{{"loss spike", 1}, {"overflow", 1}}));
