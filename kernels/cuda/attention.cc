@@ -128,15 +128,18 @@ void attention_cuda(const KernelArgs& args) {
   const auto stream = static_cast<cudaStream_t>(args.stream);
   DeviceContext& device = *args.device;
   const std::optional<AttentionShape> shape = shape_of(work, mask_of(args, factors), false);
-  // Of the widest heads with many keys, cuDNN's forward is faster (benchmarks/gpu_attention.cc).
-  const bool wide = shape && shape->e == 128 && shape->t > 1024 && device.cudnn_attention;
-  if (shape && !wide && has_tensor_core_attention(device) &&
-      attend_on_tensor_cores(*shape, work, device.multiprocessors(), stream)) {
-    return;
-  }
-  if (shape && device.cudnn_attention &&
-      device.attention().attend(*shape, work, args.workspace, device, stream)) {
-    return;
+  const auto ours = [&] {
+    return has_tensor_core_attention(device) &&
+           attend_on_tensor_cores(*shape, work, device.multiprocessors(), stream);
+  };
+  const auto cudnn = [&] {
+    return device.cudnn_attention &&
+           device.attention().attend(*shape, work, args.workspace, device, stream);
+  };
+  if (shape) {
+    // Of the widest heads with many keys, cuDNN's forward is faster (benchmarks/gpu_attention.cc).
+    const bool wide = shape->e == 128 && shape->t > 1024;
+    if (wide ? cudnn() || ours() : ours() || cudnn()) return;
   }
   attend(work, stream);
 }

@@ -204,12 +204,14 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
       hold(o);
       if (lane == 0) v_empty[values.stage].arrive();
       values.next();
-    } else if (lane == 0) {
-      own_empty[group].arrive();
+    } else {
+      __syncwarp();  // no lane waits any more
+      if (lane == 0) own_empty[group].arrive();
     }
     for (int i = mine; i < walked; ++i, keys.next(), values.next()) {
       k_full[keys.stage].wait(keys.parity);
       v_full[values.stage].wait(values.parity);
+      __syncwarp();
       if (lane == 0) k_empty[keys.stage].arrive(), v_empty[values.stage].arrive();
     }
 #pragma unroll

@@ -40,7 +40,8 @@ inline HopperCall hopper_call(const AttentionShape& shape, const AttentionWork& 
           .blocks = static_cast<int>((shape.rows(own) + rows - 1) / rows),
           .heads = static_cast<int>(shape.b * shape.heads(own)),
           .together = static_cast<int>(
-              std::min(std::max(kCached / (2 * walked), kFewest), shape.b * shape.heads(own))),
+              std::min(std::max(kCached / std::max<int64_t>(2 * walked, 1), kFewest),
+                       shape.b * shape.heads(own))),
           .scale = static_cast<float>(shape.scale),
           .scale_log2 = static_cast<float>(shape.scale * kLog2E),
           .lse = static_cast<float*>(w.matrices[AttentionWork::kLse].data),
@@ -115,6 +116,7 @@ template <class Kernel, class... Args>
 void launch_hopper(Kernel kernel, const HopperCall& call, int threads, int bytes,
                    int multiprocessors, cudaStream_t stream, const Args&... args) {
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  CLEAVE_ASSERT(turns_of(call) < INT32_MAX / 2, "{} blocks of attention", turns_of(call));
   const int64_t blocks = std::min<int64_t>(turns_of(call), multiprocessors);
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
            static_cast<size_t>(bytes), stream>>>(args...);

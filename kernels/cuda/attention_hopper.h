@@ -13,7 +13,8 @@
 
 namespace cleave {
 
-// Launch the call and return true, or return false: heads are not of 64, 96 or 128 numbers.
+// Launch the call and return true, or return false: heads are not of 64, 96 or 128 numbers, the
+// same for keys and values, or, forward, the scale is not positive.
 bool attend_on_tensor_cores(const AttentionShape& shape, const AttentionWork& work,
                             int multiprocessors, cudaStream_t stream);
 // `statistics`: 16-byte aligned, of attention_statistics_bytes (kernels/attention.h).

@@ -202,12 +202,14 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
       for (int j = 0; j < 4; ++j) product<T, 1>(dq, ds[j], Brick::across(k, j), 1);
       end_products();
     }
+    __syncwarp();
     if (lane == 0) own_empty[group].arrive();
     wait_products<0>();
     hold(dq);
     if (mine > 0 && lane == 0) empty[ring.last()].arrive();
     for (int i = mine; i < walked; ++i, ring.next()) {
       full[ring.stage].wait(ring.parity);
+      __syncwarp();  // no lane waits any more
       if (lane == 0) empty[ring.stage].arrive();
     }
     if (thread == 0) stores_read();  // of the turn before
@@ -333,6 +335,7 @@ __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
     for (int h = 0; h < call.r; ++h) {
       for (int i = begin; i < mine; ++i, ring.next()) {
         full[ring.stage].wait(ring.parity);
+        __syncwarp();  // no lane waits any more
         if (lane == 0) empty[ring.stage].arrive();
       }
       for (int i = mine; i < query_bricks; ++i, ring.next()) {
@@ -408,6 +411,7 @@ __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
       hold(dk), hold(dv);
       if (kOverlaps && mine < query_bricks && lane == 0) empty[ring.last()].arrive();
     }
+    __syncwarp();
     if (lane == 0) own_empty[group].arrive();
     if (thread == 0) stores_read();  // of the turn before
     meet_warpgroup(warpgroup);

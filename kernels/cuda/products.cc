@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -220,6 +221,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   cudaEvent_t begin = nullptr, end = nullptr;
   cuda_check(cudaEventCreate(&begin));
   cuda_check(cudaEventCreate(&end));
+  cuda_check(cudaDeviceSynchronize());  // nothing else is at work
   float best = std::numeric_limits<float>::infinity();
   for (int i = 0; i < count; ++i) {
     const auto& candidate = candidates[static_cast<size_t>(i)];
@@ -243,6 +245,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   }
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
+  CLEAVE_ASSERT(std::isfinite(best), "no algorithm of cuBLASLt ran: {}", key);
   const std::string chosen(reinterpret_cast<const char*>(&made->algorithm), sizeof made->algorithm);
   made->take(cache_.keep(key, chosen), device);
   found = std::move(made);
