@@ -42,7 +42,10 @@ class Disk : public ::testing::Test {
     return files.at(0);
   }
 
-  const fs::path folder_ = fs::path(::testing::TempDir()) / "cleave_disk_cache";
+  // Tests run at the same time, each in a process.
+  const fs::path folder_ = fs::path(::testing::TempDir()) /
+                           (std::string("cleave_disk_cache_") +
+                            ::testing::UnitTest::GetInstance()->current_test_info()->name());
   std::optional<std::string> was_;
 };
 
