@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
         load_tile<Brick>(own + i * Brick::kBytes, maps.q, own_full[i], first + i * kBrick,
                          turn.head, turn.batch);
       }
-      const int walked = (seen_keys<kCausal>(first + B::kRows, call.t) + kKeys - 1) / kKeys;
+      const int walked = seen_blocks<kCausal>(first + B::kRows, call.t, kKeys);
       for (int i = 0; i < walked; ++i, ring.next()) {
         unsigned char* const to = stages + ring.stage * 2 * Keys::kBytes;
         k_empty[ring.stage].wait(ring.parity ^ 1);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
        index += static_cast<int>(gridDim.x), own_parity ^= 1) {
     const Turn turn = turn_of(call, index, heads);
     const int first = (call.blocks - 1 - turn.block) * B::kRows;
-    const int walked = (seen_keys<kCausal>(first + B::kRows, call.t) + kKeys - 1) / kKeys;
+    const int walked = seen_blocks<kCausal>(first + B::kRows, call.t, kKeys);
     const int first_query = first + group * kBrick;
     const int seen = first_query < call.s ? seen_keys<kCausal>(first_query + kBrick, call.t) : 0;
     const int mine = (seen + kKeys - 1) / kKeys;

@@ -13,6 +13,7 @@
 namespace cleave {
 
 inline constexpr int kBrick = 64;  // rows of a warpgroup
+inline constexpr double kLog2E = 1.4426950408889634;
 
 // One call; as in AttentionShape.
 struct HopperCall {
@@ -32,7 +33,6 @@ inline HopperCall hopper_call(const AttentionShape& shape, const AttentionWork& 
   // Fewer heads than these would leave multiprocessors without work at the end of each group.
   constexpr int64_t kCached = int64_t{24} << 20, kFewest = 32;
   const AttentionShape::Place& lse = shape.places[AttentionWork::kLse];
-  constexpr double kLog2E = 1.4426950408889634;
   return {.s = static_cast<int>(shape.s),
           .t = static_cast<int>(shape.t),
           .g = static_cast<int>(shape.g),
@@ -105,6 +105,11 @@ inline int64_t turns_of(const HopperCall& call) {
 template <bool kCausal>
 __device__ inline int seen_keys(int end, int t) {
   return kCausal ? min(end, t) : t;
+}
+// In so many blocks of `size` keys. Who loads and who computes count them alike.
+template <bool kCausal>
+__device__ inline int seen_blocks(int end, int t, int size) {
+  return (seen_keys<kCausal>(end, t) + size - 1) / size;
 }
 // The first block of kBrick queries of which one sees the key.
 template <bool kCausal>

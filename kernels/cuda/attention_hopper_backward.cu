@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
         load_tile<Brick>(to + Brick::kBytes, maps.d_o, own_full[i], query, turn.head, turn.batch);
         load_tile<Brick>(to + 2 * Brick::kBytes, maps.o, own_full[i], query, turn.head, turn.batch);
       }
-      const int walked = (seen_keys<kCausal>(first + B::kRows, call.t) + kBrick - 1) / kBrick;
+      const int walked = seen_blocks<kCausal>(first + B::kRows, call.t, kBrick);
       for (int i = 0; i < walked; ++i, ring.next()) {
         unsigned char* const to = stages + ring.stage * B::kStage;
         empty[ring.stage].wait(ring.parity ^ 1);
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
        index += static_cast<int>(gridDim.x), own_parity ^= 1) {
     const Turn turn = turn_of(call, index, heads);
     const int first = (call.blocks - 1 - turn.block) * B::kRows;
-    const int walked = (seen_keys<kCausal>(first + B::kRows, call.t) + kBrick - 1) / kBrick;
+    const int walked = seen_blocks<kCausal>(first + B::kRows, call.t, kBrick);
     const int first_query = first + group * kBrick;
     const int seen = first_query < call.s ? seen_keys<kCausal>(first_query + kBrick, call.t) : 0;
     const int mine = (seen + kBrick - 1) / kBrick;
@@ -131,8 +131,9 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
       const int query = first_query + row + 8 * i;
       lse[i] = INFINITY;
       if (query < call.s) {
-        lse[i] = 1.44269504f * call.lse[turn.batch * call.lse_batch + turn.head * call.lse_head +
-                                        query * call.lse_row];
+        lse[i] =
+            static_cast<float>(kLog2E) * call.lse[turn.batch * call.lse_batch +
+                                                  turn.head * call.lse_head + query * call.lse_row];
       }
     }
     own_full[group].wait(own_parity);
