@@ -18,18 +18,6 @@ namespace {
 
 enum Line { kModel, kSet, kBatch, kPrecision, kOptimizer, kMesh, kCluster, kMemory, kLines };
 
-// "dp=2,tp=4" or "2x4".
-std::string text_of(const MeshRequest& mesh) {
-  std::string text;
-  for (size_t a = 0; a < mesh.sizes.size(); ++a) {
-    const AxisRole role = mesh.roles[a];
-    if (a > 0) text += role == AxisRole::kAny ? "x" : ",";
-    if (role != AxisRole::kAny) text += role == AxisRole::kData ? "dp=" : "tp=";
-    text += fmt::format("{}", mesh.sizes[a]);
-  }
-  return text;
-}
-
 bool small(const ModelConfig& c) { return c.layers <= 3 && c.hidden <= 1 << 20 && c.heads <= 64; }
 
 void model(const std::array<std::string, kLines>& lines) {
@@ -64,7 +52,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::accepted([&] { model(lines); });
   fuzz::accepted([&] {
     const MeshRequest mesh = parse_mesh(lines[kMesh]);
-    const MeshRequest again = parse_mesh(text_of(mesh));
+    const MeshRequest again = parse_mesh(mesh.to_string());
     if (again.sizes != mesh.sizes || again.roles != mesh.roles) std::abort();
   });
   fuzz::accepted([&] {
