@@ -45,6 +45,37 @@ ModelConfig llama(const char* size, int64_t layers, int64_t hidden, int64_t head
           .tied = tied};
 }
 
+// Llama's first 7B (Touvron et al., 2023), with the sequence and eps of Llama 2's.
+ModelConfig llama_7b() {
+  return {.family = "llama",
+          .size = "7b",
+          .layers = 32,
+          .hidden = 4096,
+          .heads = 32,
+          .ffn = 11008,
+          .vocab = 32000,
+          .sequence = 4096};
+}
+
+// Qwen2.5 (Qwen Team, 2024): Llama's layers, with biases of queries, keys and values. The sequence
+// is that of most of its training.
+ModelConfig qwen(const char* size, int64_t layers, int64_t hidden, int64_t heads, int64_t kv_heads,
+                 int64_t ffn, int64_t vocab, bool tied) {
+  return {.family = "qwen2.5",
+          .size = size,
+          .layers = layers,
+          .hidden = hidden,
+          .heads = heads,
+          .kv_heads = kv_heads,
+          .ffn = ffn,
+          .vocab = vocab,
+          .sequence = 4096,
+          .theta = 1e6,
+          .eps = 1e-6,
+          .tied = tied,
+          .qkv_bias = true};
+}
+
 // BERT (Devlin et al., 2018); 30522 tokens padded to 30592.
 ModelConfig bert(const char* size, int64_t layers, int64_t hidden, int64_t heads) {
   return {.family = "bert",
@@ -136,9 +167,24 @@ const std::vector<ModelConfig>& table() {
        .ffn = 384},
       llama("1b", 16, 2048, 32, 8192, true),
       llama("3b", 28, 3072, 24, 8192, true),
+      llama_7b(),
       llama("8b", 32, 4096, 32, 14336, false),
       llama("70b", 80, 8192, 64, 28672, false),
       llama("405b", 126, 16384, 128, 53248, false),
+      {.family = "qwen2.5",
+       .size = "tiny",
+       .layers = 4,
+       .hidden = 128,
+       .heads = 4,
+       .kv_heads = 2,
+       .ffn = 384,
+       .eps = 1e-6,
+       .tied = true,
+       .qkv_bias = true},
+      qwen("0.5b", 24, 896, 14, 2, 4864, 151936, true),
+      qwen("1.5b", 28, 1536, 12, 2, 8960, 151936, true),
+      qwen("3b", 36, 2048, 16, 2, 11008, 151936, true),
+      qwen("7b", 28, 3584, 28, 4, 18944, 152064, false),
       {.family = "mixtral",
        .size = "tiny",
        .layers = 4,
@@ -200,6 +246,7 @@ constexpr Field kFields[] = {
     {"theta", &ModelConfig::theta},
     {"eps", &ModelConfig::eps},
     {"tied", &ModelConfig::tied},
+    {"qkv_bias", &ModelConfig::qkv_bias},
     {"experts", &ModelConfig::experts},
     {"top_k", &ModelConfig::top_k},
     {"expert_ffn", &ModelConfig::expert_ffn},
@@ -353,7 +400,7 @@ void check(const ModelConfig& config) {
   }
   if (c.kv_heads < 0 || c.ffn < 0) fail("{}: kv_heads and ffn must not be negative", c.name());
   const bool latent = c.family == "deepseek";
-  const bool rotary = c.family == "llama" || c.family == "mixtral";
+  const bool rotary = c.family == "llama" || c.family == "qwen2.5" || c.family == "mixtral";
   if (latent) check_latent_attention(c);
   if (latent || c.family == "mixtral") check_experts(c);
   if (!latent && c.hidden % c.heads != 0) {

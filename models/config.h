@@ -22,9 +22,10 @@ struct ModelConfig {
   int64_t sequence = 64;  // tokens in a sequence, and learned positions
   int64_t batch = 8;      // sequences in a step, over all devices
   double dropout = 0;
-  double theta = 10000;  // base of the rotary frequencies
-  double eps = 1e-5;     // of the norms
-  bool tied = false;     // the head shares the embedding's table
+  double theta = 10000;   // base of the rotary frequencies
+  double eps = 1e-5;      // of the norms
+  bool tied = false;      // the head shares the embedding's table
+  bool qkv_bias = false;  // of grouped queries, keys and values, where they are apart
 
   // Mixtures of experts.
   int64_t experts = 1;         // that a token is routed among

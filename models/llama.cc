@@ -1,4 +1,5 @@
-// Llama 3 (Grattafiori et al., 2024), without its scaling of the rotary frequencies.
+// Llama 3 (Grattafiori et al., 2024), without its scaling of the rotary frequencies; and with other
+// numbers Llama (Touvron et al., 2023) and Qwen2.5 (Qwen Team, 2024).
 #include <fmt/format.h>
 
 #include <cmath>
@@ -18,9 +19,12 @@ Tensor llama(const ModelConfig& c, const Tensor& tokens, const Tensor& targets) 
   for (int64_t i = 0; i < c.layers; ++i) {
     const Scope layer(fmt::format("layers.{}", i));
     const RmsNorm attn_norm("attn_norm", c.hidden, c.eps);
-    const GroupedAttention attn(
-        "attn", c.hidden, c.heads, c.num_kv_heads(),
-        {.causal = true, .dropout = c.dropout, .theta = c.theta, .deviation = residual});
+    const GroupedAttention attn("attn", c.hidden, c.heads, c.num_kv_heads(),
+                                {.causal = true,
+                                 .dropout = c.dropout,
+                                 .theta = c.theta,
+                                 .deviation = residual,
+                                 .qkv_bias = c.qkv_bias});
     const RmsNorm mlp_norm("mlp_norm", c.hidden, c.eps);
     const SwigluMlp mlp("mlp", c.hidden, c.ffn_width(), c.dropout, residual);
     x = x + attn(attn_norm(x));

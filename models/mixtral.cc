@@ -20,9 +20,12 @@ Tensor mixtral(const ModelConfig& c, const Tensor& tokens, const Tensor& targets
   for (int64_t i = 0; i < c.layers; ++i) {
     const Scope layer(fmt::format("layers.{}", i));
     const RmsNorm attn_norm("attn_norm", c.hidden, c.eps);
-    const GroupedAttention attn(
-        "attn", c.hidden, c.heads, c.num_kv_heads(),
-        {.causal = true, .dropout = c.dropout, .theta = c.theta, .deviation = residual});
+    const GroupedAttention attn("attn", c.hidden, c.heads, c.num_kv_heads(),
+                                {.causal = true,
+                                 .dropout = c.dropout,
+                                 .theta = c.theta,
+                                 .deviation = residual,
+                                 .qkv_bias = c.qkv_bias});
     const RmsNorm mlp_norm("mlp_norm", c.hidden, c.eps);
     x = x + attn(attn_norm(x));
     if (i < c.dense_layers) {

@@ -11,7 +11,8 @@ namespace cleave {
 // GPT-2, and with other sizes Megatron's GPT and GPT-3: learned positions, norms before.
 Tensor gpt2(const ModelConfig& config, const Tensor& tokens, const Tensor& targets);
 
-// Llama 3: rotary positions, RMS norms, SwiGLU, grouped queries, no biases.
+// Llama: rotary positions, RMS norms, SwiGLU, grouped queries; and Qwen2.5, whose queries, keys and
+// values have biases.
 Tensor llama(const ModelConfig& config, const Tensor& tokens, const Tensor& targets);
 
 // Mixtral: as Llama, with an MLP of each token's best experts in every layer.

@@ -15,10 +15,9 @@ struct Family {
 };
 
 constexpr Family kFamilies[] = {
-    {"gpt2", gpt2},       {"megatron", gpt2},
-    {"gpt3", gpt2},       {"llama", llama},
-    {"mixtral", mixtral}, {"deepseek", deepseek},
-    {"mlp", mlp},         {"bert", bert, Objective::kMaskedTokens},
+    {"gpt2", gpt2},         {"megatron", gpt2}, {"gpt3", gpt2},
+    {"llama", llama},       {"qwen2.5", llama}, {"mixtral", mixtral},
+    {"deepseek", deepseek}, {"mlp", mlp},       {"bert", bert, Objective::kMaskedTokens},
 };
 
 const Family& family_of(const ModelConfig& config) {

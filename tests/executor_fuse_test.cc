@@ -63,6 +63,25 @@ TEST(Fusion, Linears) {
   }
 }
 
+// Queries, keys and values by three products of one input, each of which adds its bias.
+TEST(Fusion, BiasesOfGroupedQueries) {
+  ModelConfig config = model_named("qwen2.5:tiny");
+  for (const char* s : {"layers=2", "hidden=32", "ffn=64", "sequence=16", "batch=2"}) {
+    set_value(config, s);
+  }
+  for (const DType dtype : {DType::kF64, DType::kBF16}) {
+    const Graph graph = training_graph(config, dtype);
+    const Plan plan = plan_for(graph, "1", {});
+    const Program fused = lower(graph, plan, true);
+    int64_t biases = 0;
+    for (const Instr& i : fused.instrs) biases += i.op == &ops::linear && i.attrs.has("bias");
+    EXPECT_EQ(biases, 3 * config.layers) << name_of(dtype);
+    if (dtype != DType::kF64) continue;
+    const testing::Curve whole = testing::run(lower(graph, plan), config);
+    EXPECT_LT(distance(testing::run(fused, config), whole), 1e-10);
+  }
+}
+
 // The gradient around each norm but the last is added by the norm's backward, which also sums what
 // it makes, for the bias of the product in front: of attention's, and of the layer before. That of
 // GELU does the same. Chains would take what is left of both.

@@ -132,9 +132,10 @@ TEST_P(TrainsOnGpu, WithKeptCopiesToTheSameBits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, TrainsOnGpu,
-                         ::testing::Values("gpt2:tiny", "llama:tiny", "mixtral:tiny"),
+                         ::testing::Values("gpt2:tiny", "llama:tiny", "qwen2.5:tiny",
+                                           "mixtral:tiny"),
                          [](const auto& info) {
-                           return info.param.substr(0, info.param.find(':'));
+                           return info.param.substr(0, info.param.find_first_of(":."));
                          });
 
 TEST(WithAnOldGpu, OneLineSaysSo) {

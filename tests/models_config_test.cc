@@ -43,7 +43,7 @@ TEST(ModelConfig, AnUnknownNameListsWhatThereIs) {
 TEST(ModelConfig, SetChangesEveryKey) {
   ModelConfig c = model_named("llama:tiny");
   for (const char* s : {"layers=7", "dropout=0.25", "tied=true", "theta=5e5", "kv_heads=1",
-                        "experts=64", "capacity_factor=1.5"}) {
+                        "qkv_bias=true", "experts=64", "capacity_factor=1.5"}) {
     set_value(c, s);
   }
   EXPECT_EQ(c.experts, 64);
@@ -51,6 +51,7 @@ TEST(ModelConfig, SetChangesEveryKey) {
   EXPECT_EQ(c.layers, 7);
   EXPECT_EQ(c.dropout, 0.25);
   EXPECT_TRUE(c.tied);
+  EXPECT_TRUE(c.qkv_bias);
   EXPECT_EQ(c.theta, 500000);
   EXPECT_EQ(c.num_kv_heads(), 1);
 }
@@ -89,6 +90,7 @@ TEST(ModelConfig, NumbersThatMakeNoModelAreRefused) {
   EXPECT_NE(broken("mixtral:8x7b", "top_k=9").find("top_k=9 must be at least 1 and at most 8"),
             std::string::npos);
   EXPECT_NE(broken("mixtral:8x7b", "experts=0").find("experts=0"), std::string::npos);
+  EXPECT_NE(broken("qwen2.5:7b", "heads=3584").find("even head size"), std::string::npos);
   EXPECT_NE(broken("mixtral:8x7b", "heads=4096").find("even head size"), std::string::npos);
   EXPECT_NE(broken("mixtral:8x7b", "capacity_factor=-1").find("capacity_factor=-1"),
             std::string::npos);

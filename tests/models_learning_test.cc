@@ -88,11 +88,12 @@ TEST_P(EveryFamily, LearnsWithDropout) {
 
 INSTANTIATE_TEST_SUITE_P(Models, EveryFamily,
                          testing::Values("gpt2:124m", "gpt3:175b", "llama:8b", "llama:1b",
-                                         "mixtral:tiny", "mixtral:8x7b", "deepseek:671b",
-                                         "bert:base", "mlp:tiny"),
+                                         "qwen2.5:1.5b", "mixtral:tiny", "mixtral:8x7b",
+                                         "deepseek:671b", "bert:base", "mlp:tiny"),
                          [](const auto& info) {
                            std::string name = info.param;
-                           name[name.find(':')] = '_';
+                           std::ranges::replace_if(
+                               name, [](char c) { return c == ':' || c == '.'; }, '_');
                            return name;
                          });
 

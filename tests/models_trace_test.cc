@@ -47,9 +47,14 @@ TEST(Models, ParameterCountsAreThePublishedOnes) {
   EXPECT_EQ(parameters_of(with("gpt2:1558m", {"vocab=50257"})), 1'557'611'200);
   EXPECT_EQ(parameters_of(model_named("llama:1b")), 1'235'814'400);
   EXPECT_EQ(parameters_of(model_named("llama:3b")), 3'212'749'824);
+  EXPECT_EQ(parameters_of(model_named("llama:7b")), 6'738'415'616);
   EXPECT_EQ(parameters_of(model_named("llama:8b")), 8'030'261'248);
   EXPECT_EQ(parameters_of(model_named("llama:70b")), 70'553'706'496);
   EXPECT_EQ(parameters_of(model_named("llama:405b")), 405'853'388'800);
+  EXPECT_EQ(parameters_of(model_named("qwen2.5:0.5b")), 494'032'768);
+  EXPECT_EQ(parameters_of(model_named("qwen2.5:1.5b")), 1'543'714'304);
+  EXPECT_EQ(parameters_of(model_named("qwen2.5:3b")), 3'085'938'688);
+  EXPECT_EQ(parameters_of(model_named("qwen2.5:7b")), 7'615'616'512);
   // BertForMaskedLM has two token types more.
   EXPECT_EQ(parameters_of(with("bert:base", {"vocab=30522"})), 109'514'298 - 2 * 768);
   EXPECT_EQ(parameters_of(with("bert:large", {"vocab=30522"})), 335'174'458 - 2 * 1024);
@@ -133,8 +138,8 @@ TEST(Models, NodesPointIntoTheModel) {
 
 // Every layer is traced alike: as many nodes again for each layer more.
 TEST(Models, GraphsGrowLinearly) {
-  for (const std::string name :
-       {"gpt2:124m", "llama:8b", "mixtral:8x7b", "deepseek:671b", "bert:base", "mlp:tiny"}) {
+  for (const std::string name : {"gpt2:124m", "llama:8b", "qwen2.5:7b", "mixtral:8x7b",
+                                 "deepseek:671b", "bert:base", "mlp:tiny"}) {
     const bool experts = name == "mixtral:8x7b" || name == "deepseek:671b";
     std::vector<size_t> sizes;
     for (const char* layers : {"layers=2", "layers=3", "layers=5"}) {
@@ -168,6 +173,8 @@ TEST(Models, FlopsFollowTheFormula) {
   check(gpt, gpt.sequence * gpt.hidden, true);
   const ModelConfig llama = model_named("llama:8b");
   check(llama, llama.vocab * llama.hidden, true);
+  const ModelConfig qwen = model_named("qwen2.5:7b");
+  check(qwen, qwen.vocab * qwen.hidden, true);
   const ModelConfig bert = model_named("bert:base");
   check(bert, bert.sequence * bert.hidden, false);
   // Of the routed experts, top_k work for a token: with as many slots, or rows, as there are

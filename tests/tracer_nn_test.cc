@@ -49,6 +49,17 @@ TEST(Layers, NameTheirParametersUnderTheScope) {
   EXPECT_EQ(attn.k.weight.shape(), (Shape{16, 32}));
 }
 
+TEST(Layers, GroupedQueriesKeysAndValuesMayHaveBiases) {
+  Tracer tracer("layers");
+  const GroupedAttention attn("attn", 32, 4, 2, {.qkv_bias = true});
+  EXPECT_EQ(
+      parameter_names(tracer.graph()),
+      (std::vector<std::string>{"attn.q.weight", "attn.q.bias", "attn.k.weight", "attn.k.bias",
+                                "attn.v.weight", "attn.v.bias", "attn.proj.weight"}));
+  EXPECT_EQ(attn.q.bias.shape(), Shape{32});
+  EXPECT_EQ(attn.k.bias.shape(), Shape{16});
+}
+
 TEST(Layers, KeepTheShapeOfTheResidualStream) {
   Tracer tracer("layers");
   const Shape stream = {2, 6, 32};

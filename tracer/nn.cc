@@ -101,9 +101,9 @@ GroupedAttention::GroupedAttention(std::string_view layer_name, int64_t hidden, 
     : name(layer_name),
       head_size(hidden / heads),
       options(opts),
-      q(within<Linear>(name, "q", hidden, heads * head_size, false, kDeviation, loc)),
-      k(within<Linear>(name, "k", hidden, kv_heads * head_size, false, kDeviation, loc)),
-      v(within<Linear>(name, "v", hidden, kv_heads * head_size, false, kDeviation, loc)),
+      q(within<Linear>(name, "q", hidden, heads * head_size, opts.qkv_bias, kDeviation, loc)),
+      k(within<Linear>(name, "k", hidden, kv_heads * head_size, opts.qkv_bias, kDeviation, loc)),
+      v(within<Linear>(name, "v", hidden, kv_heads * head_size, opts.qkv_bias, kDeviation, loc)),
       proj(within<Linear>(name, "proj", heads * head_size, hidden, false, opts.deviation, loc)) {}
 
 Tensor GroupedAttention::operator()(const Tensor& x, Loc loc) const {

@@ -74,6 +74,7 @@ struct SelfAttentionOptions {
   double dropout = 0;             // of the result
   double theta = 0;               // base of rotary positions; 0: none
   double deviation = kDeviation;  // of the projection that ends in the residual stream
+  bool qkv_bias = false;          // of a GroupedAttention's queries, keys and values
 };
 
 // Multi-head self-attention, x [b, s, hidden] -> the same. One weight [3 * hidden, hidden], laid
@@ -90,7 +91,7 @@ struct SelfAttention {
 };
 
 // Self-attention whose queries, in `heads` heads, share `kv_heads` heads of keys and values.
-// Separate weights, no biases.
+// Separate weights, of which none or the first three have biases.
 struct GroupedAttention {
   GroupedAttention(std::string_view name, int64_t hidden, int64_t heads, int64_t kv_heads,
                    SelfAttentionOptions options = {}, Loc loc = Loc::current());

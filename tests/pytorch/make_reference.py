@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Trains a small GPT-2, Llama, Mixtral and DeepSeek in PyTorch on the CPU and writes the losses down, for
-tests/models_pytorch_test.cc to compare with. The modules are written here from scratch; the
+"""Trains a small GPT-2, Llama, Qwen2.5, Mixtral and DeepSeek in PyTorch on the CPU and writes the losses
+down, for tests/models_pytorch_test.cc to compare with. The modules are written here from scratch; the
 initial weights are drawn from Cleave's own counter-based generator, so both start from the same
 bits.
 
     apt-get install python3-torch        # Debian 12: PyTorch 1.13
-    /usr/bin/python3 tests/pytorch/make_reference.py
+    /usr/bin/python3 tests/pytorch/make_reference.py [NAME ...]
 """
 
 import json
 import math
 import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -152,13 +153,13 @@ def rotate(x, theta):
 
 
 class LlamaAttention(nn.Module):
-    def __init__(self, hidden, heads, kv_heads, theta):
+    def __init__(self, hidden, heads, kv_heads, theta, qkv_bias=False):
         super().__init__()
         self.heads, self.kv_heads, self.theta = heads, kv_heads, theta
         self.head_size = hidden // heads
-        self.q = nn.Linear(hidden, heads * self.head_size, bias=False)
-        self.k = nn.Linear(hidden, kv_heads * self.head_size, bias=False)
-        self.v = nn.Linear(hidden, kv_heads * self.head_size, bias=False)
+        self.q = nn.Linear(hidden, heads * self.head_size, bias=qkv_bias)
+        self.k = nn.Linear(hidden, kv_heads * self.head_size, bias=qkv_bias)
+        self.v = nn.Linear(hidden, kv_heads * self.head_size, bias=qkv_bias)
         self.proj = nn.Linear(heads * self.head_size, hidden, bias=False)
 
     def forward(self, x):
@@ -186,11 +187,11 @@ class LlamaMlp(nn.Module):
 
 
 class LlamaBlock(nn.Module):
-    def __init__(self, hidden, heads, kv_heads, ffn, theta):
+    def __init__(self, hidden, heads, kv_heads, ffn, theta, eps, qkv_bias):
         super().__init__()
-        self.attn_norm = RmsNorm(hidden)
-        self.attn = LlamaAttention(hidden, heads, kv_heads, theta)
-        self.mlp_norm = RmsNorm(hidden)
+        self.attn_norm = RmsNorm(hidden, eps)
+        self.attn = LlamaAttention(hidden, heads, kv_heads, theta, qkv_bias)
+        self.mlp_norm = RmsNorm(hidden, eps)
         self.mlp = LlamaMlp(hidden, ffn)
 
     def forward(self, x):
@@ -199,13 +200,16 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    def __init__(self, layers, hidden, heads, kv_heads, ffn, vocab, theta, **_):
+    def __init__(self, layers, hidden, heads, kv_heads, ffn, vocab, theta, eps=1e-5, tied=False,
+                 qkv_bias=False, **_):
         super().__init__()
         self.embed = nn.Embedding(vocab, hidden)
         self.layers = nn.ModuleList(
-            LlamaBlock(hidden, heads, kv_heads, ffn, theta) for _ in range(layers))
-        self.norm = RmsNorm(hidden)
+            LlamaBlock(hidden, heads, kv_heads, ffn, theta, eps, qkv_bias) for _ in range(layers))
+        self.norm = RmsNorm(hidden, eps)
         self.head = nn.Linear(hidden, vocab, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
 
     def forward(self, tokens):
         x = self.embed(tokens)
@@ -294,6 +298,8 @@ def train(model_class, config, dtype):
 
 
 def write_reference(name, model_class, config):
+    if sys.argv[1:] and name not in sys.argv[1:]:
+        return
     torch.set_default_dtype(torch.float32)
     path = pathlib.Path(__file__).with_name(f"{name}_reference.json")
     f32 = train(model_class, config, torch.float32)
@@ -311,6 +317,8 @@ if __name__ == "__main__":
     shared = dict(layers=2, hidden=128, heads=4, vocab=256, sequence=64, batch=4)
     write_reference("gpt2", Gpt2, dict(shared, ffn=512))
     write_reference("llama", Llama, dict(shared, kv_heads=2, ffn=384, theta=10000.0))
+    write_reference("qwen2.5", Llama, dict(shared, kv_heads=2, ffn=384, theta=1e6, eps=1e-6,
+                                           tied=True, qkv_bias=True))
     write_reference("mixtral", Mixtral,
                     dict(shared, kv_heads=2, ffn=256, theta=10000.0, experts=8, top_k=2,
                          capacity_factor=0.0, route_scale=1.0, balance_loss=0.02, z_loss=0.001))
