@@ -19,6 +19,7 @@ struct ModelArguments {
   int64_t accumulate = 0;           // micro-batches in a step; 0: one, or the plan's
   std::string precision;            // "fp32", "fp64", "bf16"; empty: the command's choice
   std::string optimizer;            // "adamw", "sgd"; empty: adamw
+  std::string moments;              // "bf16"; empty: as the parameters
   bool forward = false;             // the loss alone
 };
 

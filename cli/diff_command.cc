@@ -54,6 +54,9 @@ void expect_one_model(const LoadedPlan& a, const LoadedPlan& b, const DiffArgume
     differ("optimizers", std::string(name_of(x.optimizer.kind)),
            std::string(name_of(y.optimizer.kind)));
   }
+  if (x.optimizer.moments != y.optimizer.moments) {
+    differ("moments in", std::string(moments_name(x)), std::string(moments_name(y)));
+  }
   const int64_t first = x.batch * x.optimizer.micro_batches;
   const int64_t second = y.batch * y.optimizer.micro_batches;
   if (first != second) {

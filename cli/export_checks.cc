@@ -93,6 +93,13 @@ void expect_nothing_else(const LoadedPlan& loaded, const Exported& e, const std:
         "devices, or a smaller --batch",
         target, host);
   }
+  if (target == "deepspeed" && loaded.model.spec.optimizer.moments) {
+    fail(
+        "--to {}: the optimizer's moments are in bf16 beside weights in fp32, and there only "
+        "beside "
+        "weights in bf16 (bf16_optimizer_states); plan again without --moments bf16",
+        target);
+  }
   if (target == "megatron" || plan.rewrite.remade.empty()) return;
   Advice none = pinned("recompute", "none");
   leave_out(e, "=recompute", none);
@@ -158,6 +165,14 @@ void expect_kept_as_used(const Exported& e, const ModuleSplit& m, const std::str
   if (!m.multiplies || m.use.kind != Kind::kWhole || !m.stored_in_parts) return;
   refuse(e, target, fmt::format("{} is used whole on each rank of tp, and kept in parts", m.name),
          kept_whole(e));
+}
+
+std::vector<std::string> notes_on_moments(const LoadedPlan& loaded) {
+  if (!loaded.model.spec.optimizer.moments) return {};
+  return {
+      "the optimizer is made elsewhere there, and its moments are as that has them; in the plan "
+      "they "
+      "are in bf16, rounded stochastically"};
 }
 
 std::vector<std::string> notes_on_tensor(const Exported& e, bool sequence, bool logits) {

@@ -40,6 +40,9 @@ void expect_parts(const Exported& e, const std::string& target);
 // A weight that is used whole and kept in parts is gathered each step; none of them does that.
 void expect_kept_as_used(const Exported& e, const ModuleSplit& m, const std::string& target);
 
+// Of targets that do not say what optimizer there is.
+std::vector<std::string> notes_on_moments(const LoadedPlan& loaded);
+
 // What is the same computation: what lies in parts here and whole there. `sequence`: between
 // products; `logits`: of the last one.
 std::vector<std::string> notes_on_tensor(const Exported& e, bool sequence, bool logits);

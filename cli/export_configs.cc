@@ -103,7 +103,9 @@ Written hf_tp_plan(const LoadedPlan& loaded, const Exported& e) {
     expect_kept_as_used(e, m, target);
     if (const std::string style = hf_style(e, m); !style.empty()) plan[name] = style;
   }
-  return {plan.dump(2) + "\n", notes_on_tensor(e, true, true)};
+  std::vector<std::string> notes = notes_on_moments(loaded);
+  for (const std::string& note : notes_on_tensor(e, true, true)) notes.push_back(note);
+  return {plan.dump(2) + "\n", notes};
 }
 
 Written deepspeed_config(const LoadedPlan& loaded, const Exported& e) {

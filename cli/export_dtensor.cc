@@ -150,6 +150,7 @@ Written dtensor_script(const LoadedPlan& loaded, const Exported& e) {
     styles = styles_of(e, again, notes);
   }
   for (const std::string& note : expect_whole_zero(loaded, e, kTarget)) notes.push_back(note);
+  for (const std::string& note : notes_on_moments(loaded)) notes.push_back(note);
   std::string text = fmt::format(
       "# {}: dp {} x tp {}, micro-batches of {} sequences a rank, {} in a step.\n"
       "from torch.distributed.device_mesh import init_device_mesh\n",

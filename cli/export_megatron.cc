@@ -188,6 +188,26 @@ std::vector<std::string> zero_flags(const Exported& e) {
           "--use-distributed-optimizer"};
 }
 
+// Refused: moments in bf16 that its optimizer does not have so.
+std::vector<std::string> moment_flags(const LoadedPlan& loaded, const Exported& e) {
+  const OptimizerOptions& optimizer = loaded.model.spec.optimizer;
+  if (!optimizer.moments) return {};
+  if (optimizer.kind != OptimizerOptions::Kind::kAdamW) {
+    fail("--to {}: only Adam keeps moments in bf16 there; plan again without --moments bf16",
+         kTarget);
+  }
+  if (e.zero == 0 && e.data > 1) {
+    refuse(e, kTarget,
+           "moments in bf16 go with --use-distributed-optimizer, and the plan has all of them on "
+           "each rank",
+           pinned("zero", "1"));
+  }
+  std::vector<std::string> flags = {"--use-precision-aware-optimizer", "--exp-avg-dtype bf16",
+                                    "--exp-avg-sq-dtype bf16"};
+  if (e.zero == 0) flags.insert(flags.begin(), "--use-distributed-optimizer");
+  return flags;
+}
+
 }  // namespace
 
 Written megatron_flags(const LoadedPlan& loaded, const Exported& e, const UserModel* user) {
@@ -214,6 +234,10 @@ Written megatron_flags(const LoadedPlan& loaded, const Exported& e, const UserMo
     flags.push_back(fmt::format("--{}", precision_name(loaded.model.spec.dtype)));
   }
   add(zero_flags(e));
+  add(moment_flags(loaded, e));
+  if (loaded.model.spec.optimizer.moments) {
+    notes.push_back("moments in bf16 are rounded to the nearest there, and stochastically here");
+  }
   add(recompute_flags(loaded, e, user));
   if (e.context > 1 && !e.rings) {
     notes.push_back(

@@ -52,6 +52,21 @@ std::string_view name_of(OptimizerOptions::Kind kind) {
   return kind == OptimizerOptions::Kind::kAdamW ? "adamw" : "sgd";
 }
 
+std::optional<DType> moments_named(std::string_view name, DType precision) {
+  if (name.empty()) return std::nullopt;
+  const DType own = is_half(precision) ? DType::kF32 : precision;  // of the parameters
+  const DType moments = precision_named(name);
+  if (moments == own) return std::nullopt;
+  if (moments == DType::kBF16) return moments;
+  fail("--moments {}: beside --precision {} they are {}, or bf16", name, precision_name(precision),
+       precision_name(own));
+}
+
+std::string_view moments_name(const ModelSpec& spec) {
+  const DType own = is_half(spec.dtype) ? DType::kF32 : spec.dtype;
+  return precision_name(spec.optimizer.moments.value_or(own));
+}
+
 ModelSpec spec_of(const ModelArguments& arguments, DType precision) {
   ModelSpec spec;
   spec.name = arguments.model;
@@ -65,6 +80,10 @@ ModelSpec spec_of(const ModelArguments& arguments, DType precision) {
   spec.training = !arguments.forward;
   spec.optimizer.micro_batches = std::max<int64_t>(arguments.accumulate, 1);
   if (!arguments.optimizer.empty()) spec.optimizer.kind = optimizer_named(arguments.optimizer);
+  spec.optimizer.moments = moments_named(arguments.moments, spec.dtype);
+  if (!spec.training && spec.optimizer.moments) {
+    fail("--moments {}: a forward alone has none", arguments.moments);
+  }
   return spec;
 }
 
@@ -88,11 +107,12 @@ TracedModel trace_model(ModelSpec spec, const UserModel* user) {
 std::string describe(const TracedModel& model) {
   const ModelSpec& s = model.spec;
   const int64_t micro_batches = model.graph.micro_batches;
-  return fmt::format("{}{}{}, batch {}{} x {} tokens, {}, {}", s.name, s.set.empty() ? "" : " ",
+  return fmt::format("{}{}{}, batch {}{} x {} tokens, {}, {}{}", s.name, s.set.empty() ? "" : " ",
                      fmt::join(s.set, " "),
                      micro_batches > 1 ? fmt::format("{} x ", micro_batches) : "",
                      model.config.batch, model.config.sequence, precision_name(s.dtype),
-                     s.training ? name_of(s.optimizer.kind) : std::string_view("forward only"));
+                     s.training ? name_of(s.optimizer.kind) : std::string_view("forward only"),
+                     s.training && s.optimizer.moments ? " with moments in bf16" : "");
 }
 
 }  // namespace cleave

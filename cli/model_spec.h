@@ -1,6 +1,7 @@
 // A model as it was asked for, in a form that a plan file keeps, and its graph.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,6 +29,10 @@ std::string_view precision_name(DType dtype);
 DType precision_named(std::string_view name);
 OptimizerOptions::Kind optimizer_named(std::string_view name);
 std::string_view name_of(OptimizerOptions::Kind kind);
+// What --moments asks for of a model in this precision; nothing: as the parameters. Throws Error.
+std::optional<DType> moments_named(std::string_view name, DType precision);
+// "fp32", "bf16": the other way, of what is there.
+std::string_view moments_name(const ModelSpec& spec);
 
 struct TracedModel {
   ModelSpec spec;  // with its batch

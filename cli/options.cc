@@ -239,6 +239,7 @@ std::vector<Option> options_of(TrainArguments& a) {
     if (o.flag == "--batch") o.automatic = "the model's own, or the plan's";
     if (o.flag == "--accumulate") o.automatic = "1, or the plan's";
     if (o.flag == "--optimizer") o.automatic = "adamw, or the plan's";
+    if (o.flag == "--moments") o.automatic = "as the weights, or the plan's";
     if (o.flag == "--mesh") o.automatic = "searched, or the plan's";
   }
   return options;

@@ -112,6 +112,7 @@ std::string command_of(const TracedModel& model, const Plan& plan) {
   if (s.optimizer.kind != OptimizerOptions{}.kind) {
     text += fmt::format(" --optimizer {}", name_of(s.optimizer.kind));
   }
+  if (s.optimizer.moments) text += fmt::format(" --moments {}", moments_name(s));
   if (!s.training) text += " --forward";
   return fmt::format("{} --cluster {} {}", text, word(plan.cluster.spec),
                      plan_again(model, plan).text());

@@ -47,14 +47,16 @@ std::string lines(const Json& object, const std::string& indent = "") {
 
 Json model_json(const TracedModel& model) {
   const ModelSpec& s = model.spec;
-  return {{"name", s.name},
-          {"set", s.set},
-          {"batch", model.config.batch},
-          {"micro_batches", s.optimizer.micro_batches},
-          {"sequence", model.config.sequence},
-          {"precision", precision_name(s.dtype)},
-          {"training", s.training},
-          {"optimizer", name_of(s.optimizer.kind)}};
+  Json json = {{"name", s.name},
+               {"set", s.set},
+               {"batch", model.config.batch},
+               {"micro_batches", s.optimizer.micro_batches},
+               {"sequence", model.config.sequence},
+               {"precision", precision_name(s.dtype)},
+               {"training", s.training},
+               {"optimizer", name_of(s.optimizer.kind)}};
+  if (s.optimizer.moments) json["moments"] = moments_name(s);
+  return json;
 }
 
 Json regions_json(const Graph& graph, const Dimensions& dims) {
@@ -98,6 +100,9 @@ ModelSpec spec_in_json(const Json& model) {
   spec.dtype = precision_named(model.at("precision").get<std::string>());
   spec.training = model.at("training").get<bool>();
   spec.optimizer.kind = optimizer_named(model.at("optimizer").get<std::string>());
+  if (model.contains("moments")) {
+    spec.optimizer.moments = moments_named(model.at("moments").get<std::string>(), spec.dtype);
+  }
   return spec;
 }
 

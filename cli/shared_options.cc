@@ -45,6 +45,13 @@ std::vector<Option> model_options(ModelArguments& m, const std::string& help) {
        .target = &m.optimizer,
        .automatic = "adamw",
        .choices = {"adamw", "sgd"}},
+      {.flag = "--moments",
+       .key = "optimizer.moments",
+       .type = "TYPE",
+       .help = "Of the optimizer's moments: fp32, or bf16, rounded stochastically",
+       .target = &m.moments,
+       .automatic = "as the weights",
+       .choices = {"fp32", "bf16"}},
   };
 }
 

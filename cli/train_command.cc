@@ -48,6 +48,7 @@ void expect_nothing_fixed(const TrainArguments& a) {
                       : m.batch != 0                                  ? "--batch"
                       : !m.precision.empty() && m.precision != "tf32" ? "--precision"
                       : !m.optimizer.empty()                          ? "--optimizer"
+                      : !m.moments.empty()                            ? "--moments"
                       : !a.mesh.empty()                               ? "--mesh"
                                                                       : nullptr;
   if (twice != nullptr) {
@@ -148,6 +149,9 @@ void expect_same_job(const Checkpoint& from, const TracedModel& now, const UserM
   }
   if (job.model.optimizer.kind != spec.optimizer.kind) {
     differ("with", name_of(job.model.optimizer.kind), name_of(spec.optimizer.kind));
+  }
+  if (job.model.optimizer.moments != spec.optimizer.moments) {
+    differ("with moments in", moments_name(job.model), moments_name(spec));
   }
   const bool own = user != nullptr && user->name == spec.name;
   const std::vector<std::string> then = values_of(config_of(job.model, own ? user : nullptr));

@@ -31,6 +31,7 @@ void expect_no_model_options(const ModelArguments& m) {
                        : m.batch != 0         ? "--batch"
                        : !m.precision.empty() ? "--precision"
                        : !m.optimizer.empty() ? "--optimizer"
+                       : !m.moments.empty()   ? "--moments"
                        : m.forward            ? "--forward"
                                               : nullptr;
   if (option != nullptr) fail("{} does not change the file {}; leave it out", option, m.model);

@@ -30,6 +30,11 @@ std::optional<size_t> update_of(const Fuser& fuser, const Program& program, Tens
   return {};
 }
 
+// Where notes begin in the text of a signature.
+size_t end_of_results(const std::string& factors) {
+  return std::min(factors.find('|'), factors.size());
+}
+
 }  // namespace
 
 // A cast of a parameter, which the update has anyway when it makes the next step's. It moves to the
@@ -56,12 +61,9 @@ bool fuse_kept_copy(Fuser& fuser, size_t i) {
     fuser.mark(*u);
     return true;
   }
-  const Signature& s = *update.signature;
-  std::string factors;
-  for (size_t k = 0; k < s.inputs().size(); ++k) factors += (k > 0 ? "," : "") + s.input_text(k);
-  factors += "->";
-  for (size_t k = 0; k < s.outputs().size(); ++k) factors += s.output_text(k) + ",";
-  update.signature = &Signature::get(factors + s.output_text(0));
+  std::string factors = update.signature->text();
+  factors.insert(end_of_results(factors), "," + update.signature->output_text(0));
+  update.signature = &Signature::get(factors);
   update.attrs.set("dtype", type);
   ProgramTensor next = program.tensor(copy);
   next.chunk = update.chunk;
@@ -127,7 +129,8 @@ void forget_unread_copies(Program& program) {
     if (!is_update(instr) || !forgotten.contains(instr.out.back())) continue;
     instr.out.pop_back();
     std::string factors = instr.signature->text();
-    instr.signature = &Signature::get(factors.erase(factors.rfind(',')));
+    const size_t end = end_of_results(factors), last = factors.rfind(',', end - 1);
+    instr.signature = &Signature::get(factors.erase(last, end - last));
     Attrs attrs;
     for (const auto& [name, value] : instr.attrs.items()) {
       if (name != "dtype") attrs.set(name, value);

@@ -1,83 +1,36 @@
-// Which elements dropout keeps: number `index` of a Philox stream named by the op and the step. The
-// index is the element's in the whole tensor, row-major, so every shard draws its part of one mask.
+// Which elements dropout keeps: by the numbers of the stream named by the op and the step
+// (kernels/random_stream.h).
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string_view>
 
-#include "graph/philox.h"
+#include "kernels/random_stream.h"
 
 namespace cleave {
 
 class DropoutMask {
  public:
   DropoutMask(uint64_t seed, std::string_view name, int32_t step, double rate)
-      : seed_(seed),
-        stream_(mixed(stream_of(name), step)),
+      : stream_(seed, name, step),
         threshold_(static_cast<uint32_t>(std::ceil(rate * 0x1p24))),
         scale_(1 / (1 - rate)) {}
 
   // 1 / (1 - rate) when the element is kept, else 0.
-  double at(uint64_t index) const {
-    return factor(philox_block(seed_, stream_, index / 4)[index % 4]);
-  }
+  double at(uint64_t index) const { return factor(stream_.at(index)); }
 
   // factors[i] = at(first + i) for i < n.
   template <class T>
   void fill(uint64_t first, int64_t n, T* factors) const {
-    uint32_t bits[4 * kBlocks];
-    for (int64_t i = 0; i < n;) {
-      const uint64_t skip = (first + static_cast<uint64_t>(i)) % 4;
-      draw((first + static_cast<uint64_t>(i)) / 4, bits);
-      const int64_t count = std::min<int64_t>(4 * kBlocks - static_cast<int64_t>(skip), n - i);
-      for (int64_t j = 0; j < count; ++j) {
-        factors[i + j] = static_cast<T>(factor(bits[static_cast<uint64_t>(j) + skip]));
-      }
-      i += count;
-    }
+    stream_.each(first, n,
+                 [&](int64_t i, uint32_t bits) { factors[i] = static_cast<T>(factor(bits)); });
   }
 
  private:
-  static constexpr int kBlocks = 16;  // drawn side by side, in vector registers
-
-  // The stream's hash and the step, mixed as in splitmix64.
-  static uint64_t mixed(uint64_t stream, int32_t step) {
-    uint64_t z =
-        stream + 0x9E3779B97F4A7C15ULL * static_cast<uint64_t>(static_cast<uint32_t>(step));
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
-    return z ^ (z >> 31);
-  }
-
   double factor(uint32_t bits) const { return (bits >> 8) >= threshold_ ? scale_ : 0; }
 
-  // The numbers of kBlocks blocks, as philox_block gives them, one block after the other.
-  void draw(uint64_t block, uint32_t* bits) const {
-    uint32_t c0[kBlocks], c1[kBlocks], c2[kBlocks], c3[kBlocks];
-    for (int l = 0; l < kBlocks; ++l) {
-      const uint64_t index = block + static_cast<uint64_t>(l);
-      c0[l] = static_cast<uint32_t>(index), c1[l] = static_cast<uint32_t>(index >> 32);
-      c2[l] = static_cast<uint32_t>(stream_), c3[l] = static_cast<uint32_t>(stream_ >> 32);
-    }
-    uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
-    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85) {
-      for (int l = 0; l < kBlocks; ++l) {
-        const uint64_t p0 = uint64_t{0xD2511F53} * c0[l], p1 = uint64_t{0xCD9E8D57} * c2[l];
-        c0[l] = static_cast<uint32_t>(p1 >> 32) ^ c1[l] ^ k0;
-        c1[l] = static_cast<uint32_t>(p1);
-        c2[l] = static_cast<uint32_t>(p0 >> 32) ^ c3[l] ^ k1;
-        c3[l] = static_cast<uint32_t>(p0);
-      }
-    }
-    for (int l = 0; l < kBlocks; ++l) {
-      bits[4 * l] = c0[l], bits[4 * l + 1] = c1[l], bits[4 * l + 2] = c2[l],
-               bits[4 * l + 3] = c3[l];
-    }
-  }
-
-  uint64_t seed_, stream_;
+  RandomStream stream_;
   uint32_t threshold_;
   double scale_;
 };

@@ -1,6 +1,5 @@
-// What a training step ends with: the gradients' norm, whether the step is sound, the learning
-// rate, and the updates of AdamW and SGD. The formulas are those of torch.optim and
-// torch.nn.utils.clip_grad_norm_.
+// What comes before a training step's update: the gradients' norm, whether the step is sound, and
+// the learning rate. The formulas are those of torch.nn.utils.clip_grad_norm_.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -20,11 +19,6 @@ namespace cleave {
 // kernels/cuda/optimizer_squares.cu
 void sum_squares_cuda(const KernelArgs&);
 void sum_squares_cuda_many(std::span<const KernelArgs>);
-// kernels/cuda/optimizer_update.cu
-void adamw_cuda(const KernelArgs&);
-void adamw_cuda_many(std::span<const KernelArgs>);
-void sgd_cuda(const KernelArgs&);
-void sgd_cuda_many(std::span<const KernelArgs>);
 // kernels/cuda/optimizer.cu
 void clip_coefficient_cuda(const KernelArgs&);
 void increment_cuda(const KernelArgs&);
@@ -185,179 +179,6 @@ void learning_rate_cpu(const KernelArgs& args) {
   });
 }
 
-// --- Updates -------------------------------------------------------------------------------------
-
-// Parameters of 16 bits may have their moments, and the scalars, in another float type; gradients
-// may be narrower than the parameter.
-void expect_update_types(const OpCall& call, size_t floats) {
-  for (size_t i = 0; i < floats; ++i) {
-    const DType t = call.in[i].dtype, p = call.in[0].dtype;
-    const bool narrow = i == 1 && is_float(t) && size_of(t) < size_of(p);
-    if (!is_float(t) || (t != p && !is_half(p) && !narrow)) {
-      fail("operand {} must be {}, got {}", i + 1, name_of(p), to_string(call.in[i]));
-    }
-  }
-}
-
-// With the attribute `dtype` the last result is the new parameter in that type.
-std::vector<TensorType> with_copy(const OpCall& call, std::vector<TensorType> results) {
-  if (!call.attrs.has("dtype")) return results;
-  const DType copy = dtype_named(call.attrs.text("dtype"));
-  if (!is_float(copy)) fail("a copy of the parameter in {}", name_of(copy));
-  results.push_back({copy, call.in[0].shape});
-  return results;
-}
-
-std::vector<TensorType> infer_adamw(const OpCall& call) {
-  expect_update_types(call, 6);
-  if (call.in[6].dtype != DType::kI32) {
-    fail("adamw: the step must be an i32, got {}", to_string(call.in[6]));
-  }
-  return with_copy(call, {call.in[0], call.in[2], call.in[3]});
-}
-
-std::vector<TensorType> infer_sgd(const OpCall& call) {
-  expect_update_types(call, 5);
-  return with_copy(call, {call.in[0], call.in[2]});
-}
-
-// The parameter's type, that of the gradient, and what to do.
-template <class Fn>
-void with_update_types(const KernelArgs& args, const Fn& fn) {
-  with_float(args.in[0].dtype, [&]<class T>(T zero) {
-    with_float(args.in[1].dtype, [&]<class G>(G gradient) { fn(zero, gradient); });
-  });
-}
-
-// Result `copy`, if there is one, becomes the new parameter, result 0, in its own type.
-void copy_parameter(const KernelArgs& args, size_t copy) {
-  if (args.out.size() <= copy) return;
-  const auto nest = nest_over<2>(args, factors_of(args.signature.inputs()[0]),
-                                 {out_strides(args, 0), out_strides(args, copy)});
-  with_float(args.out[0].dtype, [&]<class T>(T) {
-    with_float(args.out[copy].dtype, [&]<class C>(C) {
-      parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& s) {
-        const T* from = args.out[0].as<const T>() + at[0];
-        C* to = args.out[copy].as<C>() + at[1];
-        for (int64_t i = 0; i < n; ++i) to[i * s[1]] = static_cast<C>(from[i * s[0]]);
-      });
-    });
-  });
-}
-
-// Whether the update is not made; then outputs become what the operands are. Output o and input
-// `kept[o]` have the same dimensions, those of input 0.
-template <class T, size_t n>
-bool skipped(const KernelArgs& args, size_t coefficient, const size_t (&kept)[n]) {
-  if (!(args.in[coefficient].as<const T>()[0] < 0)) return false;
-  for (size_t o = 0; o < n; ++o) {
-    if (args.in[kept[o]].data == args.out[o].data) continue;
-    const auto nest = nest_over<2>(args, factors_of(args.signature.inputs()[0]),
-                                   {in_strides(args, kept[o]), out_strides(args, o)});
-    for_each_row(nest, [&](const auto& at, int64_t count, const auto& s) {
-      const T* from = args.in[kept[o]].template as<const T>() + at[0];
-      T* to = args.out[o].as<T>() + at[1];
-      for (int64_t i = 0; i < count; ++i) to[i * s[1]] = from[i * s[0]];
-    });
-  }
-  return true;
-}
-
-// One step of AdamW on n elements, with the step's scalars worked out.
-template <class T>
-struct AdamW {
-  T decay, clip, beta1, beta2, step_size, root_correction, eps;
-
-  void update(T p, T g, T m, T v, T& new_p, T& new_m, T& new_v) const {
-    g *= clip;
-    m += (g - m) * (1 - beta1);
-    v = v * beta2 + g * g * (1 - beta2);
-    new_p = p * decay - step_size * (m / (std::sqrt(v) / root_correction + eps));
-    new_m = m;
-    new_v = v;
-  }
-};
-
-void update_adamw(const KernelArgs& args) {
-  with_update_types(args, [&]<class T, class G>(T, G) {
-    if (skipped<T>(args, 5, {0, 2, 3})) return;
-    const auto scalar = [&](size_t i) { return args.in[i].as<const T>()[0]; };
-    const double beta1 = args.attrs.real("beta1"), beta2 = args.attrs.real("beta2");
-    const double lr = static_cast<double>(scalar(4)), step = args.in[6].as<const int32_t>()[0];
-    const AdamW<T> adam = {
-        .decay = static_cast<T>(1 - lr * args.attrs.real("weight_decay")),
-        .clip = scalar(5),
-        .beta1 = static_cast<T>(beta1),
-        .beta2 = static_cast<T>(beta2),
-        .step_size = static_cast<T>(lr / (1 - std::pow(beta1, step))),
-        .root_correction = static_cast<T>(std::sqrt(1 - std::pow(beta2, step))),
-        .eps = static_cast<T>(args.attrs.real("eps")),
-    };
-    const auto nest = nest_over<7>(
-        args, factors_of(args.signature.inputs()[0]),
-        {in_strides(args, 0), in_strides(args, 1), in_strides(args, 2), in_strides(args, 3),
-         out_strides(args, 0), out_strides(args, 1), out_strides(args, 2)});
-    parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& s) {
-      const T* p = args.in[0].as<const T>() + at[0];
-      const G* g = args.in[1].as<const G>() + at[1];
-      const T* m = args.in[2].as<const T>() + at[2];
-      const T* v = args.in[3].as<const T>() + at[3];
-      T* new_p = args.out[0].as<T>() + at[4];
-      T* new_m = args.out[1].as<T>() + at[5];
-      T* new_v = args.out[2].as<T>() + at[6];
-      if (std::all_of(s.begin(), s.end(), [](int64_t stride) { return stride == 1; })) {
-        // Outputs may be the inputs' memory, but only at the same index.
-#pragma GCC ivdep
-        for (int64_t i = 0; i < n; ++i) {
-          adam.update(p[i], static_cast<T>(g[i]), m[i], v[i], new_p[i], new_m[i], new_v[i]);
-        }
-      } else {
-        for (int64_t i = 0; i < n; ++i) {
-          adam.update(p[i * s[0]], static_cast<T>(g[i * s[1]]), m[i * s[2]], v[i * s[3]],
-                      new_p[i * s[4]], new_m[i * s[5]], new_v[i * s[6]]);
-        }
-      }
-    });
-  });
-}
-
-void adamw_cpu(const KernelArgs& args) {
-  update_adamw(args);
-  copy_parameter(args, 3);
-}
-
-void update_sgd(const KernelArgs& args) {
-  with_update_types(args, [&]<class T, class G>(T, G) {
-    if (skipped<T>(args, 4, {0, 2})) return;
-    const T lr = args.in[3].as<const T>()[0], clip = args.in[4].as<const T>()[0];
-    const T momentum = static_cast<T>(args.attrs.real("momentum"));
-    const T decay = static_cast<T>(args.attrs.real("weight_decay"));
-    const auto nest = nest_over<5>(args, factors_of(args.signature.inputs()[0]),
-                                   {in_strides(args, 0), in_strides(args, 1), in_strides(args, 2),
-                                    out_strides(args, 0), out_strides(args, 1)});
-    parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& s) {
-      const T* p = args.in[0].as<const T>() + at[0];
-      const G* g = args.in[1].as<const G>() + at[1];
-      const T* buffer = args.in[2].as<const T>() + at[2];
-      T* new_p = args.out[0].as<T>() + at[3];
-      T* new_buffer = args.out[1].as<T>() + at[4];
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) {
-        const T weight = p[i * s[0]];
-        const T b =
-            momentum * buffer[i * s[2]] + (static_cast<T>(g[i * s[1]]) * clip + decay * weight);
-        new_buffer[i * s[4]] = b;
-        new_p[i * s[3]] = weight - lr * b;
-      }
-    });
-  });
-}
-
-void sgd_cpu(const KernelArgs& args) {
-  update_sgd(args);
-  copy_parameter(args, 2);
-}
-
 }  // namespace
 
 constinit const OpDef ops::sum_squares = {
@@ -400,26 +221,6 @@ constinit const OpDef ops::learning_rate = {
     .infer = infer_learning_rate,
     .cpu = learning_rate_cpu,
     .cuda = cuda_kernel<learning_rate_cuda>(),
-};
-
-constinit const OpDef ops::adamw = {
-    .name = "adamw",
-    .factors = "ab,ab,ab,ab,,,->ab,ab,ab",
-    .infer = infer_adamw,
-    .flops = flops_each<14>,
-    .cpu = adamw_cpu,
-    .cuda = cuda_kernel<adamw_cuda>(),
-    .cuda_many = cuda_kernels<adamw_cuda_many>(),
-};
-
-constinit const OpDef ops::sgd = {
-    .name = "sgd",
-    .factors = "ab,ab,ab,,->ab,ab",
-    .infer = infer_sgd,
-    .flops = flops_each<6>,
-    .cpu = sgd_cpu,
-    .cuda = cuda_kernel<sgd_cuda>(),
-    .cuda_many = cuda_kernels<sgd_cuda_many>(),
 };
 
 }  // namespace cleave

@@ -40,6 +40,9 @@ std::vector<ClassId> indexed_classes(const Graph& graph, const Dimensions& dims)
   std::vector<ClassId> indexed;
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const Node& node = graph.nodes()[n];
+    // Updates may be told where in a parameter they are; that makes none of its dimensions one that
+    // the model looks things up along.
+    if (node.phase == Phase::kUpdate) continue;
     for (size_t f = 0; f < node.extents.size(); ++f) {
       if (!node.signature->factors()[f].indexed) continue;
       for (const Atom& a : dims.factors[n][f]) indexed.push_back(a.dimension_class);

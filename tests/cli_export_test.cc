@@ -68,6 +68,12 @@ class Export : public ::testing::Test {
     made(
         "gpt2:124m --set layers=5 --cluster 2xh100 --pin pp=2 micro=4 schedule=1f1b recompute=none",
         "uneven");
+    const std::string halves =
+        "gpt2:124m --set layers=4 --cluster 4xh100 --accumulate 1 --moments bf16 --pin ";
+    made(halves + "zero=1 dp=4 recompute=none", "halves");
+    made(halves + "zero=0 dp=2 tp=2 recompute=none", "halves_whole");
+    made(halves + "zero=1 dp=4 recompute=none --optimizer sgd", "halves_sgd");
+    made("gpt2:tiny --cluster cpu:1 --moments bf16", "halves_one");
   }
   static void TearDownTestSuite() { fs::remove_all(folder_); }
 
@@ -105,6 +111,25 @@ std::set<std::string> flags(const std::string& text) {
     all.insert(line);
   }
   return all;
+}
+
+// Where the optimizer's moments are named they are in bf16 too, or it is refused; elsewhere it is
+// said that they are not.
+TEST_F(Export, MomentsInBf16) {
+  const Outcome o = exported("halves", "megatron");
+  EXPECT_EQ(o.status, 0) << o.err;
+  const auto f = flags(o.out);
+  for (const char* flag : {"--use-distributed-optimizer", "--use-precision-aware-optimizer",
+                           "--exp-avg-dtype bf16", "--exp-avg-sq-dtype bf16"}) {
+    EXPECT_TRUE(f.contains(flag)) << flag;
+  }
+  EXPECT_NE(o.err.find("rounded to the nearest there"), std::string::npos) << o.err;
+  EXPECT_TRUE(flags(text("halves_one", "megatron")).contains("--use-distributed-optimizer"));
+  EXPECT_FALSE(flags(text("zero1", "megatron")).contains("--exp-avg-dtype bf16"));
+  refused("halves_whole", "megatron", "moments in bf16 go with --use-distributed-optimizer");
+  refused("halves_sgd", "megatron", "only Adam keeps moments in bf16 there");
+  refused("halves", "deepspeed", "plan again without --moments bf16");
+  EXPECT_NE(text("halves", "dtensor").find("rounded stochastically"), std::string::npos);
 }
 
 TEST_F(Export, Megatron) {

@@ -81,6 +81,7 @@ INSTANTIATE_TEST_SUITE_P(
                       "mixtral:tiny --cluster 8xh100 --pin ep=2 --memory 60GB",
                       "bert:base --set layers=2 --cluster 2xv100 --precision fp32",
                       "gpt2:tiny --cluster cpu:4 --objective memory --pin dp=4 micro=1",
+                      "gpt2:124m --set layers=2 --cluster 2xv100 --moments bf16",
                       "gpt2:124m --set layers=2 --cluster 8xh100 --pin zero=0"));
 
 // What is computed again, and kept in parts, so that it fits is searched: what is printed does not

@@ -33,9 +33,14 @@ Program widened(Program p) {
       for (TensorId t : instr.out) widen(t);
     }
   }
+  std::vector<bool> moment(p.tensors.size(), false);  // in bf16, which the processor updates too
+  for (const ProgramSource& s : p.sources) {
+    if (s.kind != SourceKind::kState || p.tensor(s.tensor).dtype != DType::kBF16) continue;
+    for (const TensorId t : {s.tensor, s.final}) moment[static_cast<size_t>(t)] = true;
+  }
   for (size_t t = 0; t < p.tensors.size(); ++t) {
     if (wide[t]) p.tensors[t].dtype = DType::kF64;
-    if (p.tensors[t].dtype == DType::kBF16) p.tensors[t].dtype = DType::kF32;
+    if (p.tensors[t].dtype == DType::kBF16 && !moment[t]) p.tensors[t].dtype = DType::kF32;
   }
   for (Instr& instr : p.instrs) {
     if (!instr.attrs.has("dtype")) continue;
@@ -53,6 +58,7 @@ struct Setting {
   const char* model;
   Kind optimizer;
   int64_t micro_batches;
+  std::optional<DType> moments = {};
 };
 
 Graph graph_of(const Setting& s) {
@@ -63,6 +69,7 @@ Graph graph_of(const Setting& s) {
                        .min_lr = 3e-4,
                        .warmup = 2,
                        .total_steps = 8,
+                       .moments = s.moments,
                        .micro_batches = s.micro_batches};
   return trace(model_named(s.model), options);
 }
@@ -178,13 +185,15 @@ TEST_P(UpdateFusions, LeaveNoCastBehind) {
 INSTANTIATE_TEST_SUITE_P(Programs, UpdateFusions,
                          ::testing::Values(Setting{"gpt2:tiny", Kind::kAdamW, 1},
                                            Setting{"llama:tiny", Kind::kSgd, 1},
-                                           Setting{"gpt2:tiny", Kind::kAdamW, 2}),
+                                           Setting{"gpt2:tiny", Kind::kAdamW, 2},
+                                           Setting{"gpt2:tiny", Kind::kAdamW, 1, DType::kBF16},
+                                           Setting{"llama:tiny", Kind::kSgd, 1, DType::kBF16}),
                          [](const auto& info) {
                            const Setting& s = info.param;
                            const std::string name = s.model;
                            return name.substr(0, name.find(':')) +
                                   (s.optimizer == Kind::kSgd ? "Sgd" : "AdamW") +
-                                  std::to_string(s.micro_batches);
+                                  std::to_string(s.micro_batches) + (s.moments ? "Halves" : "");
                          });
 
 // --- The check -----------------------------------------------------------------------------------

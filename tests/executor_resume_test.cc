@@ -40,6 +40,7 @@ class Resuming : public ::testing::Test {
     std::string out = {};   // of the checkpoints; empty: none
     std::string from = {};  // a checkpoint to go on from
     DType dtype = DType::kF32;
+    std::optional<DType> moments = {};
     int64_t stop_after = -1;  // steps
     double spikes = 8;
     bool by_three = false;  // sizes that 3 divides, and 4 too
@@ -65,6 +66,7 @@ class Resuming : public ::testing::Test {
                                .min_lr = 3e-4,
                                .warmup = 3,
                                .total_steps = kRun,
+                               .moments = run.moments,
                                .micro_batches = run.micro_batches,
                                .limits = true};
     Graph graph = trace(config, trace_options);
@@ -136,6 +138,45 @@ TEST_F(Resuming, IsTheSameToTheBitOnTheSameMesh) {
       EXPECT_EQ(tensors_of(half), tensors_of(whole));
       EXPECT_EQ(open_checkpoint(half).run_json(), open_checkpoint(whole).run_json());
     }
+  }
+}
+
+// Moments in bf16 are saved and read as such; what the rest of the run rounds goes by the steps'
+// numbers, not by what was drawn before.
+TEST_F(Resuming, MomentsIn16BitsAreTheSameToTheBit) {
+  for (const size_t m : {1, 5}) {  // with dropout, SGD
+    for (const char* mesh : {"1", "dp=2,tp=2"}) {
+      SCOPED_TRACE(fmt::format("{} on {}", models()[m].label, mesh));
+      const std::string whole = path(fmt::format("whole_{}_{}", m, mesh)), half = whole + "_half";
+      const Run run = {.mesh = mesh, .out = whole, .moments = DType::kBF16};
+      const std::vector<double> one = losses(train(models()[m], run));
+      Run first = run, second = run;
+      first.out = second.out = second.from = half;
+      first.stop_after = 5;
+      train(models()[m], first);
+      const Checkpoint saved = open_checkpoint(half);
+      EXPECT_EQ(saved.step(), 5);
+      int halves = 0;
+      for (const ManifestTensor& t : saved.tensors()) {
+        const bool moment = t.name.starts_with("adam.") || t.name.starts_with("sgd.");
+        EXPECT_EQ(t.type.dtype == DType::kBF16, moment) << t.name;
+        halves += moment;
+      }
+      EXPECT_GT(halves, 10);
+      const std::vector<double> rest = losses(train(models()[m], second));
+      EXPECT_EQ(rest, std::vector<double>(one.begin() + 5, one.end()));
+      EXPECT_EQ(tensors_of(half), tensors_of(whole));
+    }
+  }
+  // A run with moments in f32 does not go on with these, nor the other way round.
+  const std::string out = path("types");
+  train(models()[0], {.steps = 2, .out = out, .moments = DType::kBF16});
+  try {
+    train(models()[0], {.from = out});
+    FAIL() << "moments of another type were taken";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("adam.m."), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("bf16"), std::string::npos) << e.what();
   }
 }
 

@@ -32,8 +32,8 @@ inline Numbers random_numbers(int64_t n, uint64_t stream, double low = -1, doubl
 
 // A tensor whose numbers are exact in its element type.
 inline HostTensor tensor(DType dtype, Shape shape, Numbers numbers) {
-  if (dtype == DType::kF32) {
-    for (double& x : numbers) x = static_cast<float>(x);
+  if (dtype != DType::kF64) {
+    for (double& x : numbers) x = testing::rounded(x, dtype);
   }
   return {{dtype, std::move(shape)}, std::move(numbers)};
 }

@@ -6,6 +6,8 @@
 #include <set>
 
 #include "graph/error.h"
+#include "graph/text.h"
+#include "kernels/ops.h"
 #include "tests/support/interpreter.h"
 #include "tracer/nn.h"
 #include "tracer/optimizer.h"
@@ -205,6 +207,33 @@ TEST(Optimizer, OneScalarHoldsTheNormOfAllGradients) {
   EXPECT_EQ(sum.op->name, "add_n");
   EXPECT_EQ(sum.inputs.size(), 4u);
   for (const Node* node : nodes_of(g, "adamw")) EXPECT_EQ(node->inputs[5], norm->outputs[1]);
+}
+
+// The update is told what its random numbers are called, where its shard lies, and the step.
+TEST(Optimizer, MomentsInBf16) {
+  for (const auto kind : {OptimizerOptions::Kind::kAdamW, OptimizerOptions::Kind::kSgd}) {
+    const bool adamw = kind == OptimizerOptions::Kind::kAdamW;
+    const Graph g = step_with({.kind = kind, .moments = DType::kBF16}, DType::kBF16);
+    std::set<std::string> names;
+    for (const Node* node : nodes_of(g, adamw ? "adamw" : "sgd")) {
+      EXPECT_EQ(g.type(node->inputs[0]).dtype, DType::kF32);
+      for (size_t i = 2; i < (adamw ? 4u : 3u); ++i) {
+        EXPECT_EQ(g.type(node->inputs[i]).dtype, DType::kBF16);
+      }
+      EXPECT_EQ(node->inputs.back(), g.source_named("step")->final);
+      for (const Factor& f : node->signature->factors()) EXPECT_TRUE(f.indexed);
+      names.insert(node->attrs.text("name"));
+    }
+    const std::string prefix = adamw ? "adam." : "sgd.";
+    EXPECT_EQ(names, (std::set<std::string>{prefix + "a.weight", prefix + "a.bias",
+                                            prefix + "b.weight", prefix + "b.bias"}));
+    EXPECT_EQ(to_text(graph_from_text(to_text(g), ops::find)), to_text(g));
+    // Those of the parameters' own type are what they are when nothing is said.
+    EXPECT_EQ(to_text(step_with({.kind = kind, .moments = DType::kF32})),
+              to_text(step_with({.kind = kind})));
+  }
+  EXPECT_THROW(step_with({.moments = DType::kF16}), Error);
+  EXPECT_THROW(step_with({.moments = DType::kF32}, DType::kF64), Error);
 }
 
 TEST(Optimizer, Bf16KeepsParametersMomentsAndGradientsInF32) {

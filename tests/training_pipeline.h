@@ -12,7 +12,7 @@ namespace cleave::testing {
 
 // The graph of one step in `micro_batches` parts of the model's batch.
 inline Graph step_graph(ModelConfig config, int64_t micro_batches, DType dtype = DType::kF64,
-                        OptimizerOptions::Kind optimizer = {}) {
+                        OptimizerOptions::Kind optimizer = {}, std::optional<DType> moments = {}) {
   config.batch /= micro_batches;
   TraceOptions options;
   options.dtype = dtype;
@@ -21,6 +21,7 @@ inline Graph step_graph(ModelConfig config, int64_t micro_batches, DType dtype =
                        .min_lr = 3e-4,
                        .warmup = 3,
                        .total_steps = 8,
+                       .moments = moments,
                        .micro_batches = micro_batches};
   return trace(config, options);
 }

@@ -38,6 +38,7 @@ struct Draw {
   bool anywhere = false;  // cuts before any node, rather than between pieces
   bool steered = true;    // by random preferences; else the best plan of all that
   double price = 0;       // of memory, seconds a byte
+  bool halves = false;    // moments are stored in bf16
   bool pinned = false;    // asked for as users do, by pins, of find_plan
   bool saved = false;     // written as JSON and read again before it runs
 
@@ -61,7 +62,7 @@ inline std::string text_of(const Draw& d) {
   constexpr const char* kOffload[] = {"none", "some", "all"};
   return fmt::format(
       "{} of {} layers in {}, {} {} stages x {} chunks, {} micro-batches, mesh {}, ZeRO {}, "
-      "recompute {}, offload {}, cuts {}, price {:.0e}{}{}{}",
+      "recompute {}, offload {}, cuts {}, price {:.0e}{}{}{}{}",
       models()[d.model].label, d.layers, name_of(d.dtype), name_of(d.shape.kind), d.shape.stages,
       d.shape.chunks, d.shape.micro_batches, mesh_text(d),
       d.zero == Draw::kAnyZero     ? "any"
@@ -69,7 +70,7 @@ inline std::string text_of(const Draw& d) {
                                    : fmt::to_string(d.zero),
       kRecompute[static_cast<size_t>(d.recompute)], kOffload[static_cast<size_t>(d.offload)],
       d.anywhere ? "anywhere" : "between pieces", d.price, d.steered ? "" : ", best",
-      d.pinned ? ", by pins" : "", d.saved ? ", saved" : "");
+      d.pinned ? ", by pins" : "", d.saved ? ", saved" : "", d.halves ? ", moments in bf16" : "");
 }
 
 // Independent draws, each named.
@@ -152,7 +153,15 @@ inline Draw draw(uint64_t seed) {
     d.anywhere = false;
   }
   d.saved = dice.once_in(4, "saved");
+  // Of numbers that differ by 1e-16, one in 1e13 is rounded to another bf16; in single precision it
+  // would be one in ten thousand.
+  d.halves = d.dtype == DType::kF64 && dice.once_in(3, "moments");
   return d;
+}
+
+inline Graph graph_of(const Draw& d, const ModelConfig& config, int64_t micro_batches) {
+  return step_graph(config, micro_batches, d.dtype, models()[d.model].optimizer,
+                    d.halves ? std::optional(DType::kBF16) : std::nullopt);
 }
 
 // --- The traced model ----------------------------------------------------------------------------
@@ -177,14 +186,13 @@ struct Traced {
 inline const Traced& traced(const Draw& d) {
   static std::map<std::string, Traced> known;
   const ModelConfig config = config_of(d);
-  const std::string key = fmt::format("{} {} {} {} {}", d.model, d.layers, config.hidden,
-                                      d.shape.micro_batches, name_of(d.dtype));
+  const std::string key = fmt::format("{} {} {} {} {} {}", d.model, d.layers, config.hidden,
+                                      d.shape.micro_batches, name_of(d.dtype), d.halves);
   const auto at = known.find(key);
   if (at != known.end()) return at->second;
   Traced t;
   t.config = config;
-  t.graph = std::make_shared<const Graph>(
-      step_graph(config, d.shape.micro_batches, d.dtype, models()[d.model].optimizer));
+  t.graph = std::make_shared<const Graph>(graph_of(d, config, d.shape.micro_batches));
   t.outline = outline_of(t.graph);
   CpuRuntime runtime(lower(*t.graph, plan_for(*t.graph, "1", {})), {.seed = 42});
   runtime.initialize();
@@ -405,8 +413,7 @@ inline std::optional<DrawnPlan> plan_by_pins(const Draw& d, const Traced& t, std
   options.trace = [&](int64_t micro_batches) {
     return micro_batches == t.graph->micro_batches
                ? t.graph
-               : std::make_shared<const Graph>(
-                     step_graph(t.config, micro_batches, d.dtype, models()[d.model].optimizer));
+               : std::make_shared<const Graph>(graph_of(d, t.config, micro_batches));
   };
   if (d.offload == OffloadDraw::kAll)
     options.preferences.on_host = [](const Source&) { return true; };

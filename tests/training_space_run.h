@@ -91,6 +91,7 @@ inline std::set<std::string> facts_of(const Draw& d, const DrawnPlan& p, const P
   facts.insert(program.host_bytes > 0 ? "host:some" : "host:none");
   if (d.pinned) facts.insert("way:pins");
   if (d.saved) facts.insert("way:saved");
+  if (d.halves) facts.insert("moments:bf16");
   return facts;
 }
 
@@ -280,7 +281,8 @@ inline const std::vector<std::string>& space_dimensions() {
                                                "host:none",
                                                "host:some",
                                                "way:pins",
-                                               "way:saved"};
+                                               "way:saved",
+                                               "moments:bf16"};
   return all;
 }
 

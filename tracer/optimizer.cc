@@ -1,7 +1,11 @@
 // The update of every parameter as nodes of the graph.
 #include "tracer/optimizer.h"
 
+#include <fmt/format.h>
+
 #include <array>
+#include <utility>
+#include <vector>
 
 #include "graph/error.h"
 #include "kernels/ops.h"
@@ -15,12 +19,17 @@ namespace {
 constexpr Init kZero = {Init::Kind::kConstant, 0};
 
 // "ab,ab,,->ab": `count` operands with these dimensions, then scalars; `results` like the first.
-std::string update_factors(const std::string& dims, int count, int scalars, int results) {
+// With `indexed`, the kernel is told where along them a shard lies.
+std::string update_factors(const std::string& dims, int count, int scalars, int results,
+                           bool indexed = false) {
   std::string text = dims;
   for (int i = 1; i < count; ++i) text += "," + dims;
   text.append(static_cast<size_t>(scalars), ',');
   text += "->" + dims;
   for (int i = 1; i < results; ++i) text += "," + dims;
+  for (size_t i = 0; indexed && i < dims.size(); ++i) {
+    text += fmt::format("{}{}:indexed", i == 0 ? '|' : ',', dims[i]);
+  }
   return text;
 }
 
@@ -121,31 +130,41 @@ class Update {
     const Tensor m = moment("adam.m.", p), v = moment("adam.v.", p);
     AtParameter at(tracer_, p);
     at.follow(squares);
+    Attrs attrs = {{"beta1", options_.beta1},
+                   {"beta2", options_.beta2},
+                   {"eps", options_.eps},
+                   {"weight_decay", decay_of(p)}};
+    if (rounds()) attrs.set("name", "adam." + tracer_.name_of(p));
     tracer_.apply_in_place(ops::adamw, std::array{p, grad, m, v, lr, clip, step_},
-                           update_factors(letters_for(p.shape().size()), 4, 3, 3),
-                           {{"beta1", options_.beta1},
-                            {"beta2", options_.beta2},
-                            {"eps", options_.eps},
-                            {"weight_decay", decay_of(p)}},
-                           std::array{p, m, v}, loc_);
+                           update_factors(letters_for(p.shape().size()), 4, 3, 3, rounds()),
+                           std::move(attrs), std::array{p, m, v}, loc_);
   }
 
   void sgd(const Tensor& p, const Tensor& grad, NodeId squares) {
     const Tensor momentum = moment("sgd.momentum.", p);
     AtParameter at(tracer_, p);
     at.follow(squares);
-    tracer_.apply_in_place(ops::sgd, std::array{p, grad, momentum, lr, clip},
-                           update_factors(letters_for(p.shape().size()), 3, 2, 2),
-                           {{"momentum", options_.momentum}, {"weight_decay", decay_of(p)}},
-                           std::array{p, momentum}, loc_);
+    Attrs attrs = {{"momentum", options_.momentum}, {"weight_decay", decay_of(p)}};
+    std::vector<Tensor> operands = {p, grad, momentum, lr, clip};
+    if (rounds()) {
+      attrs.set("name", "sgd." + tracer_.name_of(p));
+      operands.push_back(step_);
+    }
+    tracer_.apply_in_place(
+        ops::sgd, operands,
+        update_factors(letters_for(p.shape().size()), 3, rounds() ? 3 : 2, 2, rounds()),
+        std::move(attrs), std::array{p, momentum}, loc_);
   }
 
   // Norms and biases do not decay.
   double decay_of(const Tensor& p) const { return p.rank() >= 2 ? options_.weight_decay : 0.0; }
 
   Tensor moment(const char* prefix, const Tensor& p) {
-    return state(prefix + tracer_.name_of(p), p.shape(), tracer_.parameter_dtype(), kZero, loc_);
+    return state(prefix + tracer_.name_of(p), p.shape(), moment_dtype(), kZero, loc_);
   }
+  DType moment_dtype() const { return options_.moments.value_or(tracer_.parameter_dtype()); }
+  // Whether the update stores moments in fewer bits than it computes them in.
+  bool rounds() const { return moment_dtype() != tracer_.parameter_dtype(); }
 
   Tracer& tracer_;
   const OptimizerOptions& options_;
@@ -154,7 +173,11 @@ class Update {
   Tensor step_;
 };
 
-void check(const OptimizerOptions& o) {
+void check(const OptimizerOptions& o, DType parameters) {
+  if (o.moments && *o.moments != DType::kBF16 && *o.moments != parameters) {
+    fail("moments in {} beside parameters in {}: write bf16, or leave it out", name_of(*o.moments),
+         name_of(parameters));
+  }
   if (o.lr < 0 || o.min_lr < 0) {
     fail("lr={} and min_lr={} must not be negative", o.lr, o.min_lr);
   }
@@ -185,8 +208,8 @@ Tensor accumulator_of(const std::string& name, const Tensor& like, Loc loc) {
 }  // namespace
 
 void optimize(const Tensor& model_loss, const OptimizerOptions& options, Loc loc) {
-  check(options);
   Tracer& tracer = model_loss.tracer();
+  check(options, tracer.parameter_dtype());
   const std::vector<Tensor> parameters = tracer.parameters();
   if (parameters.empty()) fail("there are no parameters to train");
   Tensor part = model_loss, loss = model_loss;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "tracer/tensor.h"
@@ -19,7 +20,10 @@ struct OptimizerOptions {
   int64_t total_steps = 10000;
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;  // kAdamW
   double momentum = 0.9;                         // kSgd
-  double weight_decay = 0.1;                     // of parameters with two dimensions or more
+  // The type that moments are stored in: bf16, which is rounded stochastically, or the parameters'
+  // own, as when left out. They are computed in the parameters' type in any case.
+  std::optional<DType> moments = {};
+  double weight_decay = 0.1;  // of parameters with two dimensions or more
   double max_norm = 1.0;  // the gradient, all parameters together, is cut to this norm; 0: never
   // Forward and backward passes, each on a batch of its own, before one update with the mean of
   // their gradients.

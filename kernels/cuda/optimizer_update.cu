@@ -1,13 +1,18 @@
 // The updates of parameters and their moments by AdamW and SGD, of many tensors in one launch. What
 // the step's scalars are is read on the device; an update whose clipping coefficient is negative is
-// not made.
+// not made. Moments of bf16 are rounded stochastically as they are stored, with the processor's
+// random numbers.
 #include <array>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
+#include "graph/philox.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/loops.cuh"
 #include "kernels/cuda/many.cuh"
+#include "kernels/stochastic.h"
+#include "kernels/whole_index.h"
 
 namespace cleave {
 namespace {
@@ -19,13 +24,13 @@ constexpr int kUpdateBlocks = 132 * 8;  // of tensors that lie in any way
 
 // Each update works out the step's scalars once, then new[0..kOut) of old[0..kIn), whose last is
 // the gradient; new o takes the place of old o. S: what it computes in. kOperands: old as inputs
-// of the op.
+// of the op; kStep: that with the step's number.
 
 template <class S>
 struct AdamW {
   using Number = S;
   static constexpr int kIn = 4, kOut = 3;  // p, m, v and the gradient
-  static constexpr int kOperands[kIn] = {0, 2, 3, 1};
+  static constexpr int kOperands[kIn] = {0, 2, 3, 1}, kStep = 6;
   double beta1, beta2, eps;
   AnyFloat lr, clip;
   const int* step;
@@ -63,7 +68,7 @@ template <class S>
 struct Sgd {
   using Number = S;
   static constexpr int kIn = 3, kOut = 2;  // p, the momentum and the gradient
-  static constexpr int kOperands[kIn] = {0, 2, 1};
+  static constexpr int kOperands[kIn] = {0, 2, 1}, kStep = 5;
   double momentum;
   AnyFloat lr, clip;
   bool operator==(const Sgd&) const = default;
@@ -93,6 +98,28 @@ __device__ typename U::Scalars shared_scalars(const U& update, double weight_dec
   return scalars;
 }
 
+// --- Stochastic rounding -------------------------------------------------------------------------
+
+// The random numbers of an update: a stream, whose step only the device knows.
+struct Draws {
+  uint64_t seed = 0, stream = 0;
+  const int* step = nullptr;
+
+  template <class U>
+  static Draws of(const KernelArgs& args) {
+    return {args.seed, stream_of(args.attrs.text("name")),
+            args.in[U::kStep].template as<const int>()};
+  }
+  __device__ Random random() const { return {seed, stream, *step}; }
+};
+
+// Moment k gets half k of an element's random number.
+template <class S>
+__device__ bf16 rounded(S x, unsigned random, int moment) {
+  const unsigned bits = __float_as_uint(static_cast<float>(x));
+  return {stochastic_bf16(bits, random >> (16 * moment))};
+}
+
 // --- Dense tensors, in place ---------------------------------------------------------------------
 
 template <class U>
@@ -105,18 +132,37 @@ struct Updated {
   int64_t count = 0;
 };
 
+// Of a tensor whose moments are rounded stochastically. Its elements lie in the whole one as Spaced
+// says, and four that are loaded at once have random numbers of one block.
+template <class U>
+struct Rounded : Updated<U> {
+  Draws draws;
+  int64_t first = 0, run = 1, stride = 0;
+
+  static bool takes(const WholeIndex::Spaced& s, int64_t count) {
+    return s.first % 4 == 0 && (s.run == count || (s.run % 4 == 0 && s.stride % 4 == 0));
+  }
+  __device__ int64_t index(int64_t i) const {
+    return i < run ? first + i : first + i / run * stride + i % run;
+  }
+};
+
 struct NoCopy {};
 
 // Parameters of type P, moments of type M, gradients of type G, copies of type H. A piece has
 // `piece` elements.
-template <class U, class P, class M, class G, class H>
-__global__ void __launch_bounds__(kThreads, sizeof(P) == 4 ? 4 : 2)
-    update_pieces(U update, const __grid_constant__ Table<Updated<U>> table, int piece) {
+template <template <class> class Item, class U, class P, class M, class G, class H>
+__global__ void __launch_bounds__(kThreads, sizeof(P) != 4                        ? 2
+                                            : std::is_same_v<Item<U>, Rounded<U>> ? 3
+                                                                                  : 4)
+    update_pieces(U update, const __grid_constant__ Table<Item<U>> table, int piece) {
   using S = typename U::Number;
   constexpr int kMoments = U::kIn - 2, N = kWide<P>, kTurn = 2;
   constexpr bool kCopies = !std::is_same_v<H, NoCopy>;
+  constexpr bool kRounds = std::is_same_v<Item<U>, Rounded<U>>;
+  static_assert(!kRounds || (N == 4 && std::is_same_v<M, bf16>));
   const int which = table.item_of(blockIdx.x);
-  const Updated<U>& item = table.items[which];
+  const Item<U>& item = table.items[which];
   const int64_t begin = static_cast<int64_t>(blockIdx.x - table.first[which]) * piece;
   const int n = item.count - begin < piece ? static_cast<int>(item.count - begin) : piece;
   const int vectors = n / N;
@@ -153,8 +199,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) == 4 ? 4 : 2)
     }
     return;
   }
-  // One element, and its copy.
-  const auto renew = [&](P& p_j, M* const(&m_j)[kMoments], G g_j) {
+  // One element.
+  const auto renew = [&](P& p_j, M* const(&m_j)[kMoments], G g_j, [[maybe_unused]] unsigned bits) {
     S old[U::kIn], made[U::kOut];
     old[0] = number(p_j);
 #pragma unroll
@@ -163,19 +209,29 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) == 4 ? 4 : 2)
     U::update(scalars, old, made);
     p_j = To<P>::of(made[0]);
 #pragma unroll
-    for (int k = 0; k < kMoments; ++k) *m_j[k] = To<M>::of(made[k + 1]);
+    for (int k = 0; k < kMoments; ++k) {
+      if constexpr (kRounds) {
+        *m_j[k] = rounded(made[k + 1], bits, k);
+      } else {
+        *m_j[k] = To<M>::of(made[k + 1]);
+      }
+    }
   };
   while (i < vectors) {
 #pragma unroll
     for (int u = 0; u < kTurn; ++u) {
       const int at = (i + u * kThreads) * N;
       if (i + u * kThreads >= vectors) break;
+      unsigned bits[N] = {};
+      if constexpr (kRounds) {
+        item.draws.random().draw(static_cast<uint64_t>(item.index(begin + at)) / 4, bits);
+      }
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         M* m_j[kMoments];
 #pragma unroll
         for (int k = 0; k < kMoments; ++k) m_j[k] = &now_m[u][k].x[j];
-        renew(now_p[u].x[j], m_j, now_g[u].x[j]);
+        renew(now_p[u].x[j], m_j, now_g[u].x[j], bits[j]);
       }
       store(p + at, now_p[u]);
 #pragma unroll
@@ -194,7 +250,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) == 4 ? 4 : 2)
   if (rest < n) {
     M* m_j[kMoments];
     for (int k = 0; k < kMoments; ++k) m_j[k] = m[k] + rest;
-    renew(p[rest], m_j, g[rest]);
+    unsigned bits = 0;
+    if constexpr (kRounds) {
+      bits = item.draws.random().at(static_cast<uint64_t>(item.index(begin + rest)));
+    }
+    renew(p[rest], m_j, g[rest], bits);
     if constexpr (kCopies) copy[rest] = To<H>::of(number(p[rest]));
   }
 }
@@ -231,14 +291,78 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Where the elements of a shard lie in the whole tensor: WholeIndex, by value.
+struct Places {
+  static constexpr int kMost = 8;
+  int dims = 0;
+  int64_t weight[kMost] = {};
+  Shard shards[kMost];
+
+  static Places of(const KernelArgs& args) {
+    Places places;
+    const std::vector<int8_t> factors = factors_of(args.signature.inputs()[0]);
+    CLEAVE_ASSERT(factors.size() <= static_cast<size_t>(kMost), "more than {} factors", kMost);
+    int64_t weight = 1;
+    for (size_t d = factors.size(); d-- > 0;) {
+      const Extent& extent = args.extents[static_cast<size_t>(factors[d])];
+      places.weight[d] = weight;
+      places.shards[d] = shard_of(extent);
+      weight *= extent.global;
+    }
+    places.dims = static_cast<int>(factors.size());
+    return places;
+  }
+  __device__ int64_t index(int64_t local) const {
+    int64_t whole = 0;
+    for (int d = dims - 1; d >= 0; --d) {
+      const int64_t rest = local / shards[d].local;
+      whole += shards[d].position(local - rest * shards[d].local) * weight[d];
+      local = rest;
+    }
+    return whole;
+  }
+};
+
+// The same with moments that are rounded stochastically. The loops have one more operand: the
+// row-major index.
+template <class U>
+__global__ void __launch_bounds__(kThreads)
+    round_elements(U update, Operands<U> operands, Loops<Operands<U>::kAll + 1> loops,
+                   Places places, Draws draws) {
+  using S = typename U::Number;
+  const typename U::Scalars scalars = shared_scalars(update, operands.weight_decay);
+  const Random random = draws.random();
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < loops.count;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    int64_t at[Operands<U>::kAll + 1];
+    loops.offsets(i, at);
+    S old[U::kIn], made[U::kOut];
+    for (int k = 0; k < U::kIn; ++k) old[k] = get<S>(operands.old[k], at[k]);
+    // What is stored already is not changed by rounding.
+    if (scalars.clip < 0) {
+      for (int k = 0; k < U::kOut; ++k) made[k] = old[k];
+    } else {
+      U::update(scalars, old, made);
+    }
+    const unsigned bits = random.at(static_cast<uint64_t>(places.index(at[Operands<U>::kAll])));
+    set(operands.made[0], at[U::kIn], made[0]);
+    for (int k = 1; k < U::kOut; ++k) {
+      static_cast<bf16*>(operands.made[k].data)[at[U::kIn + k]] = rounded(made[k], bits, k - 1);
+    }
+    if (operands.copy.data == nullptr) continue;
+    set(operands.copy, at[U::kIn + U::kOut], get<S>(operands.made[0], at[U::kIn]));
+  }
+}
+
 // --- Launchers -----------------------------------------------------------------------------------
 
-// Tensors that one launch can update: of the same types, by the same scalars.
-template <class U>
+// Tensors that one launch can update: of the same types, by the same scalars. Their moments are
+// rounded to the nearest, or are those of Rounded.
+template <class U, template <class> class Item>
 struct Alike {
   U update;
   DType p, m, g, copy;  // kI32: no copy
-  std::vector<Updated<U>> items = {};
+  std::vector<Item<U>> items = {};
 
   bool takes(const Alike& other) const {
     return update == other.update && p == other.p && m == other.m && g == other.g &&
@@ -277,52 +401,29 @@ bool with_update_types(DType p, DType m, DType g, DType copy, const Fn& fn) {
   return copies(bf16{}, DType::kBF16) || copies(f16{}, DType::kF16);
 }
 
-template <class U>
-void launch_elements(const KernelArgs& args, const LoopNest<Operands<U>::kAll>& nest) {
-  Operands<U> operands;
-  for (int k = 0; k < U::kIn; ++k) {
-    operands.old[k] = any_float(args.in[static_cast<size_t>(U::kOperands[k])]);
+// The same for tensors that are updated as this item says: in f32, where moments are rounded.
+template <template <class> class Item, class U, class Fn>
+bool with_item_types(const Alike<U, Item>& alike, const Fn& fn) {
+  if constexpr (std::is_same_v<Item<U>, Rounded<U>>) {
+    if (alike.p != DType::kF32 || alike.m != DType::kBF16) return false;
+    return with_update_types(alike.p, alike.p, alike.g, alike.copy,
+                             [&]<class P, class M, class G, class H>(P p, M, G g, H copy) {
+                               if constexpr (std::is_same_v<P, float>) fn(p, bf16{}, g, copy);
+                             });
+  } else {
+    return with_update_types(alike.p, alike.m, alike.g, alike.copy, fn);
   }
-  for (int k = 0; k < U::kOut; ++k) operands.made[k] = any_float(args.out[static_cast<size_t>(k)]);
-  if (args.out.size() > U::kOut) operands.copy = any_float(args.out[U::kOut]);
-  operands.weight_decay = args.attrs.real("weight_decay");
-  const auto loops = loops_of(nest);
-  const unsigned blocks = blocks_for(loops.count, kThreads, kUpdateBlocks);
-  if (blocks == 0) return;
-  update_elements<U><<<blocks, kThreads, 0, static_cast<cudaStream_t>(args.stream)>>>(
-      U::of(args), operands, loops);
-  cuda_check(cudaGetLastError());
 }
 
+// How an update's operands lie: old, with the gradient last, then new, and the copy, if any.
 template <class U>
-void launch_alike(const Alike<U>& alike, cudaStream_t stream) {
-  int64_t elements = 0;
-  for (const Updated<U>& item : alike.items) elements += item.count;
-  // Pieces small enough that every multiprocessor has some, large enough to begin seldom.
-  int piece = 16384;
-  while (piece > 2048 && elements < int64_t{piece} * 132 * 16) piece /= 2;
-  in_tables(
-      alike.items, [&](const Updated<U>& item) { return ceil_div(item.count, piece); },
-      [&](const Table<Updated<U>>& table, unsigned pieces) {
-        with_update_types(
-            alike.p, alike.m, alike.g, alike.copy,
-            [&]<class P, class M, class G, class H>(P, M, G, H) {
-              if constexpr (std::is_same_v<P, double> == std::is_same_v<typename U::Number, double>)
-                update_pieces<U, P, M, G, H>
-                    <<<pieces, kThreads, 0, stream>>>(alike.update, table, piece);
-            });
-        cuda_check(cudaGetLastError());
-      });
-}
+struct Lying {
+  static constexpr size_t kAll = Operands<U>::kAll;
+  std::array<Shape, kAll> strides;
+  std::array<const void*, kAll> data = {};
+  bool in_place = true;
 
-template <class U>
-void launch_updates(std::span<const KernelArgs> all) {
-  std::vector<Alike<U>> groups;
-  for (const KernelArgs& args : all) {
-    constexpr size_t kAll = Operands<U>::kAll;
-    std::array<Shape, kAll> strides;
-    std::array<const void*, kAll> data = {};
-    bool in_place = true;
+  explicit Lying(const KernelArgs& args) {
     for (size_t k = 0; k < U::kIn; ++k) {
       const auto i = static_cast<size_t>(U::kOperands[k]);
       strides[k] = in_strides(args, i);
@@ -336,32 +437,145 @@ void launch_updates(std::span<const KernelArgs> all) {
     const bool copies = args.out.size() > U::kOut;
     strides[kAll - 1] = copies ? out_strides(args, U::kOut) : strides[0];
     if (copies) data[kAll - 1] = args.out[U::kOut].data;
-    const auto nest = nest_over<kAll>(args, factors_of(args.signature.inputs()[0]), strides);
-    const auto type = [&](size_t k) { return args.in[static_cast<size_t>(U::kOperands[k])].dtype; };
-    Alike<U> alone = {U::of(args), type(0), type(1), type(U::kIn - 1),
-                      copies ? args.out[U::kOut].dtype : DType::kI32};
-    bool dense = in_place && is_dense<kAll>(nest, data);
-    for (size_t k = 2; k + 1 < U::kIn; ++k) dense &= type(k) == alone.m;
-    if (!dense ||
-        !with_update_types(alone.p, alone.m, alone.g, alone.copy, [](auto, auto, auto, auto) {})) {
-      launch_elements<U>(args, nest);
+  }
+  // Loops over all, and over `more`.
+  template <class... More>
+  LoopNest<kAll + sizeof...(More)> nest(const KernelArgs& args, const More&... more) const {
+    std::array<Shape, kAll + sizeof...(More)> all;
+    std::copy(strides.begin(), strides.end(), all.begin());
+    size_t next = kAll;
+    ((all[next++] = more), ...);
+    return nest_over<kAll + sizeof...(More)>(args, factors_of(args.signature.inputs()[0]), all);
+  }
+};
+
+template <class U>
+Operands<U> operands_of(const KernelArgs& args) {
+  Operands<U> operands;
+  for (int k = 0; k < U::kIn; ++k) {
+    operands.old[k] = any_float(args.in[static_cast<size_t>(U::kOperands[k])]);
+  }
+  for (int k = 0; k < U::kOut; ++k) operands.made[k] = any_float(args.out[static_cast<size_t>(k)]);
+  if (args.out.size() > U::kOut) operands.copy = any_float(args.out[U::kOut]);
+  operands.weight_decay = args.attrs.real("weight_decay");
+  return operands;
+}
+
+template <class U>
+void launch_elements(const KernelArgs& args, const Lying<U>& lying) {
+  const auto loops = loops_of(lying.nest(args));
+  const unsigned blocks = blocks_for(loops.count, kThreads, kUpdateBlocks);
+  if (blocks == 0) return;
+  update_elements<U><<<blocks, kThreads, 0, static_cast<cudaStream_t>(args.stream)>>>(
+      U::of(args), operands_of<U>(args), loops);
+  cuda_check(cudaGetLastError());
+}
+
+template <class U>
+void launch_round_elements(const KernelArgs& args, const Lying<U>& lying, const WholeIndex& where) {
+  const auto loops = loops_of(lying.nest(args, where.local_strides()));
+  const unsigned blocks = blocks_for(loops.count, kThreads, kUpdateBlocks);
+  if (blocks == 0) return;
+  round_elements<U><<<blocks, kThreads, 0, static_cast<cudaStream_t>(args.stream)>>>(
+      U::of(args), operands_of<U>(args), loops, Places::of(args), Draws::of<U>(args));
+  cuda_check(cudaGetLastError());
+}
+
+template <class U, template <class> class Item>
+void launch_alike(const Alike<U, Item>& alike, cudaStream_t stream) {
+  int64_t elements = 0;
+  for (const Item<U>& item : alike.items) elements += item.count;
+  // Pieces small enough that every multiprocessor has some, large enough to begin seldom.
+  int piece = 16384;
+  while (piece > 2048 && elements < int64_t{piece} * 132 * 16) piece /= 2;
+  in_tables(
+      alike.items, [&](const Item<U>& item) { return ceil_div(item.count, piece); },
+      [&](const Table<Item<U>>& table, unsigned pieces) {
+        with_item_types(alike, [&]<class P, class M, class G, class H>(P, M, G, H) {
+          if constexpr (std::is_same_v<P, double> == std::is_same_v<typename U::Number, double>)
+            update_pieces<Item, U, P, M, G, H>
+                <<<pieces, kThreads, 0, stream>>>(alike.update, table, piece);
+        });
+        cuda_check(cudaGetLastError());
+      });
+}
+
+// Tensors in the groups that one launch can update.
+template <class U, template <class> class Item>
+class Groups {
+ public:
+  // Whether kernels for such tensors are there.
+  static bool known(const Alike<U, Item>& alone) {
+    return with_item_types(alone, [](auto, auto, auto, auto) {});
+  }
+  void add(Alike<U, Item> alone, Item<U> item) {
+    size_t at = 0;
+    while (at < groups_.size() && !groups_[at].takes(alone)) ++at;
+    if (at == groups_.size()) groups_.push_back(std::move(alone));
+    groups_[at].items.push_back(std::move(item));
+  }
+  void launch(cudaStream_t stream) const {
+    for (const Alike<U, Item>& group : groups_) launch_alike(group, stream);
+  }
+
+ private:
+  std::vector<Alike<U, Item>> groups_;
+};
+
+template <class U, template <class> class Item>
+Alike<U, Item> alike_of(const KernelArgs& args) {
+  const auto type = [&](size_t k) { return args.in[static_cast<size_t>(U::kOperands[k])].dtype; };
+  return {U::of(args), type(0), type(1), type(U::kIn - 1),
+          args.out.size() > U::kOut ? args.out[U::kOut].dtype : DType::kI32};
+}
+
+// The tensor, when all of its operands are dense and it is updated in place.
+template <class U>
+std::optional<Updated<U>> dense_item(const KernelArgs& args, const Lying<U>& lying) {
+  const auto nest = lying.nest(args);
+  if (!lying.in_place || !is_dense<Lying<U>::kAll>(nest, lying.data)) return std::nullopt;
+  for (size_t o = 2; o < U::kOut; ++o) {
+    if (args.out[o].dtype != args.out[1].dtype) return std::nullopt;
+  }
+  Updated<U> item;
+  item.p = args.out[0].data;
+  for (size_t o = 1; o < U::kOut; ++o) item.moments[o - 1] = args.out[o].data;
+  item.g = args.in[1].data;
+  if (args.out.size() > U::kOut) item.copy = args.out[U::kOut].data;
+  item.weight_decay = args.attrs.real("weight_decay");
+  item.count = nest.count();
+  return item;
+}
+
+template <class U>
+void launch_updates(std::span<const KernelArgs> all) {
+  Groups<U, Updated> plain;
+  Groups<U, Rounded> rounded;
+  for (const KernelArgs& args : all) {
+    const Lying<U> lying(args);
+    const std::optional<Updated<U>> item = dense_item<U>(args, lying);
+    if (!args.attrs.has("name")) {
+      auto alone = alike_of<U, Updated>(args);
+      if (item && plain.known(alone)) {
+        plain.add(std::move(alone), *item);
+      } else {
+        launch_elements<U>(args, lying);
+      }
       continue;
     }
-    Updated<U> item;
-    item.p = args.out[0].data;
-    for (size_t o = 1; o < U::kOut; ++o) item.moments[o - 1] = args.out[o].data;
-    item.g = args.in[1].data;
-    if (copies) item.copy = args.out[U::kOut].data;
-    item.weight_decay = args.attrs.real("weight_decay");
-    item.count = nest.count();
-    size_t at = 0;
-    while (at < groups.size() && !groups[at].takes(alone)) ++at;
-    if (at == groups.size()) groups.push_back(std::move(alone));
-    groups[at].items.push_back(item);
+    const WholeIndex where(args, args.signature.inputs()[0]);
+    const auto spaced = where.spaced();
+    auto alone = alike_of<U, Rounded>(args);
+    if (item && rounded.known(alone) && spaced && Rounded<U>::takes(*spaced, item->count)) {
+      rounded.add(std::move(alone),
+                  {*item, Draws::of<U>(args), spaced->first, spaced->run, spaced->stride});
+    } else {
+      launch_round_elements<U>(args, lying, where);
+    }
   }
-  for (const Alike<U>& group : groups) {
-    launch_alike(group, static_cast<cudaStream_t>(all[0].stream));
-  }
+  const auto stream = static_cast<cudaStream_t>(all[0].stream);
+  plain.launch(stream);
+  rounded.launch(stream);
 }
 
 template <template <class> class U>

@@ -192,66 +192,24 @@ __device__ inline T gelu_slope(T x) {
   return s + x * s * (1 - s) * c * (1 + 3 * a * square);
 }
 
-// --- Dropout -----------------------------------------------------------------------------------
+// --- Random numbers ------------------------------------------------------------------------------
 
-// DropoutMask (kernels/dropout_mask.h), of a step that only the device knows: every element drawn
-// below `threshold` is dropped, others are scaled. S: the type of the factors.
-template <class S>
-class Mask {
+// RandomStream (kernels/random_stream.h), of a step that only the device knows.
+class Random {
  public:
   using Bits = unsigned;
   using Index = unsigned long long;
 
-  __device__ Mask(Index seed, Index stream, int step, Bits threshold, double scale)
-      : seed_(seed),
-        stream_(mixed(stream, step)),
-        threshold_(threshold),
-        scale_(static_cast<S>(scale)) {}
+  __device__ Random(Index seed, Index stream, int step)
+      : seed_(seed), stream_(mixed(stream, step)) {}
 
-  // The scale when the element is kept, else 0.
-  __device__ S at(Index index) const {
+  __device__ Bits at(Index index) const {
     Bits bits[4];
     draw(index / 4, bits);
     const Bits low = (index & 1) != 0 ? bits[1] : bits[0];
     const Bits high = (index & 1) != 0 ? bits[3] : bits[2];
-    return factor((index & 2) != 0 ? high : low);
+    return (index & 2) != 0 ? high : low;
   }
-
-  // factors[i] = at(first + i).
-  template <int N>
-  __device__ void fill(Index first, S (&factors)[N]) const {
-    if (N % 4 == 0 && first % 4 == 0) {
-#pragma unroll
-      for (int b = 0; b < N / 4; ++b) {
-        Bits bits[4];
-        draw(first / 4 + static_cast<Index>(b), bits);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) factors[4 * b + j] = factor(bits[j]);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < N; ++i) factors[i] = at(first + static_cast<Index>(i));
-    }
-  }
-
-  // factors[i] = at(index).
-  template <int N>
-  __device__ void spread(Index index, S (&factors)[N]) const {
-    const S one = at(index);
-#pragma unroll
-    for (int i = 0; i < N; ++i) factors[i] = one;
-  }
-
- private:
-  // The stream's hash and the step, mixed as in splitmix64.
-  __device__ static Index mixed(Index stream, int step) {
-    Index z = stream + 0x9E3779B97F4A7C15ULL * static_cast<Index>(static_cast<unsigned>(step));
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
-    return z ^ (z >> 31);
-  }
-
-  __device__ S factor(Bits bits) const { return (bits >> 8) >= threshold_ ? scale_ : S{0}; }
 
   // The four numbers of a block, as philox_block gives them.
   __device__ void draw(Index block, Bits (&bits)[4]) const {
@@ -270,7 +228,61 @@ class Mask {
     bits[0] = c0, bits[1] = c1, bits[2] = c2, bits[3] = c3;
   }
 
+ private:
+  // The stream's hash and the step, mixed as in splitmix64.
+  __device__ static Index mixed(Index stream, int step) {
+    Index z = stream + 0x9E3779B97F4A7C15ULL * static_cast<Index>(static_cast<unsigned>(step));
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
+    return z ^ (z >> 31);
+  }
+
   Index seed_, stream_;
+};
+
+// DropoutMask (kernels/dropout_mask.h): every element whose number is below `threshold` is dropped,
+// others are scaled. S: the type of the factors.
+template <class S>
+class Mask {
+ public:
+  using Bits = Random::Bits;
+  using Index = Random::Index;
+
+  __device__ Mask(Index seed, Index stream, int step, Bits threshold, double scale)
+      : random_(seed, stream, step), threshold_(threshold), scale_(static_cast<S>(scale)) {}
+
+  // The scale when the element is kept, else 0.
+  __device__ S at(Index index) const { return factor(random_.at(index)); }
+
+  // factors[i] = at(first + i).
+  template <int N>
+  __device__ void fill(Index first, S (&factors)[N]) const {
+    if (N % 4 == 0 && first % 4 == 0) {
+#pragma unroll
+      for (int b = 0; b < N / 4; ++b) {
+        Bits bits[4];
+        random_.draw(first / 4 + static_cast<Index>(b), bits);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) factors[4 * b + j] = factor(bits[j]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) factors[i] = at(first + static_cast<Index>(i));
+    }
+  }
+
+  // factors[i] = at(index).
+  template <int N>
+  __device__ void spread(Index index, S (&factors)[N]) const {
+    const S one = at(index);
+#pragma unroll
+    for (int i = 0; i < N; ++i) factors[i] = one;
+  }
+
+ private:
+  __device__ S factor(Bits bits) const { return (bits >> 8) >= threshold_ ? scale_ : S{0}; }
+
+  Random random_;
   Bits threshold_;
   S scale_;
 };
