@@ -37,8 +37,13 @@ Plan plan_on_gpu(const Graph& graph) {
 
 TEST_P(OnGpu, AllocatesWhatThePlanSays) {
   const ModelConfig config = model_named(GetParam());
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    const Graph graph = testing::training_graph(config, dtype);
+  for (const auto& [dtype, moments] : {std::pair(DType::kF32, std::optional<DType>()),
+                                       {DType::kBF16, std::nullopt},
+                                       {DType::kBF16, DType::kBF16}}) {
+    TraceOptions traced;
+    traced.dtype = dtype;
+    traced.optimizer.moments = moments;
+    const Graph graph = trace(config, traced);
     const Plan plan = plan_on_gpu(graph);
     size_t before = 0, after = 0, total = 0;
     ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);

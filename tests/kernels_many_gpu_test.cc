@@ -142,8 +142,11 @@ TEST_F(ManyOnGpu, AdamW) {
     const DType gradient = type == DType::kF32 && i % 3 != 0 ? DType::kBF16 : type;
     const DType copy = i % 11 == 0 ? DType::kF16 : DType::kBF16;
     const bool copies = type == DType::kF32 && i % 7 != 0;
+    // Rounded stochastically, among others.
+    const bool halves = type != DType::kBF16 && i % 4 == 2;
+    const DType moment = halves ? DType::kBF16 : type;
     const TensorView p = many.tensor(type, shape, i % 13 == 0 ? 8 : 64),
-                     m = many.tensor(type, shape), v = many.tensor(type, shape),
+                     m = many.tensor(moment, shape), v = many.tensor(moment, shape),
                      g = many.tensor(gradient, shape);
     if (i == 0 || i == 650) {  // another step's scalars
       lr = many.tensor(DType::kF32, {}), clip = many.tensor(DType::kF32, {});
@@ -159,23 +162,38 @@ TEST_F(ManyOnGpu, AdamW) {
       attrs.set("dtype", std::string(name_of(copy)));
       out.push_back(many.tensor(copy, shape));
     }
-    many.add(
-        d + "," + d + "," + d + "," + d + ",,,->" + d + "," + d + "," + d + (copies ? "," + d : ""),
-        std::move(attrs), {p, g, m, v, lr_of, clip_of, step}, std::move(out));
+    std::string factors =
+        d + "," + d + "," + d + "," + d + ",,,->" + d + "," + d + "," + d + (copies ? "," + d : "");
+    if (halves) {
+      attrs.set("name", "adam." + std::to_string(i));
+      factors += shape.size() == 1 ? "|a:indexed" : "|a:indexed,b:indexed";
+    }
+    many.add(factors, std::move(attrs), {p, g, m, v, lr_of, clip_of, step}, std::move(out));
   }
   expect_same(many);
 }
 
 TEST_F(ManyOnGpu, Sgd) {
   Many many(ops::sgd);
-  const TensorView lr = many.tensor(DType::kF32, {}), clip = many.tensor(DType::kF32, {});
+  const TensorView lr = many.tensor(DType::kF32, {}), clip = many.tensor(DType::kF32, {}),
+                   step = many.tensor(DType::kI32, {});
   for (int i = 0; i < 900; ++i) {
     const Shape shape = shape_of(i);
     const std::string d = shape.size() == 1 ? "a" : "ab";
-    const TensorView p = many.tensor(DType::kF32, shape), v = many.tensor(DType::kF32, shape),
+    const bool halves = i % 3 == 1;
+    const TensorView p = many.tensor(DType::kF32, shape),
+                     v = many.tensor(halves ? DType::kBF16 : DType::kF32, shape),
                      g = many.tensor(i % 2 == 0 ? DType::kF32 : DType::kBF16, shape);
-    many.add(d + "," + d + "," + d + ",,->" + d + "," + d,
-             {{"momentum", 0.9}, {"weight_decay", 0.1}}, {p, g, v, lr, clip}, {p, v});
+    Attrs attrs = {{"momentum", 0.9}, {"weight_decay", 0.1}};
+    std::vector<TensorView> in = {p, g, v, lr, clip};
+    std::string factors = d + "," + d + "," + d + ",,->" + d + "," + d;
+    if (halves) {
+      attrs.set("name", "sgd." + std::to_string(i));
+      in.push_back(step);
+      factors = d + "," + d + "," + d + ",,,->" + d + "," + d +
+                (shape.size() == 1 ? "|a:indexed" : "|a:indexed,b:indexed");
+    }
+    many.add(factors, std::move(attrs), std::move(in), {p, v});
   }
   expect_same(many);
 }
