@@ -98,7 +98,7 @@ struct Bf16 {
 float number(Bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
 template <class T>
-Bf16 nearest(T x, uint32_t /*random*/) {
+Bf16 nearest(T x) {
   return {bf16_bits(static_cast<double>(x))};
 }
 template <class T>
@@ -199,35 +199,54 @@ void update_halves(const KernelArgs& args, size_t step, const Update& update) {
     const T* const p = args.in[0].template as<const T>() + at[0];
     const G* const g = args.in[1].template as<const G>() + at[kGradient];
     T* const new_p = args.out[0].template as<T>() + at[kStates];
-    const Bf16* m[kStates] = {};
-    Bf16* new_m[kStates] = {};
-    for (size_t k = 1; k < kStates; ++k) {
-      m[k] = args.in[k + 1].template as<const Bf16>() + at[k];
-      new_m[k] = args.out[k].template as<Bf16>() + at[kStates + k];
+    const Bf16* m[kMoments];
+    Bf16* new_m[kMoments];
+    for (size_t k = 0; k < kMoments; ++k) {
+      m[k] = args.in[k + 2].template as<const Bf16>() + at[k + 1];
+      new_m[k] = args.out[k + 1].template as<Bf16>() + at[kStates + k + 1];
     }
+    // Some elements at a time: their moments as numbers, the update, and the moments as they are
+    // stored, each in a loop that vector code can be made of.
     constexpr int64_t kTurn = 256;
-    uint32_t random[kTurn] = {};
+    uint32_t random[kTurn];
+    T wide[kMoments][kTurn];
     for (int64_t begin = 0; begin < n; begin += kTurn) {
-      const int64_t end = std::min(n, begin + kTurn);
-      rounding.draw(at[kPlace] + begin, end - begin, random);
-      const auto renew = [&](const auto& rounded) {
-      // Outputs may be the inputs' memory, but only at the same index.
+      const int64_t count = std::min(n - begin, kTurn);
+      rounding.draw(at[kPlace] + begin, count, random);
+      for (size_t k = 0; k < kMoments; ++k) {
+        const int64_t step = s[k + 1];
+        const Bf16* const from = m[k] + begin * step;
+        for (int64_t i = 0; i < count; ++i) wide[k][i] = number(from[i * step]);
+      }
+      const auto renew = [&](int64_t of_p, int64_t of_g, int64_t of_new) {
+      // The new parameter may be the old one's memory, but only at the same index.
 #pragma GCC ivdep
-        for (int64_t i = begin; i < end; ++i) {
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t j = begin + i;
           T old[kStates], made[kStates];
-          old[0] = p[i * s[0]];
-          for (size_t k = 1; k < kStates; ++k) old[k] = number(m[k][i * s[k]]);
-          update(old, static_cast<T>(g[i * s[kGradient]]), made);
-          new_p[i * s[kStates]] = made[0];
-          for (size_t k = 1; k < kStates; ++k) {
-            new_m[k][i * s[kStates + k]] = rounded(made[k], random[i - begin] >> 16 * (k - 1));
-          }
+          old[0] = p[j * of_p];
+          for (size_t k = 0; k < kMoments; ++k) old[k + 1] = wide[k][i];
+          update(old, static_cast<T>(g[j * of_g]), made);
+          new_p[j * of_new] = made[0];
+          for (size_t k = 0; k < kMoments; ++k) wide[k][i] = made[k + 1];
         }
       };
-      if (rounding.stochastic()) {
-        renew([](T x, uint32_t bits) { return stochastic(x, bits); });
+      if (s[0] == 1 && s[kGradient] == 1 && s[kStates] == 1) {
+        renew(1, 1, 1);
       } else {
-        renew([](T x, uint32_t bits) { return nearest(x, bits); });
+        renew(s[0], s[kGradient], s[kStates]);
+      }
+      for (size_t k = 0; k < kMoments; ++k) {
+        const int64_t step = s[kStates + k + 1];
+        Bf16* const to = new_m[k] + begin * step;
+        const int half = 16 * static_cast<int>(k);
+        if (rounding.stochastic()) {
+          for (int64_t i = 0; i < count; ++i) {
+            to[i * step] = stochastic(wide[k][i], random[i] >> half);
+          }
+        } else {
+          for (int64_t i = 0; i < count; ++i) to[i * step] = nearest(wide[k][i]);
+        }
       }
     }
   });

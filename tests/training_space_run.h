@@ -303,7 +303,8 @@ inline bool can_meet(const std::string& a, const std::string& b) {
   for (const char* dense : {"model:gpt", "model:llama", "model:bert"}) {
     if (pair("axis:experts", dense)) return false;
   }
-  if (pair("way:pins", "axis:ring")) return false;  // chosen by cost: not for models as small
+  if (pair("dtype:f32", "moments:bf16")) return false;  // see draw()
+  if (pair("way:pins", "axis:ring")) return false;      // chosen by cost: not for models as small
   if (pair("way:pins", "again:random") || pair("way:pins", "cuts:anywhere")) return false;
   return true;
 }
