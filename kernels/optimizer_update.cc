@@ -218,8 +218,8 @@ void update_halves(const KernelArgs& args, size_t step, const Update& update) {
         const Bf16* const from = m[k] + begin * step;
         for (int64_t i = 0; i < count; ++i) wide[k][i] = number(from[i * step]);
       }
-      const auto renew = [&](int64_t of_p, int64_t of_g, int64_t of_new) {
       // The new parameter may be the old one's memory, but only at the same index.
+      const auto renew = [&](int64_t of_p, int64_t of_g, int64_t of_new) {
 #pragma GCC ivdep
         for (int64_t i = 0; i < count; ++i) {
           const int64_t j = begin + i;
