@@ -55,6 +55,41 @@ Placing place_in_order(std::span<const Lifetime> lives, std::span<const size_t> 
   return result;
 }
 
+// Times as ranks among those that occur: what overlaps, and what comes first, stays as it was.
+std::vector<Lifetime> ranked(std::vector<Lifetime> lives) {
+  std::vector<int32_t> times;
+  for (const Lifetime& l : lives) {
+    if (l.last >= 0) times.push_back(l.first), times.push_back(l.last);
+  }
+  std::sort(times.begin(), times.end());
+  times.erase(std::unique(times.begin(), times.end()), times.end());
+  const auto rank = [&](int32_t time) {
+    return static_cast<int32_t>(std::lower_bound(times.begin(), times.end(), time) - times.begin());
+  };
+  for (Lifetime& l : lives) {
+    if (l.last >= 0) l.first = rank(l.first), l.last = rank(l.last);
+  }
+  return lives;
+}
+
+// Placings of a program's stages: most do the same as another at other times.
+class Placings {
+ public:
+  explicit Placings(bool shared) : shared_(shared) {}
+  Placing of(const std::vector<Lifetime>& lives) {
+    if (!shared_) return place(lives);
+    std::vector<Lifetime> key = ranked(lives);
+    const auto known = known_.find(key);
+    if (known != known_.end()) return known->second;
+    Placing placing = place(key);
+    return known_.emplace(std::move(key), std::move(placing)).first->second;
+  }
+
+ private:
+  const bool shared_;
+  std::map<std::vector<Lifetime>, Placing> known_;
+};
+
 }  // namespace
 
 int64_t most_live_bytes(std::span<const Lifetime> lifetimes) {
@@ -110,9 +145,12 @@ Placing place(std::span<const Lifetime> lifetimes) {
       const Placing placing = place_in_order(lifetimes, order, true);
       if (placing.peak < best.peak) best = placing;
       if (best.peak == bound) return best;
-      std::stable_partition(order.begin(), order.end(), [&](size_t b) {
+      const auto reaches = [&](size_t b) {
         return placing.offsets[b] + aligned(lifetimes[b].bytes) == placing.peak;
-      });
+      };
+      // Where they come first already, the next round would be this one again.
+      if (std::is_partitioned(order.begin(), order.end(), reaches)) break;
+      std::stable_partition(order.begin(), order.end(), reaches);
     }
   }
   return best;
@@ -247,6 +285,7 @@ void plan_memory(Program& program) {
   const auto buffer = [&](int32_t b) -> Buffer& { return program.buffers[static_cast<size_t>(b)]; };
   program.memory.assign(static_cast<size_t>(program.stages()), {});
   program.arena_bytes = program.workspace_bytes = program.host_bytes = 0;
+  Placings placings(program.stages() > 1);
   for (size_t b = 0; b < lifetimes.size(); ++b) {
     program.buffers[b].first = lifetimes[b].first;
     program.buffers[b].last = lifetimes[b].last;
@@ -264,11 +303,11 @@ void plan_memory(Program& program) {
     }
     std::vector<Placing> inside;
     for (const StageItems::Frame& f : items.frames) {
-      inside.push_back(place(f.lives));
+      inside.push_back(placings.of(f.lives));
       items.lives.push_back(f.life);
       items.lives.back().bytes = f.slots * inside.back().peak;
     }
-    const Placing placing = place(items.lives);
+    const Placing placing = placings.of(items.lives);
     const auto offset = [&](const Placing& p, size_t i) {
       return p.offsets.empty() ? 0 : p.offsets[i];
     };

@@ -1,6 +1,7 @@
 // The arena: where each buffer lies so that buffers that are live together do not overlap.
 #pragma once
 
+#include <compare>
 #include <span>
 #include <vector>
 
@@ -14,6 +15,7 @@ inline constexpr int64_t kArenaAlignment = 64;
 struct Lifetime {
   int64_t bytes = 0;
   int32_t first = -1, last = -1;
+  auto operator<=>(const Lifetime&) const = default;
 };
 
 struct Placing {

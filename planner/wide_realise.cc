@@ -143,9 +143,10 @@ WideSearch::Realised WideSearch::realised(Entry& entry, bool even, double best) 
     for (size_t s = 0; s < stages; ++s) {
       const double more = static_cast<double>(bytes[s]) - e.bytes[s];
       if (i == 0) overhead(entry) = std::max(overhead(entry), more);
-      // The more tries, the more at once: what is left out comes in steps.
-      const double excess = static_cast<double>(bytes[s]) - limit_;
-      if (excess > 0) margin[s] += 1.02 * excess + 4e-3 * (i + 1) * limit_;
+      // What a stage needed beyond its pieces it will need with others too. The more tries, the
+      // more at once: what is left out comes in steps.
+      margin[s] = std::max(margin[s], more);
+      if (static_cast<double>(bytes[s]) > limit_) margin[s] += 4e-3 * (i + 1) * limit_;
     }
   }
   entry.report.why_not = kUnfit;
