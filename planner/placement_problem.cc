@@ -149,22 +149,30 @@ void PlacementProblem::add_families(const Preferences& preferences) {
 }
 
 // Tables are made once for equal keys; equal layers then share them by address.
-std::shared_ptr<const CostTable> PlacementProblem::memoised(
+std::shared_ptr<const CostTable> PlacementProblem::table_for(
     const std::string& key, std::vector<int32_t> sizes,
-    const std::function<double(const int32_t*)>& cost) {
+    const std::function<void(std::vector<double>&)>& fill) {
   auto& entry = tables_[key];
   if (entry) return entry;
   auto table = std::make_shared<CostTable>();
-  std::vector<int32_t> index(sizes.size(), 0);
-  while (true) {
-    table->cost.push_back(cost(index.data()));
-    size_t i = sizes.size();
-    while (i > 0 && ++index[i - 1] == sizes[i - 1]) index[--i] = 0;
-    if (i == 0) break;
-  }
+  fill(table->cost);
   table->sizes = std::move(sizes);
   entry = std::move(table);
   return entry;
+}
+
+std::shared_ptr<const CostTable> PlacementProblem::memoised(
+    const std::string& key, std::vector<int32_t> sizes,
+    const std::function<double(const int32_t*)>& cost) {
+  return table_for(key, sizes, [&](std::vector<double>& entries) {
+    std::vector<int32_t> index(sizes.size(), 0);
+    while (true) {
+      entries.push_back(cost(index.data()));
+      size_t i = sizes.size();
+      while (i > 0 && ++index[i - 1] == sizes[i - 1]) index[--i] = 0;
+      if (i == 0) break;
+    }
+  });
 }
 
 // A variable of -1 stands for a constant: its (only) choice is dropped from the table's variables.
@@ -360,6 +368,28 @@ double PlacementProblem::conversion(int32_t space_id, bool bundled, int32_t from
   return cost;
 }
 
+const std::vector<double>& PlacementProblem::conversions(int32_t space_id, bool bundled,
+                                                         const Indices* from, const End& to) {
+  std::string key = key_of("", space_id, bundled, from);
+  for (const Indices* n : to.needs) key += key_of("", n);
+  auto [at, added] = conversions_.try_emplace(std::move(key));
+  std::vector<double>& matrix = at->second;
+  if (!added) return matrix;
+  const size_t columns = to.needs[0]->size();
+  matrix.resize(from->size() * columns);
+  std::map<int32_t, size_t> rows;  // by placement: choices share few
+  for (size_t r = 0; r < from->size(); ++r) {
+    double* row = matrix.data() + r * columns;
+    const auto [known, first] = rows.emplace((*from)[r], r);
+    if (!first) {
+      std::copy_n(matrix.data() + known->second * columns, columns, row);
+      continue;
+    }
+    for (size_t c = 0; c < columns; ++c) row[c] = conversion(space_id, bundled, (*from)[r], to, c);
+  }
+  return matrix;
+}
+
 Phase PlacementProblem::output_phase(Value v) const {
   const NodeId producer = graph_.value(v).producer;
   if (graph_.micro_batches > 1) return Phase::kUpdate;
@@ -373,9 +403,9 @@ void PlacementProblem::add_conversion(Value v, const End& from, const End& to, P
   std::string key = key_of("convert", w.space, bundled, from.needs[0], times);
   for (const Indices* n : to.needs) key += key_of("", n);
   const auto size = [](const End& e) { return static_cast<int32_t>(e.needs[0]->size()); };
-  auto table = memoised(key, {size(from), size(to)}, [&](const int32_t* c) {
-    return times * conversion(w.space, bundled, (*from.needs[0])[static_cast<size_t>(c[0])], to,
-                              static_cast<size_t>(c[1]));
+  auto table = table_for(key, {size(from), size(to)}, [&](std::vector<double>& cost) {
+    cost = conversions(w.space, bundled, from.needs[0], to);
+    for (double& c : cost) c *= times;
   });
   add_term({from.variable, to.variable}, std::move(table));
 }
@@ -586,32 +616,44 @@ void PlacementProblem::add_backward_term(Value v, ValueWays& w) {
   const int32_t forward_size = from_forward ? size(forward) : 1;
   const PlacementSpace& s = space(w.space, false);
   const bool chosen = w.keep >= 0;
-  const auto cost_of = [&](const int32_t* c) {
-    const int32_t h = (*held.needs[0])[static_cast<size_t>(c[0])];
-    const double held_price = w.saved ? price * s.local_bytes(static_cast<size_t>(h)) : 0;
-    const double times = runs(v, Phase::kBackward);
-    const double cost =
-        times * conversion(w.space, false, h, out, static_cast<size_t>(c[2])) + held_price;
-    if (!from_forward || (chosen && c[3] == 0)) return cost;
+  const auto outs = static_cast<size_t>(size(out));
+  const auto fill = [&](std::vector<double>& entries) {
     constexpr double kNever = std::numeric_limits<double>::infinity();
-    const int32_t kept = (*forward.needs[0])[static_cast<size_t>(c[1])];
-    for (const Indices* n : forward.needs) {  // a family that took two forms leaves none to keep
-      if ((*n)[static_cast<size_t>(c[1])] != kept) return chosen ? kNever : cost;
+    const double times = runs(v, Phase::kBackward);
+    const double* from_held = conversions(w.space, false, held.needs[0], out).data();
+    const double* from_kept =
+        from_forward ? conversions(w.space, false, forward.needs[0], out).data() : nullptr;
+    const auto bytes = [&](int32_t placement) {
+      return s.local_bytes(static_cast<size_t>(placement));
+    };
+    const size_t held_forms = held.needs[0]->size();
+    entries.reserve(held_forms * static_cast<size_t>(forward_size) * outs * (chosen ? 2 : 1));
+    for (size_t i = 0; i < held_forms; ++i) {
+      const int32_t h = (*held.needs[0])[i];
+      const double held_price = w.saved ? price * bytes(h) : 0;
+      for (size_t j = 0; j < static_cast<size_t>(forward_size); ++j) {
+        const int32_t kept = from_forward ? (*forward.needs[0])[j] : h;
+        const bool same = kept == h;
+        // A family that took two forms leaves none to keep.
+        const bool one = from_forward && std::all_of(forward.needs.begin(), forward.needs.end(),
+                                                     [&](auto* n) { return (*n)[j] == kept; });
+        const bool can = one && !(chosen && same);
+        const double kept_price =
+            w.saved || ((w.source || w.once) && !same) ? price * bytes(kept) : 0;
+        for (size_t o = 0; o < outs; ++o) {
+          const double cost = times * from_held[i * outs + o] + held_price;
+          const double instead = can ? times * from_kept[j * outs + o] + kept_price : kNever;
+          entries.push_back(chosen ? cost : std::min(cost, instead));
+          if (chosen) entries.push_back(instead);
+        }
+      }
     }
-    const bool same = kept == h;
-    if (chosen && same) return kNever;
-    const double kept_price = w.saved || ((w.source || w.once) && !same)
-                                  ? price * s.local_bytes(static_cast<size_t>(kept))
-                                  : 0;
-    const double instead =
-        times * conversion(w.space, false, kept, out, static_cast<size_t>(c[2])) + kept_price;
-    return chosen ? instead : std::min(cost, instead);
   };
   std::vector<int32_t> sizes = {size(held), forward_size, size(out)};
   std::vector<int32_t> variables = {held.variable, from_forward ? forward.variable : -1,
                                     out.variable};
   if (chosen) sizes.push_back(2), variables.push_back(w.keep);
-  add_term(std::move(variables), memoised(key, std::move(sizes), cost_of));
+  add_term(std::move(variables), table_for(key, std::move(sizes), fill));
 }
 
 }  // namespace cleave

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "graph/graph.h"
@@ -123,6 +124,9 @@ class PlacementProblem {
   // Cost of making every distinct need of `to` from `from`'s placement.
   void add_conversion(Value v, const End& from, const End& to, Phase phase, bool bundled);
   double conversion(int32_t space, bool bundled, int32_t from, const End& to, size_t choice) const;
+  // By choice of `from` (rows) and of `to`; each made once.
+  const std::vector<double>& conversions(int32_t space, bool bundled, const Indices* from,
+                                         const End& to);
   End held_end(const ValueWays& w) const;
   End handed_out(const Readers& r) const;
   const PlacementSpace& space(int32_t s, bool bundled) const {
@@ -165,6 +169,8 @@ class PlacementProblem {
   double family_seconds(const Family& family, size_t choice) const;
   // `readers`: an index of ValueWays::readers.
   bool is_bundled(const ValueWays& w, Value v, size_t readers) const;
+  std::shared_ptr<const CostTable> table_for(const std::string& key, std::vector<int32_t> sizes,
+                                             const std::function<void(std::vector<double>&)>& fill);
   std::shared_ptr<const CostTable> memoised(const std::string& key, std::vector<int32_t> sizes,
                                             const std::function<double(const int32_t*)>& cost);
 
@@ -193,8 +199,9 @@ class PlacementProblem {
   // By kind, member, operand, whether it is an output.
   std::map<std::tuple<int32_t, int32_t, int32_t, bool>, std::vector<uint32_t>> operand_splits_;
   std::map<std::vector<int64_t>, std::unique_ptr<Indices>> indices_;
-  std::map<std::string, std::shared_ptr<const CostTable>> tables_;
-  std::vector<bool> on_host_;  // by source
+  std::unordered_map<std::string, std::shared_ptr<const CostTable>> tables_;
+  std::unordered_map<std::string, std::vector<double>> conversions_;  // see conversions()
+  std::vector<bool> on_host_;                                         // by source
 };
 
 }  // namespace cleave
