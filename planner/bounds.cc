@@ -36,6 +36,7 @@ class Dual {
         sent_(a.stages > 1 ? sent : 0),
         flights_(schedules.of(a).in_flight),
         paths_(critical_paths(a, schedules)) {
+    for (int32_t c = 0; c < chunks_; ++c) stage_of_.push_back(static_cast<size_t>(c % stages_));
     // Equal pieces are priced once.
     for (size_t p = 0; p < pieces.size(); ++p) {
       const auto equal = [&](size_t example) {
@@ -78,17 +79,26 @@ class Dual {
     const auto columns = static_cast<size_t>(chunks_);
     std::vector<double> cost(example_.size() * columns, kInfinity);
     std::vector<int32_t> option(cost.size(), 0);
+    std::vector<double> updates, state, kept;  // by chunk
+    for (size_t c = 0; c < columns; ++c) {
+      updates.push_back(update[stage_of_[c]]);
+      state.push_back(prices[stage_of_[c]]);
+      kept.push_back(state[c] * flights_[c]);
+    }
     for (size_t kind = 0; kind < example_.size(); ++kind) {
-      for (size_t c = 0; c < columns; ++c) {
-        const size_t s = c % static_cast<size_t>(stages_);
-        for (size_t o = 0; o < options_.size(); ++o) {
-          const PieceLoad& l = options_[o].loads[example_[kind]];
+      double* least = cost.data() + kind * columns;
+      int32_t* best = option.data() + kind * columns;
+      for (size_t o = 0; o < options_.size(); ++o) {
+        const PieceLoad& l = options_[o].loads[example_[kind]];
+        const double awaits = l.seconds[1] - l.deferrable;
+        const auto own = static_cast<double>(l.state_bytes);
+        const auto each = static_cast<double>(l.kept_bytes);
+        for (size_t c = 0; c < columns; ++c) {
           const double x = forward[c] * l.seconds[0] + backward[c] * l.seconds[1] +
-                           awaited[c] * (l.seconds[1] - l.deferrable) + update[s] * l.seconds[2] +
-                           prices[s] * (static_cast<double>(l.state_bytes) +
-                                        flights_[c] * static_cast<double>(l.kept_bytes));
-          double& least = cost[kind * columns + c];
-          if (x < least) least = x, option[kind * columns + c] = static_cast<int32_t>(o);
+                           awaited[c] * awaits + updates[c] * l.seconds[2] + state[c] * own +
+                           kept[c] * each;
+          best[c] = x < least[c] ? static_cast<int32_t>(o) : best[c];
+          least[c] = std::min(least[c], x);
         }
       }
     }
@@ -120,19 +130,32 @@ class Dual {
       const PieceLoad& l = options_[size_t(option[kind * columns + c])].loads[example_[kind]];
       for (size_t p = 0; p < 3; ++p) loads[c].seconds[p] += l.seconds[p];
       loads[c].deferrable += l.deferrable;
-      point.bytes[c % static_cast<size_t>(stages_)] +=
+      point.bytes[stage_of_[c]] +=
           static_cast<double>(l.state_bytes) + flights_[c] * static_cast<double>(l.kept_bytes);
       c = size_t(from[i * columns + c]);
     }
+    // By chunk, the forward, the backward and what of it is awaited; by stage, the update.
+    std::vector<double> f(columns), b(columns), w(columns), u(static_cast<size_t>(stages_), 0);
+    for (size_t j = 0; j < columns; ++j) {
+      f[j] = loads[j].seconds[0], b[j] = loads[j].seconds[1];
+      w[j] = b[j] - loads[j].deferrable;
+      u[stage_of_[j]] += loads[j].seconds[2];
+    }
     for (size_t k = 0; k < paths_.size(); ++k) {
-      point.lengths[k] = paths_[k].sends * sent_;
-      for (size_t j = 0; j < columns; ++j) {
-        point.lengths[k] +=
-            paths_[k].forward[j] * loads[j].seconds[0] +
-            paths_[k].backward[j] * loads[j].seconds[1] +
-            paths_[k].awaited[j] * (loads[j].seconds[1] - loads[j].deferrable) +
-            paths_[k].update[j % static_cast<size_t>(stages_)] * loads[j].seconds[2];
+      const CriticalPath& path = paths_[k];
+      double length = path.sends * sent_;
+      for (size_t s = 0; s < u.size(); ++s) length += path.update[s] * u[s];
+      const auto part = [&](size_t j) {
+        return path.forward[j] * f[j] + path.backward[j] * b[j] + path.awaited[j] * w[j];
+      };
+      // Four sums, so that additions need not wait for one another.
+      double s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+      size_t j = 0;
+      for (; j + 4 <= columns; j += 4) {
+        s0 += part(j), s1 += part(j + 1), s2 += part(j + 2), s3 += part(j + 3);
       }
+      for (; j < columns; ++j) s0 += part(j);
+      point.lengths[k] = length + ((s0 + s1) + (s2 + s3));
     }
     return point;
   }
@@ -143,6 +166,7 @@ class Dual {
   const std::vector<double>& limits_;
   const double sent_;
   const std::vector<double>& flights_;  // by chunk
+  std::vector<size_t> stage_of_;        // by chunk
   const std::vector<CriticalPath> paths_;
   std::vector<int32_t> kind_;    // by piece
   std::vector<size_t> example_;  // by kind: a piece
