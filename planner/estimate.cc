@@ -160,19 +160,34 @@ std::vector<PieceLoad> piece_loads(const Outline& outline, const PreparedGraph& 
   return loads;
 }
 
-const Schedules::Facts& Schedules::of(const Arrangement& a) {
-  const std::lock_guard lock(mutex_);
-  auto& entry = known_[{a.schedule, a.stages, a.chunks, a.micro_batches}];
-  if (!entry) {
-    entry = std::make_unique<Facts>();
-    entry->schedule =
+Schedules::Entry& Schedules::entry(const Arrangement& a) {
+  Entry* found = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    auto& entry = known_[{a.schedule, a.stages, a.chunks, a.micro_batches}];
+    if (!entry) entry = std::make_unique<Entry>();
+    found = entry.get();
+  }
+  std::call_once(found->made, [&] {
+    Facts& facts = found->facts;
+    facts.schedule =
         make_schedule(a.schedule, a.stages, a.chunks, static_cast<int32_t>(a.micro_batches));
     for (int32_t c = 0; c < a.stages * a.chunks; ++c) {
-      entry->in_flight.push_back(entry->schedule.in_flight(c));
-      entry->deferred.push_back(entry->schedule.deferred(c));
+      facts.in_flight.push_back(facts.schedule.in_flight(c));
+      facts.deferred.push_back(facts.schedule.deferred(c));
     }
-  }
-  return *entry;
+  });
+  return *found;
+}
+
+const Schedules::Facts& Schedules::of(const Arrangement& arrangement) {
+  return entry(arrangement).facts;
+}
+
+const std::vector<CriticalPath>& Schedules::critical_paths(const Arrangement& arrangement) {
+  Entry& e = entry(arrangement);
+  std::call_once(e.followed, [&] { e.paths = cleave::critical_paths(e.facts.schedule); });
+  return e.paths;
 }
 
 double step_seconds(const Arrangement& arrangement, const std::vector<ChunkSeconds>& chunks,

@@ -11,6 +11,7 @@
 
 #include "planner/arrangements.h"
 #include "planner/chunk_cuts.h"
+#include "planner/critical_paths.h"
 #include "planner/outline.h"
 #include "planner/plan.h"
 #include "planner/schedule.h"
@@ -50,10 +51,18 @@ class Schedules {
     std::vector<double> in_flight, deferred;  // by chunk
   };
   const Facts& of(const Arrangement& arrangement);
+  const std::vector<CriticalPath>& critical_paths(const Arrangement& arrangement);
 
  private:
-  std::mutex mutex_;
-  std::map<std::tuple<ScheduleKind, int32_t, int32_t, int64_t>, std::unique_ptr<Facts>> known_;
+  struct Entry {
+    std::once_flag made, followed;
+    Facts facts;
+    std::vector<CriticalPath> paths;
+  };
+  Entry& entry(const Arrangement& arrangement);  // with its facts
+
+  std::mutex mutex_;  // of known_; entries are made outside it
+  std::map<std::tuple<ScheduleKind, int32_t, int32_t, int64_t>, std::unique_ptr<Entry>> known_;
 };
 
 struct StageEstimate {

@@ -129,7 +129,7 @@ TEST(Bounds, AreNeverAboveBruteForce) {
     if (std::pow(c.options.size(), c.pieces.size()) > 7000) continue;
     SCOPED_TRACE(testing::Message() << "case " << i << ": " << c.arrangement.to_string());
     const double best = brute_force(c, schedules);
-    const auto paths = critical_paths(c.arrangement, schedules);
+    const auto paths = schedules.critical_paths(c.arrangement);
     const double capacity = capacity_bound(c.arrangement, c.pieces, c.options, paths, c.limits,
                                            c.sent, kInfinity, schedules);
     const double bound =
@@ -183,7 +183,7 @@ TEST(Bounds, LayersAreNotDivided) {
     option.loads.push_back(l);
   }
   Schedules schedules;
-  const double bound = capacity_bound(a, pieces, {option}, critical_paths(a, schedules),
+  const double bound = capacity_bound(a, pieces, {option}, schedules.critical_paths(a),
                                       std::vector<double>(4, kInfinity), 0, kInfinity, schedules);
   EXPECT_GE(bound, 400 * 3 * 3 * 0.999);
   EXPECT_LE(bound, 403 * 3 * 3);
