@@ -4,11 +4,11 @@
 // torch.compile on the same ones.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmark.h"
 #include "executor/lower.h"
 #include "executor/runtime.h"
 #include "executor/typing.h"
@@ -98,7 +98,16 @@ const Case kCases[] = {
      }},
 };
 
-int run(const std::string& gpu, int steps, bool fused, bool dump) {
+int run(int argc, char** argv) {
+  std::string gpu = "h100";
+  int steps = 60;
+  bool unfused = false, dump = false;
+  CLI::App app("Times chains that are generated kernels");
+  app.add_option("--gpu", gpu, "h100, h200");
+  app.add_option("--steps", steps, "Timed runs");
+  app.add_flag("--unfused", unfused, "Every op by itself");
+  app.add_flag("--dump", dump, "The programs");
+  read_arguments(app, argc, argv);
   for (const Case& c : kCases) {
     Tracer tracer("chain", {.compute = DType::kBF16});
     Inputs inputs{c.rows, c.width};
@@ -108,7 +117,7 @@ int run(const std::string& gpu, int steps, bool fused, bool dump) {
     options.mesh = parse_mesh("1");
     auto found = find_plan(graph, parse_cluster(gpu), options);
     if (!found.plan) throw std::runtime_error("no plan");
-    const Program program = lower(graph, *found.plan, fused);
+    const Program program = lower(graph, *found.plan, !unfused);
     if (dump) fmt::print("{}\n", to_text(program));
     const int64_t kernels = std::count_if(program.instrs.begin(), program.instrs.end(),
                                           [&](const Instr& i) { return !is_view(program, i); });
@@ -134,15 +143,4 @@ int run(const std::string& gpu, int steps, bool fused, bool dump) {
 }  // namespace
 }  // namespace cleave
 
-int main(int argc, char** argv) {
-  std::string gpu = "h100";
-  int steps = 60;
-  bool unfused = false, dump = false;
-  CLI::App app("Times chains that are generated kernels");
-  app.add_option("--gpu", gpu, "h100, h200");
-  app.add_option("--steps", steps, "Timed runs");
-  app.add_flag("--unfused", unfused, "Every op by itself");
-  app.add_flag("--dump", dump, "The programs");
-  CLI11_PARSE(app, argc, argv);
-  return cleave::run(gpu, steps, !unfused, dump);
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }

@@ -21,6 +21,7 @@
 #include <functional>
 #include <random>
 
+#include "benchmarks/benchmark.h"
 #include "checkpoint/async_writer.h"
 #include "checkpoint/store.h"
 #include "graph/error.h"
@@ -140,7 +141,7 @@ void print(const std::vector<Line>& lines, double bytes) {
   }
 }
 
-void run(const std::string& folder, int repeats) {
+void measure_all(const std::string& folder, int repeats) {
   fs::create_directories(folder);
   const std::string plain = folder + "/plain", ours = folder + "/checkpoints";
   Snapshot snapshot = gpt2_snapshot();
@@ -217,19 +218,16 @@ void run(const std::string& folder, int repeats) {
   fs::remove_all(ours);
 }
 
-}  // namespace
-}  // namespace cleave
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   if (argc < 2) {
     fmt::print(stderr, "usage: checkpoint FOLDER [REPEATS]\n");
     return 1;
   }
-  try {
-    cleave::run(argv[1], argc > 2 ? std::max(1, std::atoi(argv[2])) : 5);
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "checkpoint: {}\n", e.what());
-    return 1;
-  }
+  measure_all(argv[1], argc > 2 ? std::max(1, std::atoi(argv[2])) : 5);
   return 0;
 }
+
+}  // namespace
+}  // namespace cleave
+
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }

@@ -2,21 +2,15 @@
 // and data in bf16, and with either scaling, and the time of a step.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
-#include <limits>
 #include <string>
 #include <vector>
 
-#include "cli/model_spec.h"
-#include "cli/planning.h"
-#include "executor/lower.h"
-#include "executor/runtime.h"
-#include "graph/error.h"
+#include "benchmarks/benchmark.h"
+#include "benchmarks/curves.h"
+#include "executor/step_bench.h"
 #include "graph/philox.h"
-#include "planner/planner.h"
 
 namespace cleave {
 namespace {
@@ -26,15 +20,6 @@ struct Arguments {
   int64_t steps = 200, every = 25;
   std::string gpu = "h100";
   std::vector<std::string> scalings = {"none", "current", "delayed"};
-};
-
-struct Curve {
-  std::vector<double> losses, seconds;
-  double median() const {
-    std::vector<double> sorted = seconds;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
 };
 
 // Tokens that follow each other by a rule, with noise, so that there is something to learn.
@@ -51,28 +36,6 @@ std::vector<int32_t> tokens_of(const ModelConfig& c, int64_t step) {
   return tokens;
 }
 
-Curve curve_of(const Arguments& a, const TracedModel& model, const Plan& plan, F8Scaling scaling) {
-  FuseOptions fusing(true);
-  fusing.f8.scaling = scaling;
-  const auto runtime = make_runtime(lower(model.graph, plan, fusing), Processor::kGpu, {.seed = 1});
-  runtime->initialize();
-  constexpr float kNoLimit = std::numeric_limits<float>::infinity();
-  Curve curve;
-  for (int64_t step = 0; step < a.steps; ++step) {
-    const std::vector<int32_t> tokens = tokens_of(model.config, step);
-    const size_t n = tokens.size() - 1;
-    runtime->set_data("tokens", std::as_bytes(std::span(tokens).first(n)));
-    runtime->set_data("targets", std::as_bytes(std::span(tokens).last(n)));
-    for (const char* limit : {"loss_limit", "norm_limit"}) {
-      runtime->set_data(limit, std::as_bytes(std::span(&kNoLimit, 1)));
-    }
-    const StepResult r = runtime->step();
-    curve.losses.push_back(r.value("loss"));
-    curve.seconds.push_back(r.seconds);
-  }
-  return curve;
-}
-
 Arguments parse(int argc, char** argv) {
   Arguments a;
   a.spec.dtype = DType::kBF16;
@@ -84,38 +47,31 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--every", a.every, "Steps between the losses that are printed");
   app.add_option("--gpu", a.gpu, "h100, h200");
   app.add_option("--scalings", a.scalings, "none (bf16), current, delayed");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    std::exit(app.exit(e));
-  }
+  read_arguments(app, argc, argv);
   a.spec.optimizer.warmup = a.steps / 10;
   a.spec.optimizer.total_steps = a.steps;
   return a;
 }
 
-int run(const Arguments& a) {
+int run(int argc, char** argv) {
+  const Arguments a = parse(argc, argv);
   const TracedModel model = trace_model(a.spec, nullptr);
-  const PlanResult found =
-      find_plan(model.graph, parse_cluster(a.gpu), planner_options(model.graph, "", "none"));
-  if (!found.plan) fail("{} has no plan for {}", a.spec.name, a.gpu);
+  const Plan plan = plan_on_one(model, a.gpu);
   fmt::print("{}, {} steps\n", describe(model), a.steps);
   std::vector<Curve> curves;
   for (const std::string& name : a.scalings) {
-    const F8Scaling scaling = name == "none"      ? F8Scaling::kNone
-                              : name == "current" ? F8Scaling::kCurrent
-                                                  : F8Scaling::kDelayed;
-    curves.push_back(curve_of(a, model, *found.plan, scaling));
+    FuseOptions fusing(true);
+    fusing.f8.scaling = name == "none"      ? F8Scaling::kNone
+                        : name == "current" ? F8Scaling::kCurrent
+                                            : F8Scaling::kDelayed;
+    curves.push_back(train_curve(model, plan, fusing, Processor::kGpu, {.seed = 1}, a.steps,
+                                 [&](int64_t step) { return tokens_of(model.config, step); }));
     const Curve& c = curves.back();
-    double apart = 0;
-    for (size_t s = 0; s < c.losses.size(); ++s) {
-      apart = std::max(apart, std::abs(c.losses[s] / curves[0].losses[s] - 1));
-    }
     fmt::print("{:<8} median {:.2f} ms, losses within {:.2e} of the first's:", name,
-               1e3 * c.median(), apart);
-    for (size_t s = 0; s < c.losses.size(); ++s) {
+               1e3 * median(c.seconds), farthest(c, curves[0]));
+    for (size_t s = 0; s < c.loss.size(); ++s) {
       const auto step = static_cast<int64_t>(s) + 1;
-      if (step == 1 || step % a.every == 0) fmt::print(" {:.4f}", c.losses[s]);
+      if (step == 1 || step % a.every == 0) fmt::print(" {:.4f}", c.loss[s]);
     }
     fmt::print("\n");
     std::fflush(stdout);
@@ -126,11 +82,4 @@ int run(const Arguments& a) {
 }  // namespace
 }  // namespace cleave
 
-int main(int argc, char** argv) {
-  try {
-    return cleave::run(cleave::parse(argc, argv));
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "fp8: {}\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmark.h"
 #include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
@@ -132,7 +133,7 @@ double median_ms(const Call& call, DeviceContext& device, cudaStream_t stream) {
   return static_cast<double>(times[kRuns / 2]);
 }
 
-int run() {
+int run(int, char**) {
   DeviceContext device(0);
   cudaStream_t stream = nullptr;
   cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -166,14 +167,7 @@ int run() {
 }  // namespace
 }  // namespace cleave
 
-int main() {
-  try {
-    return cleave::run();
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "gpu_attention: {}\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }
 
 #else
 

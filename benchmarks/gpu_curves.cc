@@ -1,31 +1,30 @@
 // The same training three times: on the GPU in bf16 and in fp32, and on the CPU in double, from the
 // same weights and data. Prints the losses and how far apart they are, against stated bounds;
-// whether a second run on the GPU has the same bits; and what the fixed order of sums costs in
+// whether second runs on the GPU have the same bits; and what the fixed order of sums costs in
 // time. Exit status 1 when a bound is broken.
+//
+// The CPU takes minutes where the GPU takes seconds, and needs no GPU beside it: --cpu-only FILE
+// writes its curves, and --cpu FILE reads them.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
+#include <cinttypes>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <string>
 #include <vector>
 
-#include "cli/model_spec.h"
-#include "cli/planning.h"
-#include "executor/lower.h"
-#include "executor/runtime.h"
+#include "benchmarks/benchmark.h"
+#include "benchmarks/curves.h"
+#include "cli/format.h"
 #include "executor/step_bench.h"
-#include "executor/step_limits.h"
-#include "graph/error.h"
 #include "graph/philox.h"
-#include "planner/planner.h"
 
 namespace cleave {
 namespace {
 
-// A model of a size that the CPU can train in double in minutes.
+// Models of a size that one core of a CPU trains in double, 200 steps, in minutes.
 struct Case {
   const char* model;
   int64_t batch, sequence;
@@ -36,9 +35,15 @@ constexpr Case kCases[] = {
     {"llama:tiny", 8, 64, 0.03, 1e-3},
 };
 
-struct Curve {
-  std::vector<double> loss, norm;
-  double step_seconds = 0;  // the median
+struct Arguments {
+  int64_t steps = 200;
+  std::vector<std::string> only;
+  std::string cpu, cpu_only;
+  bool no_cost = false;
+
+  bool wants(const Case& c) const {
+    return only.empty() || std::find(only.begin(), only.end(), c.model) != only.end();
+  }
 };
 
 ModelSpec spec_of_case(const Case& c, DType dtype, int64_t steps) {
@@ -70,44 +75,69 @@ std::vector<int32_t> tokens_of(int64_t step, int64_t count, int64_t vocab) {
   return tokens;
 }
 
-Curve train(const Case& c, DType dtype, Processor processor, int64_t steps,
-            const RunOptions& asked = {}) {
+Curve train(const Case& c, DType dtype, Processor processor, int64_t steps) {
+  const bool gpu = processor == Processor::kGpu;
   const TracedModel model = trace_model(spec_of_case(c, dtype, steps), nullptr);
-  const Cluster cluster = parse_cluster(processor == Processor::kGpu ? "h100" : "cpu:1");
-  const PlanResult found =
-      find_plan(model.graph, cluster, planner_options(model.graph, "", "none"));
-  if (!found.plan) fail("{} has no plan", c.model);
-  RunOptions options = asked;
-  options.seed = 5;
-  const auto runtime = make_runtime(lower(model.graph, *found.plan, processor == Processor::kGpu),
-                                    processor, options);
-  runtime->initialize();
-  Curve curve;
-  std::vector<double> seconds;
+  const Plan plan = plan_on_one(model, gpu ? "h100" : "cpu:1");
   const int64_t n = c.batch * c.sequence;
-  for (int64_t step = 0; step < steps; ++step) {
-    const std::vector<int32_t> tokens = tokens_of(step, n + 1, model.config.vocab);
-    const auto bytes = std::as_bytes(std::span(tokens));
-    const auto size = static_cast<size_t>(n) * sizeof(int32_t);
-    runtime->set_data("tokens", bytes.first(size));
-    runtime->set_data("targets", bytes.last(size));
-    set_limits(*runtime, model.graph, no_limits());
-    const StepResult r = runtime->step();
-    curve.loss.push_back(r.value("loss"));
-    curve.norm.push_back(r.value("grad_norm"));
-    seconds.push_back(r.seconds);
+  return train_curve(model, plan, gpu, processor, {.seed = 5}, steps,
+                     [&](int64_t step) { return tokens_of(step, n + 1, model.config.vocab); });
+}
+
+// --- Curves of the CPU in a file -----------------------------------------------------------------
+
+constexpr const char* kColumns = "model,batch,sequence,steps,step,loss,grad_norm";
+
+// What opens a case's lines.
+std::string key_of(const Case& c, int64_t steps) {
+  return fmt::format("{},{},{},{},", c.model, c.batch, c.sequence, steps);
+}
+
+void write_cpu_curves(const Arguments& a) {
+  std::string text = fmt::format("{}\n", kColumns);
+  for (const Case& c : kCases) {
+    if (!a.wants(c)) continue;
+    const Curve curve = train(c, DType::kF64, Processor::kCpu, a.steps);
+    for (size_t i = 0; i < curve.loss.size(); ++i) {
+      text += fmt::format("{}{},{:.17g},{:.17g}\n", key_of(c, a.steps), i + 1, curve.loss[i],
+                          curve.norm[i]);
+    }
+    fmt::print(
+        "{}, {} steps of {} x {} tokens on the CPU in fp64: {:.0f} ms a step, loss {:.4f} "
+        "to {:.4f}\n",
+        c.model, a.steps, c.batch, c.sequence, 1e3 * median(curve.seconds), curve.loss.front(),
+        curve.loss.back());
+    std::fflush(stdout);
   }
-  curve.step_seconds = median(seconds);
+  write_file(a.cpu_only, text);
+}
+
+Curve read_cpu_curve(const std::string& path, const Case& c, int64_t steps) {
+  std::ifstream file(path);
+  std::string line;
+  if (!std::getline(file, line) || line != kColumns) {
+    fail("{}: not a file that --cpu-only wrote", path);
+  }
+  const std::string key = key_of(c, steps);
+  Curve curve;
+  while (std::getline(file, line)) {
+    if (!line.starts_with(key)) continue;
+    int64_t step = 0;
+    double loss = 0, norm = 0;
+    const int found =
+        std::sscanf(line.c_str() + key.size(), "%" SCNd64 ",%lf,%lf", &step, &loss, &norm);
+    if (found != 3 || step != std::ssize(curve.loss) + 1) fail("{}: damaged: {}", path, line);
+    curve.loss.push_back(loss);
+    curve.norm.push_back(norm);
+  }
+  if (std::ssize(curve.loss) != steps) {
+    fail("{}: {} lines of {} steps of {} with {} x {} tokens", path, curve.loss.size(), steps,
+         c.model, c.batch, c.sequence);
+  }
   return curve;
 }
 
-double farthest(const Curve& a, const Curve& b) {
-  double most = 0;
-  for (size_t i = 0; i < a.loss.size(); ++i) {
-    most = std::max(most, std::abs(a.loss[i] - b.loss[i]) / std::abs(b.loss[i]));
-  }
-  return most;
-}
+// --- The comparison ------------------------------------------------------------------------------
 
 // Means over the last tenth.
 double last_loss(const Curve& c) {
@@ -117,10 +147,12 @@ double last_loss(const Curve& c) {
   return sum / static_cast<double>(n);
 }
 
-bool report(const Case& c, int64_t steps) {
+bool report(const Case& c, const Arguments& a) {
+  const int64_t steps = a.steps;
   fmt::print("\n{}, {} steps of {} x {} tokens ({} in all), cosine from 3e-4\n", c.model, steps,
              c.batch, c.sequence, steps * c.batch * c.sequence);
-  const Curve cpu = train(c, DType::kF64, Processor::kCpu, steps);
+  const Curve cpu = a.cpu.empty() ? train(c, DType::kF64, Processor::kCpu, steps)
+                                  : read_cpu_curve(a.cpu, c, steps);
   const Curve bf16 = train(c, DType::kBF16, Processor::kGpu, steps);
   const Curve fp32 = train(c, DType::kF32, Processor::kGpu, steps);
   fmt::print("{:>6}{:>12}{:>12}{:>12}\n", "step", "CPU fp64", "GPU fp32", "GPU bf16");
@@ -142,10 +174,14 @@ bool report(const Case& c, int64_t steps) {
   };
   bound("fp32", fp32, c.fp32);
   bound("bf16", bf16, c.bf16);
-  const Curve again = train(c, DType::kBF16, Processor::kGpu, steps);
-  const bool same = again.loss == bf16.loss && again.norm == bf16.norm;
-  good = good && same;
-  fmt::print("a second run in bf16 has the same bits: {}\n", same ? "yes" : "NO");
+  for (const auto& [dtype, first] :
+       {std::pair(DType::kF32, &fp32), std::pair(DType::kBF16, &bf16)}) {
+    const Curve again = train(c, dtype, Processor::kGpu, steps);
+    const bool same = again.loss == first->loss && again.norm == first->norm;
+    good = good && same;
+    fmt::print("a second run in {} has the same bits: {}\n", precision_name(dtype),
+               same ? "yes" : "NO");
+  }
   return good;
 }
 
@@ -156,11 +192,10 @@ void cost_of_order(const char* model) {
     spec.name = model;
     spec.dtype = DType::kBF16;
     const TracedModel traced = trace_model(spec, nullptr);
-    const PlanResult found =
-        find_plan(traced.graph, parse_cluster("h100"), planner_options(traced.graph, "", "none"));
+    const Plan plan = plan_on_one(traced, "h100");
     RunOptions options;
     options.any_order = any_order;
-    StepBench bench(traced.graph, lower(traced.graph, *found.plan, true), traced.config.vocab,
+    StepBench bench(traced.graph, lower(traced.graph, plan, true), traced.config.vocab,
                     Processor::kGpu, options);
     bench.steps(5);
     return median(bench.steps(20));
@@ -181,21 +216,25 @@ void cost_of_order(const char* model) {
 }
 
 int run(int argc, char** argv) {
+  Arguments a;
   CLI::App app("Training on the GPU beside the CPU in double");
-  int64_t steps = 200;
-  std::vector<std::string> only;
-  bool no_order = false;
-  app.add_option("--steps", steps, "Of each run");
-  app.add_option("--only", only, "gpt2:124m, llama:tiny");
-  app.add_flag("--no-cost", no_order, "Without the cost of the fixed order");
-  CLI11_PARSE(app, argc, argv);
+  app.add_option("--steps", a.steps, "Of each run");
+  app.add_option("--only", a.only, "gpt2:124m, llama:tiny");
+  app.add_option("--cpu", a.cpu, "A file of --cpu-only, instead of training on the CPU");
+  app.add_option("--cpu-only", a.cpu_only, "Write the CPU's curves to this file, and no more");
+  app.add_flag("--no-cost", a.no_cost, "Without the cost of the fixed order");
+  read_arguments(app, argc, argv);
+  if (!a.cpu_only.empty()) {
+    write_cpu_curves(a);
+    return 0;
+  }
   bool good = true;
   for (const Case& c : kCases) {
-    if (!only.empty() && std::find(only.begin(), only.end(), c.model) == only.end()) continue;
-    good = report(c, steps) && good;
+    if (!a.wants(c)) continue;
+    good = report(c, a) && good;
     std::fflush(stdout);
   }
-  if (!no_order) {
+  if (!a.no_cost) {
     fmt::print("\n");
     for (const char* model : {"gpt2:124m", "megatron:1.2b"}) cost_of_order(model);
   }
@@ -205,11 +244,4 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace cleave
 
-int main(int argc, char** argv) {
-  try {
-    return cleave::run(argc, argv);
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "gpu_curves: {}\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }

@@ -11,12 +11,12 @@
 
 #include <cuda_runtime_api.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmark.h"
 #include "cli/benching.h"
 #include "cli/format.h"
 #include "executor/typing.h"
@@ -199,7 +199,7 @@ void print_products(const Program& p, const std::vector<Kind>& kinds, double all
              table.to_string(), 100 * weighted / sum);
 }
 
-void run(const std::string& model, int64_t batch, const std::string& no_fuse, double copy) {
+void report(const std::string& model, int64_t batch, const std::string& no_fuse, double copy) {
   BenchArguments a;
   a.model.model = model;
   a.model.batch = batch;
@@ -219,13 +219,13 @@ void run(const std::string& model, int64_t batch, const std::string& no_fuse, do
   print_products(program, kinds, step.seconds);
 }
 
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   CLI::App app("The kernels of training steps in bf16 against their limits");
   std::vector<std::string> models = {"gpt2:124m", "megatron:1.2b", "llama:1b"};
   std::string no_fuse;
   app.add_option("MODEL", models, "Built-in models, MODEL or MODEL@BATCH");
   app.add_option("--no-fuse", no_fuse, "Fusions that are not made, or all");
-  CLI11_PARSE(app, argc, argv);
+  read_arguments(app, argc, argv);
   cudaDeviceProp device{};
   cuda_check(cudaGetDeviceProperties(&device, 0));
   const double copy = copy_rate();
@@ -233,7 +233,8 @@ int main(int argc, char** argv) {
              device.name, copy / 1e9, kBestCandidates, kBestWorkspace >> 20);
   for (const std::string& m : models) {
     const size_t at = m.find('@');
-    run(m.substr(0, at), at == std::string::npos ? 0 : std::stoll(m.substr(at + 1)), no_fuse, copy);
+    report(m.substr(0, at), at == std::string::npos ? 0 : std::stoll(m.substr(at + 1)), no_fuse,
+           copy);
     std::fflush(stdout);
   }
   return 0;
@@ -242,14 +243,7 @@ int main(int argc, char** argv) {
 }  // namespace
 }  // namespace cleave
 
-int main(int argc, char** argv) {
-  try {
-    return cleave::main(argc, argv);
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "gpu_kernels: {}\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }
 
 #else
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmark.h"
 #include "cli/comparison.h"
 #include "cli/plan_parts.h"
 #include "cli/planned.h"
@@ -101,7 +102,8 @@ void row(const std::string& model, const std::string& cluster, int64_t gpus) {
              megatrons(model, cluster, gpus, p), next_best(p));
 }
 
-int run(std::vector<std::string> kinds) {
+int run(int argc, char** argv) {
+  std::vector<std::string> kinds(argv + 1, argv + argc);
   if (kinds.empty()) kinds = {"v100", "h100"};
   for (const std::string& kind : kinds) {
     fmt::print("{}, batch {}:\n\n", cluster_of_kind(kind).device.name, kBatch);
@@ -122,11 +124,4 @@ int run(std::vector<std::string> kinds) {
 }  // namespace
 }  // namespace cleave
 
-int main(int argc, char** argv) {
-  try {
-    return cleave::run({argv + 1, argv + argc});
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "megatron_choices: {}\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }

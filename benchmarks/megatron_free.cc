@@ -11,6 +11,7 @@
 #include <limits>
 #include <optional>
 
+#include "benchmarks/benchmark.h"
 #include "benchmarks/megatron_rows.h"
 #include "cli/comparison.h"
 #include "cli/format.h"
@@ -198,7 +199,8 @@ bool compare(const Row& row) {
   return b <= a * (1 + 1e-9);
 }
 
-int run(const std::vector<std::string>& names) {
+int run(int argc, char** argv) {
+  const std::vector<std::string> names(argv + 1, argv + argc);
   int rows = 0, slower = 0;
   for (const Row& row : kRows) {
     if (!names.empty() && std::find(names.begin(), names.end(), row.name) == names.end()) continue;
@@ -214,11 +216,4 @@ int run(const std::vector<std::string>& names) {
 }  // namespace
 }  // namespace cleave
 
-int main(int argc, char** argv) {
-  try {
-    return cleave::run({argv + 1, argv + argc});
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "megatron_free: {}\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }

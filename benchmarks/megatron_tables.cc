@@ -24,6 +24,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmark.h"
 #include "benchmarks/fusion.h"
 #include "benchmarks/megatron_rows.h"
 #include "graph/error.h"
@@ -288,7 +289,7 @@ int wrong_order(const std::vector<double>& predicted, size_t begin, size_t end) 
   return wrong;
 }
 
-int run() {
+int run(int, char**) {
   fmt::print("{:<8}{:>6}{:>10}{:>11}{:>8}   {:>18}{:>9}{:>11}{:>8}{:>9}{:>9}\n", "model", "table",
              "published", "predicted", "error", "layer fwd / bwd ms", "update", "gradients",
              "bubble", "TFLOP/s", "planned");
@@ -320,11 +321,4 @@ int run() {
 }  // namespace
 }  // namespace cleave
 
-int main() {
-  try {
-    return cleave::run();
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "megatron_tables: {}\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }

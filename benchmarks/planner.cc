@@ -6,7 +6,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -15,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmark.h"
 #include "cli/comparison.h"
 #include "cli/planned.h"
 #include "cli/planning.h"
@@ -169,7 +169,7 @@ int run(int argc, char** argv) {
   app.add_option("--batch", a.batch, "Sequences; left out: one a device, at least the model's own");
   app.add_option("--repeats", a.repeats, "Of which the medians are printed");
   app.add_option("--limit", a.limit, "Seconds, of one measurement");
-  CLI11_PARSE(app, argc, argv);
+  read_arguments(app, argc, argv);
   std::vector<Case> cases;
   if (a.models.empty() && a.clusters.empty()) {
     cases = standard_cases();
@@ -194,11 +194,4 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace cleave
 
-int main(int argc, char** argv) {
-  try {
-    return cleave::run(argc, argv);
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "planner: {}\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }

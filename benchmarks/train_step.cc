@@ -4,13 +4,13 @@
 // use too, the processor's time says more.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmark.h"
 #include "cli/benching.h"
 #include "executor/fuse.h"
 #include "executor/prediction.h"
@@ -47,11 +47,7 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--precision", b.model.precision, "fp32, fp64; of a GPU also bf16, fp16, tf32");
   app.add_flag("--serve", a.serve, "Take orders from stdin");
   app.add_flag("--by-op", a.by_op, "A table of where time goes");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    std::exit(app.exit(e));
-  }
+  read_arguments(app, argc, argv);
   if (tf32) b.model.precision = "tf32";
   b.devices = gpu.empty() ? fmt::format("cpu:{}", devices) : gpu;
   return a;
@@ -91,7 +87,8 @@ void report(PreparedBench& p, int64_t steps, const std::string& name) {
   if (!fused.empty()) fmt::print("fused: {}\n", fused);
 }
 
-int run(const Arguments& a) {
+int run(int argc, char** argv) {
+  const Arguments a = parse(argc, argv);
   const auto prepared = prepare_bench(a.bench);
   const std::string name = fmt::format("{} on {}", describe(prepared->model), prepared->place());
   for (int64_t i = 0; i < a.bench.warm_up; ++i) prepared->bench->step();
@@ -109,11 +106,4 @@ int run(const Arguments& a) {
 }  // namespace
 }  // namespace cleave
 
-int main(int argc, char** argv) {
-  try {
-    return cleave::run(cleave::parse(argc, argv));
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "train_step: {}\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, cleave::run); }
