@@ -132,6 +132,8 @@ std::string bench_json(const PreparedBench& p, const BenchResult& r) {
       {"predicted_seconds", p.plan.predicted.step_seconds},
       {"tokens_per_second", p.info.tokens_per_second(seconds)},
       {"arena_bytes", p.program().arena_bytes},
+      {"allocated_bytes", p.info.arena_bytes},
+      {"predicted_bytes", p.plan.predicted.peak_bytes},
   };
   if (limits_known(p)) {
     json["mfu_full"] = full_mfu(p, seconds);

@@ -9,41 +9,34 @@ import time
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from pytorch_step import Gpt2, Llama, make_optimizer
+from pytorch_models import add_options, loss_of, make_model, make_optimizer, random_tokens
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--family", choices=["gpt2", "llama"], required=True)
-    for name in ["layers", "hidden", "heads", "kv-heads", "ffn", "vocab", "sequence", "batch"]:
-        parser.add_argument("--" + name, type=int, required=True)
-    parser.add_argument("--tied", type=int, default=1)
+    add_options(parser)
+    parser.set_defaults(tied=1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=5)
     c = parser.parse_args()
     torch.manual_seed(0)
     torch.set_default_device("cuda")
 
-    model = (Gpt2 if c.family == "gpt2" else Llama)(c)
-    for p in model.parameters():
-        if p.dim() >= 2:
-            nn.init.normal_(p, std=0.02)
+    model = make_model(c)
     parameters = list(model.parameters())
     optimizer, optimizer_name = make_optimizer(parameters)
-    stream = torch.randint(c.vocab, (c.batch * c.sequence + 1,))
-    tokens, targets = stream[:-1].view(c.batch, -1), stream[1:]
+    tokens, targets = random_tokens(c)
 
     @torch.compile
-    def loss_of(tokens, targets):
+    def forward(tokens, targets):
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            scores = model(tokens).flatten(0, 1)
-        return F.cross_entropy(scores, targets)
+            result = model(tokens)
+        return loss_of(result, targets)
 
     def step():
         begin = time.perf_counter()
-        loss = loss_of(tokens, targets)
+        loss = forward(tokens, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
