@@ -115,7 +115,8 @@ void write_cpu_curves(const Arguments& a) {
 Curve read_cpu_curve(const std::string& path, const Case& c, int64_t steps) {
   std::ifstream file(path);
   std::string line;
-  if (!std::getline(file, line) || line != kColumns) {
+  while (std::getline(file, line) && line.starts_with('#')) continue;
+  if (line != kColumns) {
     fail("{}: not a file that --cpu-only wrote", path);
   }
   const std::string key = key_of(c, steps);
