@@ -95,11 +95,18 @@ WideSearch::Realised WideSearch::realised(Entry& entry, bool even, double best) 
   const auto stages = static_cast<size_t>(arrangement.stages);
   const int32_t chunks = arrangement.stages * arrangement.chunks;
   const Schedule& schedule = schedules_.of(arrangement).schedule;
-  std::vector<double> margin(stages, overhead(entry));
-  for (int i = 0; i < kTries; ++i) {
+  // Bytes that a stage is to leave: what it lacked so far, and what it was seen to need beyond its
+  // pieces.
+  std::vector<double> lacking(stages, overhead(entry)), beyond = lacking;
+  const auto leaving = [&](const std::vector<double>& margin) {
     std::vector<double> limits;
     for (double m : margin) limits.push_back(limit_ - m);
-    const StageEstimate e = estimated(entry, options, limits, even ? Cuts::kEven : Cuts::kThorough);
+    return estimated(entry, options, limits, even ? Cuts::kEven : Cuts::kThorough);
+  };
+  for (int i = 0; i < kTries; ++i) {
+    // With other pieces it may need less: where nothing leaves that much, what leaves enough.
+    StageEstimate e = leaving(beyond);
+    if (std::isinf(e.step_seconds)) e = leaving(lacking);
     if (std::isinf(e.step_seconds)) break;
     Attempt made = attempt(entry, e);
     const std::shared_ptr<const Graph>& run = made.run;
@@ -143,10 +150,12 @@ WideSearch::Realised WideSearch::realised(Entry& entry, bool even, double best) 
     for (size_t s = 0; s < stages; ++s) {
       const double more = static_cast<double>(bytes[s]) - e.bytes[s];
       if (i == 0) overhead(entry) = std::max(overhead(entry), more);
-      // What a stage needed beyond its pieces it will need with others too. The more tries, the
-      // more at once: what is left out comes in steps.
-      margin[s] = std::max(margin[s], more);
-      if (static_cast<double>(bytes[s]) > limit_) margin[s] += 4e-3 * (i + 1) * limit_;
+      beyond[s] = std::max(beyond[s], more);
+      const double excess = static_cast<double>(bytes[s]) - limit_;
+      if (excess <= 0) continue;
+      // The more tries, the more at once: what is left out comes in steps.
+      lacking[s] += 1.02 * excess + 4e-3 * (i + 1) * limit_;
+      beyond[s] = std::max(beyond[s] + 4e-3 * (i + 1) * limit_, lacking[s]);
     }
   }
   entry.report.why_not = kUnfit;
