@@ -3,18 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "executor/memory_layout.h"
 #include "executor/typing.h"
 #include "kernels/cuda/workspace.h"
 
 namespace cleave {
 namespace {
-
-int64_t workspace_bytes(const Program& program, const Instr& instr) {
-  if (instr.kind != InstrKind::kCompute || instr.op->cuda_workspace == nullptr) return 0;
-  const auto types = local_input_types(program, instr);
-  const auto sizes = local_sizes(instr, program.mesh);
-  return aligned_workspace(instr.op->cuda_workspace({*instr.signature, sizes, instr.attrs, types}));
-}
 
 // A batch that is being collected, with the memory that it touches.
 class Collected {
@@ -79,7 +73,7 @@ std::vector<InstrBatch> instr_batches(const Program& program, std::span<const in
   Collected now(program);
   for (size_t k = 0; k < instrs.size(); ++k) {
     const Instr& instr = program.instrs[static_cast<size_t>(instrs[k])];
-    const int64_t workspace = workspace_bytes(program, instr);
+    const int64_t workspace = aligned_workspace(workspace_of(program, instr));
     if (!now.takes(instr, workspace)) all.push_back(now.take());
     now.add(instrs[k], workspace);
   }

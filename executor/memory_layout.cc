@@ -192,23 +192,27 @@ std::vector<Lifetime> buffer_lifetimes(const Program& program) {
   return lives;
 }
 
+int64_t workspace_of(const Program& program, const Instr& instr) {
+  if (instr.kind != InstrKind::kCompute || is_view(program, instr)) return 0;
+  const WorkspaceFn workspace = program.gpu ? instr.op->cuda_workspace : instr.op->workspace;
+  if (workspace == nullptr) return 0;
+  const auto types = local_input_types(program, instr);
+  const auto sizes = local_sizes(instr, program.mesh);
+  std::vector<TensorView> placed;
+  for (const auto* list : {&instr.in, &instr.out}) {
+    for (const TensorId t : *list) {
+      const ProgramTensor& tensor = program.tensor(t);
+      placed.push_back({nullptr, tensor.dtype, tensor.geometry.shape, tensor.geometry.strides});
+    }
+  }
+  return workspace({*instr.signature, sizes, instr.attrs, types, placed});
+}
+
 int64_t largest_workspace(const Program& program, int32_t stage) {
   int64_t most = 0;
   for (const Instr& instr : program.instrs) {
-    if (instr.kind != InstrKind::kCompute) continue;
-    const WorkspaceFn workspace = program.gpu ? instr.op->cuda_workspace : instr.op->workspace;
-    if (workspace == nullptr) continue;
-    if (program.stage_of(instr.chunk) != stage || is_view(program, instr)) continue;
-    const auto types = local_input_types(program, instr);
-    const auto sizes = local_sizes(instr, program.mesh);
-    std::vector<TensorView> placed;
-    for (const auto* list : {&instr.in, &instr.out}) {
-      for (const TensorId t : *list) {
-        const ProgramTensor& tensor = program.tensor(t);
-        placed.push_back({nullptr, tensor.dtype, tensor.geometry.shape, tensor.geometry.strides});
-      }
-    }
-    most = std::max(most, workspace({*instr.signature, sizes, instr.attrs, types, placed}));
+    if (program.stage_of(instr.chunk) != stage) continue;
+    most = std::max(most, workspace_of(program, instr));
   }
   return most;
 }

@@ -32,7 +32,9 @@ int64_t most_live_bytes(std::span<const Lifetime> lifetimes);
 // are always live; data from the first instruction of their part to their last reader; what an
 // output lies in, to the end. A buffer that nothing touches has last -1.
 std::vector<Lifetime> buffer_lifetimes(const Program& program);
-// Scratch memory of the kernel that needs most, of one stage.
+// Scratch memory of the instruction's kernel, where its operands lie as they do.
+int64_t workspace_of(const Program& program, const Instr& instr);
+// Of the kernel that needs most, of one stage.
 int64_t largest_workspace(const Program& program, int32_t stage = 0);
 
 // By stage: its memory could not be less. What is live at once, and workspace.

@@ -95,6 +95,31 @@ TEST(Batches, HaveWorkspacesOfTheirOwn) {
   EXPECT_EQ(found[0].workspaces, (std::vector<int64_t>{0, 256, 512, 768, 1024}));
 }
 
+// Which may depend on how operands lie, as those of products do: here one of each that does not
+// lie dense.
+int64_t of_spread(const OpCall& call) {
+  int64_t bytes = 1000;  // nobody says how they lie
+  if (!call.placed.empty()) bytes = 0;
+  for (const TensorView& t : call.placed) bytes += t.contiguous() ? 0 : 300;
+  return bytes;
+}
+
+TEST(Batches, KnowHowOperandsLie) {
+  OpDef op = adding(false);
+  op.cuda_workspace = of_spread;
+  Program p = adds(op, {"ab>x", "cd>y", "ac>z"});
+  EXPECT_EQ(p.memory[0].workspace_bytes, 0);
+  EXPECT_EQ(sizes(p), (std::vector<size_t>{3}));
+  p.tensor(p.instrs[1].in[0]).geometry.strides = {2};  // c
+  p.memory[0].workspace_bytes = largest_workspace(p);
+  EXPECT_EQ(p.memory[0].workspace_bytes, 300);
+  p.memory[0].workspace_bytes = 1024;
+  std::vector<int32_t> all = {0, 1, 2};
+  const std::vector<InstrBatch> found = instr_batches(p, all);
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(found[0].workspaces, (std::vector<int64_t>{0, 0, 512}));
+}
+
 #ifdef CLEAVE_CUDA
 // The update of a whole model is one batch, and so are the squares for its norm.
 TEST(Batches, HaveAllOfAnUpdate) {
