@@ -17,9 +17,7 @@ inline constexpr int kWidestHead = 256;
 // sequence: it goes by as many heads at a time as this many bytes hold.
 inline constexpr int64_t kWeightsRoom = int64_t{256} << 20;
 inline constexpr int64_t kMostWeightsRoom = int64_t{4} << 30;  // the query heads of one key head
-// What a plan of cuDNN's may want beside the tensors that are counted below. The forward's are a
-// product's: where there are products it costs nothing.
-inline constexpr int64_t kForwardRoom = int64_t{32} << 20;
+// What a plan of cuDNN's may want backward beside the tensors that are counted below.
 inline constexpr int64_t kBackwardRoom = int64_t{1} << 20;
 
 // g key heads serve r query heads each; s queries, t keys, of widths e and v.
@@ -56,11 +54,12 @@ inline AttentionSlice backward_slice(const AttentionSizes& n) {
   return slice;
 }
 
-// Bytes that a plan of cuDNN's may want for one execution: its plans are held to that. Backward, of
+// Bytes that a plan of cuDNN's may want for one execution: its plans are held to that. Forward, as
+// many as a product: where there are products they cost nothing. Backward, of
 // each query head in the slice: the weights' gradient, a sum for each query in f32, and, where
 // several query heads share their keys, the gradients of those by query head. That, and 256 bytes,
 // is what cuDNN 9.14 asked for in every call of the tests.
-inline int64_t cudnn_forward_bytes(const AttentionSizes&) { return kForwardRoom; }
+inline int64_t cudnn_forward_bytes(const AttentionSizes&) { return kProductWorkspace; }
 inline int64_t cudnn_backward_bytes(const AttentionSizes& n, const AttentionSlice& slice) {
   const int64_t heads = slice.b * slice.g * n.r;
   int64_t a_head = weights_bytes(n) / std::max<int64_t>(n.r, 1) + n.s * 4;

@@ -49,7 +49,7 @@ class DeviceContext {
   // another order each time. Before the first product.
   struct ProductSearch {
     int candidates = 16;
-    int64_t workspace = int64_t{32} << 20;  // kProductWorkspace
+    int64_t workspace = kProductWorkspace;
     bool any_order = false;
   };
   ProductSearch product_search;

@@ -12,9 +12,6 @@
 
 namespace cleave {
 
-// Scratch memory that every product is given.
-inline constexpr int64_t kProductWorkspace = 32 << 20;  // bytes
-
 // An operand as matrices [rows, columns], one for each index of the batch.
 struct Matrices {
   void* data = nullptr;

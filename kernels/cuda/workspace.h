@@ -17,6 +17,10 @@ constexpr int64_t aligned_workspace(int64_t bytes) {
   return (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
 }
 
+// Room for the libraries that multiply matrices, which choose their kernels by it: cuBLASLt's for a
+// product, and cuDNN's for a forward of attention.
+inline constexpr int64_t kProductWorkspace = int64_t{32} << 20;
+
 // Bytes of the type in which sums of such elements are kept.
 inline int64_t statistic_bytes(DType dtype) { return dtype == DType::kF64 ? 8 : 4; }
 
