@@ -238,8 +238,9 @@ struct CudnnAttention::Plans {
            void* workspace, DeviceContext& device, cudaStream_t stream) {
     const int64_t own = counted(shape) ? room_of(shape) : aligned_workspace(plan.workspace);
     char* const room = static_cast<char*>(
-        counted(shape) ? workspace
-                       : device.scratch(kScratchSlot, own + statistics_bytes(sizes_of(shape))));
+        counted(shape)
+            ? workspace
+            : device.scratch(kScratchSlot, own + statistics_bytes(sizes_of(shape)), stream));
     std::array<Place, W::kOperands> places = shape.places;
     std::array<char*, W::kOperands> data;
     for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<char*>(w.matrices[i].data);
@@ -288,7 +289,10 @@ struct CudnnAttention::Plans {
   bool attend(const AttentionShape& shape, const AttentionWork& w, void* workspace,
               DeviceContext& device, cudaStream_t stream) {
     auto found = plans.find(shape);
-    if (found == plans.end()) found = plans.emplace(shape, made(shape)).first;
+    if (found == plans.end()) {
+      expect_not_captured(stream, "cuDNN's plan for " + shape.text());
+      found = plans.emplace(shape, made(shape)).first;
+    }
     if (found->second.graph == nullptr) return false;
     run(shape, found->second, w, workspace, device, stream);
     return true;

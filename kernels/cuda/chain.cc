@@ -49,12 +49,12 @@ void chain_cuda(const KernelArgs& args) {
   std::vector<void*> arguments;
   for (void*& p : pointers) arguments.push_back(&p);
   for (uint64_t& n : numbers) arguments.push_back(&n);
+  const auto stream = static_cast<cudaStream_t>(args.stream);
   for (const ChainKernel& kernel : chain_kernels(loops)) {
     cuda_check(cudaLaunchKernel(
-        args.device->generated().kernel(kernel.text),
+        args.device->generated().kernel(kernel.text, stream),
         dim3(static_cast<unsigned>(kernel.across), static_cast<unsigned>(kernel.down)),
-        dim3(static_cast<unsigned>(kernel.block)), arguments.data(), 0,
-        static_cast<cudaStream_t>(args.stream)));
+        dim3(static_cast<unsigned>(kernel.block)), arguments.data(), 0, stream));
   }
 }
 

@@ -41,4 +41,14 @@ void cuda_check(nvrtcResult status, std::source_location where) {
   if (status != NVRTC_SUCCESS) broken("NVRTC", nvrtc().GetErrorString(status), where);
 }
 
+void expect_not_captured(cudaStream_t stream, std::string_view what) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cuda_check(cudaStreamIsCapturing(stream, &status));
+  CLEAVE_ASSERT(
+      status == cudaStreamCaptureStatusNone,
+      "{} was needed for the first time while a graph is captured, in which nothing can be "
+      "chosen or allocated: run the instruction once before",
+      what);
+}
+
 }  // namespace cleave

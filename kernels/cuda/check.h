@@ -6,6 +6,7 @@
 #include <nvrtc.h>
 
 #include <source_location>
+#include <string_view>
 
 namespace cleave {
 
@@ -15,5 +16,9 @@ void cuda_check(cudaError_t status, std::source_location where = std::source_loc
 void cuda_check(cublasStatus_t status,
                 std::source_location where = std::source_location::current());
 void cuda_check(nvrtcResult status, std::source_location where = std::source_location::current());
+
+// Throws InternalError when the stream is being captured. To be called before `what` is found out
+// or made the first time, for which kernels are timed, or memory is taken: no graph can hold that.
+void expect_not_captured(cudaStream_t stream, std::string_view what);
 
 }  // namespace cleave

@@ -32,9 +32,10 @@ DeviceContext::~DeviceContext() {
   if (blas_ != nullptr) cublas_lt().Destroy(blas_);
 }
 
-void* DeviceContext::scratch(int slot, int64_t bytes) {
+void* DeviceContext::scratch(int slot, int64_t bytes, cudaStream_t stream) {
   auto& [data, size] = scratch_[slot];
   if (bytes > size) {
+    expect_not_captured(stream, "memory for copies of operands");
     cuda_check(cudaFree(data));
     data = nullptr, size = 0;
     cuda_check(cudaMalloc(&data, static_cast<size_t>(bytes)));

@@ -37,10 +37,10 @@ class DeviceContext {
   GeneratedKernels& generated() { return *generated_; }
   ProductAlgorithms& products() { return *products_; }
   CudnnAttention& attention() { return *attention_; }
-  // Memory for copies of operands that lie in an unusual way, beside the arena. Grows when it is
-  // asked for more, which must not happen while a graph is captured; what was given before is then
-  // gone.
-  void* scratch(int slot, int64_t bytes);
+  // Memory for copies of operands that lie in an unusual way, beside the arena, for kernels of this
+  // stream. Grows when it is asked for more, which must not happen while a graph is captured; what
+  // was given before is then gone.
+  void* scratch(int slot, int64_t bytes, cudaStream_t stream);
   int64_t scratch_bytes() const;  // in all slots
   // Products of f32 in TF32: faster, with the mantissa of f16.
   bool tf32 = false;

@@ -189,7 +189,7 @@ void launch(const ElementLoops& loops, DeviceContext& device, cudaStream_t strea
   for (const LoopOperand& o : loops.in) pointers.push_back(o.data);
   for (const LoopOperand& o : loops.out) pointers.push_back(o.data);
   for (void*& p : pointers) arguments.push_back(&p);
-  cuda_check(cudaLaunchKernel(device.generated().kernel(made.text),
+  cuda_check(cudaLaunchKernel(device.generated().kernel(made.text, stream),
                               dim3(static_cast<unsigned>(made.threads / kElementBlock)),
                               dim3(kElementBlock), arguments.data(), 0, stream));
 }

@@ -57,9 +57,10 @@ GeneratedKernels::~GeneratedKernels() {
   }
 }
 
-const void* GeneratedKernels::kernel(const std::string& text) {
+const void* GeneratedKernels::kernel(const std::string& text, cudaStream_t stream) {
   Loaded& loaded = loaded_[text];
   if (loaded.kernel == nullptr) {
+    expect_not_captured(stream, "a generated kernel");
     int major = 0, minor = 0;
     cuda_check(nvrtc().Version(&major, &minor));
     const std::string key =

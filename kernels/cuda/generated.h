@@ -27,7 +27,8 @@ class GeneratedKernels {
   GeneratedKernels& operator=(const GeneratedKernels&) = delete;
 
   // The kernel `cleave_kernel` (extern "C") of this CUDA C++ text, which may include "prelude.cuh".
-  const void* kernel(const std::string& text);
+  // It is for this stream, which must not be captured the first time.
+  const void* kernel(const std::string& text, cudaStream_t stream);
 
  private:
   struct Loaded {

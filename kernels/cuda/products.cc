@@ -127,9 +127,12 @@ std::string key_of(const Product& p, const DeviceContext& device) {
 
 }  // namespace
 
-ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, DeviceContext& device) {
+ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, DeviceContext& device,
+                                                         cudaStream_t stream) {
   std::unique_ptr<Prepared>& found = prepared_[p];
   if (found != nullptr) return *found;
+  const std::string key = key_of(p, device);
+  expect_not_captured(stream, "the algorithm of the product " + key);
   auto made = std::make_unique<Prepared>();
   const cublasComputeType_t compute = p.in == DType::kF64 ? CUBLAS_COMPUTE_64F
                                       : p.tf32            ? CUBLAS_COMPUTE_32F_FAST_TF32
@@ -171,7 +174,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   }
 
   // Chosen once on this machine: another choice may add in another order.
-  const std::string key = key_of(p, device), kept = cache_.find(key);
+  const std::string kept = cache_.find(key);
   if (made->take(kept, device)) {
     found = std::move(made);
     return *found;
@@ -255,7 +258,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
 void ProductAlgorithms::run(const Product& p, const void* a, const void* b, const void* c,
                             const void* bias, void* d, void* workspace, DeviceContext& device,
                             cudaStream_t stream, const ProductScales& scales) {
-  prepared(p, device).run(p, a, b, c, bias, d, workspace, device, stream, scales);
+  prepared(p, device, stream).run(p, a, b, c, bias, d, workspace, device, stream, scales);
 }
 
 }  // namespace cleave

@@ -60,7 +60,8 @@ class ProductAlgorithms {
 
  private:
   struct Prepared;
-  Prepared& prepared(const Product& product, DeviceContext& device);
+  // `stream`: which must not be captured when the product is a new one.
+  Prepared& prepared(const Product& product, DeviceContext& device, cudaStream_t stream);
   DiskCache cache_;
   std::map<Product, std::unique_ptr<Prepared>> prepared_;
 };

@@ -43,7 +43,8 @@ Rows rows_of(const KernelArgs& args, const TensorView& t, const Shape& strides, 
     int64_t& stride = m.strides[static_cast<size_t>(f)];
     stride = stride / c * m.leading;
   }
-  m.data = args.device->scratch(slot, in_units(r) * m.leading * size_of(dtype));
+  m.data = args.device->scratch(slot, in_units(r) * m.leading * size_of(dtype),
+                                static_cast<cudaStream_t>(args.stream));
   return m;
 }
 
@@ -87,9 +88,10 @@ Rows operand(const KernelArgs& args, size_t i, std::span<const int8_t> rows,
 // cuBLASLt wants scales at multiples of 16 bytes; others are copied.
 const void* scale_of(const KernelArgs& args, size_t i, int slot) {
   if (aligned(args.in[i].data)) return args.in[i].data;
-  void* const copy = args.device->scratch(slot, size_of(args.in[i].dtype));
+  const auto stream = static_cast<cudaStream_t>(args.stream);
+  void* const copy = args.device->scratch(slot, size_of(args.in[i].dtype), stream);
   cuda_check(cudaMemcpyAsync(copy, args.in[i].data, static_cast<size_t>(size_of(args.in[i].dtype)),
-                             cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(args.stream)));
+                             cudaMemcpyDeviceToDevice, stream));
   return copy;
 }
 
