@@ -147,24 +147,28 @@ class Choice {
            (instr.op == &ops::matmul || instr.op == &ops::linear);
   }
 
-  // Takes out the last product of a weight in the forward, and the two of its backward.
+  // Takes out the last product of a weight in the forward, and the two of its backward: which may
+  // have a cast of the weight for itself, so the source tells.
   void leave_last(std::vector<F8Product>& candidates) const {
     TensorId weight = -1;
     for (const Instr& instr : p_.instrs) {
       for (size_t o = 0; o < 2 && is_product(instr) && instr.part == Part::kForward; ++o) {
-        if (weight_of(instr.in[o]) >= 0) weight = instr.in[o];
+        if (const TensorId source = weight_of(instr.in[o]); source >= 0) weight = source;
       }
     }
-    std::set<TensorId> left = {weight};
+    if (weight < 0) return;
+    std::set<TensorId> gradients;  // of the product
     for (const Instr& instr : p_.instrs) {
       if (!is_product(instr) || !backward(instr)) continue;
       for (size_t o = 0; o < 2; ++o) {
-        if (instr.in[o] == weight) left.insert(instr.in[1 - o]);
+        if (weight_of(instr.in[o]) == weight) gradients.insert(instr.in[1 - o]);
       }
     }
     std::erase_if(candidates, [&](const F8Product& c) {
       const Instr& instr = p_.instrs[c.instr];
-      return left.contains(instr.in[0]) || left.contains(instr.in[1]);
+      return std::any_of(instr.in.begin(), instr.in.begin() + 2, [&](TensorId t) {
+        return weight_of(t) == weight || gradients.contains(t);
+      });
     });
   }
 

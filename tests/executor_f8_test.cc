@@ -9,6 +9,8 @@
 
 #include "executor/f8_products.h"
 #include "kernels/ops.h"
+#include "planner/remake.h"
+#include "planner/rewrite.h"
 #include "tests/training_plans.h"
 
 namespace cleave {
@@ -103,6 +105,38 @@ TEST(F8Products, WeightsBecomeCodesOnceAStep) {
   EXPECT_EQ(codes[Part::kBegin], 4 * config.layers);
   EXPECT_EQ(codes[Part::kForward], 4 * config.layers);
   EXPECT_EQ(codes[Part::kBackward], 4 * config.layers);
+}
+
+// The backward of the last product is left, too, when it has a cast of the weight for itself: that
+// is what recomputation makes, where casts are not kept from step to step.
+TEST(F8Products, TheLastIsLeftWhenItsWeightIsCastAgain) {
+  const ModelConfig config = model_named("gpt2:tiny");
+  const Graph traced = training_graph(config, DType::kBF16);
+  Rewrite again;  // of all casts in the forward
+  for (NodeId n = 0; traced.node(n).phase == Phase::kForward; ++n) {
+    const Node& node = traced.node(n);
+    if (node.op == &ops::cast && can_be_remade(traced)[static_cast<size_t>(n)]) {
+      again.remade.push_back(n);
+    }
+  }
+  ASSERT_FALSE(again.remade.empty());
+  const Graph graph = rewritten(traced, again).graph;
+  EXPECT_GT(graph.nodes().size(), traced.nodes().size());
+  const Plan plan = plan_for(graph, "1", {});
+  for (const bool kept : {false, true}) {
+    FuseOptions options(true,
+                        kept ? std::vector<std::string>{} : std::vector<std::string>{"copies"});
+    options.f8.scaling = F8Scaling::kCurrent;
+    for (const bool last : {false, true}) {
+      options.f8.last = last;
+      const Program program = lower(graph, plan, options);
+      EXPECT_EQ(program.kept.empty(), !kept);
+      EXPECT_EQ(std::ssize(of_op(program, ops::scaled_matmul)),
+                3 * (4 * config.layers + (last ? 1 : 0)));
+      EXPECT_EQ(of_op(program, ops::matmul).size() + of_op(program, ops::linear).size(),
+                last ? 0u : 3u);
+    }
+  }
 }
 
 TEST(F8Products, TrainsLikeF32) {
