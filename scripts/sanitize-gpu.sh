@@ -1,0 +1,119 @@
+#!/bin/sh
+# Runs tests on a GPU under compute-sanitizer: reads and writes out of bounds (memcheck), threads of
+# a block that meet in shared memory (racecheck), memory that is read before it was written
+# (initcheck). A line a tool and program with its time, and what was found. Exits 1 when something
+# was found, a test fails or takes too long, or there is nothing to run.
+#
+# usage: scripts/sanitize-gpu.sh [FOLDER] [TOOL...]
+#   FOLDER   of the test programs; build/bin when it is left out
+#   TOOL     memcheck, racecheck, initcheck: these only
+#
+# SANITIZER names the compute-sanitizer, JOBS how many programs run at once (8), LIMIT the seconds
+# that all of them may take (345).
+set -u
+
+folder=build/bin
+if [ $# -gt 0 ] && [ -d "$1" ]; then folder=$1 && shift; fi
+tools=${*:-memcheck racecheck initcheck}
+for tool in $tools; do
+  case $tool in
+    memcheck | racecheck | initcheck) ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 1 ;;
+  esac
+done
+sanitizer=${SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
+if ! [ -x "$sanitizer" ]; then
+  echo "there is no compute-sanitizer in PATH or /usr/local/cuda/bin: it comes with the CUDA toolkit" >&2
+  exit 1
+fi
+if ! [ -x "$folder/kernels_gpu_test" ]; then
+  echo "$folder has no kernels_gpu_test: build the tests, or name the folder that has them" >&2
+  exit 1
+fi
+
+# Tool, program, parts that it is divided into, filter of its tests. Left out: large shapes, which
+# take minutes and run the same code; of racecheck kernels without shared memory, and attention on
+# tensor cores, whose barriers it does not know; of initcheck kernels of libraries, which read
+# scratch memory as it comes.
+libraries='*/matmul:*/linear:*/scaled_matmul:*/attention*:*/embedding_backward'
+rows() {
+  cat <<END
+memcheck kernels_gpu_test 6 *
+memcheck kernels_rows_gpu_test 2 *
+memcheck kernels_rest_gpu_test 2 *
+memcheck kernels_experts_gpu_test 2 *
+memcheck kernels_many_gpu_test 1 *
+memcheck kernels_f8_gpu_test 1 *
+memcheck kernels_attention_gpu_test 2 *-*MoreWeights*
+memcheck executor_gpu_test 1 *TheSameBitsTwice*
+racecheck kernels_gpu_test 2 */softmax*:*/*norm*:*/sum*:*/max:*/logsumexp:*/cross_entropy*:*/rotary:*/gelu_backward:*/embedding*:*/quantize:*/*slots:*/histogram:*/grouped_matmul*:*/chain:*/combine*
+racecheck kernels_rows_gpu_test 2 *-*Rotary*
+racecheck kernels_experts_gpu_test 2 *-*RowsMove*
+racecheck kernels_f8_gpu_test 1 *Quantizes*
+racecheck kernels_many_gpu_test 1 *
+initcheck kernels_gpu_test 4 *-$libraries
+initcheck kernels_rows_gpu_test 2 *-*Embeddings*
+initcheck kernels_experts_gpu_test 2 *
+initcheck kernels_many_gpu_test 1 *
+initcheck kernels_f8_gpu_test 1 *-*Products*
+END
+}
+
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+started=$(date +%s)
+
+# One part of one row.
+cat >"$logs/run" <<'END'
+tool=$1 program=$2 part=$3 parts=$4 filter=$5
+log=$logs/$tool-$program-$part
+started=$(date +%s)
+left=$((deadline - started))
+if [ $left -lt 1 ]; then left=1; fi
+options="--tool $tool --error-exitcode 86 --print-limit 20"
+# That a call fails is what some tests are about.
+if [ "$tool" = memcheck ]; then options="$options --report-api-errors no"; fi
+GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part timeout "$left" \
+  "$sanitizer" $options "$folder/$program" --gtest_brief=1 "--gtest_filter=$filter" >"$log" 2>&1
+status=$?
+ran=$(sed -n 's/^\[==========\] \([0-9]*\) tests\{0,1\} from .* ran\..*/\1/p' "$log" | tail -1)
+case $status in
+  0) result=ok ;;
+  86) result=FOUND ;;
+  124) result=LATE ;;
+  *) result=FAILED ;;
+esac
+if [ $result = ok ] && grep -q SKIPPED "$log"; then result=SKIPPED; fi
+printf '%5d s  %-7s  %-9s  %s %d/%d, %d tests\n' $(($(date +%s) - started)) $result "$tool" \
+  "$program" $((part + 1)) "$parts" "${ran:-0}" >"$log.told"
+if [ $result != ok ]; then
+  grep -v -e '^\[' -e '^Running main' -e '^Note:' "$log" | head -n 60 |
+    sed 's/^/         /' >>"$log.told"
+fi
+cat "$log.told"
+[ $result = ok ]
+END
+export logs folder sanitizer
+
+# Where kernels are generated, the first run compiles them: once, not under every tool.
+"$folder/kernels_gpu_test" --gtest_brief=1 >"$logs/first" 2>&1 || {
+  cat "$logs/first"
+  echo "kernels_gpu_test fails without a sanitizer" >&2
+  exit 1
+}
+
+deadline=$(($(date +%s) + ${LIMIT:-345}))
+export deadline
+set -f
+rows | while read -r tool program parts filter; do
+  case " $tools " in *" $tool "*) ;; *) continue ;; esac
+  if ! [ -x "$folder/$program" ]; then echo "$folder has no $program: left out" >&2; continue; fi
+  part=0
+  while [ $part -lt "$parts" ]; do
+    printf '%s\0%s\0%s\0%s\0%s\0' "$tool" "$program" "$part" "$parts" "$filter"
+    part=$((part + 1))
+  done
+done | xargs -0 -n 5 -P "${JOBS:-8}" sh "$logs/run"
+status=$?
+echo "compute-sanitizer: $(($(date +%s) - started)) s"
+[ $status -eq 0 ]
