@@ -222,6 +222,8 @@ class Planner {
     } else {
       plan.kind = ChainPlan::Kind::kSplit;
       plan.columns = !fastest;
+      // Kernels that go down columns count in 32 bits.
+      if (plan.columns && std::max(plan.rows, plan.length) > INT32_MAX / 2) return {};
       plan.pieces = pieces(plan);
     }
     return plan;

@@ -167,6 +167,21 @@ void compile_all(const Program& program, std::set<std::string>& texts) {
   }
 }
 
+// Kernels that go down columns count these, and rows, in 32 bits.
+TEST(Chains, OfTooManyRowsOrColumnsAreNone) {
+  const Chain chain = chain_of(
+      {{"parts", std::string("square ab->ab 0; sum ab->b p0")}, {"results", std::string("p1")}});
+  const Signature& signature = Signature::get("Ab->b");
+  const auto planned = [&](int64_t rows, int64_t columns) {
+    return plan_of(chain, signature, std::vector<int64_t>{rows, columns}).has_value();
+  };
+  constexpr int64_t kMany = int64_t{1} << 31;
+  EXPECT_TRUE(planned(2, kMany / 4));
+  EXPECT_TRUE(planned(kMany / 4, 2));
+  EXPECT_FALSE(planned(2, kMany));
+  EXPECT_FALSE(planned(kMany, 2));
+}
+
 TEST(Chains, EveryKernelCompiles) {
   std::set<std::string> texts;
   const DType types[] = {DType::kBF16, DType::kF32, DType::kF16, DType::kF64};

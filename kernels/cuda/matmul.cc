@@ -108,9 +108,9 @@ void contract(const KernelArgs& args, int bias, int residual) {
 
 void matmul_cuda(const KernelArgs& args) { contract(args, -1, -1); }
 
-// What cuBLASLt cannot add is added afterwards: to f64, to results in columns, and to those that
-// are copied, or residuals that lie otherwise than the result. One that the result overwrites lies
-// as it does, and is always added at once.
+// What cuBLASLt cannot add is added afterwards: to f64, to results in columns, of which one column
+// is always one, and to those that are copied, or residuals that lie otherwise than the result. One
+// that the result overwrites lies as it does, and is always added at once.
 void linear_cuda(const KernelArgs& args) {
   const bool has_bias = args.attrs.integer_or("bias", 0) != 0;
   const int bias = has_bias ? 2 : -1;
@@ -121,8 +121,10 @@ void linear_cuda(const KernelArgs& args) {
     const TensorView& v = args.in[static_cast<size_t>(i)];
     return v.contiguous() && v.dtype == out.dtype;
   };
-  if (out.dtype != DType::kF64 && out.contiguous() && plain(bias) && plain(residual) &&
-      classify(args.signature).batch.empty()) {
+  const Classes of = classify(args.signature);
+  const bool in_rows = !has_bias || size_of(args, of.n) > 1;
+  if (out.dtype != DType::kF64 && out.contiguous() && in_rows && plain(bias) && plain(residual) &&
+      of.batch.empty()) {
     contract(args, bias, residual);
     return;
   }

@@ -42,6 +42,9 @@ void add_linears(std::vector<OpCase>& cases) {
   add("bsK,nK,n,bsn->bsn", both, {x, w, b, r});
   add("BSk,BSn,nk->nk", residual, {x, r, w});
   add("bsN,Nk,k->bsk", bias, {f64({4, 8, 16}), w, f64({12})});
+  // One column lies as rows do and as columns do.
+  add("bsK,nK,n->bsn", bias, {x, f64({1, 12}), f64({1})});
+  add("bsK,nK,n,bsn->bsn", both, {x, f64({1, 12}), f64({1}), f64({4, 8, 1})});
 }
 
 TensorType f8(DType dtype, Shape shape) { return {dtype, std::move(shape)}; }
