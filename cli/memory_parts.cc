@@ -96,11 +96,11 @@ MemoryParts memory_parts(const Graph& graph, const Plan& plan) {
     const Phase phase = source ? Phase::kForward : graph.node(info.producer).phase;
     int64_t* part = nullptr;
     if (buffer.persistent) {
-      const Source* s = graph.source_of(v);
-      const SourceKind kind = s == nullptr ? SourceKind::kParameter : s->kind;
-      part = kind == SourceKind::kState         ? &parts.optimizer
-             : kind == SourceKind::kAccumulator ? &parts.gradients
-                                                : &parts.weights;
+      const Source* s = graph.source_of(v);  // none: a copy that is kept from step to step
+      part = s == nullptr                          ? &parts.copies
+             : s->kind == SourceKind::kState       ? &parts.optimizer
+             : s->kind == SourceKind::kAccumulator ? &parts.gradients
+                                                   : &parts.weights;
     } else if (phase == Phase::kForward) {
       part = weights ? &parts.copies : &parts.activations;
     } else if (phase == Phase::kBackward && weights) {

@@ -58,8 +58,8 @@ std::optional<DType> moments_named(std::string_view name, DType precision) {
   const DType moments = precision_named(name);
   if (moments == own) return std::nullopt;
   if (moments == DType::kBF16) return moments;
-  fail("--moments {}: beside --precision {} they are {}, or bf16", name, precision_name(precision),
-       precision_name(own));
+  fail("--moments {}: beside --precision {} they are {} when it is left out, or bf16", name,
+       precision_name(precision), precision_name(own));
 }
 
 std::string_view moments_name(const ModelSpec& spec) {

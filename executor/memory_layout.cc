@@ -55,7 +55,8 @@ Placing place_in_order(std::span<const Lifetime> lives, std::span<const size_t> 
   return result;
 }
 
-// Times as ranks among those that occur: what overlaps, and what comes first, stays as it was.
+// Times as ranks among those that occur: what overlaps, and what comes first, stays as it was; how
+// long buffers live does not, by which some strategies sort.
 std::vector<Lifetime> ranked(std::vector<Lifetime> lives) {
   std::vector<int32_t> times;
   for (const Lifetime& l : lives) {

@@ -48,8 +48,10 @@ void expect_update_types(const OpCall& call, size_t moments) {
     }
   }
   if (!call.attrs.has("name")) return;
-  if (call.in[2].dtype != DType::kBF16) {
-    fail("moments of {} are not rounded stochastically", name_of(call.in[2].dtype));
+  for (size_t i = 2; i < 2 + moments; ++i) {
+    if (call.in[i].dtype != DType::kBF16) {
+      fail("moments of {} are not rounded stochastically", name_of(call.in[i].dtype));
+    }
   }
   for (const Factor& f : call.signature.factors()) {
     CLEAVE_ASSERT(f.indexed, "factor {} of '{}' must be indexed", f.letter, call.signature.text());

@@ -40,6 +40,7 @@ std::vector<PieceLoad> piece_loads(const Outline& outline, const PreparedGraph& 
 struct StageMix {
   int32_t first = 0, second = 0;  // indices of options
   int32_t split = 0;
+  bool operator==(const StageMix&) const = default;
 };
 
 // Schedules by what they are made for, each made once: for units of equal length. Safe to share

@@ -97,7 +97,8 @@ WideSearch::Realised WideSearch::realised(Entry& entry, bool even, double best) 
   const Schedule& schedule = schedules_.of(arrangement).schedule;
   // Bytes that a stage is to leave: what it lacked so far, and what it was seen to need beyond its
   // pieces.
-  std::vector<double> lacking(stages, overhead(entry)), beyond = lacking;
+  std::vector<double> lacking(stages, overhead(entry)), beyond = lacking, excess(stages, 0);
+  std::vector<StageEstimate> tried;
   const auto leaving = [&](const std::vector<double>& margin) {
     std::vector<double> limits;
     for (double m : margin) limits.push_back(limit_ - m);
@@ -108,6 +109,15 @@ WideSearch::Realised WideSearch::realised(Entry& entry, bool even, double best) 
     StageEstimate e = leaving(beyond);
     if (std::isinf(e.step_seconds)) e = leaving(lacking);
     if (std::isinf(e.step_seconds)) break;
+    // The more tries, the more at once: what is left out comes in steps.
+    const double step = 4e-3 * (i + 1) * limit_;
+    const bool known = std::any_of(tried.begin(), tried.end(), [&](const StageEstimate& t) {
+      return t.first_piece == e.first_piece && t.mixes == e.mixes;
+    });
+    if (known) {
+      for (size_t s = 0; s < stages; ++s) lacking[s] += excess[s] > 0 ? step : 0;
+      continue;
+    }
     Attempt made = attempt(entry, e);
     const std::shared_ptr<const Graph>& run = made.run;
     const PlacementSolver solver(made.prepared, cluster_, arrangement.mesh, arrangement.roles,
@@ -151,12 +161,12 @@ WideSearch::Realised WideSearch::realised(Entry& entry, bool even, double best) 
       const double more = static_cast<double>(bytes[s]) - e.bytes[s];
       if (i == 0) overhead(entry) = std::max(overhead(entry), more);
       beyond[s] = std::max(beyond[s], more);
-      const double excess = static_cast<double>(bytes[s]) - limit_;
-      if (excess <= 0) continue;
-      // The more tries, the more at once: what is left out comes in steps.
-      lacking[s] += 1.02 * excess + 4e-3 * (i + 1) * limit_;
-      beyond[s] = std::max(beyond[s] + 4e-3 * (i + 1) * limit_, lacking[s]);
+      excess[s] = static_cast<double>(bytes[s]) - limit_;
+      if (excess[s] <= 0) continue;
+      lacking[s] += 1.02 * excess[s] + step;
+      beyond[s] = std::max(beyond[s] + step, lacking[s]);
     }
+    tried.push_back(std::move(e));
   }
   entry.report.why_not = kUnfit;
   entry.report.cost = kInfinity;

@@ -43,7 +43,7 @@ const std::vector<Row>& words() {
       {"trace gpt2:tiny --optimizer lion", {"--optimizer 'lion': write adamw or sgd"}},
       {"trace gpt2:tiny --moments fp16", {"--moments 'fp16': write fp32 or bf16"}},
       {"trace gpt2:tiny --precision fp64 --moments fp32",
-       {"--moments fp32: beside --precision fp64 they are fp64, or bf16"}},
+       {"--moments fp32: beside --precision fp64 they are fp64 when it is left out, or bf16"}},
       {"trace gpt2:tiny --forward --moments bf16", {"--moments bf16: a forward alone has none"}},
       {"regions", {"MODEL is required", "see cleave regions --help"}},
       {"regions gpt2:tiny --jsn", {"there is no option '--jsn'; did you mean --json?"}},

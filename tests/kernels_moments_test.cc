@@ -211,9 +211,9 @@ TEST(MomentsIn16Bits, AreNeighboursOfWideOnes) {
   }
 }
 
-// With beta2 = 0.999 a step moves v by a thousandth at most, and half a step of bf16 is up to four:
-// to the nearest, v stays where it is, whatever the gradients say. Stochastically it follows; the
-// bound is five deviations, of at most step^2 / 4 an update.
+// With beta2 = 0.999 a step moves v by about a thousandth while squares of gradients are near it,
+// and half a step of bf16 is up to four: to the nearest, v stays where it is. Stochastically it
+// follows; the bound is five deviations, of at most step^2 / 4 an update.
 TEST(MomentsIn16Bits, SmallStepsOfTheSecondMomentAreNotLost) {
   const Shape shape = {64, 64};
   constexpr int kSteps = 300;
@@ -333,6 +333,22 @@ TEST(MomentsIn16Bits, CopiesAreOfTheNewParameter) {
   EXPECT_EQ(got[3].numbers, want[0].numbers);
 }
 
+TEST(MomentsIn16Bits, AnotherSeedRoundsInAnotherWay) {
+  const Application adam = random_adam({16, 16}).application(1);
+  const auto with_seed = [&](uint64_t seed) {
+    return testing::run_op(
+        adam, {.kernel = [seed](const OpDef& op, const OpCall&, const KernelArgs& args, auto) {
+          op.cpu(
+              {args.signature, args.attrs, args.in, args.out, args.extents, args.workspace, seed});
+        }});
+  };
+  const auto one = with_seed(1), same = with_seed(1), other = with_seed(2);
+  for (size_t o = 0; o < one.size(); ++o) EXPECT_EQ(one[o].numbers, same[o].numbers);
+  EXPECT_EQ(one[0].numbers, other[0].numbers) << "the parameter comes from what is not rounded";
+  EXPECT_NE(one[1].numbers, other[1].numbers);
+  EXPECT_NE(one[2].numbers, other[2].numbers);
+}
+
 TEST(MomentsIn16Bits, OtherTypesAreRefused) {
   const auto refused = [](DType p, DType m, DType v, bool named) {
     Graph g;
@@ -357,6 +373,8 @@ TEST(MomentsIn16Bits, OtherTypesAreRefused) {
   EXPECT_FALSE(refused(kWide, kWide, kWide, false));
   EXPECT_TRUE(refused(kWide, kWide, kWide, true));
   EXPECT_TRUE(refused(kWide, kHalf, kWide, true));
+  EXPECT_TRUE(refused(kHalf, kHalf, kWide, true));
+  EXPECT_TRUE(refused(kHalf, kWide, kHalf, true));
   EXPECT_TRUE(refused(kWide, kWide, kHalf, false));
   EXPECT_TRUE(refused(kWide, DType::kF16, DType::kF16, false));
   EXPECT_TRUE(refused(DType::kF64, kWide, kWide, false));

@@ -137,8 +137,6 @@ TEST(TrainingMoments, AreTheSameWithAnyNumberOfThreads) {
     const Trained three = train(graph, plan, config, 5, {.seed = 42, .threads = 3});
     EXPECT_EQ(three.loss, one.loss);
     EXPECT_EQ(three.moments, one.moments);
-    // Another seed rounds in another way.
-    EXPECT_NE(train(graph, plan, config, 5, {.seed = 43}).moments, one.moments);
   }
 }
 

@@ -1,7 +1,7 @@
 // The updates of parameters and their moments by AdamW and SGD, of many tensors in one launch. What
 // the step's scalars are is read on the device; an update whose clipping coefficient is negative is
-// not made. Moments of bf16 are rounded stochastically as they are stored, with the processor's
-// random numbers.
+// not made. With a `name`, moments of bf16 are rounded stochastically as they are stored, with the
+// processor's random numbers.
 #include <array>
 #include <optional>
 #include <type_traits>
