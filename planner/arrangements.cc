@@ -284,8 +284,8 @@ std::vector<Arrangement> arrangements_of(const Cluster& cluster, const MeshReque
   const int64_t devices = cluster.size();
   const int64_t asked = request.empty() ? 0 : named(request.sizes).size();
   if (asked != 0 && (devices % asked != 0 || (!limits.stages && asked != devices))) {
-    fail("mesh {} has {} devices, the cluster {} has {}", fmt::join(request.sizes, "x"), asked,
-         cluster.spec, devices);
+    fail("mesh {} has {} devices, the cluster {} has {}", request.to_string(), asked, cluster.spec,
+         devices);
   }
   std::vector<Arrangement> result = all_of(cluster, request, pins, limits);
   if (!result.empty()) return result;
