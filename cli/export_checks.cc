@@ -96,8 +96,7 @@ void expect_nothing_else(const LoadedPlan& loaded, const Exported& e, const std:
   if (target == "deepspeed" && loaded.model.spec.optimizer.moments) {
     fail(
         "--to {}: the optimizer's moments are in bf16 beside weights in fp32, and there only "
-        "beside "
-        "weights in bf16 (bf16_optimizer_states); plan again without --moments bf16",
+        "beside weights in bf16 (bf16_optimizer_states); plan again without --moments bf16",
         target);
   }
   if (target == "megatron" || plan.rewrite.remade.empty()) return;
@@ -171,8 +170,7 @@ std::vector<std::string> notes_on_moments(const LoadedPlan& loaded) {
   if (!loaded.model.spec.optimizer.moments) return {};
   return {
       "the optimizer is made elsewhere there, and its moments are as that has them; in the plan "
-      "they "
-      "are in bf16, rounded stochastically"};
+      "they are in bf16, rounded stochastically"};
 }
 
 std::vector<std::string> notes_on_tensor(const Exported& e, bool sequence, bool logits) {

@@ -52,9 +52,16 @@ std::string_view name_of(OptimizerOptions::Kind kind) {
   return kind == OptimizerOptions::Kind::kAdamW ? "adamw" : "sgd";
 }
 
+namespace {
+
+// What the parameters, and so moments that are not asked for otherwise, are stored in.
+DType parameters_in(DType precision) { return is_half(precision) ? DType::kF32 : precision; }
+
+}  // namespace
+
 std::optional<DType> moments_named(std::string_view name, DType precision) {
   if (name.empty()) return std::nullopt;
-  const DType own = is_half(precision) ? DType::kF32 : precision;  // of the parameters
+  const DType own = parameters_in(precision);
   const DType moments = precision_named(name);
   if (moments == own) return std::nullopt;
   if (moments == DType::kBF16) return moments;
@@ -63,8 +70,7 @@ std::optional<DType> moments_named(std::string_view name, DType precision) {
 }
 
 std::string_view moments_name(const ModelSpec& spec) {
-  const DType own = is_half(spec.dtype) ? DType::kF32 : spec.dtype;
-  return precision_name(spec.optimizer.moments.value_or(own));
+  return precision_name(spec.optimizer.moments.value_or(parameters_in(spec.dtype)));
 }
 
 ModelSpec spec_of(const ModelArguments& arguments, DType precision) {

@@ -73,7 +73,7 @@ std::vector<InstrBatch> instr_batches(const Program& program, std::span<const in
   Collected now(program);
   for (size_t k = 0; k < instrs.size(); ++k) {
     const Instr& instr = program.instrs[static_cast<size_t>(instrs[k])];
-    const int64_t workspace = aligned_workspace(workspace_of(program, instr));
+    const int64_t workspace = aligned_workspace(workspace_bytes_of(program, instr));
     if (!now.takes(instr, workspace)) all.push_back(now.take());
     now.add(instrs[k], workspace);
   }

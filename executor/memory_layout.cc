@@ -193,7 +193,7 @@ std::vector<Lifetime> buffer_lifetimes(const Program& program) {
   return lives;
 }
 
-int64_t workspace_of(const Program& program, const Instr& instr) {
+int64_t workspace_bytes_of(const Program& program, const Instr& instr) {
   if (instr.kind != InstrKind::kCompute || is_view(program, instr)) return 0;
   const WorkspaceFn workspace = program.gpu ? instr.op->cuda_workspace : instr.op->workspace;
   if (workspace == nullptr) return 0;
@@ -213,7 +213,7 @@ int64_t largest_workspace(const Program& program, int32_t stage) {
   int64_t most = 0;
   for (const Instr& instr : program.instrs) {
     if (program.stage_of(instr.chunk) != stage) continue;
-    most = std::max(most, workspace_of(program, instr));
+    most = std::max(most, workspace_bytes_of(program, instr));
   }
   return most;
 }

@@ -33,7 +33,7 @@ int64_t most_live_bytes(std::span<const Lifetime> lifetimes);
 // output lies in, to the end. A buffer that nothing touches has last -1.
 std::vector<Lifetime> buffer_lifetimes(const Program& program);
 // Scratch memory of the instruction's kernel, where its operands lie as they do.
-int64_t workspace_of(const Program& program, const Instr& instr);
+int64_t workspace_bytes_of(const Program& program, const Instr& instr);
 // Of the kernel that needs most, of one stage.
 int64_t largest_workspace(const Program& program, int32_t stage = 0);
 
