@@ -23,7 +23,91 @@ struct Forward {
   double eps;
 };
 
-// kLayer: of layer norm; otherwise of RMS norm, which has neither mean nor beta.
+// The threads of a block of forward_of_rows, and how many blocks a multiprocessor has at once.
+constexpr int kForwardThreads = 128;
+template <int K>
+constexpr int kForwardResident = K <= 4 ? 8 : 5;
+
+// Dense rows, evenly apart, by groups of `threads` threads, of which a block has some; a thread has
+// K vectors of a row at most. While a group works on a row, its next one is on the way. kLayer: of
+// layer norm; otherwise of RMS norm, which has neither mean nor beta.
+template <class T, int N, int K, bool kLayer>
+__global__ void __launch_bounds__(kForwardThreads, kForwardResident<K>)
+    forward_of_rows(Forward<T> f, int threads) {
+  using A = Statistic<T>;
+  __shared__ A shared[2][1][32];
+  const int groups = blockDim.x / threads, group = threadIdx.x / threads;
+  const int lane = threadIdx.x % threads, vectors = f.n / N;
+  const auto each_vector = [&](auto fn) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (lane + k * threads < vectors) fn(k, lane + k * threads);
+    }
+  };
+  // Where row r begins in operand o.
+  const auto at = [&](int64_t r, int o) { return r * f.rows.step[0][o]; };
+  int turn = 0;
+  const auto mean_of = [&](A sum) {
+    A sums[1] = {sum};
+    over_threads(sums, shared[turn], threads, group);
+    turn ^= 1;
+    return sums[0] / static_cast<A>(f.n);
+  };
+  Raw next[K] = {};
+  const auto read = [&](int64_t r) {
+    const T* const x = f.x + at(r, 0);
+    each_vector([&](int k, int v) { next[k] = Raw::at(x + v * N); });
+  };
+  const int64_t step = static_cast<int64_t>(gridDim.x) * groups;
+  int64_t r = static_cast<int64_t>(blockIdx.x) * groups + group;
+  if (r < f.rows.count) read(r);
+  while (r < f.rows.count) {
+    Raw x[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) x[k] = next[k];
+    const int64_t row = r;
+    r += step;
+    if (r < f.rows.count) read(r);
+    A mean = 0;
+    if constexpr (kLayer) {
+      A sum = 0;
+      each_vector([&](int k, int) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) sum += x[k].template number_at<T>(j);
+      });
+      mean = mean_of(sum);
+    }
+    A squares = 0;
+    each_vector([&](int k, int) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const A d = x[k].template number_at<T>(j) - mean;
+        squares += d * d;
+      }
+    });
+    const A rstd = 1 / sqrt_of(mean_of(squares) + static_cast<A>(f.eps));
+    T* const y = f.y + at(row, 1);
+    each_vector([&](int k, int v) {
+      const Raw gamma = Raw::at(f.gamma + v * N);
+      Raw beta;
+      if constexpr (kLayer) beta = Raw::at(f.beta + v * N);
+      Vec<T, N> out;
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        A h = (x[k].template number_at<T>(j) - mean) * rstd * gamma.template number_at<T>(j);
+        if constexpr (kLayer) h += beta.template number_at<T>(j);
+        out.x[j] = To<T>::of(h);
+      }
+      row_store(y, 1, v, out);
+    });
+    if (lane == 0) {
+      if constexpr (kLayer) f.mean[at(row, 2)] = mean;
+      f.rstd[at(row, 3)] = rstd;
+    }
+  }
+}
+
+// Rows that lie in any way, or are very long.
 template <class T, int N, int G, bool kLayer>
 __global__ void __launch_bounds__(kRowThreads<G>) norm(Forward<T> f) {
   using A = Statistic<T>;
@@ -88,30 +172,6 @@ struct Backward {
   int sums;
 };
 
-// 16 bytes as they lie in memory: halves that wait for their turn take half as many registers so.
-struct Raw {
-  uint4 words;
-
-  template <class T>
-  static __device__ Raw at(const T* p) {
-    return {*reinterpret_cast<const uint4*>(p)};
-  }
-  // Number j of those of type T; j is known when this is compiled.
-  template <class T>
-  __device__ Statistic<T> number_at(int j) const {
-    const auto word = [&](int i) {
-      return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
-    };
-    if constexpr (sizeof(T) == 8) {
-      return __hiloint2double(static_cast<int>(word(2 * j + 1)), static_cast<int>(word(2 * j)));
-    } else if constexpr (sizeof(T) == 4) {
-      return __uint_as_float(word(j));
-    } else {
-      return number(T{static_cast<unsigned short>(word(j / 2) >> (j % 2 * 16))});
-    }
-  }
-};
-
 // What a thread has of one row.
 template <class T, int K, bool kMore>
 struct RowPair {
@@ -119,39 +179,21 @@ struct RowPair {
   Statistic<T> mean, rstd;
 };
 
-// Adds two numbers over the `threads` threads, whole warps, of a group of the block.
-template <class A>
-__device__ void over_threads(A& a, A& b, A* shared, int threads, int barrier) {
-  a = over_warp(a, Add{});
-  b = over_warp(b, Add{});
-  if (threads == 32) return;
-  const int lane = threadIdx.x % 32, warps = threads / 32, first = barrier * warps;
-  if (lane == 0) {
-    shared[threadIdx.x / 32] = a;
-    shared[16 + threadIdx.x / 32] = b;
-  }
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier + 1), "r"(threads) : "memory");
-  a = over_warp<16>(lane % 16 < warps ? shared[first + lane % 16] : A(0), Add{});
-  b = over_warp<16>(lane % 16 < warps ? shared[16 + first + lane % 16] : A(0), Add{});
-}
-
-// The threads of a block of backward_of_rows, and of all blocks of a multiprocessor: rows of which
-// a thread has one vector leave registers for so many that enough of them are on the way.
+// The threads of a block of backward_of_rows, of which a multiprocessor has one at a time: rows of
+// which a thread has one vector leave registers for so many that enough of them are on the way.
 template <int K>
-constexpr int kBackwardThreads = K == 1 ? 384 : 512;
-template <int K>
-constexpr int kBackwardResident = K == 1 ? 768 : 512;
+constexpr int kBackwardThreads = K == 1 ? 768 : 512;
 
 // Dense rows of at most 512 * K vectors, evenly apart, by groups of `threads` threads, of which a
 // block has some. While a group works on a row, its next one is on the way. kMore: with a residual
 // or the sum of dx.
 template <class T, int N, int K, bool kLayer, bool kMore>
-__global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kBackwardThreads<K>)
+__global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     backward_of_rows(Backward<T> b, int threads) {
   using A = Statistic<T>;
-  __shared__ A shared[2][32];
+  __shared__ A shared[2][2][32];
   extern __shared__ double2 columns_memory[];
-  A* const columns = reinterpret_cast<A*>(columns_memory);  // [n]
+  A* const columns = reinterpret_cast<A*>(columns_memory);  // [groups, n], of some groups
   const int groups = blockDim.x / threads, group = threadIdx.x / threads;
   const int lane = threadIdx.x % threads, vectors = b.n / N;
   const auto each_vector = [&](auto fn) {
@@ -195,19 +237,19 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kB
     T* const dx_row = b.dx + at(r, 4);
     r += step;
     if (kRoom && r < b.rows.count) read(r, next);
-    A g_sum = 0, gh_sum = 0;
+    A means[2] = {};  // of g and of g h
     each_vector([&](int k, int v) {
       const auto gamma = gamma_of(k, v);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const A h = (row.x[k].template number_at<T>(j) - row.mean) * row.rstd;
         const A g = row.dy[k].template number_at<T>(j) * gamma.template number_at<T>(j);
-        if constexpr (kLayer) g_sum += g;
-        gh_sum += g * h;
+        if constexpr (kLayer) means[0] += g;
+        means[1] += g * h;
       }
     });
-    over_threads(g_sum, gh_sum, shared[turn], threads, group);
-    const A g_mean = g_sum / static_cast<A>(b.n), gh_mean = gh_sum / static_cast<A>(b.n);
+    over_threads(means, shared[turn], threads, group);
+    const A g_mean = means[0] / static_cast<A>(b.n), gh_mean = means[1] / static_cast<A>(b.n);
     each_vector([&](int k, int v) {
       const auto gamma = gamma_of(k, v);
       Vec<T, N> out;
@@ -228,24 +270,26 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, kBackwardResident<K> / kB
     });
     if (!kRoom && r < b.rows.count) read(r, next);
   }
-  // The block's groups, one after the other.
+  // The sums of the block's groups, added in their order.
   constexpr int kOwn = kLayer ? 2 : 1, kSums = kMore ? kOwn + 1 : kOwn;
 #pragma unroll
   for (int s = 0; s < kSums; ++s) {
     if (s == b.sums) break;
     A* const to = b.partials + (static_cast<int64_t>(blockIdx.x) * b.sums + s) * b.n;
-    for (int turn = 0; turn < groups; ++turn) {
-      if (turn == group) {
-        each_vector([&](int k, int v) {
+    A* const own = groups == 1 ? to : columns + group * b.n;
+    if (s > 0) __syncthreads();
+    each_vector([&](int k, int v) {
 #pragma unroll
-          for (int j = 0; j < N; ++j) {
-            A sum = s == 0 ? dgamma[k][j] : s < kOwn ? dbeta[k][j] : dx_sum[k][j];
-            if (turn > 0) sum += columns[v * N + j];
-            (turn + 1 == groups ? to : columns)[v * N + j] = sum;
-          }
-        });
+      for (int j = 0; j < N; ++j) {
+        own[v * N + j] = s == 0 ? dgamma[k][j] : s < kOwn ? dbeta[k][j] : dx_sum[k][j];
       }
-      __syncthreads();
+    });
+    if (groups == 1) continue;
+    __syncthreads();
+    for (int i = threadIdx.x; i < b.n; i += blockDim.x) {
+      A sum = columns[i];
+      for (int g = 1; g < groups; ++g) sum += columns[g * b.n + i];
+      to[i] = sum;
     }
   }
 }
@@ -327,6 +371,30 @@ __global__ void __launch_bounds__(256) backward_of_columns(Backward<T> b, bool o
 
 // --- Launchers -----------------------------------------------------------------------------------
 
+// The vectors of a row that a group of forward_of_rows can have.
+constexpr int64_t kMostForwardVectors = int64_t{kForwardThreads} * 8;
+
+template <class T, bool kLayer>
+void forward_by_rows(const Forward<T>& k, cudaStream_t stream) {
+  const int64_t vectors = k.n / kWide<T>;
+  // One warp has a row, of which there is no barrier, unless it is too long.
+  const int threads = static_cast<int>(ceil_div(ceil_div(vectors, 8), 32) * 32);
+  const int groups = kForwardThreads / threads;
+  const auto launch = [&]<int K>() {
+    const int64_t blocks =
+        std::min<int64_t>(kNormPartials * kForwardResident<K>, ceil_div(k.rows.count, groups));
+    forward_of_rows<T, kWide<T>, K, kLayer>
+        <<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads * groups), 0, stream>>>(
+            k, threads);
+  };
+  const int64_t each = ceil_div(vectors, threads);
+  if (each <= 2) return launch.template operator()<2>();
+  if (each == 3) return launch.template operator()<3>();
+  if (each == 4) return launch.template operator()<4>();
+  if (each <= 6) return launch.template operator()<6>();
+  launch.template operator()<8>();
+}
+
 template <bool kLayer>
 void forward(const KernelArgs& args) {
   const int f = whole_factor(args.signature);
@@ -360,9 +428,13 @@ void forward(const KernelArgs& args) {
       k.beta = args.in[2].as<const T>(), k.beta_step = in_strides(args, 2)[along];
       wide = wide && wide_rows<T, 1>({}, 0, k.beta, k.beta_step, n);
     }
-    with_row_shape<T>(wide, n, [&]<int N, int G>() {
-      norm<T, N, G, kLayer><<<row_blocks<G>(rows.count()), kRowThreads<G>, 0, stream>>>(k);
-    });
+    if (wide && k.rows.dims == 1 && n <= kWide<T> * kMostForwardVectors) {
+      forward_by_rows<T, kLayer>(k, stream);
+    } else {
+      with_row_shape<T>(wide, n, [&]<int N, int G>() {
+        norm<T, N, G, kLayer><<<row_blocks<G>(rows.count()), kRowThreads<G>, 0, stream>>>(k);
+      });
+    }
     cuda_check(cudaGetLastError());
   });
 }
@@ -373,13 +445,12 @@ int64_t backward_by_rows(const Backward<T>& k, cudaStream_t stream) {
   using A = Statistic<T>;
   const int64_t vectors = k.n / kWide<T>;
   const int threads = static_cast<int>(ceil_div(ceil_div(vectors, K), 32) * 32);
-  const int groups = kBackwardThreads<K> / threads, block = threads * groups;
-  const int64_t blocks = std::min<int64_t>(kNormPartials * (kBackwardResident<K> / block),
-                                           ceil_div(k.rows.count, groups));
-  const size_t columns = groups > 1 ? static_cast<size_t>(k.n) * sizeof(A) : 0;
+  const int groups = kBackwardThreads<K> / threads;
+  const int64_t blocks = std::min<int64_t>(kNormPartials, ceil_div(k.rows.count, groups));
+  const size_t columns = groups > 1 ? static_cast<size_t>(groups * k.n) * sizeof(A) : 0;
   backward_of_rows<T, kWide<T>, K, kLayer, kMore>
-      <<<static_cast<unsigned>(blocks), static_cast<unsigned>(block), columns, stream>>>(k,
-                                                                                         threads);
+      <<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads * groups), columns, stream>>>(
+          k, threads);
   return blocks;
 }
 

@@ -2,6 +2,7 @@
 // the step's scalars are is read on the device; an update whose clipping coefficient is negative is
 // not made. With a `name`, moments of bf16 are rounded stochastically as they are stored, with the
 // processor's random numbers.
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <type_traits>
@@ -42,11 +43,12 @@ struct AdamW {
   }
 
   struct Scalars {
-    S decay, clip, beta1, beta2, step_size, root_correction, eps;
+    double rate;
+    S clip, beta1, beta2, step_size, root_correction, eps;
   };
-  __device__ Scalars scalars(double weight_decay) const {
+  __device__ Scalars scalars() const {
     const double rate = get<double>(lr, 0), n = *step;
-    return {static_cast<S>(1 - rate * weight_decay),
+    return {rate,
             get<S>(clip, 0),
             static_cast<S>(beta1),
             static_cast<S>(beta2),
@@ -54,11 +56,15 @@ struct AdamW {
             static_cast<S>(sqrt(1 - pow(beta2, n))),
             static_cast<S>(eps)};
   }
-  __device__ static void update(const Scalars& c, const S (&old)[kIn], S (&made)[kOut]) {
+  // Of a tensor: what its weight decay leaves of a parameter.
+  __device__ static S decay(const Scalars& c, double weight_decay) {
+    return static_cast<S>(1 - c.rate * weight_decay);
+  }
+  __device__ static void update(const Scalars& c, S decay, const S (&old)[kIn], S (&made)[kOut]) {
     const S g = old[3] * c.clip;
     const S m = old[1] + (g - old[1]) * (1 - c.beta1);
     const S v = old[2] * c.beta2 + g * g * (1 - c.beta2);
-    made[0] = old[0] * c.decay - c.step_size * (m / (sqrt_of(v) / c.root_correction + c.eps));
+    made[0] = old[0] * decay - c.step_size * (m / (sqrt_of(v) / c.root_correction + c.eps));
     made[1] = m;
     made[2] = v;
   }
@@ -78,22 +84,25 @@ struct Sgd {
   }
 
   struct Scalars {
-    S lr, clip, momentum, decay;
+    S lr, clip, momentum;
   };
-  __device__ Scalars scalars(double weight_decay) const {
-    return {get<S>(lr, 0), get<S>(clip, 0), static_cast<S>(momentum), static_cast<S>(weight_decay)};
+  __device__ Scalars scalars() const {
+    return {get<S>(lr, 0), get<S>(clip, 0), static_cast<S>(momentum)};
   }
-  __device__ static void update(const Scalars& c, const S (&old)[kIn], S (&made)[kOut]) {
-    made[1] = c.momentum * old[1] + (old[2] * c.clip + c.decay * old[0]);
+  __device__ static S decay(const Scalars&, double weight_decay) {
+    return static_cast<S>(weight_decay);
+  }
+  __device__ static void update(const Scalars& c, S decay, const S (&old)[kIn], S (&made)[kOut]) {
+    made[1] = c.momentum * old[1] + (old[2] * c.clip + decay * old[0]);
     made[0] = old[0] - c.lr * made[1];
   }
 };
 
 // The scalars, worked out by one thread of the block.
 template <class U>
-__device__ typename U::Scalars shared_scalars(const U& update, double weight_decay) {
+__device__ typename U::Scalars shared_scalars(const U& update) {
   __shared__ typename U::Scalars scalars;
-  if (threadIdx.x == 0) scalars = update.scalars(weight_decay);
+  if (threadIdx.x == 0) scalars = update.scalars();
   __syncthreads();
   return scalars;
 }
@@ -149,113 +158,144 @@ struct Rounded : Updated<U> {
 
 struct NoCopy {};
 
-// Parameters of type P, moments of type M, gradients of type G, copies of type H. A piece has
-// `piece` elements.
+// A piece is what the threads of a block have in registers: kTurn vectors of each operand.
+constexpr int kTurn = 2;
+constexpr int piece_of(int element) { return kThreads * kTurn * 16 / element; }
+
+// How many of its blocks a multiprocessor has at once.
+template <class P>
+constexpr int kResident = 2;
+
+// Parameters of type P, moments of type M, gradients of type G, copies of type H. All blocks go
+// through the pieces side by side, so that memory is used in few places at a time; while a block
+// updates one piece, its next one is on the way.
 template <template <class> class Item, class U, class P, class M, class G, class H>
-__global__ void __launch_bounds__(kThreads, sizeof(P) != 4                        ? 2
-                                            : std::is_same_v<Item<U>, Rounded<U>> ? 3
-                                                                                  : 4)
-    update_pieces(U update, const __grid_constant__ Table<Item<U>> table, int piece) {
+__global__ void __launch_bounds__(kThreads, kResident<P>)
+    update_pieces(U update, const __grid_constant__ Table<Item<U>> table, unsigned pieces) {
   using S = typename U::Number;
-  constexpr int kMoments = U::kIn - 2, N = kWide<P>, kTurn = 2;
+  constexpr int kMoments = U::kIn - 2, N = kWide<P>, kPiece = piece_of(sizeof(P));
   constexpr bool kCopies = !std::is_same_v<H, NoCopy>;
   constexpr bool kRounds = std::is_same_v<Item<U>, Rounded<U>>;
   static_assert(!kRounds || (N == 4 && std::is_same_v<M, bf16>));
-  const int which = table.item_of(blockIdx.x);
-  const Item<U>& item = table.items[which];
-  const int64_t begin = static_cast<int64_t>(blockIdx.x - table.first[which]) * piece;
-  const int n = item.count - begin < piece ? static_cast<int>(item.count - begin) : piece;
-  const int vectors = n / N;
-  P* const p = static_cast<P*>(item.p) + begin;
-  M* m[kMoments];
-#pragma unroll
-  for (int k = 0; k < kMoments; ++k) m[k] = static_cast<M*>(item.moments[k]) + begin;
-  const G* const g = static_cast<const G*>(item.g) + begin;
-  [[maybe_unused]] H* const copy = static_cast<H*>(item.copy) + begin;
-
-  Vec<P, N> now_p[kTurn];
-  Vec<M, N> now_m[kTurn][kMoments];
-  Vec<G, N> now_g[kTurn];
-  const auto fetch = [&](int i) {
+  // Where in an item this thread's vectors begin, and how many elements the item has from there on.
+  struct Place {
+    int which = 0;
+    int64_t at = 0, left = 0;
+  };
+  // `from`: an item that is not behind the piece's.
+  const auto place_of = [&](unsigned piece, int from) {
+    Place place = {from};
+    while (place.which + 1 < table.count && table.first[place.which + 1] <= piece) ++place.which;
+    place.at = static_cast<int64_t>(piece - table.first[place.which]) * kPiece + threadIdx.x * N;
+    place.left = table.items[place.which].count - place.at;
+    return place;
+  };
+  constexpr int kApart = kThreads * N;  // elements from a thread's vector to its next one
+  Vec<P, N> next_p[kTurn];
+  Vec<M, N> next_m[kTurn][kMoments];
+  Vec<G, N> next_g[kTurn];
+  const auto fetch = [&](const Place& place) {
+    const Item<U>& item = table.items[place.which];
 #pragma unroll
     for (int u = 0; u < kTurn; ++u) {
-      const int at = (i + u * kThreads) * N;
-      if (i + u * kThreads >= vectors) break;
-      now_p[u] = load<N>(static_cast<const P*>(p) + at);
+      if (place.left < u * kApart + N) break;
+      const int64_t at = place.at + u * kApart;
+      next_p[u] = load<N>(static_cast<const P*>(item.p) + at);
 #pragma unroll
-      for (int k = 0; k < kMoments; ++k) now_m[u][k] = load<N>(static_cast<const M*>(m[k]) + at);
-      now_g[u] = load<N>(g + at);
+      for (int k = 0; k < kMoments; ++k) {
+        next_m[u][k] = load<N>(static_cast<const M*>(item.moments[k]) + at);
+      }
+      next_g[u] = load<N>(static_cast<const G*>(item.g) + at);
     }
   };
   // The first elements are on their way while the scalars are worked out.
-  int i = static_cast<int>(threadIdx.x);
-  fetch(i);
-  const typename U::Scalars scalars = shared_scalars(update, item.weight_decay);
-  if (scalars.clip < 0) {
-    if constexpr (kCopies) {
-      for (int j = static_cast<int>(threadIdx.x); j < n; j += kThreads) {
-        copy[j] = To<H>::of(number(p[j]));
-      }
-    }
-    return;
-  }
-  // One element.
-  const auto renew = [&](P& p_j, M* const(&m_j)[kMoments], G g_j, [[maybe_unused]] unsigned bits) {
-    S old[U::kIn], made[U::kOut];
-    old[0] = number(p_j);
-#pragma unroll
-    for (int k = 0; k < kMoments; ++k) old[k + 1] = number(*m_j[k]);
-    old[U::kIn - 1] = number(g_j);
-    U::update(scalars, old, made);
-    p_j = To<P>::of(made[0]);
-#pragma unroll
-    for (int k = 0; k < kMoments; ++k) {
-      if constexpr (kRounds) {
-        *m_j[k] = rounded(made[k + 1], bits, k);
-      } else {
-        *m_j[k] = To<M>::of(made[k + 1]);
-      }
-    }
-  };
-  while (i < vectors) {
+  unsigned piece = blockIdx.x;
+  Place next = place_of(piece, table.item_of(piece));
+  fetch(next);
+  const typename U::Scalars scalars = shared_scalars(update);
+  while (piece < pieces) {
+    const Place place = next;
+    Vec<P, N> now_p[kTurn];
+    Vec<M, N> now_m[kTurn][kMoments];
+    Vec<G, N> now_g[kTurn];
 #pragma unroll
     for (int u = 0; u < kTurn; ++u) {
-      const int at = (i + u * kThreads) * N;
-      if (i + u * kThreads >= vectors) break;
-      unsigned bits[N] = {};
-      if constexpr (kRounds) {
-        item.draws.random().draw(static_cast<uint64_t>(item.index(begin + at)) / 4, bits);
+      now_p[u] = next_p[u];
+#pragma unroll
+      for (int k = 0; k < kMoments; ++k) now_m[u][k] = next_m[u][k];
+      now_g[u] = next_g[u];
+    }
+    piece += gridDim.x;
+    if (piece < pieces) {
+      next = place_of(piece, place.which);
+      fetch(next);
+    }
+    const Item<U>& item = table.items[place.which];
+    const S decay = U::decay(scalars, item.weight_decay);
+    // One element; of registers or in memory.
+    const auto renew = [&](P& p, M* const(&m)[kMoments], G g, [[maybe_unused]] unsigned bits) {
+      S old[U::kIn], made[U::kOut];
+      old[0] = number(p);
+#pragma unroll
+      for (int k = 0; k < kMoments; ++k) old[k + 1] = number(*m[k]);
+      old[U::kIn - 1] = number(g);
+      U::update(scalars, decay, old, made);
+      p = To<P>::of(made[0]);
+#pragma unroll
+      for (int k = 0; k < kMoments; ++k) {
+        if constexpr (kRounds) {
+          *m[k] = rounded(made[k + 1], bits, k);
+        } else {
+          *m[k] = To<M>::of(made[k + 1]);
+        }
       }
+    };
 #pragma unroll
-      for (int j = 0; j < N; ++j) {
-        M* m_j[kMoments];
+    for (int u = 0; u < kTurn; ++u) {
+      const int64_t at = place.at + u * kApart, left = place.left - u * kApart;
+      P* const p = static_cast<P*>(item.p) + at;
+      [[maybe_unused]] H* const copy = static_cast<H*>(item.copy) + at;
+      if (left >= N) {
+        if (scalars.clip >= 0) {
+          unsigned bits[N] = {};
+          if constexpr (kRounds) {
+            item.draws.random().draw(static_cast<uint64_t>(item.index(at)) / 4, bits);
+          }
 #pragma unroll
-        for (int k = 0; k < kMoments; ++k) m_j[k] = &now_m[u][k].x[j];
-        renew(now_p[u].x[j], m_j, now_g[u].x[j], bits[j]);
-      }
-      store(p + at, now_p[u]);
+          for (int j = 0; j < N; ++j) {
+            M* m[kMoments];
 #pragma unroll
-      for (int k = 0; k < kMoments; ++k) store(m[k] + at, now_m[u][k]);
-      if constexpr (kCopies) {
-        Vec<H, N> halves;
+            for (int k = 0; k < kMoments; ++k) m[k] = &now_m[u][k].x[j];
+            renew(now_p[u].x[j], m, now_g[u].x[j], bits[j]);
+          }
+          store(p, now_p[u]);
 #pragma unroll
-        for (int j = 0; j < N; ++j) halves.x[j] = To<H>::of(number(now_p[u].x[j]));
-        store(copy + at, halves);
+          for (int k = 0; k < kMoments; ++k) {
+            store(static_cast<M*>(item.moments[k]) + at, now_m[u][k]);
+          }
+        }
+        if constexpr (kCopies) {
+          Vec<H, N> halves;
+#pragma unroll
+          for (int j = 0; j < N; ++j) halves.x[j] = To<H>::of(number(now_p[u].x[j]));
+          store(copy, halves);
+        }
+      } else {
+        // The last elements of an item, of which no vector can be made.
+        for (int j = 0; j < left; ++j) {
+          if (scalars.clip >= 0) {
+            M* m[kMoments];
+            for (int k = 0; k < kMoments; ++k) m[k] = static_cast<M*>(item.moments[k]) + at + j;
+            unsigned bits = 0;
+            if constexpr (kRounds) {
+              bits = item.draws.random().at(static_cast<uint64_t>(item.index(at + j)));
+            }
+            renew(p[j], m, static_cast<const G*>(item.g)[at + j], bits);
+          }
+          if constexpr (kCopies) copy[j] = To<H>::of(number(p[j]));
+        }
       }
     }
-    i += kTurn * kThreads;
-    fetch(i);
-  }
-  const int rest = vectors * N + static_cast<int>(threadIdx.x);
-  if (rest < n) {
-    M* m_j[kMoments];
-    for (int k = 0; k < kMoments; ++k) m_j[k] = m[k] + rest;
-    unsigned bits = 0;
-    if constexpr (kRounds) {
-      bits = item.draws.random().at(static_cast<uint64_t>(item.index(begin + rest)));
-    }
-    renew(p[rest], m_j, g[rest], bits);
-    if constexpr (kCopies) copy[rest] = To<H>::of(number(p[rest]));
   }
 }
 
@@ -273,7 +313,8 @@ template <class U>
 __global__ void __launch_bounds__(kThreads)
     update_elements(U update, Operands<U> operands, Loops<Operands<U>::kAll> loops) {
   using S = typename U::Number;
-  const typename U::Scalars scalars = shared_scalars(update, operands.weight_decay);
+  const typename U::Scalars scalars = shared_scalars(update);
+  const S decay = U::decay(scalars, operands.weight_decay);
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < loops.count;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
     int64_t at[Operands<U>::kAll];
@@ -283,7 +324,7 @@ __global__ void __launch_bounds__(kThreads)
     if (scalars.clip < 0) {
       for (int k = 0; k < U::kOut; ++k) made[k] = old[k];
     } else {
-      U::update(scalars, old, made);
+      U::update(scalars, decay, old, made);
     }
     for (int k = 0; k < U::kOut; ++k) set(operands.made[k], at[U::kIn + k], made[k]);
     if (operands.copy.data == nullptr) continue;
@@ -330,7 +371,8 @@ __global__ void __launch_bounds__(kThreads)
     round_elements(U update, Operands<U> operands, Loops<Operands<U>::kAll + 1> loops,
                    Places places, Draws draws) {
   using S = typename U::Number;
-  const typename U::Scalars scalars = shared_scalars(update, operands.weight_decay);
+  const typename U::Scalars scalars = shared_scalars(update);
+  const S decay = U::decay(scalars, operands.weight_decay);
   const Random random = draws.random();
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < loops.count;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
@@ -342,7 +384,7 @@ __global__ void __launch_bounds__(kThreads)
     if (scalars.clip < 0) {
       for (int k = 0; k < U::kOut; ++k) made[k] = old[k];
     } else {
-      U::update(scalars, old, made);
+      U::update(scalars, decay, old, made);
     }
     const unsigned bits = random.at(static_cast<uint64_t>(places.index(at[Operands<U>::kAll])));
     set(operands.made[0], at[U::kIn], made[0]);
@@ -483,18 +525,15 @@ void launch_round_elements(const KernelArgs& args, const Lying<U>& lying, const 
 
 template <class U, template <class> class Item>
 void launch_alike(const Alike<U, Item>& alike, cudaStream_t stream) {
-  int64_t elements = 0;
-  for (const Item<U>& item : alike.items) elements += item.count;
-  // Pieces small enough that every multiprocessor has some, large enough to begin seldom.
-  int piece = 16384;
-  while (piece > 2048 && elements < int64_t{piece} * 132 * 16) piece /= 2;
+  const int piece = piece_of(static_cast<int>(size_of(alike.p)));
   in_tables(
       alike.items, [&](const Item<U>& item) { return ceil_div(item.count, piece); },
       [&](const Table<Item<U>>& table, unsigned pieces) {
         with_item_types(alike, [&]<class P, class M, class G, class H>(P, M, G, H) {
           if constexpr (std::is_same_v<P, double> == std::is_same_v<typename U::Number, double>)
             update_pieces<Item, U, P, M, G, H>
-                <<<pieces, kThreads, 0, stream>>>(alike.update, table, piece);
+                <<<std::min(pieces, 132u * kResident<P>), kThreads, 0, stream>>>(alike.update,
+                                                                                 table, pieces);
         });
         cuda_check(cudaGetLastError());
       });

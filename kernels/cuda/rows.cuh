@@ -2,6 +2,8 @@
 // that have it, and reductions over those threads.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/loops.cuh"
 
 namespace cleave {
@@ -42,9 +44,53 @@ __device__ inline A over_group(A x, A* shared, Fn fn) {
   return x;
 }
 
+// Adds M numbers over the `threads` threads, whole warps, of a group of the block; the same in all
+// of them. A barrier of that number is the group's own, and no two groups of a warp have one.
+// `shared` is used once before every other use has been passed by all of the group.
+template <int M, class A>
+__device__ inline void over_threads(A (&x)[M], A (&shared)[M][32], int threads, int group) {
+#pragma unroll
+  for (int m = 0; m < M; ++m) x[m] = over_warp(x[m], Add{});
+  if (threads == 32) return;
+  const int lane = threadIdx.x % 32, warps = threads / 32, first = group * warps;
+  if (lane == 0) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) shared[m][threadIdx.x / 32] = x[m];
+  }
+  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+#pragma unroll
+  for (int m = 0; m < M; ++m) {
+    x[m] = over_warp<16>(lane % 16 < warps ? shared[m][first + lane % 16] : A(0), Add{});
+  }
+}
+
 inline constexpr double kInfinity = __builtin_huge_val();
 
 // --- Rows ----------------------------------------------------------------------------------------
+
+// 16 bytes as they lie in memory: halves that wait for their turn take half as many registers so.
+struct Raw {
+  uint4 words;
+
+  template <class T>
+  static __device__ Raw at(const T* p) {
+    return {*reinterpret_cast<const uint4*>(p)};
+  }
+  // Number j of those of type T; j is known when this is compiled.
+  template <class T>
+  __device__ Statistic<T> number_at(int j) const {
+    const auto word = [&](int i) {
+      return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+    };
+    if constexpr (sizeof(T) == 8) {
+      return __hiloint2double(static_cast<int>(word(2 * j + 1)), static_cast<int>(word(2 * j)));
+    } else if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(word(j));
+    } else {
+      return number(T{static_cast<unsigned short>(word(j / 2) >> (j % 2 * 16))});
+    }
+  }
+};
 
 // N elements of a row, whose elements are `step` apart when N is 1 and next to each other if not.
 template <int N, class T>
@@ -60,6 +106,20 @@ __device__ inline void row_store(T* row, int64_t step, int v, const Vec<T, N>& x
     row[v * step] = x.x[0];
   }
 }
+
+// One number as it lies in memory, where vectors cannot be read.
+template <class T>
+struct RawOne {
+  T x;
+
+  static __device__ RawOne at(const T* p) { return {*p}; }
+  template <class>
+  __device__ Statistic<T> number_at(int) const {
+    return number(x);
+  }
+};
+template <class T, int N>
+using RawOf = std::conditional_t<(N > 1), Raw, RawOne<T>>;
 
 // What one of G threads has of a row: the first vectors in registers, and those after them, of rows
 // that are longer, read anew.

@@ -31,9 +31,9 @@ inline constexpr bool kTensorCoreAttention = true;
 
 // --- Norms ---------------------------------------------------------------------------------------
 
-// Blocks that each keep sums of columns: the multiprocessors of an H100, and as many times that as
-// fit there. Constants, so that the same bits come out on every GPU.
-inline constexpr int kNormPartials = 132, kMostNormPartials = 3 * kNormPartials;
+// Blocks that each keep sums of columns: the multiprocessors of an H100. A constant, so that the
+// same bits come out on every GPU.
+inline constexpr int kNormPartials = 132;
 
 // How many vectors of a row a thread of the backward has, `more` when something is added to its
 // result; 0: the rows are too long for it.
@@ -41,15 +41,10 @@ inline int norm_vectors_a_thread(int64_t vectors, bool more) {
   return vectors <= 256 ? 1 : vectors <= 1024 ? 2 : vectors <= 2048 && !more ? 4 : 0;
 }
 
-// Of the most blocks that there can be: a sum of every result but the first.
+// Of all blocks, a sum of every result but the first.
 inline int64_t norm_backward_workspace(const OpCall& call) {
-  const DType dtype = call.in[0].dtype;
-  const int64_t n = call.in[2].shape[0];
-  const int64_t blocks = norm_vectors_a_thread(n * size_of(dtype) / 16, false) == 1
-                             ? kMostNormPartials
-                             : kNormPartials;
   const auto sums = static_cast<int64_t>(call.signature.outputs().size()) - 1;
-  return blocks * sums * n * statistic_bytes(dtype);
+  return kNormPartials * sums * call.in[2].shape[0] * statistic_bytes(call.in[0].dtype);
 }
 
 // --- Sums that GELU's backward keeps -------------------------------------------------------------
