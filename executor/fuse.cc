@@ -24,6 +24,8 @@ constexpr std::array kFusions = {
           fuse_wide},
     Entry{{"bias", "a product adds its bias"}, fuse_bias},
     Entry{{"residual", "a product adds what stands beside it"}, fuse_residual},
+    Entry{{"gelu", "a product also makes GELU of itself, or the gradient of what GELU was made of"},
+          fuse_gelu},
     Entry{{"norm_residual", "the backward of a norm adds the gradient that goes around it"},
           fuse_norm_residual},
     Entry{{"column_sum", "the backward of a norm or of GELU sums its result for a bias before it"},

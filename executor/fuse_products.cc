@@ -10,13 +10,18 @@
 namespace cleave {
 namespace {
 
-// The product becomes a linear that takes `operand` too, with these factors.
-void add_operand(Instr& product, TensorId operand, const std::string& text,
-                 std::string_view attribute) {
+// The product becomes a linear with this attribute, and with these factors of an operand more, or
+// of a result.
+void become_linear(Instr& product, std::string_view attribute, const std::string& operand,
+                   const std::string& result) {
   const Signature& s = *product.signature;
   std::string factors;
-  for (size_t k = 0; k < s.inputs().size(); ++k) factors += s.input_text(k) + ",";
-  factors += text + "->" + s.output_text(0);
+  for (size_t k = 0; k < s.inputs().size(); ++k) {
+    factors += (k == 0 ? "" : ",") + s.input_text(k);
+  }
+  if (!operand.empty()) factors += "," + operand;
+  factors += "->" + s.output_text(0);
+  if (!result.empty()) factors += "," + result;
   // What is summed over is whole: partial sums would each add the rest.
   for (size_t f = 0; f < s.factors().size(); ++f) {
     const char letter = s.factors()[f].letter;
@@ -28,16 +33,24 @@ void add_operand(Instr& product, TensorId operand, const std::string& text,
   product.op = &ops::linear;
   product.signature = &Signature::get(factors);
   product.attrs.set(attribute, int64_t{1});
+}
+
+// The same with this tensor as the operand.
+void add_operand(Instr& product, TensorId operand, const std::string& text,
+                 std::string_view attribute) {
+  become_linear(product, attribute, text, "");
   product.in.push_back(operand);
 }
+
+bool has(const Instr& instr, std::string_view attribute) { return instr.attrs.has(attribute); }
 
 // The product that makes the tensor for this reader alone, and has none beside it yet.
 std::optional<size_t> product_of(const Fuser& fuser, TensorId t, const Instr& reader) {
   std::optional<size_t> m = fuser.maker(t, reader, &ops::linear);
   if (!m) m = fuser.maker(t, reader, &ops::matmul);
   if (!m) return {};
-  const Attrs& attrs = fuser.instr(*m).attrs;
-  return attrs.has("residual") ? std::nullopt : m;
+  return has(fuser.instr(*m), "residual") || has(fuser.instr(*m), "gelu_backward") ? std::nullopt
+                                                                                   : m;
 }
 
 }  // namespace
@@ -122,6 +135,34 @@ bool fuse_residual(Fuser& fuser, size_t i) {
     beside = result;
   }
   fuser.take_result(products.back(), i);
+  return true;
+}
+
+// GELU of a product, which makes both; and its backward, of a product that nobody else reads.
+bool fuse_gelu(Fuser& fuser, size_t i) {
+  const Instr& instr = fuser.instr(i);
+  if (instr.op != &ops::gelu && instr.op != &ops::gelu_backward) return false;
+  const bool backward = instr.op == &ops::gelu_backward;
+  if (instr.out.size() != 1) return false;
+  const TensorId product = instr.in[backward ? 1 : 0];
+  std::optional<size_t> m =
+      backward ? product_of(fuser, product, instr) : fuser.maker(product, instr);
+  if (!m) return false;
+  Instr& made = fuser.instr(*m);
+  if ((made.op != &ops::matmul && made.op != &ops::linear) || made.out.size() != 1 ||
+      has(made, "dtype") || has(made, "residual") || has(made, "gelu_backward") ||
+      (backward && has(made, "bias")) || fuser.dtype(product) != fuser.dtype(instr.out[0])) {
+    return false;
+  }
+  const std::string c = made.signature->output_text(0);
+  if (backward) {
+    add_operand(made, instr.in[0], c, "gelu_backward");
+    fuser.take_result(*m, i);
+  } else {
+    become_linear(made, "gelu", "", c);
+    fuser.give_result(*m, 1, i);
+    fuser.mark(*m);
+  }
   return true;
 }
 

@@ -84,6 +84,7 @@ void forget_unread_copies(Program& program);
 bool fuse_wide(Fuser& fuser, size_t i);
 bool fuse_bias(Fuser& fuser, size_t i);
 bool fuse_residual(Fuser& fuser, size_t i);
+bool fuse_gelu(Fuser& fuser, size_t i);
 
 // fuse_norms.cc
 bool fuse_norm_residual(Fuser& fuser, size_t i);

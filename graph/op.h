@@ -108,6 +108,7 @@ struct OpDef {
   InferFn infer = infer_from_factors;
   FlopsFn flops = flops_from_factors;
   BytesFn bytes = bytes_from_factors;  // memory traffic
+  BytesFn bytes_after = no_bytes;      // of them, what a product moves when its sums are made
   GradFn grad = nullptr;               // null: not differentiable
   SplitFn split = nullptr;             // how a whole factor is split after all; null: it is not
   // The op over the factor with this letter in parts, one part after the other: `merge` makes of

@@ -1,7 +1,10 @@
-// A matrix product to which a bias, a residual, or both are added before it is stored: what fusion
-// makes of a product and the sums behind it (executor/fuse.h). Models write the parts.
+// A matrix product to which a bias, a residual, or both are added before it is stored, or with
+// GELU: what fusion makes of a product and what stands behind it (executor/fuse.h). Models write
+// the parts.
 //
 //   a, b [, bias] [, residual] -> c       bias: the last factor of c; residual: as c
+//   a, b [, bias] -> c, y                 `gelu`: y = gelu(c)
+//   a, b, x -> c                          `gelu_backward`: of the product, the gradient of gelu(x)
 //
 // What is summed over is whole, or each partial sum would add the rest. With the attribute `dtype`,
 // f32, products of halves are stored as they are summed, and what is added is f32, too: a gradient
@@ -22,16 +25,27 @@ void linear_cuda(const KernelArgs& args);
 
 namespace {
 
+bool has(const Attrs& attrs, std::string_view name) { return attrs.integer_or(name, 0) != 0; }
+
 size_t operands_of(const Attrs& attrs) {
-  return 2 + static_cast<size_t>(attrs.integer_or("bias", 0) != 0) +
-         static_cast<size_t>(attrs.integer_or("residual", 0) != 0);
+  size_t operands = 2;
+  for (const auto* name : {"bias", "residual", "gelu_backward"}) {
+    operands += static_cast<size_t>(has(attrs, name));
+  }
+  return operands;
 }
 
 std::vector<TensorType> infer_linear(const OpCall& call) {
   if (call.in.size() != operands_of(call.attrs)) {
     fail("linear: {} operands, and its attributes say {}", call.in.size(), operands_of(call.attrs));
   }
+  const bool gelu = has(call.attrs, "gelu"), backward = has(call.attrs, "gelu_backward");
+  if ((gelu || backward) && (call.attrs.has("dtype") || has(call.attrs, "residual") ||
+                             (backward && (gelu || has(call.attrs, "bias"))))) {
+    fail("linear: its attributes ask for more beside GELU than there is");
+  }
   std::vector<TensorType> out = infer_from_factors(call);
+  if (out.size() != (gelu ? 2 : 1)) fail("linear: {} results", out.size());
   if (call.attrs.has("dtype")) out[0].dtype = dtype_named(call.attrs.text("dtype"));
   const bool wide = out[0].dtype != call.in[0].dtype;
   if (wide && (out[0].dtype != DType::kF32 || !is_half(call.in[0].dtype))) {
@@ -52,6 +66,12 @@ double linear_flops(const OpCall& call) {
   return flops;
 }
 
+// What GELU reads or writes beside the product.
+double gelu_bytes(const OpCall& call, std::span<const TensorType> out) {
+  if (!has(call.attrs, "gelu") && !has(call.attrs, "gelu_backward")) return 0;
+  return static_cast<double>(numel(out[0].shape) * size_of(out[0].dtype));
+}
+
 void linear_cpu(const KernelArgs& args) {
   const Signature& s = args.signature;
   const std::string c = s.output_text(0);
@@ -67,9 +87,16 @@ void linear_cpu(const KernelArgs& args) {
   }
   run_part(ops::matmul, s.input_text(0) + "," + s.input_text(1) + "->" + c, args, {in[0], in[1]},
            args.out[0]);
+  if (has(args.attrs, "gelu_backward")) {
+    run_part(ops::gelu_backward, c + "," + c + "->" + c, args, {last, args.out[0]}, args.out[0]);
+    return;
+  }
   for (size_t i = 2; i < in.size(); ++i) {
     run_part(ops::add, c + "," + s.input_text(i) + "->" + c, args, {args.out[0], in[i]},
              args.out[0]);
+  }
+  if (has(args.attrs, "gelu")) {
+    run_part(ops::gelu, c + "->" + c, args, {args.out[0]}, args.out[1]);
   }
 }
 
@@ -80,6 +107,7 @@ constinit const OpDef ops::linear = {
     .factors = "...K,nK,n->...n",
     .infer = infer_linear,
     .flops = linear_flops,
+    .bytes_after = gelu_bytes,
     .cpu = linear_cpu,
     .cuda = cuda_kernel<linear_cuda>(),
     .cuda_workspace = linear_cuda_workspace,

@@ -143,7 +143,9 @@ double op_seconds(const Cluster& cluster, const OpDef& op, const OpCall& call,
   } else {
     arithmetic = flops / cluster.device.vector_flops;
   }
-  return std::max(arithmetic, bytes / cluster.device.bandwidth) + cluster.device.op_latency;
+  const double after = op.bytes_after(call, out);
+  return std::max(arithmetic, (bytes - after) / cluster.device.bandwidth) +
+         after / cluster.device.bandwidth + cluster.device.op_latency;
 }
 
 // --- Collectives ---------------------------------------------------------------------------------

@@ -58,8 +58,31 @@ TEST(Fusion, Linears) {
   const ModelConfig config = testing::config_for(testing::models()[0], 1);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     const Graph graph = training_graph(config, dtype);
-    const Program fused = lower(graph, plan_for(graph, "1", {}), true);
+    const Program fused = lower(graph, plan_for(graph, "1", {}), {true, {"gelu"}});
     EXPECT_EQ(count(fused, ops::linear), 4 * config.layers) << name_of(dtype);
+  }
+}
+
+// Of each layer of GPT, one product makes GELU too, and one its gradient, in halves as well; what
+// they compute, TrainsLikeTheParts compares. Products of 8 bits have neither.
+TEST(Fusion, Gelu) {
+  const ModelConfig config = testing::config_for(testing::models()[0], 1);
+  for (const DType dtype : {DType::kF64, DType::kBF16}) {
+    const Graph graph = training_graph(config, dtype);
+    const Plan plan = plan_for(graph, "1", {});
+    const Program fused = lower(graph, plan, true), off = lower(graph, plan, {true, {"gelu"}});
+    int64_t forward = 0, backward = 0;
+    for (const Instr& i : fused.instrs) {
+      forward += i.op == &ops::linear && i.attrs.has("gelu");
+      backward += i.op == &ops::linear && i.attrs.has("gelu_backward");
+    }
+    EXPECT_EQ(forward, config.layers) << name_of(dtype);
+    EXPECT_EQ(backward, config.layers) << name_of(dtype);
+    EXPECT_EQ(count(fused, ops::gelu) + count(fused, ops::gelu_backward), 0) << name_of(dtype);
+    EXPECT_EQ(count(off, ops::gelu_backward), config.layers) << name_of(dtype);
+    if (dtype != DType::kBF16) continue;
+    const Program eighths = lower(graph, plan, {true, {}, {.scaling = F8Scaling::kCurrent}});
+    EXPECT_EQ(count(eighths, ops::gelu_backward), config.layers);
   }
 }
 
@@ -90,8 +113,9 @@ TEST(Fusion, Norms) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     const Graph graph = training_graph(config, dtype);
     const Plan plan = plan_for(graph, "1", {});
-    const Program fused = lower(graph, plan, {true, {"chain"}}),
-                  off = lower(graph, plan, {true, {"chain", "norm_residual", "column_sum"}});
+    const Program fused = lower(graph, plan, {true, {"chain", "gelu"}}),
+                  off =
+                      lower(graph, plan, {true, {"chain", "gelu", "norm_residual", "column_sum"}});
     const int64_t adds = count(off, ops::add_n) - count(fused, ops::add_n);
     EXPECT_EQ(adds, 2 * config.layers) << name_of(dtype);
     EXPECT_EQ(count(off, ops::sum) - count(fused, ops::sum), 3 * config.layers) << name_of(dtype);

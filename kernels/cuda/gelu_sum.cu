@@ -3,14 +3,13 @@
 #include <algorithm>
 
 #include "kernels/cuda/columns.cuh"
-#include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/workspace.h"
 #include "kernels/rows.h"
 
 namespace cleave {
 namespace {
 
-constexpr int kLanes = kGeluLanes, kRows = 16;  // a block's threads: along a row, and rows
+constexpr int kLanes = kGeluLanes, kRows = 8;  // a block's threads: along a row, and rows
 
 template <class T>
 struct GeluBackward {
@@ -22,10 +21,15 @@ struct GeluBackward {
   typename Sum<T>::Type* partials;  // [parts, n]
 };
 
-// A thread has one vector of N columns, of every kRows-th row of the block's part; while it works
-// on some, its next ones are on the way.
+template <int N, class T>
+__device__ Vec<T, N> columns_load(const T* row, int64_t step, int64_t v) {
+  if constexpr (N > 1) return load<N>(row + v * N);
+  return Vec<T, N>{{row[v * step]}};
+}
+
+// A thread has one vector of N columns, of every kRows-th row of the block's part.
 template <class T, int N>
-__global__ void __launch_bounds__(kLanes* kRows, 2) gelu_backward_columns(GeluBackward<T> g) {
+__global__ void __launch_bounds__(kLanes* kRows, 4) gelu_backward_columns(GeluBackward<T> g) {
   using A = typename Sum<T>::Type;
   __shared__ A shared[kRows][kLanes * N];
   const int lane = threadIdx.x % kLanes, y = threadIdx.x / kLanes;
@@ -34,44 +38,33 @@ __global__ void __launch_bounds__(kLanes* kRows, 2) gelu_backward_columns(GeluBa
   if (v < g.n / N) {
     const int64_t end = (blockIdx.y + 1) * g.rows.count / gridDim.y;
     constexpr int kAtOnce = 2;
-    const auto column = [&](int64_t step) { return N > 1 ? v * N : v * step; };
-    RawOf<T, N> next_x[kAtOnce], next_dy[kAtOnce];
-    int64_t next_to[kAtOnce] = {};
-    const auto read = [&](int64_t r) {
+    int64_t r = blockIdx.y * g.rows.count / gridDim.y + y;
+    for (; r < end; r += kAtOnce * kRows) {
+      Vec<T, N> x[kAtOnce], dy[kAtOnce];
+      int64_t at[kAtOnce][3];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         if (r + k * kRows >= end) break;
-        int64_t at[3];
-        g.rows.offsets(r + k * kRows, at);
-        next_x[k] = RawOf<T, N>::at(g.x + at[0] + column(g.x_step));
-        next_dy[k] = RawOf<T, N>::at(g.dy + at[1] + column(g.dy_step));
-        next_to[k] = at[2] + column(g.dx_step);
+        g.rows.offsets(r + k * kRows, at[k]);
+        x[k] = columns_load<N>(g.x + at[k][0], g.x_step, v);
+        dy[k] = columns_load<N>(g.dy + at[k][1], g.dy_step, v);
       }
-    };
-    int64_t r = blockIdx.y * g.rows.count / gridDim.y + y;
-    read(r);
-    while (r < end) {
-      RawOf<T, N> x[kAtOnce], dy[kAtOnce];
-      int64_t to[kAtOnce];
-      bool mine[kAtOnce];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
-        x[k] = next_x[k], dy[k] = next_dy[k], to[k] = next_to[k];
-        mine[k] = r + k * kRows < end;
-      }
-      r += kAtOnce * kRows;
-      read(r);
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        if (!mine[k]) break;
+        if (r + k * kRows >= end) break;
         Vec<T, N> out;
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-          const A dx = dy[k].template number_at<T>(j) * gelu_slope(x[k].template number_at<T>(j));
+          const A dx = number(dy[k].x[j]) * gelu_slope(number(x[k].x[j]));
           sums[j] += dx;
           out.x[j] = To<T>::of(dx);
         }
-        store(g.dx + to[k], out);
+        T* const to = g.dx + at[k][2];
+        if constexpr (N > 1) {
+          store(to + v * N, out);
+        } else {
+          to[v * g.dx_step] = out.x[0];
+        }
       }
     }
   }

@@ -40,8 +40,16 @@ int alignment_of(const void* data, int64_t elements, int64_t element) {
   return alignment;
 }
 
-// The product of the first two operands, with what is added to it: indices of operands, or -1.
-void contract(const KernelArgs& args, int bias, int residual) {
+// What stands behind a product: indices of operands, or -1.
+struct Behind {
+  int bias = -1, residual = -1;
+  Epilogue epilogue = Epilogue::kNone;
+};
+
+// The product of the first two operands, with what stands behind it. False: cuBLASLt has no product
+// with this epilogue, and nothing was launched.
+bool contract(const KernelArgs& args, const Behind& behind) {
+  const int bias = behind.bias, residual = behind.residual;
   const Classes of = classify(args.signature);
   const ProductOperands operands = product_operands(args, of, residual);
   const Matrices &a = operands.a, &b = operands.b, &c = operands.c, &r = operands.residual;
@@ -55,7 +63,7 @@ void contract(const KernelArgs& args, int bias, int residual) {
   const int64_t m = size_of(args, of.m), n = size_of(args, of.n), k = size_of(args, of.k);
   LoopNest<4> nest = nest_over<4>(
       args, of.batch, {a.strides, b.strides, c.strides, residual < 0 ? c.strides : r.strides});
-  if (nest.count() * m * n == 0) return;
+  if (nest.count() * m * n == 0) return true;
   CLEAVE_ASSERT(k > 0, "a product over nothing");
 
   Product p;
@@ -81,13 +89,20 @@ void contract(const KernelArgs& args, int bias, int residual) {
   p.d.batch_stride = step[2];
   p.has_bias = bias >= 0, p.has_c = residual >= 0;
   if (p.has_c) p.c = {leading(r), step[3]};
+  p.epilogue = behind.epilogue;
+  // Of GELU the first result is what cuBLASLt writes beside the product.
+  const bool gelu = p.epilogue == Epilogue::kGelu;
+  void* const aux = gelu                                    ? args.out[0].data
+                    : p.epilogue == Epilogue::kGeluBackward ? args.in.back().data
+                                                            : nullptr;
+  bool launched = true;
   for_each_element(nest, [&](const auto& at) {
     const auto moved = [](const Matrices& x, int64_t offset) {
       return static_cast<std::byte*>(x.data) + offset * size_of(x.dtype);
     };
     const std::byte* const a_data = moved(left, at[swapped ? 1 : 0]);
     const std::byte* const b_data = moved(right, at[swapped ? 0 : 1]);
-    std::byte* const d_data = moved(c, at[2]);
+    std::byte* const d_data = gelu ? args.out[1].as<std::byte>() : moved(c, at[2]);
     const std::byte* const c_data = p.has_c ? moved(r, at[3]) : nullptr;
     const int64_t element = size_of(p.in), out = size_of(p.out);
     p.alignment = std::min(
@@ -95,60 +110,96 @@ void contract(const KernelArgs& args, int bias, int residual) {
          alignment_of(d_data, p.d.leading, out), alignment_of(a_data, p.a.batch_stride, element),
          alignment_of(b_data, p.b.batch_stride, element),
          alignment_of(d_data, p.d.batch_stride, out), alignment_of(c_data, p.c.leading, out),
-         alignment_of(c_data, p.c.batch_stride, out), alignment_of(with(bias).data, 0, out)});
-    args.device->products().run(p, a_data, b_data, c_data, with(bias).data, d_data, args.workspace,
-                                *args.device, static_cast<cudaStream_t>(args.stream));
+         alignment_of(c_data, p.c.batch_stride, out), alignment_of(with(bias).data, 0, out),
+         alignment_of(aux, 0, out)});
+    // cuBLASLt wants it for what lies beside the result.
+    launched = p.epilogue == Epilogue::kNone || p.alignment == 16;
+    launched =
+        launched && args.device->products().run(
+                        p, {a_data, b_data, c_data, with(bias).data, d_data, aux}, args.workspace,
+                        *args.device, static_cast<cudaStream_t>(args.stream));
   });
+  if (!launched) return false;
   if (c.copied) {
     copy(args, args.signature.outputs()[0], args.out[0], out_strides(args, 0), c, false);
   }
+  return true;
+}
+
+// An operand or result over all factors of the first result.
+struct Elements {
+  const TensorView& view;
+  Shape strides;
+};
+
+// Computes a result from elements of others that lie in the same place: a, b, ... in `element`.
+void each_element(const KernelArgs& args, const std::vector<Elements>& in, const Elements& out,
+                  std::string element) {
+  const auto order = factors_of(args.signature.outputs()[0]);
+  ElementLoops loops;
+  for (const int8_t f : order) loops.sizes.push_back(args.extents[static_cast<size_t>(f)].local);
+  const auto operand = [&](const Elements& e) {
+    LoopOperand o{e.view.dtype, e.view.data, {}};
+    for (const int8_t f : order) o.steps.push_back(e.strides[static_cast<size_t>(f)]);
+    return o;
+  };
+  for (const Elements& e : in) loops.in.push_back(operand(e));
+  loops.out = {operand(out)};
+  loops.element = std::move(element);
+  loops.merge();
+  launch(loops, *args.device, static_cast<cudaStream_t>(args.stream));
+}
+
+// The product with its bias and residual. What cuBLASLt cannot add is added afterwards: to f64, to
+// results in columns, of which one column is always one, and to those that are copied, or residuals
+// that lie otherwise than the result. One that the result overwrites lies as it does, and is always
+// added at once.
+void add_all(const KernelArgs& args, bool at_once, int bias, int residual) {
+  if (at_once) {
+    contract(args, {bias, residual});
+    return;
+  }
+  const bool in_place = residual >= 0 && args.in.back().data == args.out[0].data;
+  contract(args, {-1, in_place ? residual : -1});
+  std::vector<Elements> in = {{args.out[0], out_strides(args, 0)}};
+  std::string element = operand_name(0);
+  for (const int i : {bias, in_place ? -1 : residual}) {
+    if (i < 0) continue;
+    element += " + " + operand_name(in.size());
+    in.push_back({args.in[static_cast<size_t>(i)], in_strides(args, static_cast<size_t>(i))});
+  }
+  if (in.size() > 1) each_element(args, in, {args.out[0], out_strides(args, 0)}, element);
 }
 
 }  // namespace
 
-void matmul_cuda(const KernelArgs& args) { contract(args, -1, -1); }
+void matmul_cuda(const KernelArgs& args) { contract(args, {}); }
 
-// What cuBLASLt cannot add is added afterwards: to f64, to results in columns, of which one column
-// is always one, and to those that are copied, or residuals that lie otherwise than the result. One
-// that the result overwrites lies as it does, and is always added at once.
 void linear_cuda(const KernelArgs& args) {
-  const bool has_bias = args.attrs.integer_or("bias", 0) != 0;
-  const int bias = has_bias ? 2 : -1;
+  const auto has = [&](std::string_view name) { return args.attrs.integer_or(name, 0) != 0; };
+  const bool gelu = has("gelu"), backward = has("gelu_backward");
+  const int bias = has("bias") ? 2 : -1;
   const int residual = residual_operand(args.attrs);
   const TensorView& out = args.out[0];
-  const auto plain = [&](int i) {
-    if (i < 0) return true;
-    const TensorView& v = args.in[static_cast<size_t>(i)];
-    return v.contiguous() && v.dtype == out.dtype;
-  };
+  const auto plain = [&](const TensorView& v) { return v.contiguous() && v.dtype == out.dtype; };
+  const auto plain_operand = [&](int i) { return i < 0 || plain(args.in[static_cast<size_t>(i)]); };
   const Classes of = classify(args.signature);
-  const bool in_rows = !has_bias || size_of(args, of.n) > 1;
-  if (out.dtype != DType::kF64 && out.contiguous() && in_rows && plain(bias) && plain(residual) &&
-      of.batch.empty()) {
-    contract(args, bias, residual);
-    return;
+  const bool in_rows = size_of(args, of.n) > 1;
+  const bool matrix = out.dtype != DType::kF64 && out.contiguous() && of.batch.empty();
+  const bool at_once =
+      matrix && (in_rows || bias < 0) && plain_operand(bias) && plain_operand(residual);
+  if (gelu || backward) {
+    const TensorView& beside = gelu ? args.out[1] : args.in.back();
+    const Epilogue epilogue = gelu ? Epilogue::kGelu : Epilogue::kGeluBackward;
+    if (at_once && in_rows && plain(beside) && contract(args, {bias, -1, epilogue})) return;
   }
-  const bool in_place = residual >= 0 && args.in.back().data == out.data;
-  contract(args, -1, in_place ? residual : -1);
-  const size_t left = args.in.size() - (in_place ? 1 : 0);
-  if (left == 2) return;
-  const auto order = factors_of(args.signature.outputs()[0]);
-  ElementLoops loops;
-  for (const int8_t f : order) loops.sizes.push_back(args.extents[static_cast<size_t>(f)].local);
-  const auto operand = [&](const TensorView& view, const Shape& strides) {
-    LoopOperand o{view.dtype, view.data, {}};
-    for (const int8_t f : order) o.steps.push_back(strides[static_cast<size_t>(f)]);
-    return o;
-  };
-  loops.in.push_back(operand(out, out_strides(args, 0)));
-  loops.out = loops.in;
-  loops.element = operand_name(0);
-  for (size_t i = 2; i < left; ++i) {
-    loops.in.push_back(operand(args.in[i], in_strides(args, i)));
-    loops.element += " + " + operand_name(i - 1);
+  add_all(args, at_once, bias, residual);
+  const Elements c = {out, out_strides(args, 0)};
+  if (gelu) each_element(args, {c}, {args.out[1], out_strides(args, 1)}, "gelu(a)");
+  if (backward) {
+    each_element(args, {{args.in.back(), in_strides(args, args.in.size() - 1)}, c}, c,
+                 "b * gelu_slope(a)");
   }
-  loops.merge();
-  launch(loops, *args.device, static_cast<cudaStream_t>(args.stream));
 }
 
 }  // namespace cleave

@@ -23,87 +23,68 @@ struct Forward {
   double eps;
 };
 
-// The threads of a block of forward_of_rows, and how many blocks a multiprocessor has at once.
-constexpr int kForwardThreads = 128;
-template <int K>
-constexpr int kForwardResident = K <= 4 ? 8 : 5;
+constexpr int kForwardThreads = 128;  // of a block of forward_of_rows, at most
 
 // Dense rows, evenly apart, by groups of `threads` threads, of which a block has some; a thread has
-// K vectors of a row at most. While a group works on a row, its next one is on the way. kLayer: of
-// layer norm; otherwise of RMS norm, which has neither mean nor beta.
+// K vectors of its row at most. kLayer: of layer norm; otherwise of RMS norm, which has neither
+// mean nor beta.
 template <class T, int N, int K, bool kLayer>
-__global__ void __launch_bounds__(kForwardThreads, kForwardResident<K>)
-    forward_of_rows(Forward<T> f, int threads) {
+__global__ void __launch_bounds__(kForwardThreads, 8) forward_of_rows(Forward<T> f, int threads) {
   using A = Statistic<T>;
   __shared__ A shared[2][1][32];
   const int groups = blockDim.x / threads, group = threadIdx.x / threads;
   const int lane = threadIdx.x % threads, vectors = f.n / N;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * groups + group;
+  if (r >= f.rows.count) return;
+  // Where the row begins in operand o.
+  const auto at = [&](int o) { return r * f.rows.step[0][o]; };
   const auto each_vector = [&](auto fn) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (lane + k * threads < vectors) fn(k, lane + k * threads);
     }
   };
-  // Where row r begins in operand o.
-  const auto at = [&](int64_t r, int o) { return r * f.rows.step[0][o]; };
-  int turn = 0;
-  const auto mean_of = [&](A sum) {
+  const auto mean_of = [&](A sum, A(&room)[1][32]) {
     A sums[1] = {sum};
-    over_threads(sums, shared[turn], threads, group);
-    turn ^= 1;
+    over_threads(sums, room, threads, group);
     return sums[0] / static_cast<A>(f.n);
   };
-  Raw next[K] = {};
-  const auto read = [&](int64_t r) {
-    const T* const x = f.x + at(r, 0);
-    each_vector([&](int k, int v) { next[k] = Raw::at(x + v * N); });
-  };
-  const int64_t step = static_cast<int64_t>(gridDim.x) * groups;
-  int64_t r = static_cast<int64_t>(blockIdx.x) * groups + group;
-  if (r < f.rows.count) read(r);
-  while (r < f.rows.count) {
-    Raw x[K];
-#pragma unroll
-    for (int k = 0; k < K; ++k) x[k] = next[k];
-    const int64_t row = r;
-    r += step;
-    if (r < f.rows.count) read(r);
-    A mean = 0;
-    if constexpr (kLayer) {
-      A sum = 0;
-      each_vector([&](int k, int) {
-#pragma unroll
-        for (int j = 0; j < N; ++j) sum += x[k].template number_at<T>(j);
-      });
-      mean = mean_of(sum);
-    }
-    A squares = 0;
+  Raw x[K];
+  each_vector([&](int k, int v) { x[k] = Raw::at(f.x + at(0) + v * N); });
+  A mean = 0;
+  if constexpr (kLayer) {
+    A sum = 0;
     each_vector([&](int k, int) {
 #pragma unroll
-      for (int j = 0; j < N; ++j) {
-        const A d = x[k].template number_at<T>(j) - mean;
-        squares += d * d;
-      }
+      for (int j = 0; j < N; ++j) sum += x[k].template number_at<T>(j);
     });
-    const A rstd = 1 / sqrt_of(mean_of(squares) + static_cast<A>(f.eps));
-    T* const y = f.y + at(row, 1);
-    each_vector([&](int k, int v) {
-      const Raw gamma = Raw::at(f.gamma + v * N);
-      Raw beta;
-      if constexpr (kLayer) beta = Raw::at(f.beta + v * N);
-      Vec<T, N> out;
+    mean = mean_of(sum, shared[0]);
+  }
+  A squares = 0;
+  each_vector([&](int k, int) {
 #pragma unroll
-      for (int j = 0; j < N; ++j) {
-        A h = (x[k].template number_at<T>(j) - mean) * rstd * gamma.template number_at<T>(j);
-        if constexpr (kLayer) h += beta.template number_at<T>(j);
-        out.x[j] = To<T>::of(h);
-      }
-      row_store(y, 1, v, out);
-    });
-    if (lane == 0) {
-      if constexpr (kLayer) f.mean[at(row, 2)] = mean;
-      f.rstd[at(row, 3)] = rstd;
+    for (int j = 0; j < N; ++j) {
+      const A d = x[k].template number_at<T>(j) - mean;
+      squares += d * d;
     }
+  });
+  const A rstd = 1 / sqrt_of(mean_of(squares, shared[1]) + static_cast<A>(f.eps));
+  each_vector([&](int k, int v) {
+    const Raw gamma = Raw::at(f.gamma + v * N);
+    Raw beta;
+    if constexpr (kLayer) beta = Raw::at(f.beta + v * N);
+    Vec<T, N> out;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      A h = (x[k].template number_at<T>(j) - mean) * rstd * gamma.template number_at<T>(j);
+      if constexpr (kLayer) h += beta.template number_at<T>(j);
+      out.x[j] = To<T>::of(h);
+    }
+    row_store(f.y + at(1), 1, v, out);
+  });
+  if (lane == 0) {
+    if constexpr (kLayer) f.mean[at(2)] = mean;
+    f.rstd[at(3)] = rstd;
   }
 }
 
@@ -279,9 +260,15 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     A* const own = groups == 1 ? to : columns + group * b.n;
     if (s > 0) __syncthreads();
     each_vector([&](int k, int v) {
+      constexpr int kAtOnce = 16 / sizeof(A);
 #pragma unroll
-      for (int j = 0; j < N; ++j) {
-        own[v * N + j] = s == 0 ? dgamma[k][j] : s < kOwn ? dbeta[k][j] : dx_sum[k][j];
+      for (int j = 0; j < N; j += kAtOnce) {
+        Vec<A, kAtOnce> sums;
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          sums.x[i] = s == 0 ? dgamma[k][j + i] : s < kOwn ? dbeta[k][j + i] : dx_sum[k][j + i];
+        }
+        store(own + v * N + j, sums);
       }
     });
     if (groups == 1) continue;
@@ -377,15 +364,13 @@ constexpr int64_t kMostForwardVectors = int64_t{kForwardThreads} * 8;
 template <class T, bool kLayer>
 void forward_by_rows(const Forward<T>& k, cudaStream_t stream) {
   const int64_t vectors = k.n / kWide<T>;
-  // One warp has a row, of which there is no barrier, unless it is too long.
+  // A warp has a row, and needs no barrier, unless the row is too long for it.
   const int threads = static_cast<int>(ceil_div(ceil_div(vectors, 8), 32) * 32);
   const int groups = kForwardThreads / threads;
   const auto launch = [&]<int K>() {
-    const int64_t blocks =
-        std::min<int64_t>(kNormPartials * kForwardResident<K>, ceil_div(k.rows.count, groups));
     forward_of_rows<T, kWide<T>, K, kLayer>
-        <<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads * groups), 0, stream>>>(
-            k, threads);
+        <<<static_cast<unsigned>(ceil_div(k.rows.count, groups)),
+           static_cast<unsigned>(threads * groups), 0, stream>>>(k, threads);
   };
   const int64_t each = ceil_div(vectors, threads);
   if (each <= 2) return launch.template operator()<2>();

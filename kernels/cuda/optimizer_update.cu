@@ -2,8 +2,8 @@
 // the step's scalars are is read on the device; an update whose clipping coefficient is negative is
 // not made. With a `name`, moments of bf16 are rounded stochastically as they are stored, with the
 // processor's random numbers.
-#include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -23,7 +23,7 @@ constexpr int kUpdateBlocks = 132 * 8;  // of tensors that lie in any way
 
 // --- Updates -------------------------------------------------------------------------------------
 
-// Each update works out the step's scalars once, then new[0..kOut) of old[0..kIn), whose last is
+// Each block works out the step's scalars, then new[0..kOut) of old[0..kIn), whose last is
 // the gradient; new o takes the place of old o. S: what it computes in. kOperands: old as inputs
 // of the op; kStep: that with the step's number.
 
@@ -32,29 +32,38 @@ struct AdamW {
   using Number = S;
   static constexpr int kIn = 4, kOut = 3;  // p, m, v and the gradient
   static constexpr int kOperands[kIn] = {0, 2, 3, 1}, kStep = 6;
-  double beta1, beta2, eps;
+  double beta1, beta2, log_beta1, log_beta2, eps;
   AnyFloat lr, clip;
   const int* step;
   bool operator==(const AdamW&) const = default;
 
   static AdamW of(const KernelArgs& args) {
-    return {args.attrs.real("beta1"), args.attrs.real("beta2"), args.attrs.real("eps"),
-            any_float(args.in[4]),    any_float(args.in[5]),    args.in[6].as<const int>()};
+    const double beta1 = args.attrs.real("beta1"), beta2 = args.attrs.real("beta2");
+    return {beta1,
+            beta2,
+            std::log(beta1),
+            std::log(beta2),
+            args.attrs.real("eps"),
+            any_float(args.in[4]),
+            any_float(args.in[5]),
+            args.in[6].as<const int>()};
   }
 
   struct Scalars {
     double rate;
     S clip, beta1, beta2, step_size, root_correction, eps;
   };
-  __device__ Scalars scalars() const {
-    const double rate = get<double>(lr, 0), n = *step;
-    return {rate,
-            get<S>(clip, 0),
-            static_cast<S>(beta1),
-            static_cast<S>(beta2),
-            static_cast<S>(rate / (1 - pow(beta1, n))),
-            static_cast<S>(sqrt(1 - pow(beta2, n))),
-            static_cast<S>(eps)};
+  // 1 - beta^n is -expm1(n log(beta)), which takes a fraction of the time of pow.
+  __device__ void work_out(Scalars& c) const {
+    if (threadIdx.x == 0) {
+      c.rate = get<double>(lr, 0);
+      c.clip = get<S>(clip, 0);
+      c.beta1 = static_cast<S>(beta1), c.beta2 = static_cast<S>(beta2);
+      c.eps = static_cast<S>(eps);
+      c.step_size = static_cast<S>(c.rate / -expm1(*step * log_beta1));
+    } else if (threadIdx.x == 32) {
+      c.root_correction = static_cast<S>(sqrt(-expm1(*step * log_beta2)));
+    }
   }
   // Of a tensor: what its weight decay leaves of a parameter.
   __device__ static S decay(const Scalars& c, double weight_decay) {
@@ -86,8 +95,8 @@ struct Sgd {
   struct Scalars {
     S lr, clip, momentum;
   };
-  __device__ Scalars scalars() const {
-    return {get<S>(lr, 0), get<S>(clip, 0), static_cast<S>(momentum)};
+  __device__ void work_out(Scalars& c) const {
+    if (threadIdx.x == 0) c = {get<S>(lr, 0), get<S>(clip, 0), static_cast<S>(momentum)};
   }
   __device__ static S decay(const Scalars&, double weight_decay) {
     return static_cast<S>(weight_decay);
@@ -98,11 +107,11 @@ struct Sgd {
   }
 };
 
-// The scalars, worked out by one thread of the block.
+// The scalars, worked out by threads of two of the block's warps.
 template <class U>
 __device__ typename U::Scalars shared_scalars(const U& update) {
   __shared__ typename U::Scalars scalars;
-  if (threadIdx.x == 0) scalars = update.scalars();
+  update.work_out(scalars);
   __syncthreads();
   return scalars;
 }
@@ -158,143 +167,111 @@ struct Rounded : Updated<U> {
 
 struct NoCopy {};
 
-// A piece is what the threads of a block have in registers: kTurn vectors of each operand.
+// A block has kTurn vectors of each operand in every thread, and ends: blocks that begin one after
+// the other read and write faster than those that go on with other elements.
 constexpr int kTurn = 2;
 constexpr int piece_of(int element) { return kThreads * kTurn * 16 / element; }
 
-// How many of its blocks a multiprocessor has at once.
-template <class P>
-constexpr int kResident = 2;
-
-// Parameters of type P, moments of type M, gradients of type G, copies of type H. All blocks go
-// through the pieces side by side, so that memory is used in few places at a time; while a block
-// updates one piece, its next one is on the way.
+// Parameters of type P, moments of type M, gradients of type G, copies of type H.
 template <template <class> class Item, class U, class P, class M, class G, class H>
-__global__ void __launch_bounds__(kThreads, kResident<P>)
-    update_pieces(U update, const __grid_constant__ Table<Item<U>> table, unsigned pieces) {
+__global__ void __launch_bounds__(kThreads, sizeof(P) != 4                        ? 2
+                                            : std::is_same_v<Item<U>, Rounded<U>> ? 3
+                                                                                  : 4)
+    update_pieces(U update, const __grid_constant__ Table<Item<U>> table) {
   using S = typename U::Number;
-  constexpr int kMoments = U::kIn - 2, N = kWide<P>, kPiece = piece_of(sizeof(P));
+  constexpr int kMoments = U::kIn - 2, N = kWide<P>;
   constexpr bool kCopies = !std::is_same_v<H, NoCopy>;
   constexpr bool kRounds = std::is_same_v<Item<U>, Rounded<U>>;
   static_assert(!kRounds || (N == 4 && std::is_same_v<M, bf16>));
-  // Where in an item this thread's vectors begin, and how many elements the item has from there on.
-  struct Place {
-    int which = 0;
-    int64_t at = 0, left = 0;
-  };
-  // `from`: an item that is not behind the piece's.
-  const auto place_of = [&](unsigned piece, int from) {
-    Place place = {from};
-    while (place.which + 1 < table.count && table.first[place.which + 1] <= piece) ++place.which;
-    place.at = static_cast<int64_t>(piece - table.first[place.which]) * kPiece + threadIdx.x * N;
-    place.left = table.items[place.which].count - place.at;
-    return place;
-  };
-  constexpr int kApart = kThreads * N;  // elements from a thread's vector to its next one
-  Vec<P, N> next_p[kTurn];
-  Vec<M, N> next_m[kTurn][kMoments];
-  Vec<G, N> next_g[kTurn];
-  const auto fetch = [&](const Place& place) {
-    const Item<U>& item = table.items[place.which];
+  const int which = table.item_of(blockIdx.x);
+  const Item<U>& item = table.items[which];
+  // This thread's first element, and how far its next vector is.
+  const int64_t begin =
+      static_cast<int64_t>(blockIdx.x - table.first[which]) * piece_of(sizeof(P)) + threadIdx.x * N;
+  constexpr int kApart = kThreads * N;
+  P* const p = static_cast<P*>(item.p) + begin;
+  M* m[kMoments];
 #pragma unroll
-    for (int u = 0; u < kTurn; ++u) {
-      if (place.left < u * kApart + N) break;
-      const int64_t at = place.at + u * kApart;
-      next_p[u] = load<N>(static_cast<const P*>(item.p) + at);
+  for (int k = 0; k < kMoments; ++k) m[k] = static_cast<M*>(item.moments[k]) + begin;
+  const G* const g = static_cast<const G*>(item.g) + begin;
+  [[maybe_unused]] H* const copy = static_cast<H*>(item.copy) + begin;
+  const auto left = [&](int u) { return item.count - begin - u * kApart; };
+
+  Vec<P, N> now_p[kTurn];
+  Vec<M, N> now_m[kTurn][kMoments];
+  Vec<G, N> now_g[kTurn];
+  // The elements are on their way while the scalars are worked out.
 #pragma unroll
-      for (int k = 0; k < kMoments; ++k) {
-        next_m[u][k] = load<N>(static_cast<const M*>(item.moments[k]) + at);
-      }
-      next_g[u] = load<N>(static_cast<const G*>(item.g) + at);
+  for (int u = 0; u < kTurn; ++u) {
+    if (left(u) < N) break;
+    now_p[u] = load<N>(static_cast<const P*>(p) + u * kApart);
+#pragma unroll
+    for (int k = 0; k < kMoments; ++k) {
+      now_m[u][k] = load<N>(static_cast<const M*>(m[k]) + u * kApart);
     }
-  };
-  // The first elements are on their way while the scalars are worked out.
-  unsigned piece = blockIdx.x;
-  Place next = place_of(piece, table.item_of(piece));
-  fetch(next);
+    now_g[u] = load<N>(g + u * kApart);
+  }
   const typename U::Scalars scalars = shared_scalars(update);
-  while (piece < pieces) {
-    const Place place = next;
-    Vec<P, N> now_p[kTurn];
-    Vec<M, N> now_m[kTurn][kMoments];
-    Vec<G, N> now_g[kTurn];
+  const S decay = U::decay(scalars, item.weight_decay);
+  // One element, of registers or in memory.
+  const auto renew = [&](P& p_j, M* const(&m_j)[kMoments], G g_j, [[maybe_unused]] unsigned bits) {
+    S old[U::kIn], made[U::kOut];
+    old[0] = number(p_j);
 #pragma unroll
-    for (int u = 0; u < kTurn; ++u) {
-      now_p[u] = next_p[u];
+    for (int k = 0; k < kMoments; ++k) old[k + 1] = number(*m_j[k]);
+    old[U::kIn - 1] = number(g_j);
+    U::update(scalars, decay, old, made);
+    p_j = To<P>::of(made[0]);
 #pragma unroll
-      for (int k = 0; k < kMoments; ++k) now_m[u][k] = next_m[u][k];
-      now_g[u] = next_g[u];
-    }
-    piece += gridDim.x;
-    if (piece < pieces) {
-      next = place_of(piece, place.which);
-      fetch(next);
-    }
-    const Item<U>& item = table.items[place.which];
-    const S decay = U::decay(scalars, item.weight_decay);
-    // One element; of registers or in memory.
-    const auto renew = [&](P& p, M* const(&m)[kMoments], G g, [[maybe_unused]] unsigned bits) {
-      S old[U::kIn], made[U::kOut];
-      old[0] = number(p);
-#pragma unroll
-      for (int k = 0; k < kMoments; ++k) old[k + 1] = number(*m[k]);
-      old[U::kIn - 1] = number(g);
-      U::update(scalars, decay, old, made);
-      p = To<P>::of(made[0]);
-#pragma unroll
-      for (int k = 0; k < kMoments; ++k) {
-        if constexpr (kRounds) {
-          *m[k] = rounded(made[k + 1], bits, k);
-        } else {
-          *m[k] = To<M>::of(made[k + 1]);
-        }
-      }
-    };
-#pragma unroll
-    for (int u = 0; u < kTurn; ++u) {
-      const int64_t at = place.at + u * kApart, left = place.left - u * kApart;
-      P* const p = static_cast<P*>(item.p) + at;
-      [[maybe_unused]] H* const copy = static_cast<H*>(item.copy) + at;
-      if (left >= N) {
-        if (scalars.clip >= 0) {
-          unsigned bits[N] = {};
-          if constexpr (kRounds) {
-            item.draws.random().draw(static_cast<uint64_t>(item.index(at)) / 4, bits);
-          }
-#pragma unroll
-          for (int j = 0; j < N; ++j) {
-            M* m[kMoments];
-#pragma unroll
-            for (int k = 0; k < kMoments; ++k) m[k] = &now_m[u][k].x[j];
-            renew(now_p[u].x[j], m, now_g[u].x[j], bits[j]);
-          }
-          store(p, now_p[u]);
-#pragma unroll
-          for (int k = 0; k < kMoments; ++k) {
-            store(static_cast<M*>(item.moments[k]) + at, now_m[u][k]);
-          }
-        }
-        if constexpr (kCopies) {
-          Vec<H, N> halves;
-#pragma unroll
-          for (int j = 0; j < N; ++j) halves.x[j] = To<H>::of(number(now_p[u].x[j]));
-          store(copy, halves);
-        }
+    for (int k = 0; k < kMoments; ++k) {
+      if constexpr (kRounds) {
+        *m_j[k] = rounded(made[k + 1], bits, k);
       } else {
-        // The last elements of an item, of which no vector can be made.
-        for (int j = 0; j < left; ++j) {
-          if (scalars.clip >= 0) {
-            M* m[kMoments];
-            for (int k = 0; k < kMoments; ++k) m[k] = static_cast<M*>(item.moments[k]) + at + j;
-            unsigned bits = 0;
-            if constexpr (kRounds) {
-              bits = item.draws.random().at(static_cast<uint64_t>(item.index(at + j)));
-            }
-            renew(p[j], m, static_cast<const G*>(item.g)[at + j], bits);
-          }
-          if constexpr (kCopies) copy[j] = To<H>::of(number(p[j]));
-        }
+        *m_j[k] = To<M>::of(made[k + 1]);
       }
+    }
+  };
+  const bool updates = scalars.clip >= 0;
+#pragma unroll
+  for (int u = 0; u < kTurn; ++u) {
+    const int at = u * kApart;
+    if (left(u) >= N) {
+      if (updates) {
+        unsigned bits[N] = {};
+        if constexpr (kRounds) {
+          item.draws.random().draw(static_cast<uint64_t>(item.index(begin + at)) / 4, bits);
+        }
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          M* m_j[kMoments];
+#pragma unroll
+          for (int k = 0; k < kMoments; ++k) m_j[k] = &now_m[u][k].x[j];
+          renew(now_p[u].x[j], m_j, now_g[u].x[j], bits[j]);
+        }
+        store(p + at, now_p[u]);
+#pragma unroll
+        for (int k = 0; k < kMoments; ++k) store(m[k] + at, now_m[u][k]);
+      }
+      if constexpr (kCopies) {
+        Vec<H, N> halves;
+#pragma unroll
+        for (int j = 0; j < N; ++j) halves.x[j] = To<H>::of(number(now_p[u].x[j]));
+        store(copy + at, halves);
+      }
+      continue;
+    }
+    // The last elements of an item, of which there is no vector.
+    for (int j = 0; j < left(u); ++j) {
+      if (updates) {
+        M* m_j[kMoments];
+        for (int k = 0; k < kMoments; ++k) m_j[k] = m[k] + at + j;
+        unsigned bits = 0;
+        if constexpr (kRounds) {
+          bits = item.draws.random().at(static_cast<uint64_t>(item.index(begin + at + j)));
+        }
+        renew(p[at + j], m_j, g[at + j], bits);
+      }
+      if constexpr (kCopies) copy[at + j] = To<H>::of(number(p[at + j]));
     }
   }
 }
@@ -532,8 +509,7 @@ void launch_alike(const Alike<U, Item>& alike, cudaStream_t stream) {
         with_item_types(alike, [&]<class P, class M, class G, class H>(P, M, G, H) {
           if constexpr (std::is_same_v<P, double> == std::is_same_v<typename U::Number, double>)
             update_pieces<Item, U, P, M, G, H>
-                <<<std::min(pieces, 132u * kResident<P>), kThreads, 0, stream>>>(alike.update,
-                                                                                 table, pieces);
+                <<<pieces, kThreads, 0, stream>>>(alike.update, table);
         });
         cuda_check(cudaGetLastError());
       });

@@ -41,7 +41,7 @@ inline Matrices as_matrices(const KernelArgs& args, const TensorView& t, const S
   m.strides = packed_strides(args, batch, rows, columns);
   m.data = args.workspace == nullptr ? nullptr : static_cast<std::byte*>(args.workspace) + used;
   used += aligned_workspace(t.numel() * size_of(t.dtype));
-  m.row = c, m.column = 1;
+  m.row = c, m.column = c == 1 ? r : 1;  // a single column is one of columns, too
   m.copied = true;
   return m;
 }

@@ -53,6 +53,7 @@ struct ProductAlgorithms::Prepared {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, d = nullptr;
   cublasLtMatmulAlgo_t algorithm = {};
+  bool found = true;  // an algorithm
 
   Prepared() = default;
   Prepared(const Prepared&) = delete;
@@ -79,27 +80,24 @@ struct ProductAlgorithms::Prepared {
     return true;
   }
 
-  void run(const Product& p, const void* a_data, const void* b_data, const void* c_data,
-           const void* bias, void* d_data, void* workspace, const DeviceContext& device,
+  void run(const Product& p, const ProductData& data, void* workspace, const DeviceContext& device,
            cudaStream_t stream, const ProductScales& scales) const {
     const double one = 1, beta = p.has_c ? 1 : 0;
     const auto one_f = static_cast<float>(one), beta_f = static_cast<float>(beta);
     const bool f64 = p.in == DType::kF64;
-    if (p.has_bias) {
-      cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                                    &bias, sizeof bias));
-    }
+    const auto set = [&](cublasLtMatmulDescAttributes_t which, const void* pointer) {
+      cuda_check(cublas_lt().MatmulDescSetAttribute(operation, which, &pointer, sizeof pointer));
+    };
+    if (p.has_bias) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, data.bias);
+    if (p.epilogue != Epilogue::kNone) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, data.aux);
     if (is_f8(p.in)) {
-      const auto set = [&](cublasLtMatmulDescAttributes_t which, const void* scale) {
-        cuda_check(cublas_lt().MatmulDescSetAttribute(operation, which, &scale, sizeof scale));
-      };
       set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales.a);
       set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales.b);
     }
     cuda_check(cublas_lt().Matmul(
-        device.blas(), operation, f64 ? static_cast<const void*>(&one) : &one_f, a_data, a, b_data,
-        b, f64 ? static_cast<const void*>(&beta) : &beta_f, p.has_c ? c_data : d_data,
-        p.has_c ? c : d, d_data, d, &algorithm, workspace,
+        device.blas(), operation, f64 ? static_cast<const void*>(&one) : &one_f, data.a, a, data.b,
+        b, f64 ? static_cast<const void*>(&beta) : &beta_f, p.has_c ? data.c : data.d,
+        p.has_c ? c : d, data.d, d, &algorithm, workspace,
         static_cast<size_t>(device.product_search.workspace), stream));
   }
 };
@@ -108,6 +106,14 @@ ProductAlgorithms::ProductAlgorithms() : cache_("products") {}
 ProductAlgorithms::~ProductAlgorithms() = default;
 
 namespace {
+
+cublasLtEpilogue_t epilogue_of(const Product& p) {
+  if (p.epilogue == Epilogue::kGeluBackward) return CUBLASLT_EPILOGUE_DGELU;
+  if (p.epilogue == Epilogue::kGelu) {
+    return p.has_bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+  }
+  return p.has_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
 
 // All that the fastest algorithm depends on.
 std::string key_of(const Product& p, const DeviceContext& device) {
@@ -118,10 +124,13 @@ std::string key_of(const Product& p, const DeviceContext& device) {
   return fmt::format(
       "{}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, {} {} {} {}, adds "
       "{} "
-      "{}, tf32 {}, aligned {}, quick {}; {} candidates, {} bytes, any order {}",
+      "{}, tf32 {}, aligned {}, quick {}{}; {} candidates, {} bytes, any order {}",
       device.properties().name, cublas_lt().GetVersion(), p.m, p.n, p.k, p.batch, name_of(p.in),
       name_of(p.b_type()), name_of(p.out), p.transpose_a, p.transpose_b, matrix(p.a), matrix(p.b),
       matrix(p.c), matrix(p.d), p.has_c, p.has_bias, p.tf32, p.alignment, p.quick,
+      p.epilogue == Epilogue::kNone   ? ""
+      : p.epilogue == Epilogue::kGelu ? ", then GELU"
+                                      : ", then GELU's gradient",
       search.candidates, search.workspace, search.any_order);
 }
 
@@ -167,10 +176,12 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   layout(made->b, p.b_type(), b_rows, b_columns, p.b);
   layout(made->c, p.out, p.m, p.n, p.has_c ? p.c : p.d);
   layout(made->d, p.out, p.m, p.n, p.d);
-  if (p.has_bias) {
-    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    cuda_check(cublas_lt().MatmulDescSetAttribute(made->operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
-                                                  &epilogue, sizeof epilogue));
+  const cublasLtEpilogue_t epilogue = epilogue_of(p);
+  cuda_check(cublas_lt().MatmulDescSetAttribute(made->operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
+                                                &epilogue, sizeof epilogue));
+  if (p.epilogue != Epilogue::kNone) {
+    cuda_check(cublas_lt().MatmulDescSetAttribute(
+        made->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p.d.leading, sizeof p.d.leading));
   }
 
   // Chosen once on this machine: another choice may add in another order.
@@ -204,6 +215,11 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
       search.candidates, candidates.data(), &count);
   cublas_lt().MatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) cuda_check(status);
+  if (count == 0 && p.epilogue != Epilogue::kNone) {
+    made->found = false;
+    found = std::move(made);
+    return *found;
+  }
   CLEAVE_ASSERT(count > 0, "cuBLASLt has no product [{}, {}] x [{}, {}] of {}", p.m, p.k, p.k, p.n,
                 name_of(p.in));
 
@@ -212,13 +228,15 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   const int64_t b_span = span_of(p.b, b_rows, b_columns, p.batch);
   const int64_t d_span = span_of(p.d, p.m, p.n, p.batch);
   const int64_t c_span = p.has_c ? span_of(p.c, p.m, p.n, p.batch) : 0;
+  const int64_t aux_span = p.epilogue == Epilogue::kNone ? 0 : d_span;
   const DeviceMemory a(a_span * size_of(p.in)), b(b_span * size_of(p.b_type())),
       c(c_span * size_of(p.out)), bias(p.m * size_of(p.out)), d(d_span * size_of(p.out)),
-      workspace(search.workspace);
+      aux(aux_span * size_of(p.out)), workspace(search.workspace);
   fill_random(a.data, p.in, a_span, 1, nullptr);
   fill_random(b.data, p.b_type(), b_span, 2, nullptr);
   fill_random(c.data, p.out, c_span, 3, nullptr);
   fill_random(bias.data, p.out, p.m, 4, nullptr);
+  fill_random(aux.data, p.out, aux_span, 6, nullptr);
   const DeviceMemory scale(sizeof(float));
   fill_random(scale.data, DType::kF32, 1, 5, nullptr);
   cudaEvent_t begin = nullptr, end = nullptr;
@@ -235,8 +253,8 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
     std::array<float, kTimed> times;
     for (int run = -1; run < kTimed; ++run) {
       cuda_check(cudaEventRecord(begin, nullptr));
-      trial.run(p, a.data, b.data, c.data, bias.data, d.data, workspace.data, device, nullptr,
-                {scale.data, scale.data});
+      trial.run(p, {a.data, b.data, c.data, bias.data, d.data, aux.data}, workspace.data, device,
+                nullptr, {scale.data, scale.data});
       cuda_check(cudaEventRecord(end, nullptr));
       cuda_check(cudaEventSynchronize(end));
       if (run >= 0) cuda_check(cudaEventElapsedTime(&times[static_cast<size_t>(run)], begin, end));
@@ -255,10 +273,12 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   return *found;
 }
 
-void ProductAlgorithms::run(const Product& p, const void* a, const void* b, const void* c,
-                            const void* bias, void* d, void* workspace, DeviceContext& device,
-                            cudaStream_t stream, const ProductScales& scales) {
-  prepared(p, device, stream).run(p, a, b, c, bias, d, workspace, device, stream, scales);
+bool ProductAlgorithms::run(const Product& p, const ProductData& data, void* workspace,
+                            DeviceContext& device, cudaStream_t stream,
+                            const ProductScales& scales) {
+  const Prepared& known = prepared(p, device, stream);
+  if (known.found) known.run(p, data, workspace, device, stream, scales);
+  return known.found;
 }
 
 }  // namespace cleave

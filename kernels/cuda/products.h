@@ -24,8 +24,15 @@ struct ProductMatrix {
   auto operator<=>(const ProductMatrix&) const = default;
 };
 
-// d[m, n] = op(a)[m, k] op(b)[k, n] + beta d, for each of `batch`. In columns; op transposes or
-// not.
+// What becomes of a sum before it is stored. `aux` lies as d does.
+enum class Epilogue : uint8_t {
+  kNone,
+  kGelu,          // d = gelu(sum), aux = sum
+  kGeluBackward,  // d = sum gelu'(aux)
+};
+
+// d[m, n] = op(a)[m, k] op(b)[k, n] + beta c + bias, for each of `batch`. In columns; op transposes
+// or not.
 struct Product {
   int64_t m = 0, n = 0, k = 0, batch = 1;
   bool transpose_a = false, transpose_b = false;
@@ -37,8 +44,15 @@ struct Product {
   bool tf32 = false;         // of f32
   int alignment = 16;        // bytes, of all pointers and of their columns; a power of two <= 16
   bool quick = false;        // of 8 bits: sums are kept in fewer bits inside the tensor cores
+  Epilogue epilogue = Epilogue::kNone;
   DType b_type() const { return in_b == DType::kI32 ? in : in_b; }
   auto operator<=>(const Product&) const = default;
+};
+
+// Where a product's matrices lie on the device; null: it has none such.
+struct ProductData {
+  const void *a = nullptr, *b = nullptr, *c = nullptr, *bias = nullptr;
+  void *d = nullptr, *aux = nullptr;
 };
 
 // On the device, what the numbers of operands of 8 bits are to be multiplied by.
@@ -52,11 +66,10 @@ class ProductAlgorithms {
   ~ProductAlgorithms();
 
   // Launches the product with the best algorithm that is known for it; finds it the first time, for
-  // which it takes memory of its own from the device, and waits for it.
-  // `c` and `bias`: null where the product has none.
-  void run(const Product& product, const void* a, const void* b, const void* c, const void* bias,
-           void* d, void* workspace, DeviceContext& device, cudaStream_t stream,
-           const ProductScales& scales = {});
+  // which it takes memory of its own from the device, and waits for it. False: cuBLASLt has none
+  // with such an epilogue, and nothing was launched.
+  bool run(const Product& product, const ProductData& data, void* workspace, DeviceContext& device,
+           cudaStream_t stream, const ProductScales& scales = {});
 
  private:
   struct Prepared;

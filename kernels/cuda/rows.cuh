@@ -2,8 +2,6 @@
 // that have it, and reductions over those threads.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/loops.cuh"
 
 namespace cleave {
@@ -106,20 +104,6 @@ __device__ inline void row_store(T* row, int64_t step, int v, const Vec<T, N>& x
     row[v * step] = x.x[0];
   }
 }
-
-// One number as it lies in memory, where vectors cannot be read.
-template <class T>
-struct RawOne {
-  T x;
-
-  static __device__ RawOne at(const T* p) { return {*p}; }
-  template <class>
-  __device__ Statistic<T> number_at(int) const {
-    return number(x);
-  }
-};
-template <class T, int N>
-using RawOf = std::conditional_t<(N > 1), Raw, RawOne<T>>;
 
 // What one of G threads has of a row: the first vectors in registers, and those after them, of rows
 // that are longer, read anew.

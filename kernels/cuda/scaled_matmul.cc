@@ -133,7 +133,7 @@ void scaled_matmul_cuda(const KernelArgs& args) {
       p.c.leading = r.leading;
     }
   }
-  args.device->products().run(p, b.data, a.data, residual, bias, c.data, args.workspace,
+  args.device->products().run(p, {b.data, a.data, residual, bias, c.data}, args.workspace,
                               *args.device, static_cast<cudaStream_t>(args.stream),
                               {scale_of(args, 3, 4), scale_of(args, 2, 5)});
 

@@ -45,6 +45,18 @@ void add_linears(std::vector<OpCase>& cases) {
   // One column lies as rows do and as columns do.
   add("bsK,nK,n->bsn", bias, {x, f64({1, 12}), f64({1})});
   add("bsK,nK,n,bsn->bsn", both, {x, f64({1, 12}), f64({1}), f64({4, 8, 1})});
+  // With GELU; rows of 32 bytes and more, of every type, can be made with the product on a GPU.
+  const Attrs gelu = {{"gelu", int64_t{1}}}, backward = {{"gelu_backward", int64_t{1}}};
+  const Attrs bias_gelu = {{"bias", int64_t{1}}, {"gelu", int64_t{1}}};
+  const TensorType wide = f64({4, 8, 32}), weight = f64({48, 32}), made = f64({4, 8, 48});
+  add("bsK,nK,n->bsn,bsn", bias_gelu, {wide, weight, f64({48})});
+  add("bsK,nK->bsn,bsn", gelu, {wide, weight});
+  add("bsK,nK,bsn->bsn", backward, {wide, weight, made});
+  add("bsN,Nk,bsk->bsk", backward, {made, weight, wide});
+  add("bsK,nK,n->bsn,bsn", bias_gelu, {x, f64({15, 12}), f64({15})});
+  add("bsK,nK,bsn->bsn", backward, {x, f64({15, 12}), f64({4, 8, 15})});
+  add("bsK,nK,n->bsn,bsn", bias_gelu, {x, f64({1, 12}), f64({1})});
+  add("bsK,nK,bsn->bsn", backward, {x, f64({1, 12}), f64({4, 8, 1})});
 }
 
 TensorType f8(DType dtype, Shape shape) { return {dtype, std::move(shape)}; }
@@ -269,6 +281,9 @@ void add_reductions(std::vector<OpCase>& cases) {
   add(ops::sum, "ab->", {f64({64, 48})});
   add(ops::sum, "abc->ba", {f64({4, 8, 12})});
   add(ops::sum, "ab->b", {f64({200, 300})});
+  // So many rows that several blocks share them.
+  add(ops::sum, "ab->b", {f64({1100, 72})});
+  add(ops::sum, "abc->c", {f64({33, 17, 200})});
   add(ops::sum, "a(gr)c->agc", {f64({4, 32, 12})}, {{"g", int64_t{8}}});
   add(ops::sum, "a(gr)c->a(gr)", {f64({4, 32, 12})}, {{"g", int64_t{8}}});
   add(ops::max, "", {f64({4, 8, 12})});
