@@ -24,6 +24,8 @@ constexpr std::array kFusions = {
           fuse_wide},
     Entry{{"bias", "a product adds its bias"}, fuse_bias},
     Entry{{"residual", "a product adds what stands beside it"}, fuse_residual},
+    Entry{{"loss", "a loss also makes the gradient of its scores, where it follows at once"},
+          fuse_loss},
     Entry{{"gelu", "a product also makes GELU of itself, or the gradient of what GELU was made of"},
           fuse_gelu},
     Entry{{"norm_residual", "the backward of a norm adds the gradient that goes around it"},

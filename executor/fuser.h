@@ -86,6 +86,9 @@ bool fuse_bias(Fuser& fuser, size_t i);
 bool fuse_residual(Fuser& fuser, size_t i);
 bool fuse_gelu(Fuser& fuser, size_t i);
 
+// fuse_loss.cc
+bool fuse_loss(Fuser& fuser, size_t i);
+
 // fuse_norms.cc
 bool fuse_norm_residual(Fuser& fuser, size_t i);
 bool fuse_column_sum(Fuser& fuser, size_t i);

@@ -8,12 +8,14 @@
 #include "kernels/ops.h"
 #include "kernels/parallel.h"
 #include "kernels/rows.h"
+#include "kernels/run_part.h"
 #include "kernels/shard_index.h"
 
 namespace cleave {
 
 void cross_entropy_cuda(const KernelArgs&);  // cuda/cross_entropy.cu
 void cross_entropy_backward_cuda(const KernelArgs&);
+void cross_entropy_both_cuda(const KernelArgs&);
 void pick_cuda(const KernelArgs&);
 
 namespace {
@@ -29,6 +31,12 @@ std::vector<TensorType> infer_cross_entropy(const OpCall& call) {
 std::vector<TensorType> infer_cross_entropy_backward(const OpCall& call) {
   expect_types(call, "xiss");
   return infer_from_factors(call);
+}
+
+std::vector<TensorType> infer_cross_entropy_both(const OpCall& call) {
+  expect_types(call, "xis");
+  const DType s = statistics_dtype(call.in[0].dtype);
+  return {output_type(call, 0, s), output_type(call, 1, s), output_type(call, 2, call.in[0].dtype)};
 }
 
 std::vector<TensorType> infer_pick(const OpCall& call) {
@@ -175,6 +183,16 @@ std::vector<Value> cross_entropy_split(const SplitRequest& request) {
   return d.finish({d.zip(ops::mul, difference, row, counts, row), lse}, infer_cross_entropy);
 }
 
+// The loss and its gradient.
+void cross_entropy_both_cpu(const KernelArgs& args) {
+  const Signature& s = args.signature;
+  const std::string scores = s.input_text(0), rows = s.input_text(1), each = "," + rows;
+  run_part(ops::cross_entropy, scores + each + "->" + rows + each, args, {args.in[0], args.in[1]},
+           args.out.first(2));
+  run_part(ops::cross_entropy_backward, scores + each + each + each + "->" + scores, args,
+           {args.in[0], args.in[1], args.out[1], args.in[2]}, args.out[2]);
+}
+
 }  // namespace
 
 constinit const OpDef ops::cross_entropy = {
@@ -195,6 +213,19 @@ constinit const OpDef ops::cross_entropy_backward = {
     .flops = flops_each<4>,
     .cpu = cross_entropy_backward_cpu,
     .cuda = cuda_kernel<cross_entropy_backward_cuda>(),
+};
+
+// Both, in one pass over the scores where a row fits into a multiprocessor's own memory: what
+// fusion makes of a loss whose gradient follows at once (executor/fuse.h).
+//
+//   scores, targets, dlosses -> losses, log-sum-exps, dscores
+constinit const OpDef ops::cross_entropy_both = {
+    .name = "cross_entropy_both",
+    .factors = "bsV,bs,bs->bs,bs,bsV|V:indexed",
+    .infer = infer_cross_entropy_both,
+    .flops = flops_each<8>,
+    .cpu = cross_entropy_both_cpu,
+    .cuda = cuda_kernel<cross_entropy_both_cuda>(),
 };
 
 constinit const OpDef ops::pick = {

@@ -1,6 +1,7 @@
 // The reference of a fused op is its parts, one after the other.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,18 +11,22 @@ namespace cleave {
 
 // Runs the reference of an op on some of another's operands, with the factors that it has of them.
 inline void run_part(const OpDef& op, const std::string& factors, const KernelArgs& args,
-                     const std::vector<TensorView>& in, const TensorView& out) {
+                     const std::vector<TensorView>& in, std::span<const TensorView> out) {
   const Signature& signature = Signature::get(factors);
   std::vector<Extent> extents;
   for (const Factor& f : signature.factors()) extents.push_back(args.extent(f.letter));
   op.cpu({.signature = signature,
           .attrs = args.attrs,
           .in = in,
-          .out = std::span(&out, 1),
+          .out = out,
           .extents = extents,
           .workspace = args.workspace,
           .seed = args.seed,
           .team = args.team});
+}
+inline void run_part(const OpDef& op, const std::string& factors, const KernelArgs& args,
+                     const std::vector<TensorView>& in, const TensorView& out) {
+  run_part(op, factors, args, in, std::span(&out, 1));
 }
 
 }  // namespace cleave

@@ -1,6 +1,6 @@
-// The loss of class scores, its gradient, and the elements that indices name. Scores are read once
-// and, backward, written once, which may be where they were; a row need not begin at a multiple of
-// 16 bytes.
+// The loss of class scores, its gradient, both at once, and the elements that indices name. Scores
+// are read once and, backward, written once, which may be where they were; a row need not begin at
+// a multiple of 16 bytes.
 #include "kernels/cuda/rows.cuh"
 #include "kernels/rows.h"
 
@@ -73,6 +73,16 @@ struct Exponentials {
   }
 };
 
+// Of a row of scores x whose log-sum-exp is known.
+template <class T>
+__device__ Statistic<T> loss_of(const Losses<T>& l, const T* x, int target, Statistic<T> lse) {
+  if (target == l.ignore) return 0;
+  // A target that is no class makes the loss NaN: the update is skipped, and that is told.
+  const bool exists = target >= 0 && target < l.classes.global;
+  const int64_t own = exists ? l.classes.own(target) : -1;
+  return own < 0 ? static_cast<Statistic<T>>(__builtin_nan("")) : lse - number(x[own * l.step]);
+}
+
 template <class T, int G>
 __global__ void __launch_bounds__(kRowThreads<G>) loss_of_rows(Losses<T> l) {
   using A = Statistic<T>;
@@ -93,15 +103,7 @@ __global__ void __launch_bounds__(kRowThreads<G>) loss_of_rows(Losses<T> l) {
   const A sum = over_group<G>(e.sum * exp_near(e.top - all.shift()), shared[1], Add{});
   if (lane != 0) return;
   const A lse = all.shift() + log_of(sum);
-  const int target = l.targets[at[1]];
-  A loss = 0;
-  if (target != l.ignore) {
-    // A target that is no class makes the loss NaN: the update is skipped, and that is told.
-    const bool exists = target >= 0 && target < l.classes.global;
-    const int64_t own = exists ? l.classes.own(target) : -1;
-    loss = own < 0 ? static_cast<A>(__builtin_nan("")) : lse - number(x[own * l.step]);
-  }
-  l.losses[at[2]] = loss;
+  l.losses[at[2]] = loss_of(l, x, l.targets[at[1]], lse);
   l.lses[at[3]] = lse;
 }
 
@@ -119,7 +121,33 @@ struct Gradients {
   Shard classes;
 };
 
-// dlogits = (softmax - onehot(target)) dloss; nothing for an ignored target.
+// The gradients of a row's scores: (softmax - onehot(target)) dloss; nothing for an ignored target.
+template <class T>
+struct RowGradient {
+  Statistic<T> lse, dloss;
+  int own;  // the target's index here; -1: it is elsewhere, or ignored
+  bool ignored;
+
+  __device__ RowGradient(int target, int64_t ignore, const Shard& classes, Statistic<T> lse,
+                         Statistic<T> dloss)
+      : lse(lse), dloss(dloss), own(-1), ignored(target == ignore) {
+    const bool exists = !ignored && target >= 0 && target < classes.global;
+    if (exists) own = static_cast<int>(classes.own(target));
+  }
+  __device__ T of(T score, bool hit) const {
+    const Statistic<T> share = exp_near(number(score) - lse) * dloss;
+    return To<T>::of(ignored ? Statistic<T>(0) : hit ? share - dloss : share);
+  }
+  // Of the scores from index `first` on.
+  template <int N>
+  __device__ Vec<T, N> of(const Vec<T, N>& scores, int first) const {
+    Vec<T, N> out;
+#pragma unroll
+    for (int j = 0; j < N; ++j) out.x[j] = of(scores.x[j], first + j == own);
+    return out;
+  }
+};
+
 template <class T, int G>
 __global__ void __launch_bounds__(kRowThreads<G>) gradient_of_rows(Gradients<T> g) {
   using A = Statistic<T>;
@@ -131,30 +159,58 @@ __global__ void __launch_bounds__(kRowThreads<G>) gradient_of_rows(Gradients<T> 
   g.rows.offsets(r, at);
   const T* const x = g.logits + at[0];
   T* const dx = g.dlogits + at[4];
-  const int target = g.targets[at[1]];
-  const A lse = g.lses[at[2]];
-  const bool ignored = target == g.ignore;
-  const A dloss = ignored ? A(0) : g.dlosses[at[3]];
-  const bool exists = !ignored && target >= 0 && target < g.classes.global;
-  const int own = exists ? static_cast<int>(g.classes.own(target)) : -1;
-  const auto of = [&](T logit, bool hit) {
-    const A share = exp_near(number(logit) - lse) * dloss;
-    return To<T>::of(ignored ? A(0) : hit ? share - dloss : share);
-  };
+  const RowGradient<T> row(g.targets[at[1]], g.ignore, g.classes, g.lses[at[2]], g.dlosses[at[3]]);
   Pieces<T> pieces(x, g.step, g.n);
   // Vectors need both to be at the same place between multiples of 16 bytes.
   const bool together =
       (reinterpret_cast<uintptr_t>(x) - reinterpret_cast<uintptr_t>(dx)) % 16 == 0 && g.d_step == 1;
   if (!together) pieces.head = g.n, pieces.vectors = 0, pieces.tail = g.n;
-  for (int i = lane; i < pieces.head; i += G) dx[i * g.d_step] = of(x[i * g.step], i == own);
+  for (int i = lane; i < pieces.head; i += G) {
+    dx[i * g.d_step] = row.of(x[i * g.step], i == row.own);
+  }
   each_vector<G>(x + pieces.head, pieces.vectors, lane, [&](int v, const Vec<T, N>& logits) {
-    const int hit = own - (pieces.head + v * N);
-    Vec<T, N> out;
-#pragma unroll
-    for (int j = 0; j < N; ++j) out.x[j] = of(logits.x[j], j == hit);
-    row_store<N>(dx + pieces.head, 1, v, out);
+    row_store<N>(dx + pieces.head, 1, v, row.of(logits, pieces.head + v * N));
   });
-  for (int i = pieces.tail + lane; i < g.n; i += G) dx[i] = of(x[i], i == own);
+  for (int i = pieces.tail + lane; i < g.n; i += G) dx[i] = row.of(x[i], i == row.own);
+}
+
+// --- Both ----------------------------------------------------------------------------------------
+
+constexpr int kBothThreads = 512;
+
+// A block has a row, and keeps it in its shared memory from one pass to the other. Rows of whole
+// vectors, dense, evenly apart.
+template <class T>
+__global__ void __launch_bounds__(kBothThreads, 2) both_of_rows(Losses<T> l, Gradients<T> g) {
+  using A = Statistic<T>;
+  constexpr int N = kWide<T>, G = kBothThreads;
+  __shared__ A shared[2][32];
+  extern __shared__ uint4 kept_memory[];
+  Vec<T, N>* const kept = reinterpret_cast<Vec<T, N>*>(kept_memory);
+  const int64_t r = blockIdx.x;
+  const int lane = threadIdx.x, vectors = l.n / N;
+  int64_t at[4], g_at[5];
+  l.rows.offsets(r, at);
+  g.rows.offsets(r, g_at);
+  const T* const x = l.logits + at[0];
+  // What is read of it before it is overwritten.
+  const int target = l.targets[at[1]];
+  Exponentials<A> e;
+  each_vector<G>(x, vectors, lane, [&](int v, const Vec<T, N>& scores) {
+    kept[v] = scores;
+    e.take(scores);
+  });
+  const Exponentials<A> all = {over_group<G>(e.top, shared[0], Greater{}), 0};
+  const A sum = over_group<G>(e.sum * exp_near(e.top - all.shift()), shared[1], Add{});
+  const A lse = all.shift() + log_of(sum);
+  if (lane == 0) {
+    // Everybody's scores are in shared memory since over_group.
+    l.losses[at[2]] = loss_of(l, reinterpret_cast<const T*>(kept), target, lse);
+    l.lses[at[3]] = lse;
+  }
+  const RowGradient<T> row(target, g.ignore, g.classes, lse, g.dlosses[g_at[3]]);
+  T* const dx = g.dlogits + g_at[4];
+  for (int v = lane; v < vectors; v += G) row_store<N>(dx, 1, v, row.of(kept[v], v * N));
 }
 
 // --- Pick ----------------------------------------------------------------------------------------
@@ -201,60 +257,105 @@ void with_group(int64_t n, Fn&& fn) {
   return fn.template operator()<512>();
 }
 
+template <class T>
+Losses<T> losses_of(const KernelArgs& args, size_t f) {
+  const Shape logits = in_strides(args, 0);
+  const auto rows =
+      nest_over<4>(args, factors_of(args.signature.inputs()[1]),
+                   {logits, in_strides(args, 1), out_strides(args, 0), out_strides(args, 1)});
+  return {.logits = args.in[0].as<const T>(),
+          .targets = args.in[1].as<const int>(),
+          .losses = args.out[0].as<Statistic<T>>(),
+          .lses = args.out[1].as<Statistic<T>>(),
+          .rows = loops_of(rows),
+          .n = static_cast<int>(args.extents[f].local),
+          .step = logits[f],
+          .ignore = args.attrs.integer_or("ignore", kIgnored),
+          .classes = shard_of(args.extents[f])};
+}
+
+// Of these log-sum-exps and gradients of losses, result `out`.
+template <class T>
+Gradients<T> gradients_of(const KernelArgs& args, size_t f, const TensorView& lses,
+                          const Shape& lse_strides, size_t dlosses, size_t out) {
+  const Shape logits = in_strides(args, 0), dlogits = out_strides(args, out);
+  const auto rows =
+      nest_over<5>(args, factors_of(args.signature.inputs()[1]),
+                   {logits, in_strides(args, 1), lse_strides, in_strides(args, dlosses), dlogits});
+  return {.logits = args.in[0].as<const T>(),
+          .targets = args.in[1].as<const int>(),
+          .lses = lses.as<const Statistic<T>>(),
+          .dlosses = args.in[dlosses].as<const Statistic<T>>(),
+          .dlogits = args.out[out].as<T>(),
+          .rows = loops_of(rows),
+          .n = static_cast<int>(args.extents[f].local),
+          .step = logits[f],
+          .d_step = dlogits[f],
+          .ignore = args.attrs.integer_or("ignore", kIgnored),
+          .classes = shard_of(args.extents[f])};
+}
+
+template <class T>
+void launch_losses(const Losses<T>& k, cudaStream_t stream) {
+  if (k.rows.count == 0) return;
+  with_group<T>(k.n, [&]<int G>() {
+    loss_of_rows<T, G><<<row_blocks<G>(k.rows.count), kRowThreads<G>, 0, stream>>>(k);
+  });
+  cuda_check(cudaGetLastError());
+}
+
+template <class T>
+void launch_gradients(const Gradients<T>& k, cudaStream_t stream) {
+  if (k.rows.count == 0) return;
+  with_group<T>(k.n, [&]<int G>() {
+    gradient_of_rows<T, G><<<row_blocks<G>(k.rows.count), kRowThreads<G>, 0, stream>>>(k);
+  });
+  cuda_check(cudaGetLastError());
+}
+
 }  // namespace
 
 void cross_entropy_cuda(const KernelArgs& args) {
-  const size_t f = class_factor(args);
+  const auto stream = static_cast<cudaStream_t>(args.stream);
   with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
-    using A = Statistic<T>;
-    const Shape logits = in_strides(args, 0);
-    const auto rows =
-        nest_over<4>(args, factors_of(args.signature.inputs()[1]),
-                     {logits, in_strides(args, 1), out_strides(args, 0), out_strides(args, 1)});
-    const int64_t n = args.extents[f].local;
-    if (rows.count() == 0) return;
-    const Losses<T> k = {.logits = args.in[0].as<const T>(),
-                         .targets = args.in[1].as<const int>(),
-                         .losses = args.out[0].as<A>(),
-                         .lses = args.out[1].as<A>(),
-                         .rows = loops_of(rows),
-                         .n = static_cast<int>(n),
-                         .step = logits[f],
-                         .ignore = args.attrs.integer_or("ignore", kIgnored),
-                         .classes = shard_of(args.extents[f])};
-    with_group<T>(n, [&]<int G>() {
-      loss_of_rows<T, G><<<row_blocks<G>(rows.count()), kRowThreads<G>, 0,
-                           static_cast<cudaStream_t>(args.stream)>>>(k);
-    });
-    cuda_check(cudaGetLastError());
+    launch_losses(losses_of<T>(args, class_factor(args)), stream);
   });
 }
 
 void cross_entropy_backward_cuda(const KernelArgs& args) {
+  const auto stream = static_cast<cudaStream_t>(args.stream);
+  with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
+    launch_gradients(
+        gradients_of<T>(args, class_factor(args), args.in[2], in_strides(args, 2), 3, 0), stream);
+  });
+}
+
+void cross_entropy_both_cuda(const KernelArgs& args) {
+  const auto stream = static_cast<cudaStream_t>(args.stream);
   const size_t f = class_factor(args);
   with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
-    using A = Statistic<T>;
-    const Shape logits = in_strides(args, 0), dlogits = out_strides(args, 0);
-    const auto rows = nest_over<5>(
-        args, factors_of(args.signature.inputs()[1]),
-        {logits, in_strides(args, 1), in_strides(args, 2), in_strides(args, 3), dlogits});
-    const int64_t n = args.extents[f].local;
-    if (rows.count() == 0) return;
-    const Gradients<T> k = {.logits = args.in[0].as<const T>(),
-                            .targets = args.in[1].as<const int>(),
-                            .lses = args.in[2].as<const A>(),
-                            .dlosses = args.in[3].as<const A>(),
-                            .dlogits = args.out[0].as<T>(),
-                            .rows = loops_of(rows),
-                            .n = static_cast<int>(n),
-                            .step = logits[f],
-                            .d_step = dlogits[f],
-                            .ignore = args.attrs.integer_or("ignore", kIgnored),
-                            .classes = shard_of(args.extents[f])};
-    with_group<T>(n, [&]<int G>() {
-      gradient_of_rows<T, G><<<row_blocks<G>(rows.count()), kRowThreads<G>, 0,
-                               static_cast<cudaStream_t>(args.stream)>>>(k);
-    });
+    const Losses<T> l = losses_of<T>(args, f);
+    const Gradients<T> g = gradients_of<T>(args, f, args.out[1], out_strides(args, 1), 2, 2);
+    // Rows of which a multiprocessor has two: while one is read, another is written.
+    constexpr int64_t kMostBytes = 112 << 10;
+    const int64_t bytes = int64_t{l.n} * static_cast<int64_t>(sizeof(T));
+    const auto whole_vectors = [&](const auto& rows, int o, const T* data, int64_t step) {
+      bool whole = step == 1 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+      for (int d = 0; d < rows.dims; ++d) whole &= rows.step[d][o] % kWide<T> == 0;
+      return whole;
+    };
+    if (l.rows.count == 0) return;
+    if (bytes > kMostBytes || l.n % kWide<T> != 0 || !whole_vectors(l.rows, 0, l.logits, l.step) ||
+        !whole_vectors(g.rows, 4, g.dlogits, g.d_step)) {
+      launch_losses(l, stream);
+      launch_gradients(g, stream);
+      return;
+    }
+    cuda_check(cudaFuncSetAttribute(both_of_rows<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    kMostBytes));
+    both_of_rows<T>
+        <<<static_cast<unsigned>(l.rows.count), kBothThreads, static_cast<size_t>(bytes), stream>>>(
+            l, g);
     cuda_check(cudaGetLastError());
   });
 }
