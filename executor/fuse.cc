@@ -22,6 +22,10 @@ constexpr std::array kFusions = {
           fuse_narrow_gradient},
     Entry{{"wide", "a product or sum of halves that is only cast to f32 is stored in f32"},
           fuse_wide},
+    Entry{
+        {"chunks", "the head goes through its rows in chunks: its scores are never all in memory"},
+        nullptr,
+        fuse_chunks},
     Entry{{"bias", "a product adds its bias"}, fuse_bias},
     Entry{{"residual", "a product adds what stands beside it"}, fuse_residual},
     Entry{{"norm_residual", "the backward of a norm adds the gradient that goes around it"},
@@ -84,11 +88,13 @@ std::string fusions_text(const Instr& instr) {
   return text;
 }
 
-std::vector<int> fuse(Program& program, std::span<const std::string> off) {
+std::vector<int> fuse(Program& program, const FuseOptions& options,
+                      std::vector<SharingWish>& wishes) {
+  const std::vector<std::string>& off = options.off;
   for (const std::string& name : off) expect_known(name);
   std::vector<int> made(kFusions.size(), 0);
   if (program.ranks() != 1) return made;
-  Fuser fuser(program);
+  Fuser fuser(program, options, wishes);
   for (size_t f = 0; f < kFusions.size(); ++f) {
     if (std::find(off.begin(), off.end(), kFusions[f].name) != off.end()) continue;
     const Entry& e = kFusions[f];

@@ -8,9 +8,7 @@
 #include "kernels/ops.h"
 
 namespace cleave {
-namespace {
 
-// The product becomes a linear that takes `operand` too, with these factors.
 void add_operand(Instr& product, TensorId operand, const std::string& text,
                  std::string_view attribute) {
   const Signature& s = *product.signature;
@@ -30,6 +28,8 @@ void add_operand(Instr& product, TensorId operand, const std::string& text,
   product.attrs.set(attribute, int64_t{1});
   product.in.push_back(operand);
 }
+
+namespace {
 
 // The product that makes the tensor for this reader alone, and has none beside it yet.
 std::optional<size_t> product_of(const Fuser& fuser, TensorId t, const Instr& reader) {

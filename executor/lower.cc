@@ -71,7 +71,7 @@ class Lowering {
       if (section.ends_pass) finish_pass();
       if (section.part == Part::kUpdate) finish_stage(program_.stage_of(section.chunk));
     }
-    if (fusing.on) fuse(program_, fusing.off);
+    if (fusing.on) fuse(program_, fusing, wishes_);
     use_f8(program_, fusing.f8, wishes_);
     assign_buffers(program_, wishes_);
     check_passes();
