@@ -98,6 +98,9 @@ std::vector<int> fuse(Program& program, const FuseOptions& options,
   for (size_t f = 0; f < kFusions.size(); ++f) {
     if (std::find(off.begin(), off.end(), kFusions[f].name) != off.end()) continue;
     const Entry& e = kFusions[f];
+    // Codes of the head's operands are scaled by whole tensors.
+    if (e.pass == fuse_chunks && options.f8.scaling != F8Scaling::kNone && options.f8.last)
+      continue;
     const uint32_t bit = uint32_t{1} << f;
     made[f] = e.pass != nullptr ? fuser.apply_to_all(e.pass, bit) : fuser.apply(e.rewrite, bit);
   }

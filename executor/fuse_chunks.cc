@@ -340,7 +340,7 @@ class Chunker {
       (d < row_dims_ ? n.rows : n.rest) += letter;
       n.atoms[letter] = dims[d];
     }
-    n.atoms['R'] = {rows_};
+    n.atoms['R'] = row_dims_ == 1 ? dims[0] : Dims::value_type{rows_};
     n.atoms['S'] = {rows_ / chunks_};
     return n;
   }
