@@ -103,6 +103,11 @@ class Chunker {
       rewrite(*head);
       made += static_cast<int>(head->chunks);
     }
+    // Of a head that is left whole, too.
+    for (const Instr& x : p_.instrs) {
+      if (x.op != &ops::cross_entropy_backward) continue;
+      wishes_.push_back({.tensor = x.out[0], .target = x.in[0], .in_place = true});
+    }
     return made;
   }
 
@@ -476,7 +481,6 @@ class Chunker {
       made_.back().fused |= bit_;
       add(chunk_of(loss, rows_of(loss), {scores, targets}, found), loss);
       add(chunk_of(back, rows_of(back), {scores, targets, found[1], dlosses}, {dscores}), back);
-      wishes_.push_back({.tensor = dscores, .target = scores, .in_place = true});
       for (size_t k = 0; k < head.along.size(); ++k) {
         const Instr from = instr(head.along[k]);
         along[k].push_back(chunk_results(from)[0]);
