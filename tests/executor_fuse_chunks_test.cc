@@ -49,6 +49,12 @@ Tensor flat_with_ignored(const ModelConfig& c, const Tensor& x, const Tensor& ta
   return cross_entropy(scores_of(c, rows), targets.reshape({c.batch * c.sequence}), 3);
 }
 
+// Rows become one dimension after the head, as in much PyTorch code.
+Tensor flattened(const ModelConfig& c, const Tensor& x, const Tensor& targets) {
+  const int64_t rows = c.batch * c.sequence;
+  return cross_entropy(scores_of(c, x).reshape({rows, c.vocab}), targets.reshape({rows}));
+}
+
 struct Case {
   std::string label;
   ModelConfig config;
@@ -66,6 +72,7 @@ std::vector<Case> cases() {
     all.push_back({std::string(name).substr(0, std::string(name).find(':')), config, {}});
   }
   all.push_back({"ignored", own_config(), with_tail(flat_with_ignored)});
+  all.push_back({"flattened", own_config(), with_tail(flattened)});
   return all;
 }
 
@@ -185,6 +192,21 @@ TEST_P(Chunks, TrainLikeTheWhole) {
         expect_near(train(program, own_.config), want, dtype == DType::kF64 ? 1e-12 : 2e-6);
       }
     }
+  }
+}
+
+// Every family, with what else it does: losses of routers beside, dropout, biases. A bias of the
+// head stands between the scores and their loss.
+TEST(ChunksOfEveryModel, TrainLikeTheWhole) {
+  for (const testing::Model& model : testing::models()) {
+    SCOPED_TRACE(model.label);
+    const ModelConfig config = testing::config_for(model, 1);
+    const Graph graph = testing::training_graph(config, DType::kF64, model.optimizer);
+    const Plan plan = plan_for(graph, "1", {});
+    const Program program = lower(graph, plan, in_chunks(config, DType::kF64, 4));
+    EXPECT_EQ(made(program), std::string_view(model.name).starts_with("bert") ? 0 : 4);
+    const testing::Curve whole = testing::run(lower(graph, plan), config);
+    EXPECT_LT(testing::distance(testing::run(program, config), whole), 1e-10);
   }
 }
 
