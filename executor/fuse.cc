@@ -22,6 +22,10 @@ constexpr std::array kFusions = {
           fuse_narrow_gradient},
     Entry{{"wide", "a product or sum of halves that is only cast to f32 is stored in f32"},
           fuse_wide},
+    Entry{
+        {"chunks", "the head goes through its rows in chunks: its scores are never all in memory"},
+        nullptr,
+        fuse_chunks},
     Entry{{"bias", "a product adds its bias"}, fuse_bias},
     Entry{{"residual", "a product adds what stands beside it"}, fuse_residual},
     Entry{{"loss", "a loss also makes the gradient of its scores, where it follows at once"},
@@ -88,14 +92,21 @@ std::string fusions_text(const Instr& instr) {
   return text;
 }
 
-std::vector<int> fuse(Program& program, std::span<const std::string> off) {
+std::vector<int> fuse(Program& program, const FuseOptions& options,
+                      std::vector<SharingWish>& wishes) {
+  const std::vector<std::string>& off = options.off;
   for (const std::string& name : off) expect_known(name);
   std::vector<int> made(kFusions.size(), 0);
   if (program.ranks() != 1) return made;
-  Fuser fuser(program);
+  Fuser fuser(program, options, wishes);
   for (size_t f = 0; f < kFusions.size(); ++f) {
     if (std::find(off.begin(), off.end(), kFusions[f].name) != off.end()) continue;
     const Entry& e = kFusions[f];
+    // Codes of the head's operands are scaled by whole tensors.
+    if (e.pass == fuse_chunks && options.f8.scaling != F8Scaling::kNone && options.f8.last)
+      continue;
+    // Products of 8 bits are made of plain ones.
+    if (e.rewrite == fuse_gelu && options.f8.scaling != F8Scaling::kNone) continue;
     const uint32_t bit = uint32_t{1} << f;
     made[f] = e.pass != nullptr ? fuser.apply_to_all(e.pass, bit) : fuser.apply(e.rewrite, bit);
   }

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "executor/buffers.h"
 #include "executor/program.h"
 
 namespace cleave {
@@ -33,6 +34,11 @@ struct F8Options {
   bool quick_backward = false;  // more; where gradients are small, that shows
 };
 
+// The fusion `chunks` leaves a head whole whose scores take no more, and makes no chunk whose
+// scores take more, in bytes. Smaller chunks would read the weights, and write their gradient, more
+// often for little memory.
+inline constexpr int64_t kLogitsBytes = int64_t{1} << 30;
+
 // Whether a program is fused when it is lowered, and which fusions are left out.
 struct FuseOptions {
   FuseOptions(bool fused = false, std::vector<std::string> without = {},  // NOLINT: a yes or no
@@ -42,17 +48,20 @@ struct FuseOptions {
   bool on;
   std::vector<std::string> off;
   F8Options f8;
+  int64_t logits_bytes = kLogitsBytes;
 };
 
 // The fusions of a list: "bias,wide", or "all". Throws Error, with all their names, when there is
 // no such one.
 std::vector<std::string> fusions_in(std::string_view list);
 
-// Rewrites the program of one rank until nothing more can be joined, but for the fusions named in
-// `off`. Only results that nobody else reads are joined away. Returns how often each was made, in
-// the order of fusions(), which the program keeps. A program of several ranks is left as it is.
-// Throws Error when `off` names none.
-std::vector<int> fuse(Program& program, std::span<const std::string> off = {});
+// Rewrites the program of one rank until nothing more can be joined, but for the fusions that are
+// off. Only results that nobody else reads are joined away. Returns how often each was made, in the
+// order of fusions(), which the program keeps. What the new instructions make in the memory of
+// their operands is added to the wishes. A program of several ranks is left as it is. Throws Error
+// when there is no fusion of a name that is off.
+std::vector<int> fuse(Program& program, const FuseOptions& options,
+                      std::vector<SharingWish>& wishes);
 
 // "bias 24, residual 12": what was made; "nothing" when that is so; empty when nothing was tried.
 std::string fusions_text(const Program& program);

@@ -635,6 +635,6 @@ class ChainFuser {
 
 }  // namespace
 
-int fuse_chains(Program& program, uint32_t bit) { return ChainFuser(program).run(bit); }
+int fuse_chains(Fuser& fuser, uint32_t bit) { return ChainFuser(fuser.program()).run(bit); }
 
 }  // namespace cleave

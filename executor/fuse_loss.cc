@@ -4,8 +4,8 @@
 
 namespace cleave {
 
-// The gradient of the loss's scores, which nobody else reads, of what is there before the loss: as in
-// a head that goes through its rows in chunks.
+// The gradient of the loss's scores, which nobody else reads, of what is there before the loss: as
+// in a head that goes through its rows in chunks.
 bool fuse_loss(Fuser& fuser, size_t i) {
   const Instr& back = fuser.instr(i);
   if (back.op != &ops::cross_entropy_backward) return false;
@@ -22,8 +22,9 @@ bool fuse_loss(Fuser& fuser, size_t i) {
   const std::string all = s.input_text(0), rows = s.input_text(1);
   const size_t notes = s.text().find('|');
   loss.op = &ops::cross_entropy_both;
-  loss.signature = &Signature::get(all + "," + rows + "," + rows + "->" + rows + "," + rows + "," +
-                                   all + (notes == std::string::npos ? "" : s.text().substr(notes)));
+  loss.signature =
+      &Signature::get(all + "," + rows + "," + rows + "->" + rows + "," + rows + "," + all +
+                      (notes == std::string::npos ? "" : s.text().substr(notes)));
   loss.in.push_back(dloss);
   fuser.give_result(*m, 2, i);
   return true;

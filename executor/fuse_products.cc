@@ -35,12 +35,15 @@ void become_linear(Instr& product, std::string_view attribute, const std::string
   product.attrs.set(attribute, int64_t{1});
 }
 
-// The same with this tensor as the operand.
+}  // namespace
+
 void add_operand(Instr& product, TensorId operand, const std::string& text,
                  std::string_view attribute) {
   become_linear(product, attribute, text, "");
   product.in.push_back(operand);
 }
+
+namespace {
 
 bool has(const Instr& instr, std::string_view attribute) { return instr.attrs.has(attribute); }
 

@@ -18,7 +18,7 @@ int Fuser::apply(Rewrite rewrite, uint32_t bit) {
 }
 
 int Fuser::apply_to_all(Pass pass, uint32_t bit) {
-  const int made = pass(program_, bit);
+  const int made = pass(*this, bit);
   look();
   return made;
 }

@@ -4,8 +4,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "executor/buffers.h"
+#include "executor/fuse.h"
 #include "executor/program.h"
 
 namespace cleave {
@@ -14,9 +18,15 @@ namespace cleave {
 // rewrite has been tried everywhere: until then, indices hold.
 class Fuser {
  public:
-  explicit Fuser(Program& program) : program_(program) { look(); }
+  Fuser(Program& program, const FuseOptions& options, std::vector<SharingWish>& wishes)
+      : program_(program), options_(options), wishes_(wishes) {
+    look();
+  }
 
   Program& program() { return program_; }
+  const FuseOptions& options() const { return options_; }
+  // Which tensors would lie in the memory of which others.
+  std::vector<SharingWish>& wishes() { return wishes_; }
   Instr& instr(size_t i) { return program_.instrs[i]; }
   const Instr& instr(size_t i) const { return program_.instrs[i]; }
   DType dtype(TensorId t) const { return program_.tensor(t).dtype; }
@@ -30,7 +40,7 @@ class Fuser {
   using Rewrite = bool (*)(Fuser&, size_t i);
   int apply(Rewrite rewrite, uint32_t bit = 0);
   // Rewrites the whole program at once; the same otherwise.
-  using Pass = int (*)(Program&, uint32_t bit);
+  using Pass = int (*)(Fuser&, uint32_t bit);
   int apply_to_all(Pass pass, uint32_t bit);
 
   // The instruction that makes the tensor; none makes a source.
@@ -62,6 +72,8 @@ class Fuser {
   void sweep();
 
   Program& program_;
+  const FuseOptions& options_;
+  std::vector<SharingWish>& wishes_;
   uint32_t bit_ = 0;  // of the rewrite that is tried
   size_t marked_ = 0;
   std::vector<bool> gone_;        // by instruction
@@ -81,6 +93,10 @@ bool fuse_narrow_gradient(Fuser& fuser, size_t i);
 // after these.
 void forget_unread_copies(Program& program);
 // fuse_products.cc
+// The product becomes a linear that takes the operand too, with these factors, and has the
+// attribute: "bias" or "residual".
+void add_operand(Instr& product, TensorId operand, const std::string& text,
+                 std::string_view attribute);
 bool fuse_wide(Fuser& fuser, size_t i);
 bool fuse_bias(Fuser& fuser, size_t i);
 bool fuse_residual(Fuser& fuser, size_t i);
@@ -97,6 +113,8 @@ bool fuse_column_sum(Fuser& fuser, size_t i);
 bool fuse_parts(Fuser& fuser, size_t i);
 
 // fuse_chains.cc; over a whole program: how many chains there are then, which get the bit.
-int fuse_chains(Program& program, uint32_t bit);
+int fuse_chains(Fuser& fuser, uint32_t bit);
+// fuse_chunks.cc; over a whole program: how many chunks there are then, whose products get the bit.
+int fuse_chunks(Fuser& fuser, uint32_t bit);
 
 }  // namespace cleave

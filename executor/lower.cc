@@ -71,12 +71,7 @@ class Lowering {
       if (section.ends_pass) finish_pass();
       if (section.part == Part::kUpdate) finish_stage(program_.stage_of(section.chunk));
     }
-    if (fusing.on) {
-      std::vector<std::string> off = fusing.off;
-      // Products of 8 bits are made of plain ones.
-      if (fusing.f8.scaling != F8Scaling::kNone) off.emplace_back("gelu");
-      fuse(program_, off);
-    }
+    if (fusing.on) fuse(program_, fusing, wishes_);
     use_f8(program_, fusing.f8, wishes_);
     assign_buffers(program_, wishes_);
     check_passes();

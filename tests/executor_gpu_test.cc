@@ -35,10 +35,9 @@ class TrainsOnGpu : public ::testing::TestWithParam<std::string> {
 ModelConfig model(const std::string& name) { return model_named(name); }
 
 Curve curve_of(const Graph& graph, const ModelConfig& config, Processor processor,
-               const std::vector<std::string>& off = {}) {
-  const auto runtime = make_runtime(
-      lower(graph, testing::plan_for(graph, "1", {}), {processor == Processor::kGpu, off}),
-      processor, {.seed = 42});
+               const FuseOptions& fusing) {
+  const auto runtime = make_runtime(lower(graph, testing::plan_for(graph, "1", {}), fusing),
+                                    processor, {.seed = 42});
   runtime->initialize();
   Curve curve;
   for (int step = 0; step < kSteps; ++step) {
@@ -48,6 +47,11 @@ Curve curve_of(const Graph& graph, const ModelConfig& config, Processor processo
     curve.grad_norm.push_back(r.value("grad_norm"));
   }
   return curve;
+}
+
+Curve curve_of(const Graph& graph, const ModelConfig& config, Processor processor,
+               const std::vector<std::string>& off = {}) {
+  return curve_of(graph, config, processor, FuseOptions(processor == Processor::kGpu, off));
 }
 
 TEST_P(TrainsOnGpu, LikeTheCpu) {
@@ -109,6 +113,23 @@ TEST_P(TrainsOnGpu, WithoutAnyFusionAsWithAll) {
     for (const Fusion& fusion : fusions()) {
       const Curve without = curve_of(graph, config, Processor::kGpu, {std::string(fusion.name)});
       EXPECT_LT(distance(without, all), bound) << fusion.name << " in " << name_of(dtype);
+    }
+  }
+}
+
+// A head that goes through its rows in chunks changes the rounding of its weights' gradient only.
+TEST_P(TrainsOnGpu, InChunksAsWhole) {
+  const ModelConfig config = model(GetParam());
+  for (const auto& [dtype, bound] :
+       {std::pair(DType::kF64, 1e-9), std::pair(DType::kF32, 1e-3), std::pair(DType::kBF16, 0.1)}) {
+    const Graph graph = testing::training_graph(config, dtype);
+    const Curve whole = curve_of(graph, config, Processor::kGpu);
+    for (const int64_t chunks : {2, 4}) {
+      FuseOptions fusing(true);
+      fusing.logits_bytes = config.batch * config.sequence * config.vocab * size_of(dtype) / chunks;
+      const Curve parts = curve_of(graph, config, Processor::kGpu, fusing);
+      EXPECT_LT(distance(parts, whole), bound) << chunks << " in " << name_of(dtype);
+      EXPECT_EQ(curve_of(graph, config, Processor::kGpu, fusing).loss, parts.loss);
     }
   }
 }

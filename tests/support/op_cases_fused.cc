@@ -198,8 +198,23 @@ void add_losses(std::vector<OpCase>& cases) {
                      .in = {logits, targets, row, row},
                      .ranges = {kAny, classes, {2, 4}, kAny},
                      .prepare = prepare});
+    cases.push_back({.op = &ops::cross_entropy_both,
+                     .in = {logits, targets, row},
+                     .ranges = {{-4, 4}, classes, kAny},
+                     .in_place = {{2, 0}},
+                     .gradient = false,
+                     .prepare = prepare});
     cases.push_back(
         {.op = &ops::pick, .in = {logits, targets}, .ranges = {kAny, classes}, .prepare = prepare});
+  }
+  // Rows of whole vectors of every type, and rows that no multiprocessor of a GPU has room for.
+  for (const int64_t classes : {264, 120000}) {
+    cases.push_back({.op = &ops::cross_entropy_both,
+                     .factors = "bV,b,b->b,b,bV|V:indexed",
+                     .in = {f64({4, classes}), i32({4}), f64({4})},
+                     .ranges = {{-4, 4}, {0, static_cast<double>(classes)}, kAny},
+                     .in_place = {{2, 0}},
+                     .gradient = false});
   }
   cases.push_back({.op = &ops::pick,
                    .factors = "vb,b->b|v:indexed",
