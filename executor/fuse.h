@@ -37,7 +37,7 @@ struct F8Options {
 // The fusion `chunks` leaves a head whole whose scores take no more, and makes no chunk whose
 // scores take more, in bytes. Smaller chunks would read the weights, and write their gradient, more
 // often for little memory.
-inline constexpr int64_t kLogitsBytes = int64_t{1} << 30;
+inline constexpr int64_t kLogitsBytes = int64_t{2} << 30;
 
 // Whether a program is fused when it is lowered, and which fusions are left out.
 struct FuseOptions {

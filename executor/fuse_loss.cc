@@ -4,6 +4,8 @@
 
 namespace cleave {
 
+static int64_t ignored(const Instr& loss) { return loss.attrs.integer_or("ignore", -100); }
+
 // The gradient of the loss's scores, which nobody else reads, of what is there before the loss: as
 // in a head that goes through its rows in chunks.
 bool fuse_loss(Fuser& fuser, size_t i) {
@@ -14,7 +16,7 @@ bool fuse_loss(Fuser& fuser, size_t i) {
   if (!m) return false;
   Instr& loss = fuser.instr(*m);
   if (loss.op != &ops::cross_entropy || loss.out[1] != lse || loss.in[0] != scores ||
-      loss.in[1] != targets || loss.attrs != back.attrs || fuser.readers(scores) != 2 ||
+      loss.in[1] != targets || ignored(loss) != ignored(back) || fuser.readers(scores) != 2 ||
       fuser.readers(lse) != 1 || !fuser.before(dloss, *m)) {
     return false;
   }
@@ -26,6 +28,7 @@ bool fuse_loss(Fuser& fuser, size_t i) {
       &Signature::get(all + "," + rows + "," + rows + "->" + rows + "," + rows + "," + all +
                       (notes == std::string::npos ? "" : s.text().substr(notes)));
   loss.in.push_back(dloss);
+  loss.attrs.set("ignore", ignored(back));
   fuser.give_result(*m, 2, i);
   return true;
 }

@@ -174,6 +174,34 @@ __global__ void __launch_bounds__(kRowThreads<G>) gradient_of_rows(Gradients<T> 
   for (int i = pieces.tail + lane; i < g.n; i += G) dx[i] = row.of(x[i], i == row.own);
 }
 
+// Rows of whole vectors, dense: a block has a piece of one, and ends, as blocks that begin one
+// after the other read and write faster, in place above all, than those that go through a row.
+constexpr int kPieceThreads = 256, kPieceTurns = 2;
+
+template <class T>
+__global__ void __launch_bounds__(kPieceThreads)
+    gradient_of_pieces(Gradients<T> g, unsigned pieces) {
+  constexpr int N = kWide<T>;
+  const unsigned r = blockIdx.x / pieces;
+  const int first =
+      static_cast<int>((blockIdx.x - r * pieces) * kPieceThreads * kPieceTurns + threadIdx.x);
+  const int vectors = g.n / N;
+  int64_t at[5];
+  g.rows.offsets(r, at);
+  Vec<T, N> scores[kPieceTurns];
+#pragma unroll
+  for (int u = 0; u < kPieceTurns; ++u) {
+    const int v = first + u * kPieceThreads;
+    if (v < vectors) scores[u] = row_load<N>(g.logits + at[0], 1, v);
+  }
+  const RowGradient<T> row(g.targets[at[1]], g.ignore, g.classes, g.lses[at[2]], g.dlosses[at[3]]);
+#pragma unroll
+  for (int u = 0; u < kPieceTurns; ++u) {
+    const int v = first + u * kPieceThreads;
+    if (v < vectors) row_store<N>(g.dlogits + at[4], 1, v, row.of(scores[u], v * N));
+  }
+}
+
 // --- Both ----------------------------------------------------------------------------------------
 
 constexpr int kBothThreads = 512;
@@ -304,9 +332,26 @@ void launch_losses(const Losses<T>& k, cudaStream_t stream) {
   cuda_check(cudaGetLastError());
 }
 
+// Whether all rows of operand o are dense and of whole vectors.
+template <class T, int O>
+bool whole_vectors(const Loops<O>& rows, int o, const T* data, int64_t step, int n) {
+  bool whole = step == 1 && n % kWide<T> == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  for (int d = 0; d < rows.dims; ++d) whole &= rows.step[d][o] % kWide<T> == 0;
+  return whole;
+}
+
 template <class T>
 void launch_gradients(const Gradients<T>& k, cudaStream_t stream) {
   if (k.rows.count == 0) return;
+  const int64_t pieces = ceil_div(k.n / kWide<T>, kPieceThreads * kPieceTurns);
+  if (whole_vectors(k.rows, 0, k.logits, k.step, k.n) &&
+      whole_vectors(k.rows, 4, k.dlogits, k.d_step, k.n) && pieces * k.rows.count <= INT32_MAX) {
+    gradient_of_pieces<T>
+        <<<static_cast<unsigned>(pieces * k.rows.count), kPieceThreads, 0, stream>>>(
+            k, static_cast<unsigned>(pieces));
+    cuda_check(cudaGetLastError());
+    return;
+  }
   with_group<T>(k.n, [&]<int G>() {
     gradient_of_rows<T, G><<<row_blocks<G>(k.rows.count), kRowThreads<G>, 0, stream>>>(k);
   });
@@ -339,14 +384,9 @@ void cross_entropy_both_cuda(const KernelArgs& args) {
     // Rows of which a multiprocessor has two: while one is read, another is written.
     constexpr int64_t kMostBytes = 112 << 10;
     const int64_t bytes = int64_t{l.n} * static_cast<int64_t>(sizeof(T));
-    const auto whole_vectors = [&](const auto& rows, int o, const T* data, int64_t step) {
-      bool whole = step == 1 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
-      for (int d = 0; d < rows.dims; ++d) whole &= rows.step[d][o] % kWide<T> == 0;
-      return whole;
-    };
     if (l.rows.count == 0) return;
-    if (bytes > kMostBytes || l.n % kWide<T> != 0 || !whole_vectors(l.rows, 0, l.logits, l.step) ||
-        !whole_vectors(g.rows, 4, g.dlogits, g.d_step)) {
+    if (bytes > kMostBytes || !whole_vectors(l.rows, 0, l.logits, l.step, l.n) ||
+        !whole_vectors(g.rows, 4, g.dlogits, g.d_step, g.n)) {
       launch_losses(l, stream);
       launch_gradients(g, stream);
       return;

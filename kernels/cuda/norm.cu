@@ -23,31 +23,22 @@ struct Forward {
   double eps;
 };
 
-constexpr int kForwardThreads = 128;  // of a block of forward_of_rows, at most
-
-// Dense rows, evenly apart, by groups of `threads` threads, of which a block has some; a thread has
-// K vectors of its row at most. kLayer: of layer norm; otherwise of RMS norm, which has neither
-// mean nor beta.
-template <class T, int N, int K, bool kLayer>
-__global__ void __launch_bounds__(kForwardThreads, 8) forward_of_rows(Forward<T> f, int threads) {
+// Dense rows, evenly apart, of which each of G threads has K vectors at most: a row is read once,
+// whole. kLayer: of layer norm; otherwise of RMS norm, which has neither mean nor beta.
+template <class T, int N, int K, int G, bool kLayer>
+__global__ void __launch_bounds__(kRowThreads<G>, 8) forward_of_rows(Forward<T> f) {
   using A = Statistic<T>;
-  __shared__ A shared[2][1][32];
-  const int groups = blockDim.x / threads, group = threadIdx.x / threads;
-  const int lane = threadIdx.x % threads, vectors = f.n / N;
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * groups + group;
+  __shared__ A shared[2][32];
+  const int lane = threadIdx.x % G, vectors = f.n / N;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads<G> / G) + threadIdx.x / G;
   if (r >= f.rows.count) return;
   // Where the row begins in operand o.
   const auto at = [&](int o) { return r * f.rows.step[0][o]; };
   const auto each_vector = [&](auto fn) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (lane + k * threads < vectors) fn(k, lane + k * threads);
+      if (lane + k * G < vectors) fn(k, lane + k * G);
     }
-  };
-  const auto mean_of = [&](A sum, A(&room)[1][32]) {
-    A sums[1] = {sum};
-    over_threads(sums, room, threads, group);
-    return sums[0] / static_cast<A>(f.n);
   };
   Raw x[K];
   each_vector([&](int k, int v) { x[k] = Raw::at(f.x + at(0) + v * N); });
@@ -58,7 +49,7 @@ __global__ void __launch_bounds__(kForwardThreads, 8) forward_of_rows(Forward<T>
 #pragma unroll
       for (int j = 0; j < N; ++j) sum += x[k].template number_at<T>(j);
     });
-    mean = mean_of(sum, shared[0]);
+    mean = over_group<G>(sum, shared[0], Add{}) / static_cast<A>(f.n);
   }
   A squares = 0;
   each_vector([&](int k, int) {
@@ -68,7 +59,8 @@ __global__ void __launch_bounds__(kForwardThreads, 8) forward_of_rows(Forward<T>
       squares += d * d;
     }
   });
-  const A rstd = 1 / sqrt_of(mean_of(squares, shared[1]) + static_cast<A>(f.eps));
+  const A variance = over_group<G>(squares, shared[1], Add{}) / static_cast<A>(f.n);
+  const A rstd = 1 / sqrt_of(variance + static_cast<A>(f.eps));
   each_vector([&](int k, int v) {
     const Raw gamma = Raw::at(f.gamma + v * N);
     Raw beta;
@@ -358,26 +350,18 @@ __global__ void __launch_bounds__(256) backward_of_columns(Backward<T> b, bool o
 
 // --- Launchers -----------------------------------------------------------------------------------
 
-// The vectors of a row that a group of forward_of_rows can have.
-constexpr int64_t kMostForwardVectors = int64_t{kForwardThreads} * 8;
-
-template <class T, bool kLayer>
-void forward_by_rows(const Forward<T>& k, cudaStream_t stream) {
-  const int64_t vectors = k.n / kWide<T>;
-  // A warp has a row, and needs no barrier, unless the row is too long for it.
-  const int threads = static_cast<int>(ceil_div(ceil_div(vectors, 8), 32) * 32);
-  const int groups = kForwardThreads / threads;
-  const auto launch = [&]<int K>() {
-    forward_of_rows<T, kWide<T>, K, kLayer>
-        <<<static_cast<unsigned>(ceil_div(k.rows.count, groups)),
-           static_cast<unsigned>(threads * groups), 0, stream>>>(k, threads);
-  };
-  const int64_t each = ceil_div(vectors, threads);
-  if (each <= 2) return launch.template operator()<2>();
-  if (each == 3) return launch.template operator()<3>();
-  if (each == 4) return launch.template operator()<4>();
-  if (each <= 6) return launch.template operator()<6>();
-  launch.template operator()<8>();
+// Calls launch.operator()<K, G>() for the kernel that such rows fit; false when they are too long.
+template <class Launch>
+bool with_forward_shape(int64_t vectors, const Launch& launch) {
+  constexpr int kWarp = 32, kBlock = 128;
+  const auto fits = [&](int k, int g) { return vectors <= int64_t{k} * g; };
+  if (fits(2, kWarp)) return launch.template operator()<2, kWarp>(), true;
+  if (fits(3, kWarp)) return launch.template operator()<3, kWarp>(), true;
+  if (fits(4, kWarp)) return launch.template operator()<4, kWarp>(), true;
+  if (fits(6, kWarp)) return launch.template operator()<6, kWarp>(), true;
+  if (fits(8, kWarp)) return launch.template operator()<8, kWarp>(), true;
+  if (fits(4, kBlock)) return launch.template operator()<4, kBlock>(), true;
+  return fits(8, kBlock) && (launch.template operator()<8, kBlock>(), true);
 }
 
 template <bool kLayer>
@@ -413,9 +397,12 @@ void forward(const KernelArgs& args) {
       k.beta = args.in[2].as<const T>(), k.beta_step = in_strides(args, 2)[along];
       wide = wide && wide_rows<T, 1>({}, 0, k.beta, k.beta_step, n);
     }
-    if (wide && k.rows.dims == 1 && n <= kWide<T> * kMostForwardVectors) {
-      forward_by_rows<T, kLayer>(k, stream);
-    } else {
+    const bool short_rows =
+        wide && k.rows.dims == 1 && with_forward_shape(n / kWide<T>, [&]<int K, int G>() {
+          forward_of_rows<T, kWide<T>, K, G, kLayer>
+              <<<row_blocks<G>(rows.count()), kRowThreads<G>, 0, stream>>>(k);
+        });
+    if (!short_rows) {
       with_row_shape<T>(wide, n, [&]<int N, int G>() {
         norm<T, N, G, kLayer><<<row_blocks<G>(rows.count()), kRowThreads<G>, 0, stream>>>(k);
       });
