@@ -84,6 +84,8 @@ void forget_unread_copies(Program& program);
 bool fuse_wide(Fuser& fuser, size_t i);
 bool fuse_bias(Fuser& fuser, size_t i);
 bool fuse_residual(Fuser& fuser, size_t i);
+// fuse_siblings.cc; over a whole program: how many products stand for several then.
+int fuse_siblings(Program& program, uint32_t bit);
 
 // fuse_norms.cc
 bool fuse_norm_residual(Fuser& fuser, size_t i);

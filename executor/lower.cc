@@ -71,7 +71,12 @@ class Lowering {
       if (section.ends_pass) finish_pass();
       if (section.part == Part::kUpdate) finish_stage(program_.stage_of(section.chunk));
     }
-    if (fusing.on) fuse(program_, fusing.off);
+    if (fusing.on) {
+      std::vector<std::string> off = fusing.off;
+      // Products of 8 bits read codes of one weight each.
+      if (fusing.f8.scaling != F8Scaling::kNone) off.emplace_back("siblings");
+      fuse(program_, off);
+    }
     use_f8(program_, fusing.f8, wishes_);
     assign_buffers(program_, wishes_);
     check_passes();
