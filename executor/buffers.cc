@@ -292,13 +292,13 @@ class Assigner {
   }
 
   Program& program_;
-  std::vector<int32_t> buffer_of_;              // by tensor
-  std::vector<int32_t> last_read_;              // by tensor: instruction, or past the end
-  std::vector<std::vector<TensorId>> members_;  // by buffer
-  std::set<int32_t> made_at_begin_;             // buffers
-  std::map<TensorId, TensorId> part_of_;        // what lies in another, or has others in it
+  std::vector<int32_t> buffer_of_;                      // by tensor
+  std::vector<int32_t> last_read_;                      // by tensor: instruction, or past the end
+  std::vector<std::vector<TensorId>> members_;          // by buffer
+  std::set<int32_t> made_at_begin_;                     // buffers
+  std::map<TensorId, TensorId> part_of_;                // what lies in another, or has others in it
   std::map<std::vector<TensorId>, TensorId> parts_in_;  // the same, by all parts of a whole
-  std::set<TensorId> persistent_;               // those that the step begins with
+  std::set<TensorId> persistent_;                       // those that the step begins with
 };
 
 }  // namespace

@@ -22,9 +22,9 @@ using Places = std::vector<size_t>;  // of instructions
 
 // What a product is to a linear layer's weight w of [n, k].
 enum class Role : uint8_t {
-  kForward,      // x of [..., k], w -> [..., n]
-  kInput,        // the gradient of x: g of [..., n], w -> [..., k]
-  kWeight,       // that of w: x, g -> w
+  kForward,  // x of [..., k], w -> [..., n]
+  kInput,    // the gradient of x: g of [..., n], w -> [..., k]
+  kWeight,   // that of w: x, g -> w
   kNone,
 };
 
@@ -38,9 +38,8 @@ Role role_of(const Instr& instr) {
     if (dims->size() < 2 || !std::all_of(dims->begin(), dims->end(), is_vector)) return Role::kNone;
   }
   const auto shares = [](const OperandDims& x, const OperandDims& y) {
-    return std::any_of(x.begin(), x.end() - 1, [&](const DimFactors& d) {
-      return Signature::carries(y, d[0]);
-    });
+    return std::any_of(x.begin(), x.end() - 1,
+                       [&](const DimFactors& d) { return Signature::carries(y, d[0]); });
   };
   if (b.size() == 2 && b[1] == a.back() && b[0] == c.back() && !shares(a, b)) return Role::kForward;
   if (b.size() == 2 && b[0] == a.back() && b[1] == c.back() && !shares(a, b)) return Role::kInput;
@@ -123,8 +122,8 @@ class Siblings {
   // The same product, on other operands, of one rank.
   bool alike(const Instr& a, const Instr& b) const {
     return a.op == b.op && a.signature == b.signature && a.attrs == b.attrs &&
-           a.letter_atoms == b.letter_atoms && a.part == b.part && a.chunk == b.chunk &&
-           whole(a) && whole(b) && f_.dtype(a.out[0]) == f_.dtype(b.out[0]);
+           a.letter_atoms == b.letter_atoms && a.part == b.part && a.chunk == b.chunk && whole(a) &&
+           whole(b) && f_.dtype(a.out[0]) == f_.dtype(b.out[0]);
   }
   static bool whole(const Instr& instr) {
     return std::all_of(instr.splits.begin(), instr.splits.end(),
@@ -196,8 +195,8 @@ class Siblings {
     for (size_t k = 0; k < weights.size(); ++k) {
       for (const size_t r : readers(weights[k])) {
         const Instr& reader = p_.instrs[r];
-        const bool forward = std::any_of(groups.begin(), groups.end(),
-                                         [&](const Places& g) { return g[k] == r; });
+        const bool forward =
+            std::any_of(groups.begin(), groups.end(), [&](const Places& g) { return g[k] == r; });
         if (forward || is_update_of(reader, weights[k])) continue;
         if (role_of(reader) != Role::kInput || reader.in[1] != weights[k]) return;
         inputs[0].push_back(r);
