@@ -1,5 +1,9 @@
-// Products that read the same tensor become one product. Their weights lie side by side in memory
-// already, as parts of one tensor (the attribute `joins`, fuse_parts.cc), so nothing is copied.
+// Products that read the same tensor become one: x of [.., k] and weights w1, w2 of [n, k] give one
+// product of x and w [2, n, k], of whose [.., 2, n] their results are views; so the products that
+// make their gradients. w1 and w2 are parts of w in one buffer, and the gradients of the results
+// are made as parts of one tensor (the attribute `joins`): nothing is copied, and the gradients of
+// w1 and w2 are dense. Taken are products of one size, without a bias, whose results meet in one
+// op, of parameters or copies kept of them that nothing else reads but updates and the backward.
 #include <algorithm>
 #include <cctype>
 #include <iterator>

@@ -252,6 +252,23 @@ INSTANTIATE_TEST_SUITE_P(Programs, Siblings,
                                   std::string(name_of(s.dtype)) + std::to_string(s.micro_batches);
                          });
 
+// The backward that computes both again does so by one product, too, of the same weights.
+TEST(SiblingsAgain, WhatIsComputedAgain) {
+  for (const int64_t micro_batches : {1, 2}) {
+    const Setting s{.micro_batches = micro_batches};
+    PlannerOptions options;
+    options.mesh = parse_mesh("1");
+    options.space.recompute = true;
+    options.pins.recompute = Recompute::kFull;
+    const Graph graph = trace(config_of(s), options_of(s));
+    const PlanResult found = find_plan(graph, parse_cluster("cpu:1"), options);
+    ASSERT_TRUE(found.plan && !found.plan->rewrite.remade.empty());
+    const Program with = lower(*found.graph, *found.plan, true);
+    EXPECT_EQ(made(with), 4 * config_of(s).layers);
+    expect_same_training(with, lower(*found.graph, *found.plan, {true, {"siblings"}}), s, 1e-12);
+  }
+}
+
 // --- Programs by hand ----------------------------------------------------------------------------
 
 // A loss of x [b, s, 32] for weights that stand in the products as given.
