@@ -195,7 +195,7 @@ class Siblings {
     for (const TensorId w : weights) {
       if (beside_.contains(w)) return;  // with others
     }
-    std::vector<Places> inputs(1);  // the products that make gradients of x, by weight
+    Places inputs;  // the products that make gradients of x, by weight
     for (size_t k = 0; k < weights.size(); ++k) {
       for (const size_t r : readers(weights[k])) {
         const Instr& reader = p_.instrs[r];
@@ -203,19 +203,15 @@ class Siblings {
             std::any_of(groups.begin(), groups.end(), [&](const Places& g) { return g[k] == r; });
         if (forward || is_update_of(reader, weights[k])) continue;
         if (role_of(reader) != Role::kInput || reader.in[1] != weights[k]) return;
-        inputs[0].push_back(r);
+        inputs.push_back(r);
       }
     }
-    if (inputs[0].empty()) {
-      inputs.clear();
-    } else if (operands(inputs[0], 1) != weights || !may_join_inputs(inputs[0])) {
-      return;
-    }
+    if (!inputs.empty() && (operands(inputs, 1) != weights || !may_join_inputs(inputs))) return;
     beside_.insert(weights.begin(), weights.end());
     const TensorId w = join(weights, 0, begin_, p_.instrs[groups[0][0]]);
     begin_.back().part = Part::kBegin;
     for (const Places& group : groups) join_forward(group, w);
-    for (const Places& group : inputs) join_gradients(group, w);
+    if (!inputs.empty()) join_gradients(inputs, w);
   }
 
   // The sum that alone reads what these products make; none when there is no such one.
