@@ -4,8 +4,10 @@
 #include <map>
 #include <set>
 
+#include "executor/typing.h"
 #include "graph/error.h"
 #include "kernels/assemble.h"
+#include "kernels/ops.h"
 
 namespace cleave {
 namespace {
@@ -21,7 +23,10 @@ class Assigner {
     note_accesses();
     for (const KeptTensor& k : program_.kept) {
       wishes.push_back({.tensor = k.final, .target = k.tensor, .must = true});
-      kept_.insert(k.tensor);
+      persistent_.insert(k.tensor);
+    }
+    for (const ProgramSource& s : program_.sources) {
+      if (s.kind != SourceKind::kData) persistent_.insert(s.tensor);
     }
     std::vector<SharingWish> wish_of(program_.tensors.size());
     for (const SharingWish& w : wishes) {
@@ -31,7 +36,9 @@ class Assigner {
       known.in_place = in_place;
     }
     plan_parts(wish_of);
+    plan_wholes(wish_of);
     for (const ProgramSource& s : program_.sources) {
+      if (make_part(s.tensor)) continue;
       new_buffer(s.tensor, s.kind != SourceKind::kData);
       program_.buffers.back().host = s.on_host;
     }
@@ -45,7 +52,7 @@ class Assigner {
           if (make_part(t)) continue;
           const SharingWish& w = wish_of[static_cast<size_t>(t)];
           if (w.target < 0 || !share(w, static_cast<int32_t>(i), instr)) {
-            new_buffer(t, kept_.contains(t));
+            new_buffer(t, persistent_.contains(t));
           }
         }
       }
@@ -57,7 +64,6 @@ class Assigner {
     copy_unmet(wishes);
     for (size_t t = 0; t < program_.tensors.size(); ++t) {
       if (buffer_of_[t] < 0) new_buffer(static_cast<TensorId>(t), false);  // a source's copy
-      program_.tensors[t].buffer = buffer_of_[t];
     }
   }
 
@@ -78,6 +84,7 @@ class Assigner {
   void new_buffer(TensorId t, bool persistent) {
     const ProgramTensor& tensor = program_.tensor(t);
     buffer_of_[static_cast<size_t>(t)] = static_cast<int32_t>(program_.buffers.size());
+    program_.tensor(t).buffer = buffer_of_[static_cast<size_t>(t)];
     Buffer b;
     b.bytes = numel(tensor.layout.local_shape(program_.mesh)) * size_of(tensor.dtype);
     b.persistent = persistent;
@@ -88,7 +95,7 @@ class Assigner {
 
   void join(TensorId t, TensorId host) {
     const int32_t b = buffer_of_[static_cast<size_t>(host)];
-    buffer_of_[static_cast<size_t>(t)] = b;
+    buffer_of_[static_cast<size_t>(t)] = program_.tensor(t).buffer = b;
     members_[static_cast<size_t>(b)].push_back(t);
   }
 
@@ -108,8 +115,24 @@ class Assigner {
       for (size_t i = 0; i < instr.in.size(); ++i) {
         program_.tensor(instr.in[i]).geometry = (*parts)[i];
         part_of_[instr.in[i]] = whole;
+        if (persistent_.contains(instr.in[i])) persistent_.insert(whole);
       }
       part_of_[whole] = whole;
+      parts_in_[instr.in] = whole;
+    }
+  }
+
+  // What is taken apart into tensors that wish to lie where the parts of a whole do, each in the
+  // place of one, wishes to lie where the whole does.
+  void plan_wholes(std::vector<SharingWish>& wish_of) const {
+    for (const Instr& instr : program_.instrs) {
+      if (instr.op != &ops::unbind || instr.kind != InstrKind::kCompute) continue;
+      std::vector<TensorId> targets;
+      for (TensorId t : instr.out) targets.push_back(wish_of[static_cast<size_t>(t)].target);
+      const auto whole = parts_in_.find(targets);
+      SharingWish& wish = wish_of[static_cast<size_t>(instr.in[0])];
+      if (whole == parts_in_.end() || wish.target >= 0) continue;
+      wish = {.tensor = instr.in[0], .target = whole->second, .in_place = true};
     }
   }
 
@@ -117,7 +140,7 @@ class Assigner {
     const auto found = part_of_.find(t);
     if (found == part_of_.end()) return false;
     const TensorId whole = found->second;
-    if (buffer(whole) < 0) new_buffer(whole, false);
+    if (buffer(whole) < 0) new_buffer(whole, persistent_.contains(whole));
     if (t != whole) join(t, whole);
     return true;
   }
@@ -173,15 +196,16 @@ class Assigner {
   // Whether the tensor, written by instruction i, can overwrite the target's memory; then it does.
   bool share(const SharingWish& wish, int32_t i, const Instr& instr) {
     const auto [t, target] = std::pair(wish.tensor, wish.target);
-    const ProgramTensor& a = program_.tensor(t);
+    ProgramTensor& a = program_.tensor(t);
     const ProgramTensor& b = program_.tensor(target);
     if (a.dtype != b.dtype || a.layout != b.layout) return false;
     const int32_t buffer = buffer_of_[static_cast<size_t>(target)];
-    if (buffer < 0 || b.geometry.offset != 0 || b.geometry.shape != a.geometry.shape ||
+    if (buffer < 0 || b.geometry.shape != a.geometry.shape ||
         b.geometry.strides != a.geometry.strides || outlives_micro_batch(target, instr)) {
       return false;
     }
     for (TensorId m : members_[static_cast<size_t>(buffer)]) {
+      if (!may_overlap(program_.tensor(m), b)) continue;
       const int32_t last = last_read_[static_cast<size_t>(m)];
       if (last > i) return false;
       // A reader in the same instruction must be an op that works in place on this very operand.
@@ -189,6 +213,7 @@ class Assigner {
         return false;
       }
     }
+    a.geometry.offset = b.geometry.offset;
     join(t, target);
     return true;
   }
@@ -267,12 +292,13 @@ class Assigner {
   }
 
   Program& program_;
-  std::vector<int32_t> buffer_of_;              // by tensor
-  std::vector<int32_t> last_read_;              // by tensor: instruction, or past the end
-  std::vector<std::vector<TensorId>> members_;  // by buffer
-  std::set<int32_t> made_at_begin_;             // buffers
-  std::map<TensorId, TensorId> part_of_;        // what lies in another, or has others in it
-  std::set<TensorId> kept_;                     // those that the step begins with
+  std::vector<int32_t> buffer_of_;                      // by tensor
+  std::vector<int32_t> last_read_;                      // by tensor: instruction, or past the end
+  std::vector<std::vector<TensorId>> members_;          // by buffer
+  std::set<int32_t> made_at_begin_;                     // buffers
+  std::map<TensorId, TensorId> part_of_;                // what lies in another, or has others in it
+  std::map<std::vector<TensorId>, TensorId> parts_in_;  // the same, by all parts of a whole
+  std::set<TensorId> persistent_;                       // those that the step begins with
 };
 
 }  // namespace

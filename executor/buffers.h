@@ -18,11 +18,11 @@ struct SharingWish {
 };
 
 // Gives every tensor a buffer and a geometry: results of view ops lie in their input's buffer when
-// the local geometry allows; a wish is granted when nothing reads the target's buffer after the
-// tensor is written. The tensors of parameters and states are persistent, and what is kept of
-// parameters, whose final tensors must lie where they began. Appends the copies that unmet `must`
-// wishes need, as if all were made at once and after the outputs were read, and
-// redirects their sources' final tensors.
+// the local geometry allows, and operands of instructions with the attribute `joins` in the
+// result's; a wish is granted when nothing reads the target's memory after the tensor is written.
+// The tensors of parameters and states are persistent, and what is kept of parameters, whose final
+// tensors must lie where they began. Appends the copies that unmet `must` wishes need, as if all
+// were made at once and after the outputs were read, and redirects their sources' final tensors.
 void assign_buffers(Program& program, const std::vector<SharingWish>& wishes);
 
 }  // namespace cleave

@@ -149,7 +149,7 @@ class DataFlow {
 
 void check_sources(const Program& p) {
   std::set<std::pair<std::string, int64_t>> names;  // of data: one for each place that is fed
-  std::vector<const ProgramSource*> owner(p.buffers.size(), nullptr);
+  std::vector<std::vector<const ProgramSource*>> owners(p.buffers.size());
   const auto known = [&](TensorId t) {
     return t >= 0 && static_cast<size_t>(t) < p.tensors.size();
   };
@@ -170,9 +170,13 @@ void check_sources(const Program& p) {
     if (t.geometry.strides != contiguous_strides(t.geometry.shape)) {
       refuse(subject, "a source must be contiguous");
     }
-    const ProgramSource*& other = owner[static_cast<size_t>(t.buffer)];
-    if (other != nullptr) refuse(subject, "it shares a buffer with {}", other->name);
-    other = &s;
+    std::vector<const ProgramSource*>& owner = owners[static_cast<size_t>(t.buffer)];
+    for (const ProgramSource* other : owner) {
+      if (may_overlap(p.tensor(other->tensor), t)) {
+        refuse(subject, "it shares memory with {}", other->name);
+      }
+    }
+    owner.push_back(&s);
     const bool kept = s.kind != SourceKind::kData;
     if (p.buffers[static_cast<size_t>(t.buffer)].persistent != kept) {
       refuse(subject, "its buffer must {}be persistent", kept ? "" : "not ");

@@ -26,6 +26,9 @@ constexpr std::array kFusions = {
         {"chunks", "the head goes through its rows in chunks: its scores are never all in memory"},
         nullptr,
         fuse_chunks},
+    Entry{{"siblings", "products that read the same are one, with weights side by side"},
+          nullptr,
+          fuse_siblings},
     Entry{{"bias", "a product adds its bias"}, fuse_bias},
     Entry{{"residual", "a product adds what stands beside it"}, fuse_residual},
     Entry{{"loss", "a loss also makes the gradient of its scores, where it follows at once"},
@@ -48,6 +51,13 @@ void expect_known(const std::string& name) {
   for (const Entry& e : kFusions) names.push_back(e.name);
   if (std::find(names.begin(), names.end(), name) != names.end()) return;
   fail("there is no fusion '{}'; there are {}, and all", name, fmt::join(names, ", "));
+}
+
+// Whether products of 8 bits are made of what this fusion would take away: codes are of one weight
+// each, scaled by whole tensors, and of plain products.
+bool excludes(const F8Options& f8, const Entry& e) {
+  if (f8.scaling == F8Scaling::kNone) return false;
+  return e.rewrite == fuse_gelu || e.pass == fuse_siblings || (e.pass == fuse_chunks && f8.last);
 }
 
 }  // namespace
@@ -102,11 +112,7 @@ std::vector<int> fuse(Program& program, const FuseOptions& options,
   for (size_t f = 0; f < kFusions.size(); ++f) {
     if (std::find(off.begin(), off.end(), kFusions[f].name) != off.end()) continue;
     const Entry& e = kFusions[f];
-    // Codes of the head's operands are scaled by whole tensors.
-    if (e.pass == fuse_chunks && options.f8.scaling != F8Scaling::kNone && options.f8.last)
-      continue;
-    // Products of 8 bits are made of plain ones.
-    if (e.rewrite == fuse_gelu && options.f8.scaling != F8Scaling::kNone) continue;
+    if (excludes(options.f8, e)) continue;
     const uint32_t bit = uint32_t{1} << f;
     made[f] = e.pass != nullptr ? fuser.apply_to_all(e.pass, bit) : fuser.apply(e.rewrite, bit);
   }

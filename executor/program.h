@@ -36,6 +36,8 @@ struct ProgramTensor {
   RingState ring = {};
 };
 
+// Persistent ones may hold several parameters, accumulators or kept copies side by side, where an
+// instruction with the attribute `joins` (fuse_siblings.cc) reads them as one tensor.
 struct Buffer {
   int64_t bytes = 0;
   bool persistent = false;  // kept from step to step: parameters, states and what is kept of them
@@ -126,7 +128,7 @@ struct Instr {
 };
 
 // A state or parameter, kept in a persistent buffer from step to step, or a data input, filled
-// before each step.
+// before each step. Contiguous, and apart from all others, but not always at its buffer's start.
 struct ProgramSource {
   SourceKind kind = SourceKind::kData;
   std::string name;

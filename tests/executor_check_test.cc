@@ -406,7 +406,7 @@ const std::vector<Mistake>& mistakes() {
        },
        "data x: a source must be contiguous"},
       {"SourcesShareBuffer", [](B& b) { b.at("fused").buffer = b.at("x").buffer; },
-       "data fused: it shares a buffer with x"},
+       "data fused: it shares memory with x"},
       {"StateNotPersistent",
        [](B& b) { b.program.buffers[static_cast<size_t>(b.at("w1").buffer)].persistent = false; },
        "param w1: its buffer must be persistent"},

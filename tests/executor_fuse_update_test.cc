@@ -6,53 +6,15 @@
 #include <cstring>
 #include <string>
 
-#include "executor/memory_layout.h"
 #include "kernels/ops.h"
 #include "tests/training_plans.h"
+#include "tests/widened_program.h"
 
 namespace cleave {
 namespace {
 
+using testing::widened;
 using Kind = OptimizerOptions::Kind;
-
-// The program with bf16 as f32, and what was cast to or kept in f32 as f64, so that it runs on the
-// processor: parameters, moments, their gradients, and what the update makes.
-Program widened(Program p) {
-  std::vector<bool> wide(p.tensors.size(), false);
-  const auto widen = [&](TensorId t) {
-    if (p.tensor(t).dtype == DType::kF32) wide[static_cast<size_t>(t)] = true;
-  };
-  for (const ProgramSource& s : p.sources) {
-    if (s.kind == SourceKind::kData || s.name == "accumulated.loss") continue;
-    widen(s.tensor);
-    widen(s.final);
-  }
-  for (const Instr& instr : p.instrs) {
-    const bool of_gradient = instr.op == &ops::cast && instr.part == Part::kBackward;
-    if (of_gradient || instr.part == Part::kUpdate) {
-      for (TensorId t : instr.out) widen(t);
-    }
-  }
-  std::vector<bool> moment(p.tensors.size(), false);  // in bf16, which the processor updates too
-  for (const ProgramSource& s : p.sources) {
-    if (s.kind != SourceKind::kState || p.tensor(s.tensor).dtype != DType::kBF16) continue;
-    for (const TensorId t : {s.tensor, s.final}) moment[static_cast<size_t>(t)] = true;
-  }
-  for (size_t t = 0; t < p.tensors.size(); ++t) {
-    if (wide[t]) p.tensors[t].dtype = DType::kF64;
-    if (p.tensors[t].dtype == DType::kBF16 && !moment[t]) p.tensors[t].dtype = DType::kF32;
-  }
-  for (Instr& instr : p.instrs) {
-    if (!instr.attrs.has("dtype")) continue;
-    const bool copies = instr.op == &ops::adamw || instr.op == &ops::sgd;
-    const TensorId typed = copies ? instr.out.back() : instr.out[0];
-    instr.attrs.set("dtype", std::string(name_of(p.tensor(typed).dtype)));
-  }
-  for (Buffer& b : p.buffers) b.bytes *= 2;  // enough for all
-  plan_memory(p);
-  check(p);
-  return p;
-}
 
 struct Setting {
   const char* model;
@@ -131,10 +93,8 @@ TEST_P(UpdateFusions, TrainToTheSameBits) {
 }
 
 // A runtime that makes no cast finds in each copy what a cast would make of the parameter.
-TEST_P(UpdateFusions, KeepWhatACastWouldMake) {
-  const Setting& s = GetParam();
+void expect_copies_of_casts(Program program, const Setting& s) {
   const ModelConfig config = model_named(s.model);
-  Program program = widened(lowered(s, {"copies"}));
   std::vector<std::string> parameters;
   for (const KeptTensor& k : program.kept) {
     const auto cast = std::find_if(program.instrs.begin(), program.instrs.end(),
@@ -165,6 +125,13 @@ TEST_P(UpdateFusions, KeepWhatACastWouldMake) {
     }
     EXPECT_EQ(compared, parameters.size());
   }
+}
+
+TEST_P(UpdateFusions, KeepWhatACastWouldMake) {
+  const Setting& s = GetParam();
+  expect_copies_of_casts(widened(lowered(s, {"copies"})), s);
+  // Side by side, too.
+  expect_copies_of_casts(widened(lowered(s, {"copies", "siblings"})), s);
 }
 
 TEST_P(UpdateFusions, LeaveNoCastBehind) {

@@ -230,8 +230,11 @@ struct CudaRuntime::Impl {
                    other.geometry == t.geometry;
           });
       if (same == host.program.sources.end()) return std::nullopt;
-      lent.elsewhere[static_cast<size_t>(t.buffer)] =
+      std::byte* const base =
           host.data(host.program.tensor(same->tensor)) - t.geometry.offset * size_of(t.dtype);
+      std::byte*& found = lent.elsewhere[static_cast<size_t>(t.buffer)];
+      if (found != nullptr && found != base) return std::nullopt;  // they lie beside others there
+      found = base;
     }
     for (size_t b = 0; b < program.buffers.size(); ++b) {
       if (program.buffers[b].persistent && lent.elsewhere[b] == nullptr) return std::nullopt;
