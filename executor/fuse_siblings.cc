@@ -84,14 +84,14 @@ char unused_letter(const Signature& s) {
 
 class Siblings {
  public:
-  Siblings(Program& program, uint32_t bit) : p_(program), f_(program), bit_(bit) {
-    readers_.resize(program.tensors.size());
-    for (size_t i = 0; i < program.instrs.size(); ++i) {
-      const std::set<TensorId> in(program.instrs[i].in.begin(), program.instrs[i].in.end());
+  Siblings(Fuser& fuser, uint32_t bit) : p_(fuser.program()), f_(fuser), bit_(bit) {
+    readers_.resize(p_.tensors.size());
+    for (size_t i = 0; i < p_.instrs.size(); ++i) {
+      const std::set<TensorId> in(p_.instrs[i].in.begin(), p_.instrs[i].in.end());
       for (const TensorId t : in) readers_[static_cast<size_t>(t)].push_back(i);
     }
-    for (const KeptTensor& k : program.kept) kept_.insert(k.tensor);
-    removed_.resize(program.instrs.size(), false);
+    for (const KeptTensor& k : p_.kept) kept_.insert(k.tensor);
+    removed_.resize(p_.instrs.size(), false);
   }
 
   int run() {
@@ -510,7 +510,7 @@ class Siblings {
   }
 
   Program& p_;
-  const Fuser f_;
+  const Fuser& f_;
   const uint32_t bit_;
   int made_ = 0;
   std::vector<std::vector<size_t>> readers_;  // by tensor: instructions
@@ -523,6 +523,6 @@ class Siblings {
 
 }  // namespace
 
-int fuse_siblings(Program& program, uint32_t bit) { return Siblings(program, bit).run(); }
+int fuse_siblings(Fuser& fuser, uint32_t bit) { return Siblings(fuser, bit).run(); }
 
 }  // namespace cleave

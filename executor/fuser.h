@@ -105,7 +105,7 @@ bool fuse_gelu(Fuser& fuser, size_t i);
 // fuse_loss.cc
 bool fuse_loss(Fuser& fuser, size_t i);
 // fuse_siblings.cc; over a whole program: how many products stand for several then.
-int fuse_siblings(Program& program, uint32_t bit);
+int fuse_siblings(Fuser& fuser, uint32_t bit);
 
 // fuse_norms.cc
 bool fuse_norm_residual(Fuser& fuser, size_t i);
