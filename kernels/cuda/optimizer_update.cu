@@ -23,6 +23,11 @@ constexpr int kUpdateBlocks = 132 * 8;  // of tensors that lie in any way
 
 // --- Updates -------------------------------------------------------------------------------------
 
+// A product that is rounded. Which products and sums are rounded together is written out: every
+// kernel that updates, with a copy or without, in place or not, makes the same bits.
+__device__ inline float times(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double times(double a, double b) { return __dmul_rn(a, b); }
+
 // Each block works out the step's scalars, then new[0..kOut) of old[0..kIn), whose last is
 // the gradient; new o takes the place of old o. S: what it computes in. kOperands: old as inputs
 // of the op; kStep: that with the step's number.
@@ -70,10 +75,10 @@ struct AdamW {
     return static_cast<S>(1 - c.rate * weight_decay);
   }
   __device__ static void update(const Scalars& c, S decay, const S (&old)[kIn], S (&made)[kOut]) {
-    const S g = old[3] * c.clip;
-    const S m = old[1] + (g - old[1]) * (1 - c.beta1);
-    const S v = old[2] * c.beta2 + g * g * (1 - c.beta2);
-    made[0] = old[0] * decay - c.step_size * (m / (sqrt_of(v) / c.root_correction + c.eps));
+    const S g = times(old[3], c.clip);
+    const S m = fma(g - old[1], 1 - c.beta1, old[1]);
+    const S v = fma(times(g, g), 1 - c.beta2, times(old[2], c.beta2));
+    made[0] = fma(-c.step_size, m / (sqrt_of(v) / c.root_correction + c.eps), times(old[0], decay));
     made[1] = m;
     made[2] = v;
   }
@@ -102,8 +107,8 @@ struct Sgd {
     return static_cast<S>(weight_decay);
   }
   __device__ static void update(const Scalars& c, S decay, const S (&old)[kIn], S (&made)[kOut]) {
-    made[1] = c.momentum * old[1] + (old[2] * c.clip + decay * old[0]);
-    made[0] = old[0] - c.lr * made[1];
+    made[1] = fma(c.momentum, old[1], fma(old[2], c.clip, times(decay, old[0])));
+    made[0] = fma(-c.lr, made[1], old[0]);
   }
 };
 
