@@ -54,10 +54,11 @@ void expect_known(const std::string& name) {
 }
 
 // Whether products of 8 bits are made of what this fusion would take away: codes are of one weight
-// each, scaled by whole tensors, and of plain products.
+// each, scaled by whole tensors, and of plain products; and gradients are known by the part of the
+// step that makes them.
 bool excludes(const F8Options& f8, const Entry& e) {
   if (f8.scaling == F8Scaling::kNone) return false;
-  return e.rewrite == fuse_gelu || e.pass == fuse_siblings || (e.pass == fuse_chunks && f8.last);
+  return e.rewrite == fuse_gelu || e.pass == fuse_siblings || e.pass == fuse_chunks;
 }
 
 }  // namespace

@@ -92,9 +92,10 @@ bool fuse_narrow_gradient(Fuser& fuser, size_t i);
 // Copies that nobody reads, other than an update, are not kept after all. For rewrites that come
 // after these.
 void forget_unread_copies(Program& program);
+
 // fuse_products.cc
 // The product becomes a linear that takes the operand too, with these factors, and has the
-// attribute: "bias" or "residual".
+// attribute: "bias", "residual" or "gelu_backward".
 void add_operand(Instr& product, TensorId operand, const std::string& text,
                  std::string_view attribute);
 bool fuse_wide(Fuser& fuser, size_t i);

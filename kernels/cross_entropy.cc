@@ -2,6 +2,7 @@
 // that shards combine, and the target's score, which one shard has.
 #include <cmath>
 
+#include "kernels/cuda/workspace.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
@@ -19,8 +20,6 @@ void cross_entropy_both_cuda(const KernelArgs&);
 void pick_cuda(const KernelArgs&);
 
 namespace {
-
-constexpr int64_t kIgnored = -100;  // the target of a token without a loss, unless `ignore` says
 
 std::vector<TensorType> infer_cross_entropy(const OpCall& call) {
   expect_types(call, "xi");
@@ -69,7 +68,7 @@ void cross_entropy_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = class_factor(args);
     const Extent& classes = args.extents[static_cast<size_t>(f)];
-    const int64_t n = classes.local, ignore = args.attrs.integer_or("ignore", kIgnored);
+    const int64_t n = classes.local, ignore = args.attrs.integer_or("ignore", kIgnoredTarget);
     const RowInput<T> logits(args, 0, f);
     const int32_t* targets = args.in[1].as<const int32_t>();
     T* const losses = args.out[0].as<T>();
@@ -93,7 +92,7 @@ void cross_entropy_backward_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = class_factor(args);
     const Extent& classes = args.extents[static_cast<size_t>(f)];
-    const int64_t n = classes.local, ignore = args.attrs.integer_or("ignore", kIgnored);
+    const int64_t n = classes.local, ignore = args.attrs.integer_or("ignore", kIgnoredTarget);
     const RowInput<T> logits(args, 0, f);
     const RowOutput<T> dlogits(args, 0, f);
     const int32_t* targets = args.in[1].as<const int32_t>();
@@ -156,7 +155,7 @@ std::vector<Value> cross_entropy_grad(GradContext& g) {
   if (g.grad(0) != kNoValue) {
     parts.push_back(g.add1(ops::cross_entropy_backward, {g.in(0), g.in(1), g.out(1), g.grad(0)},
                            fmt::format("{0},{1},{1},{1}->{0}|{2}:indexed", all, row, v),
-                           {{"ignore", g.attrs().integer_or("ignore", kIgnored)}}));
+                           {{"ignore", g.attrs().integer_or("ignore", kIgnoredTarget)}}));
   }
   if (g.grad(1) != kNoValue) {  // of the log-sum-exp: the softmax
     const std::string with_row = all + "," + row + "->" + all;
@@ -177,10 +176,18 @@ std::vector<Value> cross_entropy_split(const SplitRequest& request) {
   const Value score = d.add(ops::pick, {d.input(0), d.input(1)},
                             all + "," + row + "->" + row + "|" + d.letter() + ":indexed");
   const Value counts = d.map(ops::not_equal, d.input(1), row,
-                             {{"value", request.call.attrs.integer_or("ignore", kIgnored)},
+                             {{"value", request.call.attrs.integer_or("ignore", kIgnoredTarget)},
                               {"dtype", std::string(name_of(dtype))}});
   const Value difference = d.zip(ops::sub, d.cast(lse, row, dtype), row, score, row);
   return d.finish({d.zip(ops::mul, difference, row, counts, row), lse}, infer_cross_entropy);
+}
+
+// Of rows that are too long to be kept, the scores are read twice.
+double cross_entropy_both_bytes(const OpCall& call, std::span<const TensorType> out) {
+  const auto scores = static_cast<double>(numel(call.in[0].shape) * size_of(call.in[0].dtype));
+  const auto rows = static_cast<double>(numel(call.in[1].shape));
+  const double once = bytes_from_factors(call, out);
+  return scores > rows * kBothRowBytes ? once + scores : once;
 }
 
 // The loss and its gradient.
@@ -224,6 +231,7 @@ constinit const OpDef ops::cross_entropy_both = {
     .factors = "bsV,bs,bs->bs,bs,bsV|V:indexed",
     .infer = infer_cross_entropy_both,
     .flops = flops_each<8>,
+    .bytes = cross_entropy_both_bytes,
     .cpu = cross_entropy_both_cpu,
     .cuda = cuda_kernel<cross_entropy_both_cuda>(),
 };

@@ -1,13 +1,12 @@
-// The loss of class scores, its gradient, both at once, and the elements that indices name. Scores
-// are read once and, backward, written once, which may be where they were; a row need not begin at
-// a multiple of 16 bytes.
+// The loss of class scores, its gradient, both at once, and the elements that indices name. Each
+// reads the scores once, both together where a row is short enough; gradients are written once,
+// which may be where the scores were. A row need not begin at a multiple of 16 bytes.
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/workspace.h"
 #include "kernels/rows.h"
 
 namespace cleave {
 namespace {
-
-constexpr int64_t kIgnored = -100;  // as in kernels/cross_entropy.cc
 
 // A dense row of n elements: some before the first multiple of 16 bytes, whole vectors, a rest. Of
 // a row that is not dense, all are "before".
@@ -207,7 +206,7 @@ __global__ void __launch_bounds__(kPieceThreads)
 constexpr int kBothThreads = 512;
 
 // A block has a row, and keeps it in its shared memory from one pass to the other. Rows of whole
-// vectors, dense, evenly apart.
+// vectors, dense.
 template <class T>
 __global__ void __launch_bounds__(kBothThreads, 2) both_of_rows(Losses<T> l, Gradients<T> g) {
   using A = Statistic<T>;
@@ -298,7 +297,7 @@ Losses<T> losses_of(const KernelArgs& args, size_t f) {
           .rows = loops_of(rows),
           .n = static_cast<int>(args.extents[f].local),
           .step = logits[f],
-          .ignore = args.attrs.integer_or("ignore", kIgnored),
+          .ignore = args.attrs.integer_or("ignore", kIgnoredTarget),
           .classes = shard_of(args.extents[f])};
 }
 
@@ -319,7 +318,7 @@ Gradients<T> gradients_of(const KernelArgs& args, size_t f, const TensorView& ls
           .n = static_cast<int>(args.extents[f].local),
           .step = logits[f],
           .d_step = dlogits[f],
-          .ignore = args.attrs.integer_or("ignore", kIgnored),
+          .ignore = args.attrs.integer_or("ignore", kIgnoredTarget),
           .classes = shard_of(args.extents[f])};
 }
 
@@ -342,9 +341,11 @@ bool whole_vectors(const Loops<O>& rows, int o, const T* data, int64_t step, int
 
 template <class T>
 void launch_gradients(const Gradients<T>& k, cudaStream_t stream) {
-  if (k.rows.count == 0) return;
-  const int64_t pieces = ceil_div(k.n / kWide<T>, kPieceThreads * kPieceTurns);
-  if (whole_vectors(k.rows, 0, k.logits, k.step, k.n) &&
+  if (k.rows.count == 0 || k.n == 0) return;
+  const int64_t vectors = k.n / kWide<T>;
+  const int64_t pieces = ceil_div(vectors, kPieceThreads * kPieceTurns);
+  // Short rows share a block.
+  if (vectors >= kPieceThreads && whole_vectors(k.rows, 0, k.logits, k.step, k.n) &&
       whole_vectors(k.rows, 4, k.dlogits, k.d_step, k.n) && pieces * k.rows.count <= INT32_MAX) {
     gradient_of_pieces<T>
         <<<static_cast<unsigned>(pieces * k.rows.count), kPieceThreads, 0, stream>>>(
@@ -381,18 +382,16 @@ void cross_entropy_both_cuda(const KernelArgs& args) {
   with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
     const Losses<T> l = losses_of<T>(args, f);
     const Gradients<T> g = gradients_of<T>(args, f, args.out[1], out_strides(args, 1), 2, 2);
-    // Rows of which a multiprocessor has two: while one is read, another is written.
-    constexpr int64_t kMostBytes = 112 << 10;
     const int64_t bytes = int64_t{l.n} * static_cast<int64_t>(sizeof(T));
     if (l.rows.count == 0) return;
-    if (bytes > kMostBytes || !whole_vectors(l.rows, 0, l.logits, l.step, l.n) ||
+    if (bytes > kBothRowBytes || !whole_vectors(l.rows, 0, l.logits, l.step, l.n) ||
         !whole_vectors(g.rows, 4, g.dlogits, g.d_step, g.n)) {
       launch_losses(l, stream);
       launch_gradients(g, stream);
       return;
     }
     cuda_check(cudaFuncSetAttribute(both_of_rows<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    kMostBytes));
+                                    kBothRowBytes));
     both_of_rows<T>
         <<<static_cast<unsigned>(l.rows.count), kBothThreads, static_cast<size_t>(bytes), stream>>>(
             l, g);

@@ -47,7 +47,7 @@ struct Behind {
 };
 
 // The product of the first two operands, with what stands behind it. False: cuBLASLt has no product
-// with this epilogue, and nothing was launched.
+// with this epilogue, and no result was made.
 bool contract(const KernelArgs& args, const Behind& behind) {
   const int bias = behind.bias, residual = behind.residual;
   const Classes of = classify(args.signature);
@@ -112,8 +112,8 @@ bool contract(const KernelArgs& args, const Behind& behind) {
          alignment_of(d_data, p.d.batch_stride, out), alignment_of(c_data, p.c.leading, out),
          alignment_of(c_data, p.c.batch_stride, out), alignment_of(with(bias).data, 0, out),
          alignment_of(aux, 0, out)});
-    // cuBLASLt wants it for what lies beside the result.
-    launched = p.epilogue == Epilogue::kNone || p.alignment == 16;
+    // What cuBLASLt wants of the matrix beside the result.
+    launched = p.epilogue == Epilogue::kNone || (p.alignment == 16 && p.d.leading % 8 == 0);
     launched =
         launched && args.device->products().run(
                         p, {a_data, b_data, c_data, with(bias).data, d_data, aux}, args.workspace,

@@ -164,6 +164,7 @@ template <class T, int N, int K, bool kLayer, bool kMore>
 __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     backward_of_rows(Backward<T> b, int threads) {
   using A = Statistic<T>;
+  static_assert(kBackwardThreads<K> / 64 <= 15);  // over_threads
   __shared__ A shared[2][2][32];
   extern __shared__ double2 columns_memory[];
   A* const columns = reinterpret_cast<A*>(columns_memory);  // [groups, n], of some groups

@@ -2,8 +2,6 @@
 // elements of one, and a second kernel puts their parts together. Shapes alone decide how, so that
 // the same bits come out every time and on every GPU.
 
-#include <cooperative_groups.h>
-
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/workspace.h"
 
@@ -183,65 +181,6 @@ __global__ void __launch_bounds__(512)
   results.put(0, result, s);
 }
 
-// --- Sums of columns -----------------------------------------------------------------------------
-
-// Of dense rows, evenly apart. The blocks of a cluster share the rows of kColumnVectors vectors of
-// columns; the first adds what the others have, in their order, from their shared memory.
-constexpr int kColumnVectors = 8, kColumnThreads = 256, kColumnBlocks = 8;
-
-template <class T, class Out>
-__global__ void __cluster_dims__(1, kColumnBlocks, 1) __launch_bounds__(kColumnThreads)
-    sum_columns(const T* x, int64_t row_step, int64_t rows, int64_t vectors, Out* out,
-                int64_t out_step) {
-  using A = Statistic<T>;
-  constexpr int N = kWide<T>, kRows = kColumnThreads / kColumnVectors, kAtOnce = 8;
-  constexpr int kColumns = kColumnVectors * N;
-  __shared__ A shared[kRows][kColumns];
-  __shared__ A block_sums[kColumns];
-  const int lane = threadIdx.x % kColumnVectors, y = threadIdx.x / kColumnVectors;
-  const int64_t v = blockIdx.x * int64_t{kColumnVectors} + lane;
-  A sums[N] = {};
-  if (v < vectors) {
-    const T* const from = x + v * N;
-    const int64_t end = part_begin(rows, blockIdx.y + 1, kColumnBlocks);
-    int64_t r = part_begin(rows, blockIdx.y, kColumnBlocks) + y;
-    const auto take = [&](const Raw& raw) {
-#pragma unroll
-      for (int j = 0; j < N; ++j) sums[j] += raw.template number_at<T>(j);
-    };
-    for (; r + (kAtOnce - 1) * kRows < end; r += kAtOnce * kRows) {
-      Raw raw[kAtOnce];
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) raw[k] = Raw::at(from + (r + k * kRows) * row_step);
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) take(raw[k]);
-    }
-    for (; r < end; r += kRows) take(Raw::at(from + r * row_step));
-  }
-#pragma unroll
-  for (int j = 0; j < N; ++j) shared[y][lane * N + j] = sums[j];
-  __syncthreads();
-  const int column = threadIdx.x;
-  if (column < kColumns) {
-    A sum = 0;
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) sum += shared[i][column];
-    block_sums[column] = sum;
-  }
-  const auto cluster = cooperative_groups::this_cluster();
-  cluster.sync();
-  const int64_t result = blockIdx.x * int64_t{kColumns} + column;
-  if (blockIdx.y == 0 && column < kColumns && result < vectors * N) {
-    A sum = 0;
-#pragma unroll
-    for (int b = 0; b < kColumnBlocks; ++b) {
-      sum += *cluster.map_shared_rank(&block_sums[column], b);
-    }
-    out[result * out_step] = To<Out>::of(sum);
-  }
-  cluster.sync();  // nobody's shared memory goes before it was read
-}
-
 // --- Launchers -----------------------------------------------------------------------------------
 
 // Whether the innermost loop can be read 16 bytes at a time, wherever the others are.
@@ -285,24 +224,6 @@ void by_rows(const KernelArgs& args, const Reduce& r, Results<State, Out> result
   with_group.template operator()<1>();
 }
 
-// Launches sum_columns where it can be used; it pays where every block has many rows.
-template <class T, class Out>
-bool sums_of_columns(const KernelArgs& args, const Reduce& r, Out* out) {
-  constexpr int64_t kLeastRows = 512;
-  const int64_t rows = r.reduced.count(), columns = r.kept.count();
-  if (r.kept.sizes.size() != 1 || r.kept_in.sizes.size() != 1 || r.reduced.sizes.size() != 1 ||
-      rows < kLeastRows || columns < kColumnVectors * kWide<T>) {
-    return false;
-  }
-  const auto blocks = static_cast<unsigned>(ceil_div(columns, kColumnVectors * kWide<T>));
-  sum_columns<T, Out>
-      <<<dim3(blocks, kColumnBlocks), kColumnThreads, 0, static_cast<cudaStream_t>(args.stream)>>>(
-          args.in[0].as<const T>(), r.reduced.steps[0][0], rows, columns / kWide<T>, out,
-          r.kept.steps[0][0]);
-  cuda_check(cudaGetLastError());
-  return true;
-}
-
 template <class State, class T, class Out>
 void by_columns(const KernelArgs& args, const Reduce& r, Results<State, Out> results) {
   const auto stream = static_cast<cudaStream_t>(args.stream);
@@ -328,12 +249,7 @@ void by_columns(const KernelArgs& args, const Reduce& r, Results<State, Out> res
             partials, static_cast<int>(parts), results);
     cuda_check(cudaGetLastError());
   };
-  if (wide<T>(r.kept_in, r.reduced, x)) {
-    if constexpr (std::is_same_v<State, SumOf<Statistic<T>>>) {
-      if (sums_of_columns<T, Out>(args, r, results.out)) return;
-    }
-    return go.template operator()<kWide<T>>();
-  }
+  if (wide<T>(r.kept_in, r.reduced, x)) return go.template operator()<kWide<T>>();
   go.template operator()<1>();
 }
 

@@ -43,8 +43,8 @@ __device__ inline A over_group(A x, A* shared, Fn fn) {
 }
 
 // Adds M numbers over the `threads` threads, whole warps, of a group of the block; the same in all
-// of them. A barrier of that number is the group's own, and no two groups of a warp have one.
-// `shared` is used once before every other use has been passed by all of the group.
+// of them. Groups of several warps meet at barrier group + 1: a block has 15 of them at most, of 16
+// warps at most. Calls that follow each other take turns with two pieces of `shared`.
 template <int M, class A>
 __device__ inline void over_threads(A (&x)[M], A (&shared)[M][32], int threads, int group) {
 #pragma unroll

@@ -62,6 +62,12 @@ inline int64_t gelu_backward_workspace(const OpCall& call) {
   return std::max<int64_t>(kGeluBlocks * columns, call.in[0].shape.back()) * statistic_bytes(dtype);
 }
 
+// --- A loss and its gradient ---------------------------------------------------------------------
+
+// The longest rows of scores that are kept in shared memory from one to the other: a multiprocessor
+// has two, and while one is read, another is written.
+inline constexpr int64_t kBothRowBytes = 112 << 10;
+
 // --- Reductions ----------------------------------------------------------------------------------
 
 // The blocks that results are divided into parts for: four or two for each multiprocessor of an

@@ -53,6 +53,8 @@ void add_linears(std::vector<OpCase>& cases) {
   add("bsK,nK->bsn,bsn", gelu, {wide, weight});
   add("bsK,nK,bsn->bsn", backward, {wide, weight, made});
   add("bsN,Nk,bsk->bsk", backward, {made, weight, wide});
+  add("bsK,nK->bsn,bsn", gelu, {wide, f64({12, 32})});
+  add("bsK,nK,bsn->bsn", backward, {wide, f64({20, 32}), f64({4, 8, 20})});
   add("bsK,nK,n->bsn,bsn", bias_gelu, {x, f64({15, 12}), f64({15})});
   add("bsK,nK,bsn->bsn", backward, {x, f64({15, 12}), f64({4, 8, 15})});
   add("bsK,nK,n->bsn,bsn", bias_gelu, {x, f64({1, 12}), f64({1})});
