@@ -217,7 +217,7 @@ const std::vector<Row>& training() {
       {"train gpt2:tiny --data @data.txt", {"--devices is required"}},
       {"train gpt2:tiny --data @data.txt --devices 8xh100", {"cpu:N or on one GPU"}},
       {"train gpt2:tiny --data @data.txt --devices h100 --no-fuse bais --out @new",
-       {"--no-fuse bais: there is no fusion 'bais'; there are ", ", wide, bias, ", "and all"}},
+       {"--no-fuse bais: there is no fusion 'bais'; there are ", ", wide, chunks, ", "and all"}},
       {"train gpt2:tiny --data @data.txt --devices cpu:2 --no-fuse bias --out @new",
        {"--no-fuse bias: only the programs of GPUs are fused"}},
       {"train gpt2:tiny --data @data.txt --devices cpu:1 --fp8 delayed --out @new",
