@@ -1,13 +1,11 @@
 // A loss and its gradient, of the same scores at once.
 #include "executor/fuser.h"
 #include "kernels/ops.h"
-#include "kernels/rows.h"
 
 namespace cleave {
 
-static int64_t ignored(const Instr& loss) {
-  return loss.attrs.integer_or("ignore", kIgnoredTarget);
-}
+// kIgnoredTarget of kernels/rows.h, when the loss says none.
+static int64_t ignored(const Instr& loss) { return loss.attrs.integer_or("ignore", -100); }
 
 // The gradient of the loss's scores, which nobody else reads, of what is there before the loss: as
 // in a head that goes through its rows in chunks.
