@@ -143,10 +143,11 @@ std::optional<ScoreHead> HeadFinder::head_at(size_t i, int64_t limit) const {
   head.backward = i;
   head.instrs.insert(i);
   if (!add_forward(head, scores) || !add_products(head)) return {};
-  for (const TensorId t : {p.in[1], b.in[1]}) {
-    if (!is_there(head, t)) return {};
+  if (!is_there(head, p.in[1])) return {};
+  // Targets may be reshaped, and the losses' gradients made, after the product: before it then.
+  for (const TensorId t : {b.in[1], b.in[3]}) {
+    if (!before(head, t, head.before)) return {};
   }
-  if (!before(head, b.in[3], head.before)) return {};
   std::sort(head.before.begin(), head.before.end());
   const Shape& shape = p_.tensor(scores).geometry.shape;
   head.rows = numel(shape) / shape.back();
