@@ -82,6 +82,12 @@ char unused_letter(const Signature& s) {
   CLEAVE_ASSERT(false, "'{}' has every letter", s.text());
 }
 
+// Whether all operands lie as the result does.
+bool elementwise(const Signature& s) {
+  return std::all_of(s.inputs().begin(), s.inputs().end(),
+                     [&](const OperandDims& dims) { return dims == s.outputs()[0]; });
+}
+
 class Siblings {
  public:
   Siblings(Fuser& fuser, uint32_t bit) : p_(fuser.program()), f_(fuser), bit_(bit) {
@@ -223,9 +229,7 @@ class Siblings {
     if (sum.op != &ops::add && sum.op != &ops::add_n) return {};
     const Instr& product = p_.instrs[products[0]];
     if (sum.part != product.part || sum.chunk != product.chunk) return {};
-    for (const OperandDims& dims : sum.signature->inputs()) {
-      if (dims != sum.signature->outputs()[0]) return {};
-    }
+    if (!elementwise(*sum.signature)) return {};
     if (f_.dtype(sum.out[0]) != f_.dtype(first)) return {};
     for (const TensorId dx : results(products)) {
       if (f_.readers(dx) != 1 || std::count(sum.in.begin(), sum.in.end(), dx) != 1) return {};
@@ -290,9 +294,7 @@ class Siblings {
           sum.signature != p_.instrs[sums.empty() ? r : sums[0]].signature) {
         return {};
       }
-      for (const OperandDims& dims : sum.signature->inputs()) {
-        if (dims != sum.signature->outputs()[0]) return {};
-      }
+      if (!elementwise(*sum.signature)) return {};
       const TensorId before = sum.in[0];
       const bool accumulates =
           std::any_of(p_.sources.begin(), p_.sources.end(), [&](const ProgramSource& s) {

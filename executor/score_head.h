@@ -23,7 +23,7 @@ struct ScoreHead {
   std::set<size_t> instrs;
   std::vector<size_t> along, across;  // products of dscores: dx, and dw
   std::set<TensorId> dscores;         // with views of them
-  // What makes dlosses, and must go in front: it depends on nothing of the head.
+  // What makes targets and dlosses, and must go in front: it depends on nothing of the head.
   std::vector<size_t> before;
   int64_t rows = 1;
   int64_t chunks = 1;  // of the rows
