@@ -2,7 +2,7 @@
 // instruction that is no product, as it runs inside the step, in GB/s and as a share of the rate at
 // which the GPU copies; and each matrix product by itself, in TFLOP/s and as a share of the fastest
 // of cuBLASLt's algorithms, for which far more of them are timed than a run does, with more scratch
-// memory, and sums in any order.
+// memory, and sums in any order. Before them what `cleave bench` prints, and the time of each op.
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -199,20 +199,27 @@ void print_products(const Program& p, const std::vector<Kind>& kinds, double all
              table.to_string(), 100 * weighted / sum);
 }
 
-void report(const std::string& model, int64_t batch, const std::string& no_fuse, double copy) {
+// "gpt2:124m", "gpt2:124m@32", "llama:1b@4x2048": a model, its batch, and the tokens of a sequence.
+void read_model(const std::string& text, ModelArguments& model) {
+  const size_t at = text.find('@'), by = text.find('x', at);
+  model.model = text.substr(0, at);
+  if (at == std::string::npos) return;
+  model.batch = std::stoll(text.substr(at + 1));
+  if (by != std::string::npos) model.set = {"sequence=" + text.substr(by + 1)};
+}
+
+void report(const std::string& model, const std::string& no_fuse, double copy) {
   BenchArguments a;
-  a.model.model = model;
-  a.model.batch = batch;
+  read_model(model, a.model);
   a.model.precision = "bf16";
   a.devices = "h100";
   a.no_fuse = no_fuse;
-  StepResult step;
   std::unique_ptr<PreparedBench> prepared = prepare_bench(a);
-  prepared->bench->steps(5);
-  step = prepared->bench->recorded();
+  const BenchResult result = measure(*prepared, 5, 20);
+  const StepResult& step = result.recorded;
   const Program program = prepared->program();
-  fmt::print("\n{}: {:.2f} ms a step, recorded {:.2f}\n", describe(prepared->model),
-             1e3 * median(prepared->bench->steps(20)), step.seconds * 1e3);
+  fmt::print("\n{}\n{}\n", bench_report(*prepared, result, false),
+             ops_table(program, step, false));
   prepared->bench.reset();  // its memory is free for the products
   const std::vector<Kind> kinds = kinds_of(program, step);
   print_kernels(program, kinds, copy, step.seconds);
@@ -221,9 +228,10 @@ void report(const std::string& model, int64_t batch, const std::string& no_fuse,
 
 int run(int argc, char** argv) {
   CLI::App app("The kernels of training steps in bf16 against their limits");
-  std::vector<std::string> models = {"gpt2:124m", "megatron:1.2b", "llama:1b"};
+  std::vector<std::string> models = {"gpt2:124m@32", "gpt2:355m@16", "megatron:1.2b@8",
+                                     "llama:1b@4x2048"};
   std::string no_fuse;
-  app.add_option("MODEL", models, "Built-in models, MODEL or MODEL@BATCH");
+  app.add_option("MODEL", models, "Built-in models: MODEL, MODEL@BATCH or MODEL@BATCHxTOKENS");
   app.add_option("--no-fuse", no_fuse, "Fusions that are not made, or all");
   read_arguments(app, argc, argv);
   cudaDeviceProp device{};
@@ -232,9 +240,7 @@ int run(int argc, char** argv) {
   fmt::print("{}: copies {:.0f} GB/s; algorithms of products: the best of {} with {} MiB\n",
              device.name, copy / 1e9, kBestCandidates, kBestWorkspace >> 20);
   for (const std::string& m : models) {
-    const size_t at = m.find('@');
-    report(m.substr(0, at), at == std::string::npos ? 0 : std::stoll(m.substr(at + 1)), no_fuse,
-           copy);
+    report(m, no_fuse, copy);
     std::fflush(stdout);
   }
   return 0;

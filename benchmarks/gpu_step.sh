@@ -4,7 +4,7 @@
 #
 # usage: benchmarks/gpu_step.sh [MODEL...]
 #   MODEL  gpt2:124m gpt2:355m megatron:1.2b llama:1b gpt2:1558m qwen2.5:1.5b llama:7b (12 of its
-#          layers); the first four when none is named
+#          layers) mixtral:8x7b (four layers, half as wide); the first four when none is named
 #
 # CLEAVE names the command (build/bin/cleave), PYTHON one that has torch (python3), DEVICES the kind
 # of GPU or a calibrated file (h100), OPTIONS more for cleave (--moments bf16), LIMIT the seconds that
@@ -34,7 +34,12 @@ options_of() {
       "--heads 12 --kv-heads 2 --ffn 8960 --vocab 151936 --sequence 1024 --batch 8 --qkv-bias 1" \
       "--theta 1000000 --eps 1e-6" ;;
     llama:7b) echo "--batch 4 --set sequence=2048 --set layers=12 / --family llama --layers 12" \
-      "--hidden 4096 --heads 32 --kv-heads 32 --ffn 11008 --vocab 32000 --sequence 2048 --batch 4" ;;
+      "--hidden 4096 --heads 32 --kv-heads 32 --ffn 11008 --vocab 32000 --sequence 2048 --batch 4" \
+      "--tied 0" ;;
+    mixtral:8x7b) echo "--batch 8 --set layers=4 hidden=2048 heads=16 kv_heads=4 ffn=7168" \
+      "sequence=1024 capacity_factor=0 / --family llama --layers 4 --hidden 2048 --heads 16" \
+      "--kv-heads 4 --ffn 7168 --vocab 32000 --sequence 1024 --batch 8 --tied 0 --theta 1000000" \
+      "--experts 8 --top-k 2" ;;
     *) echo "gpu_step.sh: there is no model '$1'; see its first lines" >&2; exit 1 ;;
   esac
 }

@@ -1,0 +1,100 @@
+#!/bin/sh
+# What only a GPU can show, by programs that are built: in parts, whose output goes to a file each;
+# a line a part with its time and result. Exits 1 when one fails.
+#
+# usage: scripts/check-gpu.sh [--out FOLDER] [PART...]
+#   tests     the tests labelled gpu, eight at once; those that look at the GPU's free memory alone
+#   sanitize  scripts/sanitize-gpu.sh
+#   curves    200 steps in bf16, fp32 and on the CPU; the same bits twice (benchmarks/gpu_curves)
+#   fp8       200 steps in floats of 8 bits (benchmarks/fp8)
+#   step      a training step beside PyTorch's (benchmarks/gpu_step.sh)
+#   kernels   kernels against their limits (benchmarks/gpu_kernels)
+#   chains    generated kernels beside torch.compile's (benchmarks/chains)
+#   FOLDER    for the output; gpu-out when it is left out
+#
+# All parts, in this order, if none is named. BUILD names the build (build), PYTHON a Python that has
+# torch (python3), LIMIT the seconds that one part may take (3600), MODELS the models of step (its
+# own), OUT_LINES how many last lines of a part that fails are shown (40).
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+out=gpu-out
+if [ "${1:-}" = --out ]; then
+  if [ $# -lt 2 ]; then echo "check-gpu: --out needs a folder" >&2; exit 1; fi
+  out=$2
+  shift 2
+fi
+build=${BUILD:-build}
+python=${PYTHON:-python3}
+export build python
+for part in "$@"; do
+  case $part in
+    tests | sanitize | curves | fp8 | step | kernels | chains) ;;
+    *) sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 1 ;;
+  esac
+done
+if ! [ -x "$build/bin/cleave" ]; then
+  echo "check-gpu: $build/bin has no cleave: build it, or name the build by BUILD" >&2
+  exit 1
+fi
+mkdir -p "$out" || exit 1
+
+# One test program: its last line, and what fails; a test that is skipped saw no GPU.
+cat >"$out/test" <<'END_OF_TEST'
+log=$1/$(basename "$2").log
+if "$2" --gtest_brief=1 >"$log" 2>&1 && ! grep -q SKIPPED "$log"; then
+  echo "$(basename "$2"): $(tail -n 1 "$log")"
+else
+  echo "$(basename "$2") FAILED"
+  tail -n 30 "$log"
+  exit 1
+fi
+END_OF_TEST
+export out
+
+run_part() {
+  case $1 in
+    tests)
+      memory='executor_prediction|executor_evaluator|executor_record'
+      ls "$build"/bin/*_gpu_test | grep -v -E "$memory" | xargs -P 8 -n 1 sh "$out/test" "$out" &&
+        ls "$build"/bin/*_gpu_test | grep -E "$memory" | xargs -n 1 sh "$out/test" "$out"
+      ;;
+    sanitize) scripts/sanitize-gpu.sh "$build/bin" ;;
+    curves)
+      "$build/benchmarks/gpu_curves" \
+        --cpu "$(ls benchmarks/results/gpu_curves-cpu-*.csv | tail -n 1)"
+      ;;
+    fp8)
+      "$build/benchmarks/fp8" gpt2:124m --batch 32 --every 50 &&
+        "$build/benchmarks/fp8" megatron:1.2b --batch 8 --every 50
+      ;;
+    step) CLEAVE=$build/bin/cleave benchmarks/gpu_step.sh ${MODELS:-} ;;
+    kernels) "$build/benchmarks/gpu_kernels" ;;
+    chains)
+      "$build/benchmarks/chains" >"$out/chains.ours" &&
+        "$python" benchmarks/peers/pytorch_chains.py --ours "$out/chains.ours"
+      ;;
+  esac
+}
+
+if [ "${CHECK_GPU_PART:-}" != "" ]; then
+  run_part "$CHECK_GPU_PART"
+  exit
+fi
+failed=0
+for part in ${*:-tests sanitize curves fp8 step kernels chains}; do
+  started=$(date +%s)
+  CHECK_GPU_PART=$part timeout "${LIMIT:-3600}" "$0" --out "$out" >"$out/$part.txt" 2>&1
+  status=$?
+  case $status in
+    0) result=ok ;;
+    124) result=LATE ;;
+    *) result=FAILED ;;
+  esac
+  printf '%5d s  %-7s  %-8s  %s/%s.txt\n' $(($(date +%s) - started)) $result "$part" "$out" "$part"
+  if [ $status -ne 0 ]; then
+    failed=1
+    tail -n "${OUT_LINES:-40}" "$out/$part.txt" | sed 's/^/         /'
+  fi
+done
+exit $failed
