@@ -259,27 +259,13 @@ class Rewriter {
     ProgramTensor t;
     t.dtype = dtype;
     t.name = std::move(name);
-    for (size_t d = 0; d < dims.size(); ++d) {
-      t.layout.atoms.insert(t.layout.atoms.end(), dims[d].begin(), dims[d].end());
-      t.layout.atom_dim.insert(t.layout.atom_dim.end(), dims[d].size(), static_cast<int8_t>(d));
-    }
+    t.layout.set_dims(dims);
     t.layout.placements.resize(p_.mesh.axes.size());
     const Shape shape = t.layout.local_shape(p_.mesh);
     t.geometry = {0, shape, contiguous_strides(shape)};
     t.chunk = chunk;
     p_.tensors.push_back(std::move(t));
     return static_cast<TensorId>(p_.tensors.size() - 1);
-  }
-
-  // By dimension: its atoms.
-  std::vector<std::vector<int64_t>> dims_of(TensorId t) const {
-    const Layout& layout = p_.tensor(t).layout;
-    std::vector<std::vector<int64_t>> dims;
-    for (size_t a = 0; a < layout.atoms.size(); ++a) {
-      dims.resize(static_cast<size_t>(layout.atom_dim[a]) + 1);
-      dims.back().push_back(layout.atoms[a]);
-    }
-    return dims;
   }
 
   Instr compute(const OpDef& op, const std::string& factors, Part part, int32_t chunk,
@@ -313,7 +299,7 @@ class Rewriter {
   Instr quantize(TensorId t, int32_t maker) {
     constexpr std::string_view kLetters = "ABCDEFGIJKLMNOPQ";
     Codes& codes = choice_.codes().at(t);
-    const auto dims = dims_of(t);
+    const auto dims = p_.tensor(t).layout.dims();
     CLEAVE_ASSERT(dims.size() <= kLetters.size(), "a tensor of {} dimensions", dims.size());
     const std::string own(kLetters.substr(0, dims.size()));
     const std::string turned = own.substr(codes.turn) + own.substr(0, codes.turn);
@@ -348,7 +334,7 @@ class Rewriter {
     if (!delayed) return instr;
     instr.attrs.set("index", memory.next++);
     instr.in.insert(instr.in.end(), {memory.history, memory.sizes});
-    const auto sizes = dims_of(memory.sizes);
+    const auto sizes = p_.tensor(memory.sizes).layout.dims();
     const TensorId after = add_tensor(DType::kF32, sizes, p_.tensor(memory.sizes).name, chunk);
     instr.out.push_back(after);
     instr.letter_atoms.push_back(sizes[0]);
@@ -363,18 +349,17 @@ class Rewriter {
     Instr& instr = p_.instrs[product.instr];
     const Signature& s = *instr.signature;
     std::vector<TensorId> in, inverses;
-    std::string factors;
+    SignatureParts parts = s.parts();
     for (size_t o = 0; o < 2; ++o) {
       const Operand& operand = product.operands[o];
       const Codes& codes = choice_.codes().at(operand.tensor);
       in.push_back(operand.turn > 0 ? codes.transposed : codes.values);
       inverses.push_back(codes.inverse);
-      const std::string own = s.input_text(o);
-      factors += own.substr(operand.turn) + own.substr(0, operand.turn) + ",";
+      std::string& own = parts.inputs[o];
+      own = own.substr(operand.turn) + own.substr(0, operand.turn);
     }
-    factors += ",";
-    for (size_t o = 2; o < instr.in.size(); ++o) factors += "," + s.input_text(o);
-    const Signature& signature = Signature::get(factors + "->" + s.output_text(0));
+    parts.inputs.insert(parts.inputs.begin() + 2, 2, "");  // the inverses of the scales
+    const Signature& signature = Signature::get(parts);
     std::vector<std::vector<int64_t>> letter_atoms;
     for (const Factor& f : signature.factors()) {
       letter_atoms.push_back(instr.letter_atoms[static_cast<size_t>(s.factor(f.letter))]);
@@ -395,7 +380,7 @@ class Rewriter {
   void remember(const Memory& memory) {
     const std::string name = p_.tensor(memory.history).name;
     Instr instr = compute(ops::size_history, "TH,T->TH", Part::kUpdate, 0, name);
-    const auto dims = dims_of(memory.history);
+    const auto dims = p_.tensor(memory.history).layout.dims();
     instr.in = {memory.history, memory.sizes};
     instr.out = {add_tensor(DType::kF32, dims, name, 0)};
     instr.letter_atoms = dims;

@@ -145,12 +145,6 @@ class ChainFuser {
 
   // --- Which instructions ------------------------------------------------------------------------
 
-  static bool alone(const Instr& instr) {
-    if (instr.kind != InstrKind::kCompute || instr.ring.axis >= 0) return false;
-    return std::all_of(instr.splits.begin(), instr.splits.end(),
-                       [](const Split& s) { return s.letter == 0 && !s.partial; });
-  }
-
   // Whether what it reduces is more than one number.
   static bool reduces(const Instr& i) {
     const Signature& s = *i.signature;
@@ -168,7 +162,7 @@ class ChainFuser {
   }
 
   bool can_join(const Instr& i) const {
-    if (!alone(i) || part_kind(*i.op) == PartKind::kNone) return false;
+    if (!is_alone(i) || part_kind(*i.op) == PartKind::kNone) return false;
     if (i.in.empty() && i.op != &ops::fill) return false;
     if (part_kind(*i.op) != PartKind::kElement && !reduces(i)) return false;
     // Another fusion has given it more to do.
@@ -186,7 +180,7 @@ class ChainFuser {
   // A view that only repeats, exchanges, or adds and drops dimensions of size 1, which a chain does
   // by itself.
   static bool is_seen_through(const Instr& i) {
-    if (!alone(i)) return false;
+    if (!is_alone(i)) return false;
     if (i.op != &ops::expand && i.op != &ops::transpose && i.op != &ops::reshape) return false;
     const std::optional<Member> m = member_of(i);
     if (!m || i.op != &ops::reshape) return m.has_value();
@@ -453,7 +447,7 @@ class ChainFuser {
     // A member's factors in these letters: capital where its own are.
     const Signature& signature(const Instr& i, const Member& m) const {
       const Signature& s = *i.signature;
-      std::string notes;
+      SignatureParts factors;
       std::map<int, std::string> written;
       const auto operand = [&](TensorId t, const Axes& axes) {
         std::string result;
@@ -476,20 +470,18 @@ class ChainFuser {
           result += own;
           if (!written.emplace(axes[d], "").second) continue;
           const auto note = [&](std::string_view kind) {
-            notes += fmt::format("{}{}:{}", notes.empty() ? "|" : ",", own, kind);
+            factors.notes += fmt::format("{}{}:{}", factors.notes.empty() ? "" : ",", own, kind);
           };
           if (is_indexed) note("indexed");
           if (reduction != Reduction::kSum) note(name_of(reduction));
         }
         return result;
       };
-      std::string in, out;
       for (size_t k = 0; k < i.in.size(); ++k)
-        in += (k == 0 ? "" : ",") + operand(i.in[k], m.in[k]);
-      for (size_t o = 0; o < i.out.size(); ++o) {
-        out += (o == 0 ? "" : ",") + operand(i.out[o], m.out[o]);
-      }
-      return Signature::get(in + "->" + out + notes);
+        factors.inputs.push_back(operand(i.in[k], m.in[k]));
+      for (size_t o = 0; o < i.out.size(); ++o)
+        factors.outputs.push_back(operand(i.out[o], m.out[o]));
+      return Signature::get(factors);
     }
 
     std::optional<Joined> write(const Chain& chain, const std::vector<int>& group,
@@ -503,13 +495,13 @@ class ChainFuser {
         }
         return result;
       };
-      std::string in, out, notes;
-      for (size_t k = 0; k < operands.size(); ++k) in += (k == 0 ? "" : ",") + shown(operands[k]);
-      for (size_t k = 0; k < results.size(); ++k) out += (k == 0 ? "" : ",") + shown(results[k]);
+      SignatureParts factors;
+      for (TensorId t : operands) factors.inputs.push_back(shown(t));
+      for (TensorId t : results) factors.outputs.push_back(shown(t));
       for (const char c : indexed) {
         const bool whole = reduced.contains(c);
-        notes +=
-            fmt::format("{}{}:indexed", notes.empty() ? "|" : ",",
+        factors.notes +=
+            fmt::format("{}{}:indexed", factors.notes.empty() ? "" : ",",
                         whole ? static_cast<char>(std::toupper(static_cast<unsigned char>(c))) : c);
       }
       Joined one;
@@ -519,7 +511,7 @@ class ChainFuser {
       i.attrs = attrs_of(chain);
       i.in = operands;
       i.out = results;
-      i.signature = &Signature::get(in + "->" + out + notes);
+      i.signature = &Signature::get(factors);
       i.letter_atoms.clear();
       std::vector<int64_t> extents;
       for (const Factor& f : i.signature->factors()) {

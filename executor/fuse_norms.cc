@@ -17,19 +17,6 @@ std::optional<size_t> norm_of(const Fuser& fuser, TensorId t, const Instr& reade
   return norm.out[0] == t ? m : std::nullopt;
 }
 
-// The signature with an operand more, or a result.
-const Signature& with_operand(const Signature& s, const std::string& operand,
-                              const std::string& result) {
-  std::string factors;
-  for (size_t k = 0; k < s.inputs().size(); ++k) factors += s.input_text(k) + ",";
-  factors += operand;
-  if (operand.empty()) factors.pop_back();
-  factors += "->";
-  for (size_t k = 0; k < s.outputs().size(); ++k) factors += (k == 0 ? "" : ",") + s.output_text(k);
-  if (!result.empty()) factors += "," + result;
-  return Signature::get(factors);
-}
-
 }  // namespace
 
 // A sum of dx and another gradient, which is there before.
@@ -45,7 +32,9 @@ bool fuse_norm_residual(Fuser& fuser, size_t i) {
     if (!m || fuser.readers(dx) != 1 || !fuser.before(other, *m)) continue;
     Instr& norm = fuser.instr(*m);
     if (norm.attrs.has("residual") || fuser.dtype(other) != fuser.dtype(dx)) continue;
-    norm.signature = &with_operand(*norm.signature, norm.signature->input_text(0), "");
+    SignatureParts factors = norm.signature->parts();
+    factors.inputs.push_back(factors.inputs[0]);
+    norm.signature = &Signature::get(factors);
     norm.attrs.set("residual", int64_t{1});
     norm.in.push_back(other);
     fuser.give_result(*m, 0, i);
@@ -64,8 +53,9 @@ bool fuse_column_sum(Fuser& fuser, size_t i) {
   Instr& made = fuser.instr(*m);
   if (made.op != &ops::gelu_backward && !norm_of(fuser, sum.in[0], sum)) return false;
   made.attrs.set("sum", int64_t{1});
-  const std::string columns = made.signature->operand_text({made.signature->outputs()[0].back()});
-  made.signature = &with_operand(*made.signature, "", columns);
+  SignatureParts factors = made.signature->parts();
+  factors.outputs.push_back(made.signature->operand_text({made.signature->outputs()[0].back()}));
+  made.signature = &Signature::get(factors);
   if (sum.attrs.has("dtype")) set_wide(made, made.out.size());
   fuser.give_result(*m, made.out.size(), i);
   return true;

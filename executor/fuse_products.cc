@@ -15,20 +15,17 @@ namespace {
 void become_linear(Instr& product, std::string_view attribute, const std::string& operand,
                    const std::string& result) {
   const Signature& s = *product.signature;
-  std::string factors;
-  for (size_t k = 0; k < s.inputs().size(); ++k) {
-    factors += (k == 0 ? "" : ",") + s.input_text(k);
-  }
-  if (!operand.empty()) factors += "," + operand;
-  factors += "->" + s.output_text(0);
-  if (!result.empty()) factors += "," + result;
+  SignatureParts factors = s.parts();
+  if (!operand.empty()) factors.inputs.push_back(operand);
+  if (!result.empty()) factors.outputs.push_back(result);
   // What is summed over is whole: partial sums would each add the rest.
   for (size_t f = 0; f < s.factors().size(); ++f) {
     const char letter = s.factors()[f].letter;
     if (!s.reduced_in(static_cast<int>(f), 0) || s.factors()[f].whole) continue;
     const auto capital = static_cast<char>(std::toupper(static_cast<unsigned char>(letter)));
     CLEAVE_ASSERT(s.factor(capital) < 0, "'{}' has both {} and {}", s.text(), letter, capital);
-    std::replace(factors.begin(), factors.end(), letter, capital);
+    for (std::string& input : factors.inputs)
+      std::replace(input.begin(), input.end(), letter, capital);
   }
   product.op = &ops::linear;
   product.signature = &Signature::get(factors);

@@ -68,9 +68,8 @@ Widening widening_of(const Instr& product) {
   return {};
 }
 
-std::string widened_text(std::string dims, int at, char letter) {
+void widen(std::string& dims, int at, char letter) {
   if (at >= 0) dims.insert(static_cast<size_t>(at), 1, letter);
-  return dims;
 }
 
 // A capital letter that the signature does not have, nor its small one.
@@ -132,12 +131,8 @@ class Siblings {
   // The same product, on other operands, of one rank.
   bool alike(const Instr& a, const Instr& b) const {
     return a.op == b.op && a.signature == b.signature && a.attrs == b.attrs &&
-           a.letter_atoms == b.letter_atoms && a.part == b.part && a.chunk == b.chunk && whole(a) &&
-           whole(b) && f_.dtype(a.out[0]) == f_.dtype(b.out[0]);
-  }
-  static bool whole(const Instr& instr) {
-    return std::all_of(instr.splits.begin(), instr.splits.end(),
-                       [](const Split& s) { return s.letter == 0 && !s.partial; });
+           a.letter_atoms == b.letter_atoms && a.part == b.part && a.chunk == b.chunk &&
+           is_alone(a) && is_alone(b) && f_.dtype(a.out[0]) == f_.dtype(b.out[0]);
   }
 
   // Instructions alone read it, not the program's end.
@@ -290,7 +285,7 @@ class Siblings {
       const size_t r = readers(dw)[0];
       const Instr& sum = p_.instrs[r];
       if (sum.op != &ops::add || sum.in[1] != dw || sum.part != product.part ||
-          sum.chunk != product.chunk || !whole(sum) || f_.dtype(sum.in[0]) != f_.dtype(dw) ||
+          sum.chunk != product.chunk || !is_alone(sum) || f_.dtype(sum.in[0]) != f_.dtype(dw) ||
           sum.signature != p_.instrs[sums.empty() ? r : sums[0]].signature) {
         return {};
       }
@@ -337,10 +332,9 @@ class Siblings {
       dx.fused |= add.fused;
       removed_[sum] = true;
     } else {
-      const std::string operand = add.signature->output_text(0);
-      std::string factors = operand;
-      for (size_t k = 1; k < add.in.size(); ++k) factors += "," + operand;
-      add.signature = &Signature::get(factors + "->" + operand);
+      SignatureParts factors = add.signature->parts();  // the operands are alike
+      factors.inputs.resize(add.in.size());
+      add.signature = &Signature::get(factors);
     }
     before_[*std::max_element(products.begin(), products.end())].push_back(std::move(dx));
     remove(products);
@@ -361,11 +355,13 @@ class Siblings {
       const Instr& first = p_.instrs[sums[0]];
       const TensorId before = join(operands(sums, 0), 0, here, first);
       const char letter = unused_letter(*first.signature);
-      const std::string dims = letter + first.signature->output_text(0);
+      SignatureParts factors = first.signature->parts();
+      for (std::string& operand : factors.inputs) operand.insert(0, 1, letter);
+      factors.outputs[0].insert(0, 1, letter);
       Instr sum = like(first);
       sum.op = first.op;
       sum.attrs = first.attrs;
-      sum.signature = &Signature::get(dims + "," + dims + "->" + dims);
+      sum.signature = &Signature::get(factors);
       sum.letter_atoms = atoms_for(*sum.signature, first, letter, sums.size());
       sum.in = {before, dw.out[0]};
       sum.out = {widened(results(sums), 0)};
@@ -398,9 +394,11 @@ class Siblings {
     for (const size_t i : products) product.fused |= p_.instrs[i].fused;
     product.op = first.op;
     product.attrs = first.attrs;
-    product.signature = &Signature::get(widened_text(s.input_text(0), at.in0, letter) + "," +
-                                        widened_text(s.input_text(1), at.in1, letter) + "->" +
-                                        widened_text(s.output_text(0), at.out, letter));
+    SignatureParts factors = s.parts();
+    widen(factors.inputs[0], at.in0, letter);
+    widen(factors.inputs[1], at.in1, letter);
+    widen(factors.outputs[0], at.out, letter);
+    product.signature = &Signature::get(factors);
     product.letter_atoms = atoms_for(*product.signature, first, letter, products.size());
     product.in = std::move(in);
     product.out = {at.out < 0 ? same(first.out[0]) : widened(results(products), at.out)};
@@ -415,8 +413,8 @@ class Siblings {
     const TensorId whole = widened(parts, d);
     stack.op = &ops::stack;
     stack.attrs.set("joins", int64_t{1});
-    const auto [one, all] = texts(parts, d);
-    stack.signature = &Signature::get(one + "->" + all);
+    const auto [each, all] = texts(parts, d);
+    stack.signature = &Signature::get({each, {all}, ""});
     stack.in = parts;
     stack.out = {whole};
     stack.letter_atoms = atoms_of(*stack.signature, whole, all);
@@ -429,21 +427,23 @@ class Siblings {
     const std::optional<size_t> m = f_.maker(parts[0]);
     Instr views = like(p_.instrs[*m]);
     views.op = &ops::unbind;
-    const auto [one, all] = texts(parts, d);
-    views.signature = &Signature::get(all + "->" + one);
+    const auto [each, all] = texts(parts, d);
+    views.signature = &Signature::get({{all}, each, ""});
     views.in = {whole};
     views.out = parts;
     views.letter_atoms = atoms_of(*views.signature, whole, all);
     return views;
   }
 
-  // "ab,ab" and "Zab": the parts, and the whole with its dimension in front of their dimension d.
-  std::pair<std::string, std::string> texts(const std::vector<TensorId>& parts, int d) const {
-    std::string one, all;
+  // "ab", "ab" and "Zab": the parts, and the whole with its dimension in front of their dimension d.
+  std::pair<std::vector<std::string>, std::string> texts(const std::vector<TensorId>& parts,
+                                                         int d) const {
+    std::string one;
     for (size_t k = 0; k < p_.tensor(parts[0]).geometry.shape.size(); ++k)
       one += static_cast<char>('a' + k);
-    for (size_t k = 0; k < parts.size(); ++k) all += (k == 0 ? "" : ",") + one;
-    return {all, widened_text(one, d, 'Z')};
+    std::string all = one;
+    widen(all, d, 'Z');
+    return {std::vector(parts.size(), one), all};
   }
 
   // Of a signature in which each dimension of the tensor has the letter that stands in `dims`.

@@ -30,11 +30,6 @@ std::optional<size_t> update_of(const Fuser& fuser, const Program& program, Tens
   return {};
 }
 
-// Where notes begin in the text of a signature.
-size_t end_of_results(const std::string& factors) {
-  return std::min(factors.find('|'), factors.size());
-}
-
 }  // namespace
 
 // A cast of a parameter, which the update has anyway when it makes the next step's. It moves to the
@@ -61,8 +56,8 @@ bool fuse_kept_copy(Fuser& fuser, size_t i) {
     fuser.mark(*u);
     return true;
   }
-  std::string factors = update.signature->text();
-  factors.insert(end_of_results(factors), "," + update.signature->output_text(0));
+  SignatureParts factors = update.signature->parts();
+  factors.outputs.push_back(factors.outputs[0]);
   update.signature = &Signature::get(factors);
   update.attrs.set("dtype", type);
   ProgramTensor next = program.tensor(copy);
@@ -128,9 +123,9 @@ void forget_unread_copies(Program& program) {
   for (Instr& instr : program.instrs) {
     if (!is_update(instr) || !forgotten.contains(instr.out.back())) continue;
     instr.out.pop_back();
-    std::string factors = instr.signature->text();
-    const size_t end = end_of_results(factors), last = factors.rfind(',', end - 1);
-    instr.signature = &Signature::get(factors.erase(last, end - last));
+    SignatureParts factors = instr.signature->parts();
+    factors.outputs.pop_back();
+    instr.signature = &Signature::get(factors);
     Attrs attrs;
     for (const auto& [name, value] : instr.attrs.items()) {
       if (name != "dtype") attrs.set(name, value);

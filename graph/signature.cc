@@ -4,6 +4,8 @@
 #include <mutex>
 #include <unordered_map>
 
+#include <fmt/ranges.h>
+
 #include "graph/error.h"
 
 namespace cleave {
@@ -117,6 +119,20 @@ const Signature& Signature::get(std::string_view text) {
   auto parsed = SignatureParser::parse(text);
   const std::string_view key = parsed->text();  // the key lives in the object it names
   return *table.emplace(key, std::move(parsed)).first->second;
+}
+
+const Signature& Signature::get(const SignatureParts& parts) {
+  return get(fmt::format("{}->{}{}{}", fmt::join(parts.inputs, ","), fmt::join(parts.outputs, ","),
+                         parts.notes.empty() ? "" : "|", parts.notes));
+}
+
+SignatureParts Signature::parts() const {
+  SignatureParts parts;
+  for (const OperandDims& operand : inputs_) parts.inputs.push_back(operand_text(operand));
+  for (const OperandDims& operand : outputs_) parts.outputs.push_back(operand_text(operand));
+  const size_t bar = text_.find('|');
+  if (bar != std::string::npos) parts.notes = text_.substr(bar + 1);
+  return parts;
 }
 
 std::string Signature::operand_text(const OperandDims& operand) const {

@@ -42,12 +42,20 @@ enum class ProductRole : uint8_t { kBatch, kRows, kColumns, kInner };
 using DimFactors = std::vector<int8_t>;       // indices of factors, outermost first; empty for "1"
 using OperandDims = std::vector<DimFactors>;  // one entry a dimension
 
+// A factor string taken apart, for composing another.
+struct SignatureParts {
+  std::vector<std::string> inputs, outputs;  // the text of each operand: "bsk"
+  std::string notes;                         // "s:indexed,t:indexed", or nothing
+};
+
 // A parsed factor string without "...". Obtained from Signature::get, which interns it: a
 // reference stays valid for the life of the process, and equal texts give the same object.
 class Signature {
  public:
   // Throws InternalError when the text is malformed.
   static const Signature& get(std::string_view text);
+  static const Signature& get(const SignatureParts& parts);
+  SignatureParts parts() const;
 
   const std::string& text() const { return text_; }
   const std::vector<Factor>& factors() const { return factors_; }

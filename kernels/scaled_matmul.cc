@@ -63,10 +63,9 @@ std::vector<T> numbers(const KernelArgs& args, size_t i) {
 }
 
 void scaled_matmul_cpu(const KernelArgs& args) {
-  const Signature& s = args.signature;
-  std::string factors = s.input_text(0) + "," + s.input_text(1);
-  for (size_t i = 4; i < args.in.size(); ++i) factors += "," + s.input_text(i);
-  const Signature& plain = Signature::get(factors + "->" + s.output_text(0));
+  SignatureParts factors = args.signature.parts();
+  factors.inputs.erase(factors.inputs.begin() + 2, factors.inputs.begin() + 4);  // the scales
+  const Signature& plain = Signature::get(factors);
   with_float(args.out[0].dtype, [&]<class T>(T) {
     std::array<std::vector<T>, 2> operands = {numbers<T>(args, 0), numbers<T>(args, 1)};
     std::vector<TensorView> in;

@@ -58,6 +58,24 @@ Shape dims_of(const std::vector<int64_t>& sizes, const std::vector<int8_t>& atom
 Shape Layout::local_shape(const Mesh& mesh) const { return dims_of(local_atoms(mesh), atom_dim); }
 Shape Layout::global_shape() const { return dims_of(atoms, atom_dim); }
 
+std::vector<std::vector<int64_t>> Layout::dims() const {
+  std::vector<std::vector<int64_t>> dims;
+  for (size_t a = 0; a < atoms.size(); ++a) {
+    dims.resize(static_cast<size_t>(atom_dim[a]) + 1);
+    dims.back().push_back(atoms[a]);
+  }
+  return dims;
+}
+
+void Layout::set_dims(const std::vector<std::vector<int64_t>>& dims) {
+  atoms.clear();
+  atom_dim.clear();
+  for (size_t d = 0; d < dims.size(); ++d) {
+    atoms.insert(atoms.end(), dims[d].begin(), dims[d].end());
+    atom_dim.insert(atom_dim.end(), dims[d].size(), static_cast<int8_t>(d));
+  }
+}
+
 std::string to_string(const Placement& placement, const Layout& layout) {
   if (placement.is_replicate()) return "replicate";
   if (placement.is_partial()) return fmt::format("partial({})", name_of(placement.reduction));

@@ -56,6 +56,9 @@ struct Layout {
   std::vector<int64_t> local_atoms(const Mesh& mesh) const;
   Shape local_shape(const Mesh& mesh) const;
   Shape global_shape() const;
+  // The atoms of each dimension.
+  std::vector<std::vector<int64_t>> dims() const;
+  void set_dims(const std::vector<std::vector<int64_t>>& dims);
   bool operator==(const Layout&) const = default;
 };
 
