@@ -68,7 +68,7 @@ void cross_entropy_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = class_factor(args);
     const Extent& classes = args.extents[static_cast<size_t>(f)];
-    const int64_t n = classes.local, ignore = args.attrs.integer_or("ignore", kIgnoredTarget);
+    const int64_t n = classes.local, ignore = args.attrs.integer_or("ignore", ops::kIgnoredTarget);
     const RowInput<T> logits(args, 0, f);
     const int32_t* targets = args.in[1].as<const int32_t>();
     T* const losses = args.out[0].as<T>();
@@ -92,7 +92,7 @@ void cross_entropy_backward_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) {
     const int f = class_factor(args);
     const Extent& classes = args.extents[static_cast<size_t>(f)];
-    const int64_t n = classes.local, ignore = args.attrs.integer_or("ignore", kIgnoredTarget);
+    const int64_t n = classes.local, ignore = args.attrs.integer_or("ignore", ops::kIgnoredTarget);
     const RowInput<T> logits(args, 0, f);
     const RowOutput<T> dlogits(args, 0, f);
     const int32_t* targets = args.in[1].as<const int32_t>();
@@ -155,7 +155,7 @@ std::vector<Value> cross_entropy_grad(GradContext& g) {
   if (g.grad(0) != kNoValue) {
     parts.push_back(g.add1(ops::cross_entropy_backward, {g.in(0), g.in(1), g.out(1), g.grad(0)},
                            fmt::format("{0},{1},{1},{1}->{0}|{2}:indexed", all, row, v),
-                           {{"ignore", g.attrs().integer_or("ignore", kIgnoredTarget)}}));
+                           {{"ignore", g.attrs().integer_or("ignore", ops::kIgnoredTarget)}}));
   }
   if (g.grad(1) != kNoValue) {  // of the log-sum-exp: the softmax
     const std::string with_row = all + "," + row + "->" + all;
@@ -175,9 +175,10 @@ std::vector<Value> cross_entropy_split(const SplitRequest& request) {
       d.add(ops::logsumexp, {d.input(0)}, all + "->" + row + "|" + d.letter() + ":lse");
   const Value score = d.add(ops::pick, {d.input(0), d.input(1)},
                             all + "," + row + "->" + row + "|" + d.letter() + ":indexed");
-  const Value counts = d.map(ops::not_equal, d.input(1), row,
-                             {{"value", request.call.attrs.integer_or("ignore", kIgnoredTarget)},
-                              {"dtype", std::string(name_of(dtype))}});
+  const Value counts =
+      d.map(ops::not_equal, d.input(1), row,
+            {{"value", request.call.attrs.integer_or("ignore", ops::kIgnoredTarget)},
+             {"dtype", std::string(name_of(dtype))}});
   const Value difference = d.zip(ops::sub, d.cast(lse, row, dtype), row, score, row);
   return d.finish({d.zip(ops::mul, difference, row, counts, row), lse}, infer_cross_entropy);
 }

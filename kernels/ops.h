@@ -18,4 +18,8 @@ std::span<const OpDef* const> all();
 // The op with this name; null when there is none.
 const OpDef* find(std::string_view name);
 
+// The target of a token without a loss, unless the attribute `ignore` of a cross_entropy says
+// another.
+inline constexpr int64_t kIgnoredTarget = -100;
+
 }  // namespace cleave::ops

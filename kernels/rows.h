@@ -9,9 +9,6 @@
 
 namespace cleave {
 
-// The target of a token without a loss, unless the loss's attribute `ignore` says another.
-inline constexpr int64_t kIgnoredTarget = -100;
-
 // The one whole factor of the signature; -1 when there is none.
 inline int whole_factor(const Signature& s) {
   for (size_t f = 0; f < s.factors().size(); ++f) {

@@ -3,7 +3,7 @@
 // which may be where the scores were. A row need not begin at a multiple of 16 bytes.
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/workspace.h"
-#include "kernels/rows.h"
+#include "kernels/ops.h"
 
 namespace cleave {
 namespace {
@@ -297,7 +297,7 @@ Losses<T> losses_of(const KernelArgs& args, size_t f) {
           .rows = loops_of(rows),
           .n = static_cast<int>(args.extents[f].local),
           .step = logits[f],
-          .ignore = args.attrs.integer_or("ignore", kIgnoredTarget),
+          .ignore = args.attrs.integer_or("ignore", ops::kIgnoredTarget),
           .classes = shard_of(args.extents[f])};
 }
 
@@ -318,7 +318,7 @@ Gradients<T> gradients_of(const KernelArgs& args, size_t f, const TensorView& ls
           .n = static_cast<int>(args.extents[f].local),
           .step = logits[f],
           .d_step = dlogits[f],
-          .ignore = args.attrs.integer_or("ignore", kIgnoredTarget),
+          .ignore = args.attrs.integer_or("ignore", ops::kIgnoredTarget),
           .classes = shard_of(args.extents[f])};
 }
 
