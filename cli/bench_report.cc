@@ -59,11 +59,12 @@ class Report {
     line("on", fmt::format("{}, {}", p_.plan.cluster.spec, p_.place()));
     const std::string fused = fusions_text(p_.program());
     if (!fused.empty()) line("fused", fused);
-    line("step", fmt::format("{}, the median of {} ({:.3f} to {:.3f})", milliseconds(seconds),
-                             r_.seconds.size(), *least * 1e3, *most * 1e3));
-    const double predicted = p_.plan.predicted.step_seconds;
-    line("predicted",
-         fmt::format("{}, {:+.1f} %", milliseconds(predicted), 100 * (predicted / seconds - 1)));
+    const Prediction& predicted = p_.plan.predicted;
+    line("predicted", fmt::format("{}, {} a device", milliseconds(predicted.step_seconds),
+                                  bytes_text(static_cast<double>(predicted.peak_bytes))));
+    line("step", fmt::format("{} ({}), the median of {} ({:.3f} to {:.3f})", milliseconds(seconds),
+                             beyond_prediction(predicted.step_seconds, seconds), r_.seconds.size(),
+                             *least * 1e3, *most * 1e3));
     line("tokens/s", with_commas(p_.info.tokens_per_second(seconds)));
     line("MFU",
          limits_known(p_)
@@ -72,14 +73,16 @@ class Report {
                            100 * full_mfu(p_, seconds), 100 * p_.info.mfu(seconds),
                            flops_text(p_.info.peak.flops), p_.info.peak.basis)
              : fmt::format("not known: {}", p_.info.peak.basis));
-    line("memory",
-         fmt::format("{} a device (predicted: {})",
-                     bytes_text(static_cast<double>(p_.info.arena_bytes)),
-                     beyond_prediction(p_.plan.predicted.peak_bytes, p_.info.arena_bytes)));
+    line("memory", fmt::format("{} a device ({})",
+                               bytes_text(static_cast<double>(p_.info.arena_bytes)),
+                               beyond_prediction(predicted.peak_bytes, p_.info.arena_bytes)));
   }
 
   std::string classes() const {
-    Table table({"kernels", ">runs", ">ms", ">share", ">achieved", ">of limit"});
+    std::vector<std::string> header = {"kernels", ">runs", ">ms", ">share", ">achieved"};
+    const bool limits = limits_known(p_);
+    if (limits) header.push_back(">of limit");
+    Table table(header);
     const double all = r_.recorded.seconds;
     double least = 0;
     for (const ClassShare& c : r_.classes) {
@@ -89,14 +92,17 @@ class Report {
                                : c.flops > 0
                                    ? flops_text(c.flops / c.seconds)
                                    : fmt::format("{:.0f} GB/s", c.bytes / c.seconds / 1e9);
-      table.add({std::string(name_of(c.kernels)), with_commas(static_cast<double>(c.runs)),
-                 fmt::format("{:.3f}", c.seconds * 1e3), percent_text(c.seconds / all), rate,
-                 counted && limits_known(p_) ? percent_text(c.least_seconds / c.seconds) : ""});
+      std::vector<std::string> row = {
+          std::string(name_of(c.kernels)), with_commas(static_cast<double>(c.runs)),
+          fmt::format("{:.3f}", c.seconds * 1e3), percent_text(c.seconds / all), rate};
+      if (limits) row.push_back(counted ? percent_text(c.least_seconds / c.seconds) : "");
+      table.add(row);
     }
     table.add({"nothing", "", fmt::format("{:.3f}", r_.gaps.seconds * 1e3),
-               percent_text(r_.gaps.seconds / all), "", ""});
-    table.add({"the recorded step", "", fmt::format("{:.3f}", all * 1e3), "", "",
-               limits_known(p_) ? percent_text(least / all) : ""});
+               percent_text(r_.gaps.seconds / all)});
+    std::vector<std::string> whole = {"the recorded step", "", fmt::format("{:.3f}", all * 1e3)};
+    if (limits) whole.insert(whole.end(), {"", "", percent_text(least / all)});
+    table.add(whole);
     return table.to_string(colour_);
   }
 

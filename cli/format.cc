@@ -107,7 +107,9 @@ std::string Table::to_string(bool colour) const {
     // The mark is not printed.
     if (!right[c] || widths[c] != width_of(rows_[0][c])) continue;
     size_t widest = widths[c] - 1;
-    for (size_t r = 1; r < rows_.size(); ++r) widest = std::max(widest, width_of(rows_[r][c]));
+    for (size_t r = 1; r < rows_.size(); ++r) {
+      if (c < rows_[r].size()) widest = std::max(widest, width_of(rows_[r][c]));
+    }
     widths[c] = widest;
   }
   std::string text;

@@ -29,7 +29,7 @@ bool colours_wanted();
 double parse_bytes(std::string_view text, std::string_view option);
 
 // Columns as wide as their widest cell. A header that begins with '>' aligns its column right; the
-// last column is never padded.
+// last column is never padded. A row may end early.
 class Table {
  public:
   explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
