@@ -76,8 +76,7 @@ struct Launch {
   std::vector<Extent> extents;
   int64_t workspace = 0;  // bytes from the program's workspace to its own
 };
-// Of a InstrBatch.
-using Launches = std::vector<Launch>;
+using Launches = std::vector<Launch>;  // of an InstrBatch
 
 // A step that was started: when it begins and ends on the device, and what it finds.
 struct Flight {
@@ -127,7 +126,8 @@ double element(const std::byte* data, DType dtype) {
 }  // namespace
 
 struct CudaRuntime::Impl {
-  Impl(Program p, RunOptions o)
+  struct Empty {};  // what the destructor gives back comes after: it runs when that throws
+  Impl(Empty, Program p, RunOptions o)
       : program(prepared(std::move(p), o)),
         options(o),
         context(0),
@@ -137,7 +137,8 @@ struct CudaRuntime::Impl {
         coordinates(program.mesh.coordinates(0)),
         filled(program.sources.size(), false),
         staged(program.sources.size()),
-        seconds(program.instrs.size(), 0) {
+        seconds(program.instrs.size(), 0) {}
+  Impl(Program p, RunOptions o) : Impl(Empty{}, std::move(p), o) {
     context.tf32 = options.tf32;
     if (options.any_order) {
       context.tensor_core_attention = context.deterministic_attention = false;
