@@ -31,8 +31,7 @@ constexpr std::array kFusions = {
           fuse_siblings},
     Entry{{"bias", "a product adds its bias"}, fuse_bias},
     Entry{{"residual", "a product adds what stands beside it"}, fuse_residual},
-    Entry{{"loss", "a loss also makes the gradient of its scores, where it follows at once"},
-          fuse_loss},
+    Entry{{"loss", "a loss also makes the gradient of its scores"}, nullptr, fuse_loss},
     Entry{{"gelu", "a product also makes GELU of itself, or the gradient of what GELU was made of"},
           fuse_gelu},
     Entry{{"norm_residual", "the backward of a norm adds the gradient that goes around it"},
@@ -58,7 +57,8 @@ void expect_known(const std::string& name) {
 // step that makes them.
 bool excludes(const F8Options& f8, const Entry& e) {
   if (f8.scaling == F8Scaling::kNone) return false;
-  return e.rewrite == fuse_gelu || e.pass == fuse_siblings || e.pass == fuse_chunks;
+  return e.rewrite == fuse_gelu || e.pass == fuse_siblings || e.pass == fuse_chunks ||
+         e.pass == fuse_loss;
 }
 
 }  // namespace

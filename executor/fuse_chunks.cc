@@ -27,15 +27,10 @@ const Signature& with_one_row(const Signature& s, std::span<const DimFactors> ro
     if (has_rows(dims, rows)) dims.erase(dims.begin() + 1, dims.begin() + std::ssize(rows));
     return s.operand_text(dims);
   };
-  std::string factors;
-  for (size_t k = 0; k < s.inputs().size(); ++k)
-    factors += (k == 0 ? "" : ",") + text(s.inputs()[k]);
-  factors += "->";
-  for (size_t k = 0; k < s.outputs().size(); ++k)
-    factors += (k == 0 ? "" : ",") + text(s.outputs()[k]);
-  const size_t notes = s.text().find('|');
-  if (notes != std::string::npos) factors += s.text().substr(notes);
-  return Signature::get(factors);
+  SignatureParts parts = s.parts();
+  for (size_t k = 0; k < s.inputs().size(); ++k) parts.inputs[k] = text(s.inputs()[k]);
+  for (size_t k = 0; k < s.outputs().size(); ++k) parts.outputs[k] = text(s.outputs()[k]);
+  return Signature::get(parts);
 }
 
 class Chunker {
@@ -102,25 +97,10 @@ class Chunker {
 
   // --- Tensors, and their rows -------------------------------------------------------------------
 
-  Dims dims_of(TensorId t) const {
-    const Layout& layout = p_.tensor(t).layout;
-    Dims dims;
-    for (size_t a = 0; a < layout.atoms.size(); ++a) {
-      dims.resize(static_cast<size_t>(layout.atom_dim[a]) + 1);
-      dims.back().push_back(layout.atoms[a]);
-    }
-    return dims;
-  }
-
   // A tensor as `like` is, with other dimensions.
   TensorId add_tensor(TensorId like, const Dims& dims) {
     ProgramTensor t = p_.tensor(like);
-    t.layout.atoms.clear();
-    t.layout.atom_dim.clear();
-    for (size_t d = 0; d < dims.size(); ++d) {
-      t.layout.atoms.insert(t.layout.atoms.end(), dims[d].begin(), dims[d].end());
-      t.layout.atom_dim.insert(t.layout.atom_dim.end(), dims[d].size(), static_cast<int8_t>(d));
-    }
+    t.layout.set_dims(dims);
     const Shape shape = t.layout.local_shape(p_.mesh);
     t.geometry = {0, shape, contiguous_strides(shape)};
     p_.tensors.push_back(std::move(t));
@@ -141,7 +121,7 @@ class Chunker {
   };
   Named named(TensorId t, bool has_rest) const {
     constexpr std::string_view kRows = "ABCDEFGHIJLMNOPQ";
-    const Dims dims = dims_of(t);
+    const Dims dims = p_.tensor(t).layout.dims();
     const size_t rows = dims.size() - (has_rest ? 1 : 0);
     CLEAVE_ASSERT(rows > 0 && rows <= kRows.size(), "rows of {} dimensions", rows);
     Named n{.rows = std::string(kRows.substr(0, rows)), .rest = has_rest ? "k" : "", .atoms = {}};
@@ -268,7 +248,7 @@ class Chunker {
     std::vector<TensorId> in = {dscores, dscores};
     in[1 - own] = slice(of.in[1 - own], c, true);
     const TensorId out =
-        c + 1 == head_.chunks ? sum.result : add_tensor(of.out[0], dims_of(of.out[0]));
+        c + 1 == head_.chunks ? sum.result : add_tensor(of.out[0], p_.tensor(of.out[0]).layout.dims());
     Instr part = chunk_of(of, row_factors(of.signature->inputs()[own]), std::move(in), {out});
     if (sum.so_far >= 0) {
       add_operand(part, sum.so_far, part.signature->output_text(0), "residual");
@@ -288,9 +268,7 @@ class Chunker {
     std::vector<Instr> all;
     for (size_t i = 0; i < p_.instrs.size(); ++i) {
       if (i == head_.product) all.insert(all.end(), made_.begin(), made_.end());
-      const bool moved =
-          std::binary_search(head_.before.begin(), head_.before.end(), i) || gone_.contains(i);
-      if (moved) continue;
+      if (head_.before.contains(i) || gone_.contains(i)) continue;
       all.push_back(p_.instrs[i]);
       for (TensorId& t : all.back().in) {
         if (again.contains(t)) t = found_.first(t);

@@ -1,5 +1,6 @@
 #include "executor/fuser.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace cleave {
@@ -113,6 +114,21 @@ void Fuser::sweep() {
   }
   program_.instrs = std::move(left);
   look();
+}
+
+bool is_plain(const Instr& instr) { return is_alone(instr) && !once_a_step(instr.part); }
+
+bool can_move_before(const Program& program, size_t at, const std::set<size_t>& stay,
+                     const std::function<std::optional<size_t>(TensorId)>& maker, TensorId t,
+                     std::set<size_t>& moved) {
+  const std::optional<size_t> m = maker(t);
+  if (!m || *m < at || moved.contains(*m)) return true;
+  const Instr& made = program.instrs[*m];
+  if (stay.contains(*m) || !is_plain(made) || made.chunk != program.instrs[at].chunk) return false;
+  moved.insert(*m);
+  return std::all_of(made.in.begin(), made.in.end(), [&](TensorId in) {
+    return can_move_before(program, at, stay, maker, in, moved);
+  });
 }
 
 bool sums_rows(const Signature& sum) {

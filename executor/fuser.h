@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -81,6 +83,14 @@ class Fuser {
   std::vector<int32_t> readers_;  // by tensor
 };
 
+// An instruction of a part that every micro-batch runs, and not split.
+bool is_plain(const Instr& instr);
+// Whether the tensor is there before instruction `at`, or can be: adds the plain instructions that
+// must go in front of it then, none of `stay`. `maker` is the tensor's; none makes a source.
+bool can_move_before(const Program& program, size_t at, const std::set<size_t>& stay,
+                     const std::function<std::optional<size_t>(TensorId)>& maker, TensorId t,
+                     std::set<size_t>& moved);
+
 // Whether a sum is over all but the last dimension.
 bool sums_rows(const Signature& sum);
 // Result o of an instruction whose op has the attribute `wide` is stored in f32.
@@ -103,8 +113,8 @@ bool fuse_bias(Fuser& fuser, size_t i);
 bool fuse_residual(Fuser& fuser, size_t i);
 bool fuse_gelu(Fuser& fuser, size_t i);
 
-// fuse_loss.cc
-bool fuse_loss(Fuser& fuser, size_t i);
+// fuse_loss.cc; over a whole program: how many losses make their gradients then, which get the bit.
+int fuse_loss(Fuser& fuser, uint32_t bit);
 // fuse_siblings.cc; over a whole program: how many products stand for several then.
 int fuse_siblings(Fuser& fuser, uint32_t bit);
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "executor/fuser.h"
 #include "kernels/ops.h"
 
 namespace cleave {
@@ -35,13 +36,6 @@ bool renames_rows(const Instr& instr) {
 }
 
 }  // namespace
-
-bool is_plain(const Instr& instr) {
-  const bool split = std::any_of(instr.splits.begin(), instr.splits.end(),
-                                 [](const Split& s) { return s.letter != 0 || s.partial; });
-  return instr.kind == InstrKind::kCompute && !once_a_step(instr.part) && !split &&
-         instr.ring.axis < 0;
-}
 
 std::span<const DimFactors> row_factors(const OperandDims& dims) {
   const bool single = std::all_of(dims.begin(), dims.end(), [](auto& d) { return d.size() == 1; });
@@ -146,9 +140,9 @@ std::optional<ScoreHead> HeadFinder::head_at(size_t i, int64_t limit) const {
   if (!is_there(head, p.in[1])) return {};
   // Targets may be reshaped, and the losses' gradients made, after the product: before it then.
   for (const TensorId t : {b.in[1], b.in[3]}) {
-    if (!before(head, t, head.before)) return {};
+    const auto made_first = [&](TensorId x) { return maker(first(x)); };
+    if (!can_move_before(p_, head.product, head.instrs, made_first, t, head.before)) return {};
   }
-  std::sort(head.before.begin(), head.before.end());
   const Shape& shape = p_.tensor(scores).geometry.shape;
   head.rows = numel(shape) / shape.back();
   head.chunks = chunks_of(head.rows, bytes(scores), limit);
@@ -214,19 +208,6 @@ bool HeadFinder::add_products(ScoreHead& head) const {
 bool HeadFinder::is_there(const ScoreHead& head, TensorId t) const {
   const auto m = maker(first(t));
   return !m || *m < head.product;
-}
-
-// Adds the instructions that must go in front of the head so that the tensor is there.
-bool HeadFinder::before(const ScoreHead& head, TensorId t, std::vector<size_t>& added) const {
-  if (is_there(head, t)) return true;
-  const size_t m = *maker(first(t));
-  if (std::find(added.begin(), added.end(), m) != added.end()) return true;
-  const Instr& x = instr(m);
-  if (head.instrs.contains(m) || !is_plain(x)) return false;
-  if (std::any_of(x.out.begin(), x.out.end(), [&](TensorId o) { return ends(o); })) return false;
-  added.push_back(m);
-  return std::all_of(x.in.begin(), x.in.end(),
-                     [&](TensorId in) { return before(head, in, added); });
 }
 
 }  // namespace cleave

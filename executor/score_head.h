@@ -24,7 +24,7 @@ struct ScoreHead {
   std::vector<size_t> along, across;  // products of dscores: dx, and dw
   std::set<TensorId> dscores;         // with views of them
   // What makes targets and dlosses, and must go in front: it depends on nothing of the head.
-  std::vector<size_t> before;
+  std::set<size_t> before;
   int64_t rows = 1;
   int64_t chunks = 1;  // of the rows
 };
@@ -57,7 +57,6 @@ class HeadFinder {
   std::optional<ScoreHead> head_at(size_t i, int64_t limit) const;
   bool add_forward(ScoreHead& head, TensorId scores) const;
   bool add_products(ScoreHead& head) const;
-  bool before(const ScoreHead& head, TensorId t, std::vector<size_t>& added) const;
 
   const Program& p_;
   std::vector<int64_t> makers_;               // by tensor; -1: a source
@@ -65,9 +64,6 @@ class HeadFinder {
   std::vector<TensorId> first_;               // by tensor
   std::set<TensorId> ends_;
 };
-
-// An instruction of a part that every micro-batch runs, and not split.
-bool is_plain(const Instr& instr);
 
 // The factors of an operand's dimensions but the last, one each; none when they are not.
 std::span<const DimFactors> row_factors(const OperandDims& dims);
