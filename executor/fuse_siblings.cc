@@ -435,7 +435,7 @@ class Siblings {
     return views;
   }
 
-  // "ab", "ab" and "Zab": the parts, and the whole with its dimension in front of their dimension d.
+  // "ab", "ab" and "Zab": parts, and the whole with its dimension in front of their dimension d.
   std::pair<std::vector<std::string>, std::string> texts(const std::vector<TensorId>& parts,
                                                          int d) const {
     std::string one;

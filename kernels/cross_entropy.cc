@@ -224,7 +224,7 @@ constinit const OpDef ops::cross_entropy_backward = {
 };
 
 // Both, in one pass over the scores where a row fits into a multiprocessor's own memory: what
-// fusion makes of a loss whose gradient follows at once (executor/fuse.h).
+// fusion makes of a loss and its gradient (executor/fuse_loss.cc).
 //
 //   scores, targets, dlosses -> losses, log-sum-exps, dscores
 constinit const OpDef ops::cross_entropy_both = {
