@@ -19,6 +19,7 @@
 #include "benchmarks/benchmark.h"
 #include "cli/benching.h"
 #include "cli/format.h"
+#include "executor/cuda/memory.h"
 #include "executor/typing.h"
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
@@ -30,19 +31,6 @@ namespace {
 
 constexpr int64_t kBestWorkspace = int64_t{256} << 20;
 constexpr int kBestCandidates = 128;
-
-class Memory {
- public:
-  explicit Memory(int64_t bytes) {
-    cuda_check(cudaMalloc(&data_, static_cast<size_t>(std::max<int64_t>(bytes, 1))));
-  }
-  ~Memory() { cudaFree(data_); }
-  Memory(const Memory&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void* data_ = nullptr;
-};
 
 // Seconds of one launch: of several batches of them, the median.
 template <class Launch>
@@ -69,7 +57,7 @@ double seconds_of(const Launch& launch, int batch) {
 // Bytes read and written a second, by a copy that is too large for any cache.
 double copy_rate() {
   constexpr int64_t kBytes = int64_t{1} << 30;
-  const Memory from(kBytes), to(kBytes);
+  const DeviceMemory from(kBytes), to(kBytes);
   fill_random(from.data(), DType::kF32, kBytes / 4, 1, nullptr);
   const double seconds = seconds_of(
       [&] {
@@ -147,14 +135,14 @@ class Alone {
     for (size_t d = 0; d < t.geometry.shape.size(); ++d) {
       span += (t.geometry.shape[d] - 1) * t.geometry.strides[d];
     }
-    memory_.push_back(std::make_unique<Memory>(span * size_of(t.dtype)));
+    memory_.push_back(std::make_unique<DeviceMemory>(span * size_of(t.dtype)));
     fill_random(memory_.back()->data(), t.dtype, span, memory_.size(), nullptr);
     return {memory_.back()->data(), t.dtype, t.geometry.shape, t.geometry.strides};
   }
 
   const Instr& instr_;
   const std::vector<Extent> extents_;
-  std::vector<std::unique_ptr<Memory>> memory_;
+  std::vector<std::unique_ptr<DeviceMemory>> memory_;
   std::vector<TensorView> in_, out_;
 };
 
@@ -175,7 +163,7 @@ void print_kernels(const Program& p, const std::vector<Kind>& kinds, double copy
 void print_products(const Program& p, const std::vector<Kind>& kinds, double all) {
   DeviceContext ours(0), best(0);
   best.product_search = {kBestCandidates, kBestWorkspace, true};
-  const Memory workspace(std::max(kBestWorkspace, p.memory.at(0).workspace_bytes));
+  const DeviceMemory workspace(std::max(kBestWorkspace, p.memory.at(0).workspace_bytes));
   Table table({"product", ">runs", ">ms", ">us each", ">TFLOP/s", ">of best", "operands"});
   double weighted = 0, sum = 0;
   for (const Kind& k : kinds) {
@@ -218,8 +206,7 @@ void report(const std::string& model, const std::string& no_fuse, double copy) {
   const BenchResult result = measure(*prepared, 5, 20);
   const StepResult& step = result.recorded;
   const Program program = prepared->program();
-  fmt::print("\n{}\n{}\n", bench_report(*prepared, result, false),
-             ops_table(program, step, false));
+  fmt::print("\n{}\n{}\n", bench_report(*prepared, result, false), ops_table(program, step, false));
   prepared->bench.reset();  // its memory is free for the products
   const std::vector<Kind> kinds = kinds_of(program, step);
   print_kernels(program, kinds, copy, step.seconds);

@@ -62,8 +62,9 @@ class Report {
     const Prediction& predicted = p_.plan.predicted;
     line("predicted", fmt::format("{}, {} a device", milliseconds(predicted.step_seconds),
                                   bytes_text(static_cast<double>(predicted.peak_bytes))));
-    line("step", fmt::format("{} ({}), the median of {} ({:.3f} to {:.3f})", milliseconds(seconds),
-                             beyond_prediction(predicted.step_seconds, seconds), r_.seconds.size(),
+    const std::string beyond = beyond_prediction(predicted.step_seconds, seconds);
+    line("step", fmt::format("{}{}, the median of {} ({:.3f} to {:.3f})", milliseconds(seconds),
+                             beyond.empty() ? "" : " (" + beyond + ")", r_.seconds.size(),
                              *least * 1e3, *most * 1e3));
     line("tokens/s", with_commas(p_.info.tokens_per_second(seconds)));
     line("MFU",

@@ -162,7 +162,7 @@ class ChainFuser {
   }
 
   bool can_join(const Instr& i) const {
-    if (!is_alone(i) || part_kind(*i.op) == PartKind::kNone) return false;
+    if (!is_unsplit(i) || part_kind(*i.op) == PartKind::kNone) return false;
     if (i.in.empty() && i.op != &ops::fill) return false;
     if (part_kind(*i.op) != PartKind::kElement && !reduces(i)) return false;
     // Another fusion has given it more to do.
@@ -180,7 +180,7 @@ class ChainFuser {
   // A view that only repeats, exchanges, or adds and drops dimensions of size 1, which a chain does
   // by itself.
   static bool is_seen_through(const Instr& i) {
-    if (!is_alone(i)) return false;
+    if (!is_unsplit(i)) return false;
     if (i.op != &ops::expand && i.op != &ops::transpose && i.op != &ops::reshape) return false;
     const std::optional<Member> m = member_of(i);
     if (!m || i.op != &ops::reshape) return m.has_value();

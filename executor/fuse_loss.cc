@@ -1,5 +1,6 @@
-// A loss and its gradient, of the same scores at once: what the gradient needs beside them, and does
-// not depend on the loss, is made before.
+// A loss and its gradient, of the same scores at once: what the gradient needs beside them, and
+// does not depend on the loss, is made before.
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <set>
@@ -20,40 +21,47 @@ class LossFuser {
 
   int run() {
     int made = 0;
-    for (size_t i = 0; i < p_.instrs.size(); ++i) {
-      const std::optional<size_t> loss = loss_of(i);
-      if (!loss) continue;
-      join(*loss, i);
-      ++made;
-    }
+    for (size_t i = 0; i < p_.instrs.size(); ++i) made += join_with_loss(i) ? 1 : 0;
     if (made > 0) rebuild();
     return made;
   }
 
  private:
-  // The loss whose gradient this instruction makes, where that can be made with it; notes what must
-  // be there before. Nobody else reads the scores and their log-sum-exps.
-  std::optional<size_t> loss_of(size_t i) {
+  // A gradient, with the loss of the same scores: nobody else reads those and their log-sum-exps.
+  bool join_with_loss(size_t i) {
     const Instr& back = p_.instrs[i];
-    if (back.op != &ops::cross_entropy_backward || !is_plain(back)) return {};
+    if (back.op != &ops::cross_entropy_backward || !is_plain(back)) return false;
     const TensorId scores = back.in[0], targets = back.in[1], lse = back.in[2], dloss = back.in[3];
     const std::optional<size_t> m = f_.maker(lse);
-    if (!m || moved_.contains(*m)) return {};
+    if (!m || in_front_of_.contains(*m)) return false;
     const Instr& loss = p_.instrs[*m];
     if (loss.op != &ops::cross_entropy || !is_plain(loss) || loss.chunk != back.chunk ||
         loss.out[1] != lse || loss.in[0] != scores || loss.in[1] != targets ||
         ignored(loss) != ignored(back) || f_.readers(scores) != 2 || f_.readers(lse) != 1) {
-      return {};
+      return false;
     }
     const auto maker = [&](TensorId t) { return f_.maker(t); };
     std::set<size_t> before;
-    if (!can_move_before(p_, *m, {*m}, maker, dloss, before)) return {};
+    if (!can_move_before(p_, *m, {*m}, maker, dloss, before)) return false;
     for (const size_t k : before) {
-      if (moved_.contains(k) || before_.contains(k)) return {};  // of another loss
+      if (joined_.contains(k) || is_large(k, numel(p_.tensor(lse).geometry.shape))) return false;
     }
-    moved_.insert(before.begin(), before.end());
-    before_[*m] = std::move(before);
-    return m;
+    for (const size_t k : before) {
+      // Another loss may need it, too: what it needs itself is in front of both.
+      size_t& loss_after = in_front_of_.try_emplace(k, *m).first->second;
+      loss_after = std::min(loss_after, *m);
+    }
+    join(*m, i);
+    return true;
+  }
+
+  // Whether it makes more than so many elements, as what the backward computes again may be: that
+  // would be there beside the scores.
+  bool is_large(size_t i, int64_t elements) const {
+    const std::vector<TensorId>& out = p_.instrs[i].out;
+    return std::any_of(out.begin(), out.end(), [&](TensorId t) {
+      return numel(p_.tensor(t).geometry.shape) > elements;
+    });
   }
 
   void join(size_t m, size_t i) {
@@ -67,19 +75,20 @@ class LossFuser {
     loss.out.push_back(back.out[0]);
     loss.attrs.set("ignore", ignored(back));
     loss.fused |= back.fused | bit_;
-    moved_.insert(i);
+    joined_.insert({m, i});
+    gone_.insert(i);
   }
 
   void rebuild() {
+    std::map<size_t, std::vector<size_t>> before;  // by loss: in the program's order
+    for (const auto& [k, loss] : in_front_of_) before[loss].push_back(k);
     std::vector<Instr> left;
     for (size_t i = 0; i < p_.instrs.size(); ++i) {
-      if (const auto before = before_.find(i); before != before_.end()) {
-        for (const size_t k : before->second) {
-          left.push_back(std::move(p_.instrs[k]));
-          left.back().part = p_.instrs[i].part;
-        }
+      for (const size_t k : before[i]) {
+        left.push_back(std::move(p_.instrs[k]));
+        left.back().part = p_.instrs[i].part;
       }
-      if (!moved_.contains(i)) left.push_back(std::move(p_.instrs[i]));
+      if (!in_front_of_.contains(i) && !gone_.contains(i)) left.push_back(std::move(p_.instrs[i]));
     }
     p_.instrs = std::move(left);
   }
@@ -87,8 +96,9 @@ class LossFuser {
   const Fuser& f_;
   Program& p_;
   const uint32_t bit_;
-  std::map<size_t, std::set<size_t>> before_;  // by loss: instructions that go in front of it
-  std::set<size_t> moved_;                     // those, and gradients that losses make
+  std::map<size_t, size_t> in_front_of_;  // by instruction that moves: the loss behind it
+  std::set<size_t> joined_;               // losses that make their gradients, and what made those
+  std::set<size_t> gone_;                 // what made them
 };
 
 }  // namespace

@@ -132,7 +132,7 @@ class Siblings {
   bool alike(const Instr& a, const Instr& b) const {
     return a.op == b.op && a.signature == b.signature && a.attrs == b.attrs &&
            a.letter_atoms == b.letter_atoms && a.part == b.part && a.chunk == b.chunk &&
-           is_alone(a) && is_alone(b) && f_.dtype(a.out[0]) == f_.dtype(b.out[0]);
+           is_unsplit(a) && is_unsplit(b) && f_.dtype(a.out[0]) == f_.dtype(b.out[0]);
   }
 
   // Instructions alone read it, not the program's end.
@@ -285,7 +285,7 @@ class Siblings {
       const size_t r = readers(dw)[0];
       const Instr& sum = p_.instrs[r];
       if (sum.op != &ops::add || sum.in[1] != dw || sum.part != product.part ||
-          sum.chunk != product.chunk || !is_alone(sum) || f_.dtype(sum.in[0]) != f_.dtype(dw) ||
+          sum.chunk != product.chunk || !is_unsplit(sum) || f_.dtype(sum.in[0]) != f_.dtype(dw) ||
           sum.signature != p_.instrs[sums.empty() ? r : sums[0]].signature) {
         return {};
       }

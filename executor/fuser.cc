@@ -116,7 +116,7 @@ void Fuser::sweep() {
   look();
 }
 
-bool is_plain(const Instr& instr) { return is_alone(instr) && !once_a_step(instr.part); }
+bool is_plain(const Instr& instr) { return is_unsplit(instr) && !once_a_step(instr.part); }
 
 bool can_move_before(const Program& program, size_t at, const std::set<size_t>& stay,
                      const std::function<std::optional<size_t>(TensorId)>& maker, TensorId t,

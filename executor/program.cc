@@ -38,7 +38,7 @@ std::string_view name_of(Part part) {
 
 bool once_a_step(Part part) { return part == Part::kBegin || part == Part::kUpdate; }
 
-bool is_alone(const Instr& instr) {
+bool is_unsplit(const Instr& instr) {
   return instr.kind == InstrKind::kCompute && instr.ring.axis < 0 &&
          std::all_of(instr.splits.begin(), instr.splits.end(),
                      [](const Split& s) { return s.letter == 0 && !s.partial; });

@@ -126,9 +126,8 @@ struct Instr {
   int32_t chunk = 0;
   uint32_t fused = 0;  // by bits: which of fusions() (fuse.h) have made it
 };
-// Whether it computes on tensors of its rank alone: neither split on an axis, nor of partial sums,
-// nor in a ring.
-bool is_alone(const Instr& instr);
+// Whether it computes, and neither is split on an axis, nor of partial sums, nor in a ring.
+bool is_unsplit(const Instr& instr);
 
 // A state or parameter, kept in a persistent buffer from step to step, or a data input, filled
 // before each step. Contiguous, and apart from all others, but not always at its buffer's start.

@@ -10,27 +10,29 @@
 #   step      a training step beside PyTorch's (benchmarks/gpu_step.sh)
 #   kernels   kernels against their limits (benchmarks/gpu_kernels)
 #   chains    generated kernels beside torch.compile's (benchmarks/chains)
-#   FOLDER    for the output; gpu-out when it is left out
+#   FOLDER    for the output; gpu-out in the checkout when it is left out
 #
 # All parts, in this order, if none is named. BUILD names the build (build), PYTHON a Python that has
-# torch (python3), LIMIT the seconds that one part may take (3600), MODELS the models of step (its
-# own), OUT_LINES how many last lines of a part that fails are shown (40).
+# torch (python3), PART_LIMIT the seconds that one part may take (3600), MODELS the models of step
+# (its own).
 set -u
+started_in=$PWD
 cd "$(dirname "$0")/.." || exit 1
 
 out=gpu-out
 if [ "${1:-}" = --out ]; then
-  if [ $# -lt 2 ]; then echo "check-gpu: --out needs a folder" >&2; exit 1; fi
-  out=$2
+  case ${2:-} in
+    '') echo "check-gpu: --out needs a folder" >&2; exit 1 ;;
+    /*) out=$2 ;;
+    *) out=$started_in/$2 ;;
+  esac
   shift 2
 fi
 build=${BUILD:-build}
-python=${PYTHON:-python3}
-export build python
 for part in "$@"; do
   case $part in
     tests | sanitize | curves | fp8 | step | kernels | chains) ;;
-    *) sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 1 ;;
+    *) sed -n '2,18s/^# \{0,1\}//p' scripts/check-gpu.sh >&2; exit 1 ;;
   esac
 done
 if ! [ -x "$build/bin/cleave" ]; then
@@ -39,26 +41,32 @@ if ! [ -x "$build/bin/cleave" ]; then
 fi
 mkdir -p "$out" || exit 1
 
-# One test program: its last line, and what fails; a test that is skipped saw no GPU.
+# One test program: its last line, and what fails. A test that is skipped saw no GPU; left out are
+# those of machines without one.
 cat >"$out/test" <<'END_OF_TEST'
-log=$1/$(basename "$2").log
-if "$2" --gtest_brief=1 >"$log" 2>&1 && ! grep -q SKIPPED "$log"; then
-  echo "$(basename "$2"): $(tail -n 1 "$log")"
+name=$(basename "$2")
+log=$1/$name.log
+if "$2" --gtest_brief=1 --gtest_filter=-WithoutAGpu.* >"$log" 2>&1 && ! grep -q SKIPPED "$log"; then
+  echo "$name: $(tail -n 1 "$log")"
 else
-  echo "$(basename "$2") FAILED"
+  echo "$name FAILED"
   tail -n 30 "$log"
   exit 1
 fi
 END_OF_TEST
-export out
+
+run_tests() {
+  memory='executor_prediction|executor_evaluator|executor_record'
+  bad=0
+  ls "$build"/bin/*_gpu_test | grep -v -E "$memory" | xargs -P 8 -n 1 sh "$out/test" "$out" ||
+    bad=1
+  ls "$build"/bin/*_gpu_test | grep -E "$memory" | xargs -n 1 sh "$out/test" "$out" || bad=1
+  return $bad
+}
 
 run_part() {
   case $1 in
-    tests)
-      memory='executor_prediction|executor_evaluator|executor_record'
-      ls "$build"/bin/*_gpu_test | grep -v -E "$memory" | xargs -P 8 -n 1 sh "$out/test" "$out" &&
-        ls "$build"/bin/*_gpu_test | grep -E "$memory" | xargs -n 1 sh "$out/test" "$out"
-      ;;
+    tests) run_tests ;;
     sanitize) scripts/sanitize-gpu.sh "$build/bin" ;;
     curves)
       "$build/benchmarks/gpu_curves" \
@@ -72,19 +80,21 @@ run_part() {
     kernels) "$build/benchmarks/gpu_kernels" ;;
     chains)
       "$build/benchmarks/chains" >"$out/chains.ours" &&
-        "$python" benchmarks/peers/pytorch_chains.py --ours "$out/chains.ours"
+        "${PYTHON:-python3}" benchmarks/peers/pytorch_chains.py --ours "$out/chains.ours"
       ;;
   esac
 }
 
-if [ "${CHECK_GPU_PART:-}" != "" ]; then
+# Itself, for one part: what timeout can end.
+if [ -n "${CHECK_GPU_PART:-}" ]; then
   run_part "$CHECK_GPU_PART"
   exit
 fi
 failed=0
 for part in ${*:-tests sanitize curves fp8 step kernels chains}; do
   started=$(date +%s)
-  CHECK_GPU_PART=$part timeout "${LIMIT:-3600}" "$0" --out "$out" >"$out/$part.txt" 2>&1
+  CHECK_GPU_PART=$part timeout "${PART_LIMIT:-3600}" scripts/check-gpu.sh --out "$out" \
+    >"$out/$part.txt" 2>&1
   status=$?
   case $status in
     0) result=ok ;;
@@ -94,7 +104,7 @@ for part in ${*:-tests sanitize curves fp8 step kernels chains}; do
   printf '%5d s  %-7s  %-8s  %s/%s.txt\n' $(($(date +%s) - started)) $result "$part" "$out" "$part"
   if [ $status -ne 0 ]; then
     failed=1
-    tail -n "${OUT_LINES:-40}" "$out/$part.txt" | sed 's/^/         /'
+    tail -n 40 "$out/$part.txt" | sed 's/^/         /'
   fi
 done
 exit $failed

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <map>
+#include <regex>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -42,6 +43,10 @@ TEST_F(Bench, ReportHasTheStepAndItsKernels) {
         "communication", "GFLOP/s", "GB/s", "nothing", "the recorded step", "gap"}) {
     EXPECT_NE(o.out.find(part), std::string::npos) << part << "\n" << o.out;
   }
+  EXPECT_TRUE(std::regex_search(o.out, std::regex(R"(\npredicted +[0-9.]+ ms, .+ a device\n)")));
+  EXPECT_TRUE(std::regex_search(o.out, std::regex(R"(\nstep +[0-9.]+ ms \([+-][0-9.]+ %\), the)")));
+  EXPECT_TRUE(std::regex_search(o.out, std::regex(R"(\nmemory +.+ a device \(exact\)\n)")));
+  EXPECT_EQ(o.out.find("of limit"), std::string::npos) << "no limits are known";
 }
 
 TEST_F(Bench, JsonAddsUp) {

@@ -9,6 +9,7 @@
 
 #include "executor/fuse.h"
 #include "kernels/ops.h"
+#include "planner/remake.h"
 #include "tests/training_plans.h"
 #include "tracer/functional.h"
 #include "tracer/nn.h"
@@ -42,6 +43,12 @@ testing::Curve train(Program program, const ModelConfig& config) {
   return curve;
 }
 
+// What was moved belongs to the forward now.
+void expect_parts_in_order(const Program& program) {
+  EXPECT_TRUE(std::is_sorted(program.instrs.begin(), program.instrs.end(),
+                             [](const Instr& a, const Instr& b) { return a.part < b.part; }));
+}
+
 // Every family that has a loss, one or two micro-batches: the same bits, as on the CPU the one
 // instruction is the two, in no more memory.
 TEST(Loss, OfEveryModelTrainsLikeTheParts) {
@@ -64,6 +71,7 @@ TEST(Loss, OfEveryModelTrainsLikeTheParts) {
       EXPECT_EQ(count(whole, ops::cross_entropy_both), losses);
       EXPECT_EQ(count(whole, ops::cross_entropy) + count(whole, ops::cross_entropy_backward), 0);
       EXPECT_LE(whole.arena_bytes, parts.arena_bytes);
+      expect_parts_in_order(whole);
       const testing::Curve got = train(whole, config), want = train(parts, config);
       EXPECT_EQ(got.loss, want.loss);
       EXPECT_EQ(got.grad_norm, want.grad_norm);
@@ -87,10 +95,11 @@ TEST(Loss, IsSoundInEveryType) {
 // A loss of the scores of a linear layer of an embedding.
 using Tail = Tensor (*)(const Tensor& scores, const Tensor& targets);
 
-Graph graph_with(const ModelConfig& config, Tail tail) {
+Graph graph_with(const ModelConfig& config, Tail tail, int64_t micro_batches) {
   TraceOptions options;
   options.dtype = DType::kF64;
   options.training = true;
+  options.optimizer.micro_batches = micro_batches;
   return trace(
       "own", config,
       [tail](const ModelConfig& c, const Tensor& tokens, const Tensor& targets) {
@@ -121,9 +130,14 @@ TEST(Loss, MakesItsGradientOnlyWhereItCan) {
          return cross_entropy(s, t) + 1e-3 * mean(square(s));
        },
        0},
-      {"of two losses of other scores one depends on the other",
+      {"two losses of other scores, each of whose gradients depends on the other loss",
        [](const Tensor& s, const Tensor& t) {
-         return cross_entropy(s, t) * cross_entropy(2.0 * s, t);
+         return cross_entropy(3.0 * s, t) * cross_entropy(2.0 * s, t);
+       },
+       1},
+      {"the scores of one loss depend on the other loss",
+       [](const Tensor& s, const Tensor& t) {
+         return cross_entropy(cross_entropy(3.0 * s, t) * s, t);
        },
        1},
       {"two losses of other scores",
@@ -131,16 +145,78 @@ TEST(Loss, MakesItsGradientOnlyWhereItCan) {
          return cross_entropy(3.0 * s, t) + cross_entropy(2.0 * s, t);
        },
        2},
+      {"what both gradients are multiplied by is the same",
+       [](const Tensor& s, const Tensor& t) {
+         return 0.25 * (cross_entropy(3.0 * s, t) + cross_entropy(2.0 * s, t));
+       },
+       2},
+      {"and is made late",
+       [](const Tensor& s, const Tensor& t) {
+         return (cross_entropy(3.0 * s, t) + cross_entropy(2.0 * s, t)) * mean(square(s));
+       },
+       2},
   };
   const ModelConfig config = testing::config_for({"", "gpt2:124m", {}}, 1);
   for (const Case& c : cases) {
     SCOPED_TRACE(c.what);
-    const Graph graph = graph_with(config, c.tail);
-    const Plan plan = plan_for(graph, "1", {});
-    const Program parts = lower(graph, plan, kParts), whole = lower(graph, plan, true);
-    EXPECT_EQ(count(whole, ops::cross_entropy_both), c.both);
-    const testing::Curve got = train(whole, config), want = train(parts, config);
-    EXPECT_LT(testing::distance(got, want), 1e-12);
+    for (const int64_t micro_batches : {1, 2}) {
+      const Graph graph = graph_with(config, c.tail, micro_batches);
+      const Plan plan = plan_for(graph, "1", {});
+      const Program parts = lower(graph, plan, kParts), whole = lower(graph, plan, true);
+      EXPECT_EQ(count(whole, ops::cross_entropy_both), c.both) << micro_batches;
+      expect_parts_in_order(whole);
+      const testing::Curve got = train(whole, config), want = train(parts, config);
+      EXPECT_LT(testing::distance(got, want), 1e-12);
+    }
+  }
+}
+
+// What the backward computes again, the loss or its scores or all that can be, is another tensor
+// than the forward's.
+TEST(Loss, ComputedAgainIsLeftAlone) {
+  const ModelConfig config = testing::config_for(testing::models()[0], 1);
+  const Graph traced = testing::training_graph(config, DType::kF64);
+  const std::vector<bool> can = can_be_remade(traced);
+  Rewrite all, scores;
+  for (NodeId n = 0; n < static_cast<NodeId>(can.size()); ++n) {
+    if (can[static_cast<size_t>(n)]) all.remade.push_back(n);
+    if (traced.node(n).op != &ops::cross_entropy) continue;
+    scores.remade.push_back(traced.value(traced.node(n).inputs[0]).producer);
+  }
+  ASSERT_EQ(scores.remade.size(), 1u);
+  const testing::Curve want = train(lower(traced, plan_for(traced, "1", {})), config);
+  for (const Rewrite& rewrite : {scores, all}) {
+    const Graph graph = rewritten(traced, rewrite).graph;
+    const Program program = lower(graph, plan_for(graph, "1", {}), true);
+    EXPECT_EQ(count(program, ops::cross_entropy_both), 0);
+    EXPECT_LT(testing::distance(train(program, config), want), 1e-10);
+  }
+}
+
+// A weight of each token that is computed again, and what that needs, stay in the backward: all of
+// it would lie beside the scores. Weights alone may be there.
+TEST(Loss, WhatIsLargeDoesNotMove) {
+  const ModelConfig config = testing::config_for({"", "gpt2:124m", {}}, 1);
+  TraceOptions options;
+  options.dtype = DType::kF64;
+  options.training = true;
+  for (const bool large : {false, true}) {
+    const Graph traced = trace(
+        "own", config,
+        [](const ModelConfig& c, const Tensor& tokens, const Tensor& targets) {
+          const Tensor x = Embedding("embed", c.vocab, c.hidden)(tokens);
+          const Tensor s = Linear("head", c.hidden, c.vocab, true)(x);
+          return cross_entropy(s, targets) * mean(square(sigmoid(x)));
+        },
+        options);
+    Rewrite again;
+    for (NodeId n = 0; large && n < static_cast<NodeId>(traced.nodes().size()); ++n) {
+      const OpDef* op = traced.node(n).op;
+      if (op == &ops::sigmoid || op == &ops::square || op == &ops::sum) again.remade.push_back(n);
+    }
+    const Graph graph = rewritten(traced, again).graph;
+    const Program program = lower(graph, plan_for(graph, "1", {}), true);
+    EXPECT_EQ(count(program, ops::cross_entropy_both), large ? 0 : 1);
   }
 }
 

@@ -429,7 +429,7 @@ TEST(Timeline, RandomPlansOverlapAsTheirDependenciesAllow) {
 }
 
 // gpt3:175b in 8 stages of tp 8, 64 micro-batches: the least of five.
-TEST(Timeline, PredictingIsFast) {
+TEST(Timeline, PredictingCostsAFewRuns) {
   ModelConfig config = model_named("gpt3:175b");
   config.batch = 64;
   const Graph graph = step_graph(config, 64, DType::kBF16);
@@ -460,7 +460,7 @@ TEST(Timeline, PredictingIsFast) {
       program.instrs.size(), run.runs.size(), 1e3 * all, 1e3 * lists, 1e3 * every);
   EXPECT_NEAR(run.seconds, predicted, 1e-9 * predicted);
   // Of this machine, with or without sanitizers: the lists cost most, 4 to 7 times the runs.
-  EXPECT_LT(all, 15 * every);
+  EXPECT_LT(all, 12 * every);
 }
 
 }  // namespace

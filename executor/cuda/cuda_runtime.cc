@@ -13,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "executor/cuda/memory.h"
 #include "executor/cuda/ranges.h"
 #include "executor/cuda/recorder.h"
 #include "executor/cuda/timed_graph.h"
@@ -29,45 +30,6 @@
 
 namespace cleave {
 namespace {
-
-// Device memory.
-class DeviceArena {
- public:
-  explicit DeviceArena(int64_t bytes) : bytes_(bytes) {
-    size_t free = 0, total = 0;
-    cuda_check(cudaMemGetInfo(&free, &total));
-    if (cudaMalloc(&data_, static_cast<size_t>(std::max<int64_t>(bytes, 1))) != cudaSuccess) {
-      cudaGetLastError();
-      throw OutOfDeviceMemory(bytes, static_cast<int64_t>(free));
-    }
-  }
-  ~DeviceArena() { cudaFree(data_); }
-  DeviceArena(const DeviceArena&) = delete;
-  DeviceArena& operator=(const DeviceArena&) = delete;
-  std::byte* data() const { return static_cast<std::byte*>(data_); }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  void* data_ = nullptr;
-  int64_t bytes_;
-};
-
-// The host's memory that the device copies from and to by itself.
-class PinnedMemory {
- public:
-  explicit PinnedMemory(size_t bytes) : bytes_(bytes) {
-    cuda_check(cudaMallocHost(&data_, std::max<size_t>(bytes, 1)));
-  }
-  ~PinnedMemory() { cudaFreeHost(data_); }
-  PinnedMemory(const PinnedMemory&) = delete;
-  PinnedMemory& operator=(const PinnedMemory&) = delete;
-  std::byte* data() const { return static_cast<std::byte*>(data_); }
-  size_t size() const { return bytes_; }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_;
-};
 
 // A step's instruction with everything looked up.
 struct Launch {
@@ -126,7 +88,8 @@ double element(const std::byte* data, DType dtype) {
 }  // namespace
 
 struct CudaRuntime::Impl {
-  struct Empty {};  // what the destructor gives back comes after: it runs when that throws
+  // The constructor below delegates to this one, so that the destructor runs when it throws.
+  struct Empty {};
   Impl(Empty, Program p, RunOptions o)
       : program(prepared(std::move(p), o)),
         options(o),
@@ -384,10 +347,18 @@ struct CudaRuntime::Impl {
       if (sections[s].empty()) continue;
       cudaGraph_t graph = nullptr;
       cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-      for (const Launches& l : sections[s]) with_place(l, [&] { execute(l); });
+      try {
+        for (const Launches& l : sections[s]) with_place(l, [&] { execute(l); });
+      } catch (...) {
+        cudaStreamEndCapture(stream, &graph);  // a stream that is captured cannot be waited for
+        if (graph != nullptr) cudaGraphDestroy(graph);
+        cudaGetLastError();
+        throw;
+      }
       cuda_check(cudaStreamEndCapture(stream, &graph));
-      cuda_check(cudaGraphInstantiate(&graphs[s], graph, 0));
-      cuda_check(cudaGraphDestroy(graph));
+      const cudaError_t made = cudaGraphInstantiate(&graphs[s], graph, 0);
+      cudaGraphDestroy(graph);
+      cuda_check(made);
     }
   }
 
@@ -604,7 +575,7 @@ struct CudaRuntime::Impl {
   const RunOptions options;
   DeviceContext context;
   const std::optional<Places> lent;
-  DeviceArena arena;  // empty when memory is lent
+  DeviceMemory arena;  // empty when memory is lent
   const Places places;
   const std::vector<int64_t> coordinates;
   std::array<std::vector<Launches>, kSections> sections;

@@ -4,36 +4,13 @@
 
 #include <algorithm>
 
+#include "executor/cuda/memory.h"
 #include "executor/cuda/timed_graph.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/random_fill.h"
 
 namespace cleave {
-namespace {
-
-struct DeviceMemory {
-  explicit DeviceMemory(int64_t bytes) {
-    cuda_check(cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(bytes, 1))));
-  }
-  ~DeviceMemory() { cudaFree(data); }
-  DeviceMemory(const DeviceMemory&) = delete;
-  DeviceMemory& operator=(const DeviceMemory&) = delete;
-  void* data = nullptr;
-};
-
-struct PinnedMemory {
-  explicit PinnedMemory(int64_t bytes) {
-    cuda_check(cudaMallocHost(&data, static_cast<size_t>(bytes)));
-  }
-  ~PinnedMemory() { cudaFreeHost(data); }
-  PinnedMemory(const PinnedMemory&) = delete;
-  PinnedMemory& operator=(const PinnedMemory&) = delete;
-  void* data = nullptr;
-};
-
-}  // namespace
-
 struct KernelTimer::Impl {
   explicit Impl(double seconds) : effort(seconds), context(0) {
     cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -68,7 +45,7 @@ KernelTimer::Figure KernelTimer::time(const OpDef& op, std::string_view factors,
   for (const auto* types : {&in, &out}) {
     for (const TensorType& t : *types) {
       memory.push_back(std::make_unique<DeviceMemory>(numel(t.shape) * size_of(t.dtype)));
-      views.push_back({memory.back()->data, t.dtype, t.shape, contiguous_strides(t.shape)});
+      views.push_back({memory.back()->data(), t.dtype, t.shape, contiguous_strides(t.shape)});
       fill_random(views.back().data, t.dtype, numel(t.shape), memory.size(), impl_->stream);
     }
   }
@@ -80,7 +57,7 @@ KernelTimer::Figure KernelTimer::time(const OpDef& op, std::string_view factors,
                            .in = all.first(in.size()),
                            .out = all.subspan(in.size()),
                            .extents = extents,
-                           .workspace = workspace.data,
+                           .workspace = workspace.data(),
                            .device = &impl_->context,
                            .stream = impl_->stream,
                            .element = op.element};
@@ -93,18 +70,18 @@ KernelTimer::Figure KernelTimer::time(const OpDef& op, std::string_view factors,
 double KernelTimer::copy_seconds(int64_t bytes) {
   const DeviceMemory from(bytes), to(bytes);
   const auto n = static_cast<size_t>(bytes);
-  fill_random(from.data, DType::kBF16, bytes / 2, 1, impl_->stream);
+  fill_random(from.data(), DType::kBF16, bytes / 2, 1, impl_->stream);
   return seconds_in_graph(impl_->stream, impl_->effort, [&] {
-    cuda_check(cudaMemcpyAsync(to.data, from.data, n, cudaMemcpyDeviceToDevice, impl_->stream));
+    cuda_check(cudaMemcpyAsync(to.data(), from.data(), n, cudaMemcpyDeviceToDevice, impl_->stream));
   });
 }
 
 double KernelTimer::host_copy_seconds(int64_t bytes, bool to_device) {
   const DeviceMemory device(bytes);
-  const PinnedMemory host(bytes);
+  const PinnedMemory host(static_cast<size_t>(bytes));
   return seconds_in_graph(impl_->stream, impl_->effort, [&] {
-    cuda_check(cudaMemcpyAsync(to_device ? device.data : host.data,
-                               to_device ? host.data : device.data, static_cast<size_t>(bytes),
+    cuda_check(cudaMemcpyAsync(to_device ? device.data() : host.data(),
+                               to_device ? host.data() : device.data(), static_cast<size_t>(bytes),
                                to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost,
                                impl_->stream));
   });
