@@ -74,9 +74,9 @@ class Report {
                            100 * full_mfu(p_, seconds), 100 * p_.info.mfu(seconds),
                            flops_text(p_.info.peak.flops), p_.info.peak.basis)
              : fmt::format("not known: {}", p_.info.peak.basis));
-    line("memory", fmt::format("{} a device ({})",
-                               bytes_text(static_cast<double>(p_.info.arena_bytes)),
-                               beyond_prediction(predicted.peak_bytes, p_.info.arena_bytes)));
+    line("memory",
+         fmt::format("{} a device ({})", bytes_text(static_cast<double>(p_.info.arena_bytes)),
+                     beyond_prediction(predicted.peak_bytes, p_.info.arena_bytes)));
   }
 
   std::string classes() const {

@@ -477,8 +477,7 @@ class ChainFuser {
         }
         return result;
       };
-      for (size_t k = 0; k < i.in.size(); ++k)
-        factors.inputs.push_back(operand(i.in[k], m.in[k]));
+      for (size_t k = 0; k < i.in.size(); ++k) factors.inputs.push_back(operand(i.in[k], m.in[k]));
       for (size_t o = 0; o < i.out.size(); ++o)
         factors.outputs.push_back(operand(i.out[o], m.out[o]));
       return Signature::get(factors);

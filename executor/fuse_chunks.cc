@@ -247,8 +247,9 @@ class Chunker {
     const size_t own = head_.dscores.contains(of.in[0]) ? 0 : 1;
     std::vector<TensorId> in = {dscores, dscores};
     in[1 - own] = slice(of.in[1 - own], c, true);
-    const TensorId out =
-        c + 1 == head_.chunks ? sum.result : add_tensor(of.out[0], p_.tensor(of.out[0]).layout.dims());
+    const TensorId out = c + 1 == head_.chunks
+                             ? sum.result
+                             : add_tensor(of.out[0], p_.tensor(of.out[0]).layout.dims());
     Instr part = chunk_of(of, row_factors(of.signature->inputs()[own]), std::move(in), {out});
     if (sum.so_far >= 0) {
       add_operand(part, sum.so_far, part.signature->output_text(0), "residual");

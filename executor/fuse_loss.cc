@@ -59,9 +59,8 @@ class LossFuser {
   // would be there beside the scores.
   bool is_large(size_t i, int64_t elements) const {
     const std::vector<TensorId>& out = p_.instrs[i].out;
-    return std::any_of(out.begin(), out.end(), [&](TensorId t) {
-      return numel(p_.tensor(t).geometry.shape) > elements;
-    });
+    return std::any_of(out.begin(), out.end(),
+                       [&](TensorId t) { return numel(p_.tensor(t).geometry.shape) > elements; });
   }
 
   void join(size_t m, size_t i) {

@@ -4,8 +4,8 @@
 
 #include <filesystem>
 #include <map>
-#include <regex>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <set>
 
 #include "cli/format.h"

@@ -459,8 +459,8 @@ TEST(Timeline, PredictingCostsAFewRuns) {
       "{:.1f} ms\n",
       program.instrs.size(), run.runs.size(), 1e3 * all, 1e3 * lists, 1e3 * every);
   EXPECT_NEAR(run.seconds, predicted, 1e-9 * predicted);
-  // Of this machine, with or without sanitizers: the lists cost most, 4 to 7 times the runs.
-  EXPECT_LT(all, 12 * every);
+  // Of this machine, with or without sanitizers: the lists cost most, 4 to 8 times the runs.
+  EXPECT_LT(all, 15 * every);
 }
 
 }  // namespace
