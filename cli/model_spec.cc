@@ -82,6 +82,11 @@ ModelSpec spec_of(const ModelArguments& arguments, DType precision) {
   }
   spec.set = arguments.set;
   spec.batch = arguments.batch;
+  for (const std::string& set : spec.set) {
+    if (spec.batch > 0 && set.starts_with("batch=")) {
+      fail("--batch {} and --set {}: write one of them", spec.batch, set);
+    }
+  }
   spec.dtype = arguments.precision.empty() ? precision : precision_named(arguments.precision);
   spec.training = !arguments.forward;
   spec.optimizer.micro_batches = std::max<int64_t>(arguments.accumulate, 1);

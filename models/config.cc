@@ -3,6 +3,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <tuple>
@@ -228,40 +229,66 @@ constexpr int64_t kMaxWidth = 1 << 24;
 
 // --- Keys ----------------------------------------------------------------------------------------
 
+// Families with numbers of their own, by bits.
+enum Families : uint8_t {
+  kGrouped = 1,  // of queries, which share keys and values: llama, qwen2.5, mixtral
+  kLatent = 2,   // attention: deepseek
+  kExperts = 4,  // mixtral, deepseek
+  kHeads = 8,    // attention of any kind: all but mlp
+  kEvery = 16,
+};
+
+uint8_t families_of(std::string_view name) {
+  if (name == "mlp") return kEvery;
+  if (name == "llama" || name == "qwen2.5") return kEvery | kHeads | kGrouped;
+  if (name == "mixtral") return kEvery | kHeads | kGrouped | kExperts;
+  if (name == "deepseek") return kEvery | kHeads | kLatent | kExperts;
+  return kEvery | kHeads;
+}
+
 struct Field {
   std::string_view key;
   std::variant<int64_t ModelConfig::*, double ModelConfig::*, bool ModelConfig::*> member;
+  int families;  // that read it
 };
 
 constexpr Field kFields[] = {
-    {"layers", &ModelConfig::layers},
-    {"hidden", &ModelConfig::hidden},
-    {"heads", &ModelConfig::heads},
-    {"kv_heads", &ModelConfig::kv_heads},
-    {"ffn", &ModelConfig::ffn},
-    {"vocab", &ModelConfig::vocab},
-    {"sequence", &ModelConfig::sequence},
-    {"batch", &ModelConfig::batch},
-    {"dropout", &ModelConfig::dropout},
-    {"theta", &ModelConfig::theta},
-    {"eps", &ModelConfig::eps},
-    {"tied", &ModelConfig::tied},
-    {"qkv_bias", &ModelConfig::qkv_bias},
-    {"experts", &ModelConfig::experts},
-    {"top_k", &ModelConfig::top_k},
-    {"expert_ffn", &ModelConfig::expert_ffn},
-    {"shared_experts", &ModelConfig::shared_experts},
-    {"dense_layers", &ModelConfig::dense_layers},
-    {"capacity_factor", &ModelConfig::capacity_factor},
-    {"route_scale", &ModelConfig::route_scale},
-    {"balance_loss", &ModelConfig::balance_loss},
-    {"z_loss", &ModelConfig::z_loss},
-    {"q_rank", &ModelConfig::q_rank},
-    {"kv_rank", &ModelConfig::kv_rank},
-    {"head_width", &ModelConfig::head_width},
-    {"rotary_width", &ModelConfig::rotary_width},
-    {"value_width", &ModelConfig::value_width},
+    {"layers", &ModelConfig::layers, kEvery},
+    {"hidden", &ModelConfig::hidden, kEvery},
+    {"heads", &ModelConfig::heads, kHeads},
+    {"kv_heads", &ModelConfig::kv_heads, kGrouped},
+    {"ffn", &ModelConfig::ffn, kEvery},
+    {"vocab", &ModelConfig::vocab, kEvery},
+    {"sequence", &ModelConfig::sequence, kEvery},
+    {"batch", &ModelConfig::batch, kEvery},
+    {"dropout", &ModelConfig::dropout, kEvery},
+    {"theta", &ModelConfig::theta, kGrouped | kLatent},
+    {"eps", &ModelConfig::eps, kEvery},
+    {"tied", &ModelConfig::tied, kHeads},
+    {"qkv_bias", &ModelConfig::qkv_bias, kGrouped},
+    {"experts", &ModelConfig::experts, kExperts},
+    {"top_k", &ModelConfig::top_k, kExperts},
+    {"expert_ffn", &ModelConfig::expert_ffn, kExperts},
+    {"shared_experts", &ModelConfig::shared_experts, kExperts},
+    {"dense_layers", &ModelConfig::dense_layers, kExperts},
+    {"capacity_factor", &ModelConfig::capacity_factor, kExperts},
+    {"route_scale", &ModelConfig::route_scale, kExperts},
+    {"balance_loss", &ModelConfig::balance_loss, kExperts},
+    {"z_loss", &ModelConfig::z_loss, kExperts},
+    {"q_rank", &ModelConfig::q_rank, kLatent},
+    {"kv_rank", &ModelConfig::kv_rank, kLatent},
+    {"head_width", &ModelConfig::head_width, kLatent},
+    {"rotary_width", &ModelConfig::rotary_width, kLatent},
+    {"value_width", &ModelConfig::value_width, kLatent},
 };
+
+// Whether the model reads the field: a user's own model may read any.
+bool reads(const ModelConfig& config, const Field& field) {
+  const bool built_in = std::any_of(table().begin(), table().end(), [&](const ModelConfig& model) {
+    return model.family == config.family;
+  });
+  return !built_in || (families_of(config.family) & field.families) != 0;
+}
 
 template <class T>
 T parse(std::string_view key, std::string_view text) {
@@ -310,22 +337,29 @@ void set_value(ModelConfig& config, std::string_view assignment) {
   }
   const std::string_view key = assignment.substr(0, equals);
   const std::string_view text = assignment.substr(equals + 1);
+  const auto refuse = [&](std::string_view problem) {
+    std::vector<std::string_view> keys;
+    for (const Field& field : kFields) {
+      if (reads(config, field)) keys.push_back(field.key);
+    }
+    fail("--set {}: {} '{}'; the keys are {}", assignment, problem, key, fmt::join(keys, ", "));
+  };
   for (const Field& field : kFields) {
     if (field.key != key) continue;
+    if (!reads(config, field)) refuse(fmt::format("{} has no", config.name()));
     const auto assign = [&](auto member) {
       config.*member = parse<std::remove_reference_t<decltype(config.*member)>>(key, text);
     };
     std::visit(assign, field.member);
     return;
   }
-  std::vector<std::string_view> keys;
-  for (const Field& field : kFields) keys.push_back(field.key);
-  fail("--set {}: there is no key '{}'; the keys are {}", assignment, key, fmt::join(keys, ", "));
+  refuse("there is no key");
 }
 
 std::vector<std::string> values_of(const ModelConfig& config) {
   std::vector<std::string> values;
   for (const Field& field : kFields) {
+    if (!reads(config, field)) continue;
     std::visit(
         [&](auto member) { values.push_back(fmt::format("{}={}", field.key, config.*member)); },
         field.member);

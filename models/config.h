@@ -8,7 +8,7 @@
 
 namespace cleave {
 
-// The same fields for every family; a family ignores what it has no use for.
+// The same fields for every family; those that a family does not read cannot be set.
 struct ModelConfig {
   std::string family = {};  // "gpt2"
   std::string size = {};    // "124m"
@@ -54,9 +54,10 @@ ModelConfig model_named(std::string_view name);
 // Every built-in "family:size", in the table's order.
 std::vector<std::string> model_names();
 
-// Applies "key=value", as in `--set layers=4`. Throws Error listing the known keys.
+// Applies "key=value", as in `--set layers=4`. Throws Error, listing the model's keys, when there
+// is no such key or the model does not read it. A user's own model may read any.
 void set_value(ModelConfig& config, std::string_view assignment);
-// "layers=12", "hidden=768", ...: every key with its value.
+// "layers=12", "hidden=768", ...: every key of the model with its value.
 std::vector<std::string> values_of(const ModelConfig& config);
 // Throws Error when the numbers do not make a model (heads that do not divide the width).
 void check(const ModelConfig& config);

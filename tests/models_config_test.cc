@@ -1,8 +1,13 @@
 // The models' configuration: names, --set, and messages that say what to do.
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <map>
+
 #include "graph/error.h"
+#include "graph/text.h"
 #include "models/config.h"
+#include "models/trace.h"
 
 namespace cleave {
 namespace {
@@ -42,12 +47,10 @@ TEST(ModelConfig, AnUnknownNameListsWhatThereIs) {
 
 TEST(ModelConfig, SetChangesEveryKey) {
   ModelConfig c = model_named("llama:tiny");
-  for (const char* s : {"layers=7", "dropout=0.25", "tied=true", "theta=5e5", "kv_heads=1",
-                        "qkv_bias=true", "experts=64", "capacity_factor=1.5"}) {
+  for (const char* s :
+       {"layers=7", "dropout=0.25", "tied=true", "theta=5e5", "kv_heads=1", "qkv_bias=true"}) {
     set_value(c, s);
   }
-  EXPECT_EQ(c.experts, 64);
-  EXPECT_EQ(c.capacity_factor, 1.5);
   EXPECT_EQ(c.layers, 7);
   EXPECT_EQ(c.dropout, 0.25);
   EXPECT_TRUE(c.tied);
@@ -56,10 +59,55 @@ TEST(ModelConfig, SetChangesEveryKey) {
   EXPECT_EQ(c.num_kv_heads(), 1);
 }
 
+// Of every family, each key either changes what is computed, or is refused with those that do.
+TEST(ModelConfig, AKeyThatAModelDoesNotReadIsRefused) {
+  const std::vector<std::string> assignments = {
+      "layers=3",         "hidden=192",     "heads=2",           "kv_heads=1",
+      "ffn=320",          "vocab=384",      "sequence=32",       "batch=3",
+      "dropout=0.25",     "theta=5e4",      "eps=1e-3",          "tied=true",
+      "qkv_bias=true",    "experts=4",      "top_k=1",           "expert_ffn=96",
+      "shared_experts=2", "dense_layers=2", "capacity_factor=2", "route_scale=2",
+      "balance_loss=0.5", "z_loss=0.5",     "q_rank=48",         "kv_rank=16",
+      "head_width=16",    "rotary_width=8", "value_width=16"};
+  const auto text_with = [](ModelConfig c, const std::string& assignment) {
+    c.tied = false, c.qkv_bias = false;
+    if (!assignment.empty()) set_value(c, assignment);
+    check(c);
+    return to_text(trace(c, {}));
+  };
+  std::map<std::string, size_t> keys;  // by family
+  for (const std::string& name : model_names()) {
+    ModelConfig c = model_named(name);
+    if (keys.contains(c.family)) continue;
+    for (const char* small : {"layers=2", "hidden=128", "vocab=256", "sequence=64"})
+      set_value(c, small);
+    if (c.family != "mlp") set_value(c, "heads=4");
+    const std::string own = text_with(c, "");
+    for (const std::string& assignment : assignments) {
+      const std::string refused = message_of([&] { set_value(c, assignment); });
+      if (refused.empty()) {
+        ++keys[c.family];
+        EXPECT_NE(text_with(c, assignment), own) << name << " " << assignment;
+      } else {
+        const std::string key = assignment.substr(0, assignment.find('='));
+        EXPECT_EQ(refused.find("--set " + assignment + ": " + name + " has no '" + key +
+                               "'; the keys are layers, hidden, "),
+                  0u)
+            << refused;
+      }
+    }
+    EXPECT_EQ(values_of(c).size(), keys[c.family]);
+  }
+  EXPECT_EQ(keys["gpt2"], 10u);
+  EXPECT_EQ(keys["deepseek"], assignments.size() - 2);
+  ModelConfig own = {.family = "a user's"};
+  for (const std::string& assignment : assignments) EXPECT_NO_THROW(set_value(own, assignment));
+}
+
 TEST(ModelConfig, ValuesCanBeSetBack) {
   ModelConfig c = model_named("llama:70b");
   set_value(c, "dropout=0.1");
-  ModelConfig copy = model_named("gpt2:tiny");
+  ModelConfig copy = model_named("llama:tiny");
   for (const std::string& v : values_of(c)) set_value(copy, v);
   EXPECT_EQ(values_of(copy), values_of(c));
 }
