@@ -87,6 +87,7 @@ struct SimulateArguments {
   std::string plan;                 // its file
   std::string out;                  // the timeline; empty: none is written
   std::string ranks = "auto";       // "stage", "all"; auto: all of up to 8
+  std::string no_fuse;              // fusions that a GPU's program does without: "bias,wide", "all"
   std::string dump;                 // a file for the program; empty: none
   bool json = false;
 };

@@ -108,11 +108,15 @@ class Report {
   }
 
   void gaps() {
-    Table table({">gap", "after", "before"});
+    const bool several = p_.program().ranks() > 1;
+    Table table(several ? std::vector<std::string>{">gap", ">device", "after", "before"}
+                        : std::vector<std::string>{">gap", "after", "before"});
     for (const Gap& g : r_.gaps.longest) {
-      table.add({fmt::format("{:.1f} us", g.seconds * 1e6),
-                 instr_text(p_.program(), g.after, "the step's begin"),
-                 instr_text(p_.program(), g.before, "the step's end")});
+      std::vector<std::string> row = {fmt::format("{:.1f} us", g.seconds * 1e6)};
+      if (several) row.push_back(std::to_string(g.rank));
+      row.push_back(instr_text(p_.program(), g.after, "the step's begin"));
+      row.push_back(instr_text(p_.program(), g.before, "the step's end"));
+      table.add(row);
     }
     if (!table.empty()) text_ += "\n" + table.to_string(colour_);
   }
@@ -163,6 +167,7 @@ std::string bench_json(const PreparedBench& p, const BenchResult& r) {
   }
   for (const Gap& g : r.gaps.longest) {
     json["gaps"].push_back({{"seconds", g.seconds},
+                            {"device", g.rank},
                             {"after", instr_text(p.program(), g.after, "")},
                             {"before", instr_text(p.program(), g.before, "")}});
   }

@@ -53,7 +53,7 @@ std::vector<std::string> no_fuse_of(const std::string& list, bool gpu) {
   } catch (const Error& e) {
     fail("--no-fuse {}: {}", list, e.what());
   }
-  fail("--no-fuse {}: only the programs of GPUs are fused", list);
+  fail("--no-fuse {}: only the programs of one GPU are fused", list);
 }
 
 }  // namespace cleave

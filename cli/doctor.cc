@@ -157,6 +157,11 @@ constexpr bool kForGpus = true;
 #else
 constexpr bool kForGpus = false;
 #endif
+#ifdef CLEAVE_CUDNN
+constexpr bool kWithCudnn = true;
+#else
+constexpr bool kWithCudnn = false;
+#endif
 
 Finding cuda_toolkit() {
   constexpr std::string_view kVersion = CLEAVE_CUDA_TOOLKIT;
@@ -208,7 +213,7 @@ Finding gpu() {
 
 // A library that only tells its version.
 struct VersionedLibrary {
-  const char *name, *file, *cost, *fix;
+  const char *name, *file, *use, *cost, *fix;  // use: ", for what"
   std::string (*version)(const Library&);
 };
 
@@ -217,7 +222,7 @@ Finding library(const VersionedLibrary& l) {
   if (!loaded.loaded()) {
     return {l.name, Status::kMissing, fmt::format("no {}", l.file), l.cost, l.fix};
   }
-  return {l.name, Status::kOk, l.version(loaded) + ", not used yet", {}, {}};
+  return {l.name, Status::kOk, l.version(loaded) + l.use, {}, {}};
 }
 
 std::string nccl_version(const Library& l) {
@@ -306,11 +311,16 @@ MachineReport examine_machine() {
   for (Finding& f : examine_blas(report.matrix_product_rate)) all.push_back(std::move(f));
   std::error_code ignored;
   all.insert(all.end(), {cores(), memory(), dot(), cuda_toolkit(), gpu()});
-  all.push_back(library({"NCCL", "libnccl.so.2", "nothing yet: devices are CPU threads",
+  all.push_back(library({"NCCL", "libnccl.so.2", ", not used yet: one GPU trains alone",
+                         "nothing yet: one GPU trains alone",
                          "apt-get install libnccl2 (from NVIDIA's repository)", nccl_version}));
   all.push_back(
-      library({"cuDNN", "libcudnn.so.9", "nothing yet: devices are CPU threads",
-               "apt-get install libcudnn9-cuda-13 (from NVIDIA's repository)", cudnn_version}));
+      library({"cuDNN", "libcudnn.so.9",
+               kWithCudnn ? ", for attention that Cleave's own kernels do not take"
+                          : ", not used: its frontend was not there when cleave was built",
+               kForGpus ? "attention on a GPU that Cleave's own kernels do not take is slow"
+                        : "nothing: cleave was built without CUDA",
+               "scripts/setup.sh gpu, and build again", cudnn_version}));
   all.insert(all.end(), {mpi(), onnx()});
   all.push_back(folder("this folder", std::filesystem::current_path(ignored)));
   all.push_back(folder("temporary files", std::filesystem::temp_directory_path(ignored)));

@@ -31,7 +31,12 @@ std::string bold(const std::string& text, bool colour) {
 }
 
 std::string syncs_table(const std::vector<Sync>& syncs, const Plan& plan, bool colour) {
-  if (syncs.empty()) return "devices never meet\n";
+  if (syncs.empty()) {
+    return plan.pipeline.stages > 1
+               ? "devices meet only where stages send each other activations and their gradients: "
+                 "cleave simulate\n"
+               : "devices never meet\n";
+  }
   Table table({"phase", "devices meet", "at", ">bytes", ">seconds"});
   double bytes = 0, seconds = 0;
   int64_t left_out = 0;

@@ -363,6 +363,7 @@ std::vector<Option> options_of(SimulateArguments& a) {
            .help = "In the timeline: stage: one rank of each; all; auto: all of up to 8",
            .target = &a.ranks,
            .choices = {"auto", "stage", "all"}},
+          no_fuse_option(a.no_fuse),
           dump_option(a.dump),
           json_option(a.json)};
 }

@@ -102,19 +102,25 @@ PlanAgain plan_again(const TracedModel& model, const Plan& plan) {
   return again;
 }
 
-std::string command_of(const TracedModel& model, const Plan& plan) {
+std::vector<std::string> model_options(const TracedModel& model) {
   const ModelSpec& s = model.spec;
-  std::string text = "cleave plan " + word(s.name);
-  if (!s.set.empty()) text += " --set";
-  for (const std::string& set : s.set) text += " " + word(set);
-  text += fmt::format(" --batch {}", model.config.batch * model.graph.micro_batches);
-  text += fmt::format(" --precision {}", precision_name(s.dtype));
+  std::vector<std::string> options;
+  std::string set;
+  for (const std::string& assignment : s.set) set += " " + word(assignment);
+  if (!set.empty()) options.push_back("--set" + set);
+  options.push_back(fmt::format("--batch {}", model.config.batch * model.graph.micro_batches));
+  options.push_back(fmt::format("--precision {}", precision_name(s.dtype)));
   if (s.optimizer.kind != OptimizerOptions{}.kind) {
-    text += fmt::format(" --optimizer {}", name_of(s.optimizer.kind));
+    options.push_back(fmt::format("--optimizer {}", name_of(s.optimizer.kind)));
   }
-  if (s.optimizer.moments) text += fmt::format(" --moments {}", moments_name(s));
-  if (!s.training) text += " --forward";
-  return fmt::format("{} --cluster {} {}", text, word(plan.cluster.spec),
+  if (s.optimizer.moments) options.push_back(fmt::format("--moments {}", moments_name(s)));
+  if (!s.training) options.emplace_back("--forward");
+  return options;
+}
+
+std::string command_of(const TracedModel& model, const Plan& plan) {
+  return fmt::format("cleave plan {} {} --cluster {} {}", word(model.spec.name),
+                     fmt::join(model_options(model), " "), word(plan.cluster.spec),
                      plan_again(model, plan).text());
 }
 

@@ -120,7 +120,9 @@ class Report {
       for (size_t i = 0; i < pins.size(); ++i) line(i == 0 ? "pinned" : "", pins[i]);
     }
     const PlanAgain again = plan_again(model_, plan_);
-    const auto options = wrapped(again.options, " ", kPartsWidth);
+    std::vector<std::string> same = model_options(model_);
+    same.insert(same.end(), again.options.begin(), again.options.end());
+    const auto options = wrapped(same, " ", kPartsWidth);
     for (size_t i = 0; i < options.size(); ++i) line(i == 0 ? "same with" : "", options[i]);
     if (!again.exact) line("", "(what memory asks for is then searched anew)");
     if (axes_are_open(again)) {

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "cli/commands.h"
+#include "cli/device_options.h"
 #include "cli/format.h"
 #include "cli/plan_file.h"
 #include "cli/simulate_report.h"
@@ -34,7 +35,8 @@ void simulate_command(const SimulateArguments& a) {
   const std::string text = read_file(a.plan);
   if (!is_plan_file(text)) fail("{}: no plan; cleave plan -o writes one", a.plan);
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
-  Program program = lower_unplaced(loaded.model.graph, loaded.plan);
+  Program program = lower_unplaced(loaded.model.graph, loaded.plan,
+                                   no_fuse_of(a.no_fuse, on_one_gpu(loaded.plan)));
   plan_memory(program);
   check(program);
   if (!a.dump.empty()) write_file(a.dump, to_text(program));
@@ -59,6 +61,7 @@ void simulate_command(const SimulateArguments& a) {
   fmt::print("{}", simulate_report(loaded.model, loaded.plan, program, timeline, options.overlap,
                                    colours_wanted()));
   if (!a.out.empty()) fmt::print("\nwritten to {}\n", a.out);
+  if (!a.dump.empty()) fmt::print("{}program written to {}\n", a.out.empty() ? "\n" : "", a.dump);
 }
 
 }  // namespace cleave

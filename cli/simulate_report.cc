@@ -6,6 +6,7 @@
 #include <map>
 
 #include "cli/format.h"
+#include "executor/fuse.h"
 
 namespace cleave {
 namespace {
@@ -61,6 +62,8 @@ class Report {
              "\n\n";
     line("plan", pipeline() + (plan_.mesh.size() == 1 ? "1 device" : plan_.mesh.to_string()) +
                      (pipeline().empty() ? "" : " each"));
+    const std::string fused = fusions_text(program_);
+    if (!fused.empty()) line("fused", fused);
     const double tokens = plan_.predicted.tokens_per_second * plan_.predicted.step_seconds;
     line("step",
          fmt::format("{} predicted, {} tokens/s{}", seconds_text(timeline_.seconds),

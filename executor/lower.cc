@@ -118,8 +118,8 @@ class Lowering {
 
   std::string where(NodeId n) const {
     const Node& node = graph_.node(n);
-    return fmt::format("{} {}", graph_.scopes()[static_cast<size_t>(node.scope)],
-                       graph_.place(node.loc));
+    const std::string& scope = graph_.scopes()[static_cast<size_t>(node.scope)];
+    return fmt::format("{}{}{}", scope, scope.empty() ? "" : " ", graph_.place(node.loc));
   }
 
   void add_sources() {

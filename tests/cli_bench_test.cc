@@ -47,6 +47,9 @@ TEST_F(Bench, ReportHasTheStepAndItsKernels) {
   EXPECT_TRUE(std::regex_search(o.out, std::regex(R"(\nstep +[0-9.]+ ms \([+-][0-9.]+ %\), the)")));
   EXPECT_TRUE(std::regex_search(o.out, std::regex(R"(\nmemory +.+ a device \(exact\)\n)")));
   EXPECT_EQ(o.out.find("of limit"), std::string::npos) << "no limits are known";
+  EXPECT_TRUE(
+      std::regex_search(o.out, std::regex(R"(gap +device +after +before\n *[0-9.]+ us +[01] )")))
+      << o.out;
 }
 
 TEST_F(Bench, JsonAddsUp) {
@@ -131,6 +134,17 @@ TEST_F(Bench, ADumpOfAPlanForAGpu) {
   ASSERT_EQ(o.status, 0) << o.err;
   const std::string text = read_file(path("program.txt"));
   EXPECT_NE(text.find("adamw"), std::string::npos);
+  EXPECT_NE(text.find("cross_entropy_both"), std::string::npos);
+  EXPECT_NE(o.out.find("\nfused     copies "), std::string::npos) << o.out;
+  EXPECT_NE(o.out.find(", loss 1"), std::string::npos) << o.out;
+  EXPECT_NE(o.out.find("written to " + path("program.txt")), std::string::npos) << o.out;
+  o = cleave_run("simulate " + path("plan.json") + " --no-fuse loss --dump " + path("parts.txt"));
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(o.out.find(", loss 1"), std::string::npos) << o.out;
+  EXPECT_NE(read_file(path("parts.txt")).find("cross_entropy_backward"), std::string::npos);
+  o = cleave_run("simulate " + path("plan.json") + " --no-fuse lose");
+  EXPECT_EQ(o.status, 1);
+  EXPECT_NE(o.err.find("--no-fuse lose: there is no fusion 'lose'; there are "), std::string::npos);
 }
 
 TEST_F(Bench, MistakesAreOneLine) {

@@ -1,5 +1,6 @@
 // The line that a plan prints gives it back.
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "cli/plan_again.h"
 #include "cli/plan_file.h"
@@ -83,6 +84,27 @@ INSTANTIATE_TEST_SUITE_P(
                       "gpt2:tiny --cluster cpu:4 --objective memory --pin dp=4 micro=1",
                       "gpt2:124m --set layers=2 --cluster 2xv100 --moments bf16",
                       "gpt2:124m --set layers=2 --cluster 8xh100 --pin zero=0"));
+
+// The report's "same with" stands after the model's name and its cluster.
+TEST(PlanAgainLine, OfTheReportGivesTheReportBack) {
+  for (const char* options :
+       {"--batch 16 --set layers=2 vocab=384 --precision fp32", "--optimizer sgd --batch 32",
+        "--forward", "--moments bf16 --precision bf16 --mesh dp=4"}) {
+    const std::string base = "plan gpt2:tiny --cluster 4xh100 ";
+    // Without what was pinned, and how long the search took.
+    const auto report = [&](const std::string& more) {
+      const Outcome o = testing::cleave_run(base + more);
+      EXPECT_EQ(o.status, 0) << base << more << "\n" << o.err;
+      return std::pair(o.out, std::regex_replace(o.out.substr(0, o.out.find("bound ")),
+                                                 std::regex("\npinned .*"), ""));
+    };
+    const auto [whole, first] = report(options);
+    const std::regex line("\nsame with ((.|\n          --)*)");
+    std::smatch same;
+    ASSERT_TRUE(std::regex_search(whole, same, line)) << whole;
+    EXPECT_EQ(report(std::regex_replace(same[1].str(), std::regex("\n *"), " ")).second, first);
+  }
+}
 
 // What is computed again, and kept in parts, so that it fits is searched: what is printed does not
 // claim more than the arrangement, and gives that.

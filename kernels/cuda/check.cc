@@ -19,11 +19,14 @@ void cuda_check(cudaError_t status, std::source_location where) {
     case cudaErrorMemoryAllocation:
       fail("the GPU has not enough free memory: take a smaller --batch with --accumulate");
     case cudaErrorNoDevice:
-    case cudaErrorInsufficientDriver:
+    case cudaErrorInsufficientDriver: {
+      int driver = 0;
+      const bool none = cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0;
       fail(
           "there is no NVIDIA GPU here that this build can use ({}): --devices cpu:N runs on the "
-          "processor",
-          cudaGetErrorString(status));
+          "processor; cleave doctor says more",
+          none ? "no NVIDIA driver" : cudaGetErrorString(status));
+    }
     case cudaErrorNoKernelImageForDevice:
       fail(
           "this GPU is too old: Cleave's kernels are built for compute capability 9.0 (H100, "
