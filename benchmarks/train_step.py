@@ -51,8 +51,9 @@ class Side:
 def sides_of(shape, options, environment):
     family, c = SHAPES[shape]
     c = dict(dict(kv_heads=c["heads"], ffn=4 * c["hidden"], tied=0), **c)
+    not_set = ["batch"] + (["kv_heads"] if family == "gpt2" else [])
     ours = [str(ROOT / "build/benchmarks/train_step"), f"{family}:tiny", "--serve", "--batch",
-            str(c["batch"]), "--set", *(f"{k}={v}" for k, v in c.items() if k != "batch")]
+            str(c["batch"]), "--set", *(f"{k}={v}" for k, v in c.items() if k not in not_set)]
     theirs = [options.torch_python, "benchmarks/peers/pytorch_step.py", "--family", family]
     for key, value in c.items():
         theirs += ["--" + key.replace("_", "-"), str(value)]

@@ -313,7 +313,8 @@ UserModel with_loss(decltype(UserModel::loss) loss) {
 TEST_F(Generate, ShortTextsGetTheSameScoresFromShorterPrograms) {
   for (const char* name : {"gpt2:tiny", "llama:tiny", "mlp:tiny"}) {
     SCOPED_TRACE(name);
-    const std::vector<std::string> set = {"layers=2", "hidden=32", "heads=4", "sequence=64"};
+    std::vector<std::string> set = {"layers=2", "hidden=32", "sequence=64"};
+    if (std::string_view(name) != "mlp:tiny") set.emplace_back("heads=4");
     expect_same_scores(trained(name, set, 4, path("data.txt"), 10), nullptr, true);
   }
   const UserModel own{"own", own_model().defaults, own_model().loss};

@@ -115,7 +115,7 @@ TEST(HostileSpec, SizesAreBounded) {
         "ffn=9223372036854775807", "vocab=9223372036854775807", "sequence=4611686018427387904",
         "batch=9223372036854775807", "kv_heads=9223372036854775807"}) {
     expect_mistake("is above", [&] {
-      ModelConfig config = model_named("gpt2:tiny");
+      ModelConfig config = model_named("llama:tiny");
       set_value(config, set);
       check(config);
     });
@@ -131,7 +131,7 @@ TEST(HostileSpec, SizesAreBounded) {
 
 TEST(HostileSpec, NumbersThatAreNone) {
   for (const char* set : {"dropout=nan", "theta=nan", "theta=inf", "eps=nan", "eps=inf"}) {
-    ModelConfig config = model_named("gpt2:tiny");
+    ModelConfig config = model_named("llama:tiny");
     set_value(config, set);
     EXPECT_THROW(check(config), Error) << set;
   }

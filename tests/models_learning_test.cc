@@ -15,11 +15,12 @@ constexpr int64_t kBatch = 2, kSequence = 8, kVocab = 32;
 
 ModelConfig small(const std::string& name, std::initializer_list<std::string> settings = {}) {
   ModelConfig config = model_named(name);
-  for (const char* s : {"layers=2", "hidden=16", "heads=2", "kv_heads=0", "ffn=32", "vocab=32",
-                        "sequence=8", "batch=2", "experts=4", "expert_ffn=0", "q_rank=8",
-                        "kv_rank=8", "head_width=8", "rotary_width=4", "value_width=8"}) {
-    set_value(config, s);
-  }
+  // Of every family, what it does not read too.
+  config.layers = 2, config.hidden = 16, config.heads = 2, config.kv_heads = 0, config.ffn = 32;
+  config.vocab = kVocab, config.sequence = kSequence, config.batch = kBatch;
+  config.experts = 4, config.expert_ffn = 0;
+  config.q_rank = config.kv_rank = 8;
+  config.head_width = config.value_width = 8, config.rotary_width = 4;
   config.top_k = std::min<int64_t>(config.top_k, 2);
   config.dense_layers = std::min<int64_t>(config.dense_layers, 1);
   for (const std::string& s : settings) set_value(config, s);

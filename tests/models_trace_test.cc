@@ -143,7 +143,9 @@ TEST(Models, GraphsGrowLinearly) {
     const bool experts = name == "mixtral:8x7b" || name == "deepseek:671b";
     std::vector<size_t> sizes;
     for (const char* layers : {"layers=2", "layers=3", "layers=5"}) {
-      sizes.push_back(trace(with(name, {layers, "dense_layers=1"})).nodes().size());
+      ModelConfig config = with(name, {layers});
+      config.dense_layers = 1;  // of experts
+      sizes.push_back(trace(config).nodes().size());
     }
     const size_t layer = sizes[1] - sizes[0];
     EXPECT_EQ(sizes[2], sizes[1] + 2 * layer) << name;
