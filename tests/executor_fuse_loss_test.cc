@@ -150,11 +150,18 @@ TEST(Loss, MakesItsGradientOnlyWhereItCan) {
          return 0.25 * (cross_entropy(3.0 * s, t) + cross_entropy(2.0 * s, t));
        },
        2},
-      {"and is made late",
+      {"and is made before both",
        [](const Tensor& s, const Tensor& t) {
-         return (cross_entropy(3.0 * s, t) + cross_entropy(2.0 * s, t)) * mean(square(s));
+         const Tensor factor = mean(square(s));
+         return (cross_entropy(3.0 * s, t) + cross_entropy(2.0 * s, t)) * factor;
        },
        2},
+      {"or after both, of something large",
+       [](const Tensor& s, const Tensor& t) {
+         const Tensor losses = cross_entropy(3.0 * s, t) + cross_entropy(2.0 * s, t);
+         return losses * mean(square(s));
+       },
+       0},
   };
   const ModelConfig config = testing::config_for({"", "gpt2:124m", {}}, 1);
   for (const Case& c : cases) {
@@ -206,7 +213,8 @@ TEST(Loss, WhatIsLargeDoesNotMove) {
         [](const ModelConfig& c, const Tensor& tokens, const Tensor& targets) {
           const Tensor x = Embedding("embed", c.vocab, c.hidden)(tokens);
           const Tensor s = Linear("head", c.hidden, c.vocab, true)(x);
-          return cross_entropy(s, targets) * mean(square(sigmoid(x)));
+          const Tensor factor = mean(square(sigmoid(x)));
+          return cross_entropy(s, targets) * factor;
         },
         options);
     Rewrite again;
