@@ -9,6 +9,7 @@
 
 #include "graph/graph.h"
 #include "kernels/ops.h"
+#include "tests/support/sanitized.h"
 
 namespace cleave {
 namespace {
@@ -408,6 +409,9 @@ TEST(HostCopies, GoOverTheHostLink) {
 
 // The search asks for the price of every choice of every op on every mesh.
 TEST(Speed, AnOpIsPricedInWellUnderAMicrosecond) {
+#ifdef CLEAVE_SANITIZED
+  GTEST_SKIP() << "times mean nothing under a sanitizer";
+#endif
   const Cluster c = cluster_of_kind("a100");
   const std::vector<TensorType> in = {{DType::kBF16, {4, 2048, 6144}},
                                       {DType::kBF16, {2304, 6144}}};
