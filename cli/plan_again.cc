@@ -106,7 +106,9 @@ std::vector<std::string> model_options(const TracedModel& model) {
   const ModelSpec& s = model.spec;
   std::vector<std::string> options;
   std::string set;
-  for (const std::string& assignment : s.set) set += " " + word(assignment);
+  for (const std::string& assignment : s.set) {
+    if (!assignment.starts_with("batch=")) set += " " + word(assignment);  // --batch says it
+  }
   if (!set.empty()) options.push_back("--set" + set);
   options.push_back(fmt::format("--batch {}", model.config.batch * model.graph.micro_batches));
   options.push_back(fmt::format("--precision {}", precision_name(s.dtype)));

@@ -69,6 +69,7 @@ TEST_P(PlanAgainLine, GivesThePlanBack) {
 INSTANTIATE_TEST_SUITE_P(
     Plans, PlanAgainLine,
     ::testing::Values("gpt2:tiny --cluster cpu:4", "gpt2:tiny --cluster cpu:8 --batch 16",
+                      "gpt2:tiny --cluster cpu:4 --set batch=16",
                       "llama:tiny --cluster 4xh100 --forward", "mlp:tiny --cluster cpu:1",
                       "gpt2:124m --set layers=2 --cluster 8xh100 --pin pp=2",
                       "gpt2:124m --set layers=2 --cluster 8xh100 --pin pp=4 schedule=zero-bubble",
