@@ -3,7 +3,7 @@
 # a line a part with its time and result. Exits 1 when one fails.
 #
 # usage: scripts/check-gpu.sh [--out FOLDER] [PART...]
-#   tests     the tests labelled gpu, eight at once; those that look at the GPU's free memory alone
+#   tests     the tests labelled gpu, JOBS at once (8); those that look at the GPU's free memory alone
 #   sanitize  scripts/sanitize-gpu.sh
 #   curves    200 steps in bf16, fp32 and on the CPU; the same bits twice (benchmarks/gpu_curves)
 #   fp8       200 steps in floats of 8 bits (benchmarks/fp8)
@@ -58,7 +58,7 @@ END_OF_TEST
 run_tests() {
   memory='executor_prediction|executor_evaluator|executor_record'
   bad=0
-  ls "$build"/bin/*_gpu_test | grep -v -E "$memory" | xargs -P 8 -n 1 sh "$out/test" "$out" ||
+  ls "$build"/bin/*_gpu_test | grep -v -E "$memory" | xargs -P "${JOBS:-8}" -n 1 sh "$out/test" "$out" ||
     bad=1
   ls "$build"/bin/*_gpu_test | grep -E "$memory" | xargs -n 1 sh "$out/test" "$out" || bad=1
   return $bad
