@@ -94,7 +94,9 @@ KernelClass class_of(const Program& program, const Instr& instr) {
   }
   if (instr.part == Part::kUpdate) return KernelClass::kOptimizer;
   if (instr.kind != InstrKind::kCompute) return KernelClass::kCopies;
-  if (instr.op->fused_products > 0) return KernelClass::kAttention;
+  if (instr.op->fused_products > 0) {
+    return instr.op->fused_products > 1 ? KernelClass::kAttention : KernelClass::kProducts;
+  }
   for (const Named& n : kNamed) {
     if (instr.op->name.find(n.part) != std::string_view::npos) return n.kernels;
   }

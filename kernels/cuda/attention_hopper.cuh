@@ -128,11 +128,6 @@ void launch_hopper(Kernel kernel, const HopperCall& call, int threads, int bytes
   cuda_check(cudaGetLastError());
 }
 
-// The first multiple of 1024 bytes in a block's shared memory.
-__device__ inline unsigned char* aligned_shared(unsigned char* raw) {
-  return raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
-}
-
 // Calls fn with a zero of the type, the width and whether it is causal, as types' values.
 template <int kN>
 struct Width {

@@ -1,16 +1,20 @@
 // Products in which every row has its own matrix. The rows are first put in the order of their
 // experts, on the device, as offsets: then blocks find the expert and the rows of their tile there,
 // and the host launches as many as any division of the rows among experts may need. 16-bit floats
-// whose rows lie dense are multiplied by tensor cores, all others by plain arithmetic.
+// whose rows lie dense are multiplied by tensor cores (grouped_matmul_hopper.cu), all others by plain
+// arithmetic.
 #include <algorithm>
 #include <vector>
 
+#include "kernels/cuda/context.h"
 #include "kernels/cuda/counting.cuh"
-#include "kernels/cuda/grouped_tiles.cuh"
+#include "kernels/cuda/grouped_work.cuh"
 #include "kernels/cuda/workspace.h"
 
 namespace cleave {
 namespace {
+
+using namespace grouped;  // NOLINT
 
 // --- Rows in the order of their experts ----------------------------------------------------------
 
@@ -53,109 +57,7 @@ __global__ void __launch_bounds__(kCountingThreads) rows_by_expert(Sorting s) {
       });
 }
 
-// Up to kTile rows of one class.
-struct Part {
-  int expert = -1, begin = 0, rows = 0;
-};
-
-// The t-th part of all rows; found by each warp for itself.
-template <int kTile>
-__device__ Part part_of(const int* starts, int classes, int t) {
-  const int lane = threadIdx.x % 32;
-  int before = 0;
-  for (int first = 0; first < classes; first += 32) {
-    const int c = min(first + lane, classes - 1);
-    const int begin = starts[c], end = starts[c + 1];
-    const int parts = first + lane < classes ? (end - begin + kTile - 1) / kTile : 0;
-    int sum = parts;
-#pragma unroll
-    for (int width = 1; width < 32; width *= 2) {
-      const int below = __shfl_up_sync(0xffffffffu, sum, width);
-      if (lane >= width) sum += below;
-    }
-    const unsigned found = __ballot_sync(0xffffffffu, before + sum > t);
-    if (found != 0) {
-      const int whose = __ffs(static_cast<int>(found)) - 1;
-      const int from = begin + (t - (before + sum - parts)) * kTile;
-      return {__shfl_sync(0xffffffffu, c, whose), __shfl_sync(0xffffffffu, from, whose),
-              __shfl_sync(0xffffffffu, min(kTile, end - from), whose)};
-    }
-    before += __shfl_sync(0xffffffffu, sum, 31);
-  }
-  return {};
-}
-
 // --- Products ------------------------------------------------------------------------------------
-
-// One operand: rows of which experts have some, or the experts' own matrices.
-template <class T>
-struct Operand {
-  const T* data;
-  const int64_t* at;  // of rows; null of matrices
-  int64_t side_step, sum_step, expert_step;
-};
-
-// y = a b for each expert; either its rows are those of a and y, or they are summed over.
-template <class T>
-struct Product {
-  Operand<T> a, b;
-  T* y;
-  const int64_t* y_at;  // of rows; null when they are summed over
-  int64_t y_row, y_column, y_expert;
-  const int* starts;
-  int experts;
-  int m, n, k;  // m of all experts, or k, is not known to the host and 0
-  int tiles_down, tiles_across;
-};
-
-// What a block computes.
-struct Work {
-  int expert, begin, m, n, k;  // begin: of the rows, those of this tile or those summed over
-  int row, column;             // of the tile in the expert's y; row 0 when y has the rows
-};
-
-// Tiles that are computed at the same time share rows and columns: 16 rows of tiles go together.
-__device__ inline void place_tile(int64_t i, int down, int across, int& row, int& column) {
-  constexpr int kTogether = 16;
-  const int64_t group = i / (static_cast<int64_t>(kTogether) * across);
-  const int first = static_cast<int>(group) * kTogether;
-  const int rest = static_cast<int>(i - group * kTogether * across);
-  const int rows = min(kTogether, down - first);
-  row = first + rest % rows;
-  column = rest / rows;
-}
-
-template <int kTile, bool kRowsSummed, class T>
-__device__ bool find_work(const Product<T>& p, Work& w) {
-  w.m = p.m, w.n = p.n, w.k = p.k;
-  if constexpr (kRowsSummed) {
-    const int64_t each = static_cast<int64_t>(p.tiles_down) * p.tiles_across;
-    w.expert = static_cast<int>(blockIdx.x / each);
-    place_tile(blockIdx.x % each, p.tiles_down, p.tiles_across, w.row, w.column);
-    w.begin = p.starts[w.expert];
-    w.k = p.starts[w.expert + 1] - w.begin;
-  } else {
-    int tile;
-    place_tile(blockIdx.x, p.tiles_down, p.tiles_across, tile, w.column);
-    const Part part = part_of<kTile>(p.starts, p.experts + kOtherClasses, tile);
-    if (part.expert < 0) return false;
-    w.expert = part.expert, w.begin = part.begin, w.m = part.rows, w.row = 0;
-    if (w.expert >= p.experts) w.k = 0;
-  }
-  w.row *= kTile, w.column *= kTile;
-  return true;
-}
-
-template <class T>
-__device__ T* result_row(const Product<T>& p, const Work& w, int row) {
-  return p.y + (p.y_at != nullptr ? p.y_at[w.begin + row] : w.expert * p.y_expert + row * p.y_row);
-}
-
-// What a sum starts with: the result of rows of no expert is not a number, so that it is seen.
-template <class T>
-__device__ Statistic<T> start_of(const Product<T>& p, const Work& w) {
-  return static_cast<Statistic<T>>(w.expert > p.experts ? __builtin_nan("") : 0.0);
-}
 
 constexpr int kThreads = 256, kSide = 64, kDeep = 16, kEach = 4;  // of plain arithmetic
 
@@ -190,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) plain_product(Product<T> p) {
   using A = Statistic<T>;
   __shared__ A a[kDeep][kSide + kEach], b[kDeep][kSide + kEach];
   Work w;
-  if (!find_work<kSide, kRowsSummed>(p, w)) return;
+  if (!find_work<kSide, kSide, kRowsSummed>(p, w)) return;
   const int down = static_cast<int>(threadIdx.x) / (kSide / kEach) * kEach;
   const int across = static_cast<int>(threadIdx.x) % (kSide / kEach) * kEach;
   A sums[kEach][kEach];
@@ -224,33 +126,6 @@ __global__ void __launch_bounds__(kThreads) plain_product(Product<T> p) {
       if (column < w.n) y[column * p.y_column] = To<T>::of(sums[i][j]);
     }
   }
-}
-
-// kAlongA, kAlongB: whether the operands lie dense along what is summed over, or along y.
-template <class T, bool kAlongA, bool kAlongB, bool kRowsSummed>
-__global__ void __launch_bounds__(tiles::kThreads, 2) tensor_product(Product<T> p) {
-  Work w;
-  if (!find_work<tiles::kSide, kRowsSummed>(p, w)) return;
-  const auto lines = [&](const Operand<T>& o, bool along, int sides) {
-    const bool rows = o.at != nullptr;
-    return tiles::Lines<T>{.data = o.data + (rows ? 0 : w.expert * o.expert_step),
-                           .at = rows ? o.at + w.begin : nullptr,
-                           .step = along ? o.side_step : o.sum_step,
-                           .lines = along ? sides : w.k,
-                           .length = along ? w.k : sides};
-  };
-  tiles::Sums sums;
-  if (w.k > 0) {
-    tiles::multiply_lines<T, kAlongA, kAlongB>(sums, lines(p.a, kAlongA, w.m),
-                                               lines(p.b, kAlongB, w.n), w.row, w.column, w.k);
-  }
-  const float start = start_of(p, w);
-  sums.each_pair([&](int i, int j, float first, float second) {
-    const int row = w.row + i, column = w.column + j;
-    if (row >= w.m || column >= w.n) return;
-    store(result_row(p, w, row) + column,
-          Vec<T, 2>{{To<T>::of(first + start), To<T>::of(second + start)}});
-  });
 }
 
 // --- Launchers -----------------------------------------------------------------------------------
@@ -310,29 +185,10 @@ bool wide_matrices(const TensorView& view, const Shape& strides, size_t last, si
   return wide;
 }
 
-// Launches a kernel for all tiles, of this side, that so many rows may need.
-template <class T>
-void launch(const KernelArgs& args, Product<T> p, int64_t rows, int side, int threads, int shared,
-            void (*kernel)(Product<T>)) {
-  p.tiles_across = static_cast<int>(ceil_div(p.n, side));
-  // Each class may have one tile that is not full.
-  p.tiles_down = static_cast<int>(p.y_at == nullptr ? ceil_div(p.m, side)
-                                                    : rows / side + p.experts + kOtherClasses);
-  const int64_t blocks =
-      static_cast<int64_t>(p.tiles_down) * p.tiles_across * (p.y_at == nullptr ? p.experts : 1);
-  if (blocks == 0) return;
-  CLEAVE_ASSERT(blocks <= INT32_MAX, "{} tiles", blocks);
-  if (shared > 0) {
-    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  }
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
-           static_cast<size_t>(shared), static_cast<cudaStream_t>(args.stream)>>>(p);
-  cuda_check(cudaGetLastError());
-}
-
+// 16-bit floats; the kernels for them are made of instructions that only this generation has.
 template <class T>
 constexpr bool kHalf = sizeof(T) == 2;
+bool has_tensor_cores(const KernelArgs& args) { return args.device->properties().major == 9; }
 
 }  // namespace
 
@@ -346,6 +202,7 @@ void grouped_matmul_cuda(const KernelArgs& args) {
   const LoopNest<3> rows = rows_of(args, x, y);
   if (rows.count() * args.extents[out].local == 0) return;
   const Sorting sorted = sort_rows(args, e, rows);
+  auto* const stream = static_cast<cudaStream_t>(args.stream);
   with_gpu_float(args.out[0].dtype, [&]<class T>(T) {
     const Product<T> p = {.a = {args.in[0].as<const T>(), sorted.at[0], 0, x[in], 0},
                           .b = {args.in[1].as<const T>(), nullptr, w[out], w[in], w[e]},
@@ -357,16 +214,14 @@ void grouped_matmul_cuda(const KernelArgs& args) {
                           .n = size_of_factor(args, out),
                           .k = size_of_factor(args, in)};
     if constexpr (kHalf<T>) {
-      const bool wide = wide_rows<T>(rows, 1, p.a.data, x[in], p.k) &&
+      const bool wide = has_tensor_cores(args) && wide_rows<T>(rows, 1, p.a.data, x[in], p.k) &&
                         wide_rows<T>(rows, 2, p.y, y[out], p.n) &&
                         wide_matrices<T>(args.in[1], w, last, last == in ? out : in, e, args);
       if (wide) {
-        return launch<T>(args, p, rows.count(), tiles::kSide, tiles::kThreads, tiles::kSharedBytes,
-                         last == in ? tensor_product<T, true, true, false>
-                                    : tensor_product<T, true, false, false>);
+        return launch_on_tensor_cores<T>(p, last == in, rows.count(), stream);
       }
     }
-    launch<T>(args, p, rows.count(), kSide, kThreads, 0, plain_product<T, false>);
+    launch_grouped<T>(p, rows.count(), kSide, kSide, kThreads, 0, stream, plain_product<T, false>);
   });
 }
 
@@ -379,6 +234,7 @@ void grouped_matmul_backward_cuda(const KernelArgs& args) {
   const LoopNest<3> rows = rows_of(args, dy, x);
   if (numel(args.out[0].shape) == 0) return;
   const Sorting sorted = sort_rows(args, e, rows);
+  auto* const stream = static_cast<cudaStream_t>(args.stream);
   with_gpu_float(args.out[0].dtype, [&]<class T>(T) {
     const Product<T> p = {.a = {args.in[0].as<const T>(), sorted.at[0], dy[outer], 0, 0},
                           .b = {args.in[1].as<const T>(), sorted.at[1], x[inner], 0, 0},
@@ -391,15 +247,14 @@ void grouped_matmul_backward_cuda(const KernelArgs& args) {
                           .m = size_of_factor(args, outer),
                           .n = size_of_factor(args, inner)};
     if constexpr (kHalf<T>) {
-      const bool wide = wide_rows<T>(rows, 1, p.a.data, dy[outer], p.m) &&
+      const bool wide = has_tensor_cores(args) && wide_rows<T>(rows, 1, p.a.data, dy[outer], p.m) &&
                         wide_rows<T>(rows, 2, p.b.data, x[inner], p.n) &&
                         wide_matrices<T>(args.out[0], dw, inner, outer, e, args);
       if (wide) {
-        return launch<T>(args, p, rows.count(), tiles::kSide, tiles::kThreads, tiles::kSharedBytes,
-                         tensor_product<T, false, false, true>);
+        return launch_on_tensor_cores<T>(p, false, rows.count(), stream);
       }
     }
-    launch<T>(args, p, rows.count(), kSide, kThreads, 0, plain_product<T, true>);
+    launch_grouped<T>(p, rows.count(), kSide, kSide, kThreads, 0, stream, plain_product<T, true>);
   });
 }
 

@@ -15,6 +15,11 @@ __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// The first multiple of 1024 bytes in a block's shared memory.
+__device__ inline unsigned char* aligned_shared(unsigned char* raw) {
+  return raw + (1024 - shared_address(raw) % 1024) % 1024;
+}
+
 // --- Barriers ----------------------------------------------------------------------------------
 
 // In shared memory. A phase ends when so many have arrived and all expected bytes are there; phases
@@ -228,21 +233,32 @@ __device__ inline int anew(int x) {
 #define CLEAVE_R64                                                                                 \
   CLEAVE_R48 ", " CLEAVE_R8(48, 49, 50, 51, 52, 53, 54, 55) ", " CLEAVE_R8(56, 57, 58, 59, 60, 61, \
                                                                            62, 63)
+#define CLEAVE_R128 \
+  CLEAVE_R64 ", " CLEAVE_R8(64, 65, 66, 67, 68, 69, 70, 71) ", " CLEAVE_R8(                        \
+      72, 73, 74, 75, 76, 77, 78, 79) ", " CLEAVE_R8(80, 81, 82, 83, 84, 85, 86, 87) ", " CLEAVE_R8( \
+      88, 89, 90, 91, 92, 93, 94, 95) ", " CLEAVE_R8(96, 97, 98, 99, 100, 101, 102, 103) ", "     \
+      CLEAVE_R8(104, 105, 106, 107, 108, 109, 110, 111) ", " CLEAVE_R8(112, 113, 114, 115, 116,   \
+                                                                       117, 118, 119) ", "      \
+      CLEAVE_R8(120, 121, 122, 123, 124, 125, 126, 127)
 #define CLEAVE_D8(d, i)                                                                       \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define CLEAVE_D32(d) CLEAVE_D8(d, 0), CLEAVE_D8(d, 8), CLEAVE_D8(d, 16), CLEAVE_D8(d, 24)
 #define CLEAVE_D48(d) CLEAVE_D32(d), CLEAVE_D8(d, 32), CLEAVE_D8(d, 40)
 #define CLEAVE_D64(d) CLEAVE_D48(d), CLEAVE_D8(d, 48), CLEAVE_D8(d, 56)
+#define CLEAVE_D128(d)                                                                   \
+  CLEAVE_D64(d), CLEAVE_D8(d, 64), CLEAVE_D8(d, 72), CLEAVE_D8(d, 80), CLEAVE_D8(d, 88), \
+      CLEAVE_D8(d, 96), CLEAVE_D8(d, 104), CLEAVE_D8(d, 112), CLEAVE_D8(d, 120)
 
-// Operands behind the sums: a and b (%i and %j, descriptors), whether to add (%k), b's layout (%l).
-#define CLEAVE_PRODUCT_SS(n, type, regs, outs, i, j, k, l)                                         \
+// Operands behind the sums: a and b (%i and %j, descriptors), whether to add (%k), a's layout (%l)
+// and b's (%m).
+#define CLEAVE_PRODUCT_SS(n, type, regs, outs, i, j, k, l, m)                                      \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #k                                             \
                ", 0;\n"                                                                            \
                "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" regs "}, %" #i \
-               ", %" #j ", p, 1, 1, 0, %" #l ";\n}"                                                \
+               ", %" #j ", p, 1, 1, %" #l ", %" #m ";\n}"                                          \
                : outs                                                                              \
-               : "l"(a), "l"(b), "r"(add), "n"(kAcross))
+               : "l"(a), "l"(b), "r"(add), "n"(kAcrossA), "n"(kAcross))
 // Behind the sums: four registers of a (%i to %m), then b, whether to add, b's layout.
 #define CLEAVE_PRODUCT_RS(n, type, regs, outs, i0, i1, i2, i3, j, k, l)                     \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #k                                      \
@@ -252,22 +268,29 @@ __device__ inline int anew(int x) {
                : outs                                                                       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kAcross))
 
-// kAcross: 0, b's tile is [N, 16] (Tile::along); 1, [16, N] (Tile::across).
-template <class T, int kAcross, int kN>
+// kAcross: 0, b's tile is [N, 16] (Tile::along); 1, [16, N] (Tile::across). kAcrossA: likewise of
+// a.
+template <class T, int kAcross, int kN, int kAcrossA = 0>
 __device__ inline void product(float (&d)[kN], uint64_t a, uint64_t b, int add) {
   constexpr bool kBf16 = sizeof(T) == 2 && __is_same(T, bf16);
   if constexpr (kN == 32) {
     if constexpr (kBf16) {
-      CLEAVE_PRODUCT_SS(64, "bf16", CLEAVE_R32, CLEAVE_D32(d), 32, 33, 34, 35);
+      CLEAVE_PRODUCT_SS(64, "bf16", CLEAVE_R32, CLEAVE_D32(d), 32, 33, 34, 35, 36);
     } else {
-      CLEAVE_PRODUCT_SS(64, "f16", CLEAVE_R32, CLEAVE_D32(d), 32, 33, 34, 35);
+      CLEAVE_PRODUCT_SS(64, "f16", CLEAVE_R32, CLEAVE_D32(d), 32, 33, 34, 35, 36);
+    }
+  } else if constexpr (kN == 64) {
+    if constexpr (kBf16) {
+      CLEAVE_PRODUCT_SS(128, "bf16", CLEAVE_R64, CLEAVE_D64(d), 64, 65, 66, 67, 68);
+    } else {
+      CLEAVE_PRODUCT_SS(128, "f16", CLEAVE_R64, CLEAVE_D64(d), 64, 65, 66, 67, 68);
     }
   } else {
-    static_assert(kN == 64);
+    static_assert(kN == 128);
     if constexpr (kBf16) {
-      CLEAVE_PRODUCT_SS(128, "bf16", CLEAVE_R64, CLEAVE_D64(d), 64, 65, 66, 67);
+      CLEAVE_PRODUCT_SS(256, "bf16", CLEAVE_R128, CLEAVE_D128(d), 128, 129, 130, 131, 132);
     } else {
-      CLEAVE_PRODUCT_SS(128, "f16", CLEAVE_R64, CLEAVE_D64(d), 64, 65, 66, 67);
+      CLEAVE_PRODUCT_SS(256, "f16", CLEAVE_R128, CLEAVE_D128(d), 128, 129, 130, 131, 132);
     }
   }
 }
@@ -300,10 +323,12 @@ __device__ inline void product(float (&d)[kN], const uint32_t (&a)[4], uint64_t 
 #undef CLEAVE_R32
 #undef CLEAVE_R48
 #undef CLEAVE_R64
+#undef CLEAVE_R128
 #undef CLEAVE_D8
 #undef CLEAVE_D32
 #undef CLEAVE_D48
 #undef CLEAVE_D64
+#undef CLEAVE_D128
 #undef CLEAVE_PRODUCT_SS
 #undef CLEAVE_PRODUCT_RS
 
