@@ -9,7 +9,7 @@
 #   TOOL     memcheck, racecheck, initcheck: these only
 #
 # SANITIZER names the compute-sanitizer, JOBS how many programs run at once (8), LIMIT the seconds
-# that all of them may take (345).
+# that all of them may take (1200).
 set -u
 
 folder=build/bin
@@ -107,7 +107,7 @@ export logs folder sanitizer
   exit 1
 }
 
-deadline=$(($(date +%s) + ${LIMIT:-345}))
+deadline=$(($(date +%s) + ${LIMIT:-1200}))
 export deadline
 set -f
 rows | while read -r tool program parts filter; do
