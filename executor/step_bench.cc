@@ -37,7 +37,7 @@ double median(std::vector<double> values) {
 StepBench::StepBench(const Graph& graph, Program program, int64_t vocab, Processor processor,
                      const RunOptions& options)
     : graph_(graph),
-      ahead_(processor == Processor::kGpu),
+      ahead_(processor == Processor::kGpu && graph.micro_batches == 1),
       runtime_(make_runtime(std::move(program), processor, options)) {
   runtime_->initialize();
   const int64_t tokens = numel(runtime_->source_type("tokens").shape);

@@ -52,6 +52,18 @@ TEST_F(Bench, ReportHasTheStepAndItsKernels) {
       << o.out;
 }
 
+// An expert's products have a kernel for all experts, as attention's have for all of its own.
+TEST_F(Bench, ExpertsAreProductsAndNotAttention) {
+  const auto o = cleave_run("bench mixtral:tiny --set layers=2 --steps 1 --warm-up 0 --json");
+  ASSERT_EQ(o.status, 0) << o.err;
+  int64_t attention = 0;
+  const Json json = Json::parse(o.out);
+  for (const Json& k : json["kernels"]) {
+    if (k["class"] == "attention") attention = k["runs"];
+  }
+  EXPECT_EQ(attention, 2 * 2) << o.out;  // forward and backward of two layers
+}
+
 TEST_F(Bench, JsonAddsUp) {
   const auto o = cleave_run(std::string(kTiny) + "--json --accumulate 2");
   ASSERT_EQ(o.status, 0) << o.err;
