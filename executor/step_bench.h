@@ -40,7 +40,8 @@ class StepBench {
 
   const Graph& graph_;
   // Steps are started before the last one is finished. Not those of several micro-batches: to start
-  // one takes as long as it runs, as its data go to a GPU when the micro-batch before has read its own.
+  // one takes as long as it runs, as its data go to a GPU when the micro-batch before has read its
+  // own.
   const bool ahead_;
   std::unique_ptr<Runtime> runtime_;
   std::vector<int32_t> tokens_;

@@ -1,6 +1,7 @@
 // grouped_matmul's products on tensor cores: a block computes 128 x 256 of a result, a warpgroup 64
-// of the rows, while the tiles of the next two steps are copied to shared memory. Rows of an operand
-// may lie anywhere, so threads copy them, 16 bytes at a time, and not the engine that moves boxes.
+// of the rows, while the tiles of the next two steps are copied to shared memory. Rows of an
+// operand may lie anywhere, so threads copy them, 16 bytes at a time, and not the engine that moves
+// boxes.
 #include "kernels/cuda/grouped_work.cuh"
 #include "kernels/cuda/hopper.cuh"
 
@@ -32,9 +33,9 @@ struct Lines {
   int lines, length;
 };
 
-// Copies an operand's tiles, of kSide rows or columns of the result from `side` on, by the threads of
-// a warpgroup. kAlong: lines go along what is summed over, one for each row or column of the result;
-// else one for each number summed.
+// Copies an operand's tiles, of kSide rows or columns of the result from `side` on, by the threads
+// of a warpgroup. kAlong: lines go along what is summed over, one for each row or column of the
+// result; else one for each number summed.
 template <class T, bool kAlong, int kSide>
 class Loader {
  public:
@@ -53,8 +54,8 @@ class Loader {
     }
   }
 
-  // Finds the lines of the tile of those summed from `from` on. Long before their copy: where a line
-  // lies may itself have to be read, and nothing here waits for it.
+  // Finds the lines of the tile of those summed from `from` on. Long before their copy: where a
+  // line lies may itself have to be read, and nothing here waits for it.
   __device__ void find(int from) {
     if constexpr (!kAlong) find_lines(from + line_);
   }
@@ -68,8 +69,9 @@ class Loader {
       for (int part = 0; part < kParts; ++part) {
         const int element = element_ + (kAlong ? from : 8 * kPieces * part);
         const bool there = line && element < lines_.length;
-        copy_ahead(tile + place_ + static_cast<uint32_t>(u * kApart * Shape::kRowBytes +
-                                                         part * kPieces / 8 * Shape::kChunkBytes),
+        copy_ahead(tile + place_ +
+                       static_cast<uint32_t>(u * kApart * Shape::kRowBytes +
+                                             part * kPieces / 8 * Shape::kChunkBytes),
                    there ? lines_.data + at_[u] + element : lines_.data, there);
       }
     }

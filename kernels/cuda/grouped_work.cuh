@@ -134,8 +134,9 @@ void launch_grouped(Product<T> p, int64_t rows, int tall, int broad, int threads
 }
 
 // Launches the product on tensor cores of compute capability 9.0, of bf16 or f16. Lines of 8, 16,
-// ... numbers lie dense and begin at multiples of 16 bytes: y's rows; where y has the rows, those of
-// a along what is summed over, and those of b too (along_b) or along y; else both operands' along y.
+// ... numbers lie dense and begin at multiples of 16 bytes: y's rows; where y has the rows, those
+// of a along what is summed over, and those of b too (along_b) or along y; else both operands'
+// along y.
 template <class T>
 void launch_on_tensor_cores(const Product<T>& p, bool along_b, int64_t rows, cudaStream_t stream);
 
