@@ -56,10 +56,12 @@ struct FusedProducts {
 };
 
 // An op's kernel as it was measured, where it was: seconds = start + bytes / bandwidth, of the
-// bytes that OpDef::bytes counts.
+// bytes that OpDef::bytes counts. Of experts' products: start + the longer of that and of their
+// flops at `efficiency`, the share of the matrix peak that they reach; 0: as fused products.
 struct OpRate {
   std::string op;  // OpDef::name
   double bandwidth = 0, start = 0;
+  double efficiency = 0;
   bool operator==(const OpRate&) const = default;
 };
 

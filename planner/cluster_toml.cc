@@ -82,6 +82,7 @@ Fields op_fields(OpRate& r) {
       {"name", &r.op, 0, 0, true, ""},
       {"bandwidth", &r.bandwidth, 1, kMost, true, ""},
       {"start", &r.start, 0, 1, false, ""},
+      {"efficiency", &r.efficiency, 1e-6, 1, false, "share of the matrix peak"},
   };
 }
 
@@ -482,7 +483,11 @@ std::string cluster_to_toml(const Cluster& cluster, std::string_view head) {
         "\n# What an op's bytes take: start + bytes / bandwidth. The others: op_latency, "
         "bandwidth.\n";
   }
-  for (OpRate& r : c.device.ops) text += section("[[device.op]]", op_fields(r)).substr(1);
+  for (OpRate& r : c.device.ops) {
+    Fields fields = op_fields(r);
+    if (r.efficiency == 0) fields.pop_back();
+    text += section("[[device.op]]", fields).substr(1);
+  }
   for (size_t i = 0; i < c.tiers.size(); ++i) {
     Fields fields = link_fields(c.tiers[i]);
     if (i == 0) fields.resize(4);  // a node's own links have neither units nor ports

@@ -132,6 +132,11 @@ double op_seconds(const Cluster& cluster, const OpDef& op, const OpCall& call,
   if (bytes == 0 && flops == 0) return 0;
   double arithmetic = 0;
   if (op.fused_products > 0 && flops > 0) {
+    const OpRate* const rate = cluster.op_rate(op.name);
+    if (rate != nullptr && rate->efficiency > 0) {
+      const double peak = cluster.matrix_rate(computed_in(call)).peak * rate->efficiency;
+      return rate->start + std::max(flops / peak, bytes / rate->bandwidth);
+    }
     arithmetic = fused_seconds(cluster, op.fused_products, flops, call);
   } else if (!call.signature.product_roles().empty() && flops > 0) {
     const Product p = product_of(call);

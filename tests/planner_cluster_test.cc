@@ -98,7 +98,8 @@ TEST(Toml, MeasuredProductsAndOps) {
   c.device.bf16.measured = {{8192, 6144, 1536, 1.03}, {16, 4096, 4096, 2}};
   c.device.tf32.measured = {{512, 512, 512, 0.9}};
   c.device.fused_backward = {.efficiency = 0.7, .half_width = 32, .half_length = 100};
-  c.device.ops = {{"adamw", 2.9e12, 3e-6}, {"layer_norm", 2.5e12, 0}};
+  c.device.ops = {
+      {"adamw", 2.9e12, 3e-6}, {"grouped_matmul", 2.5e12, 1e-6, 0.6}, {"layer_norm", 2.5e12, 0}};
   const std::string text = cluster_to_toml(c);
   const Cluster back = cluster_from_toml(text, "c.toml");
   expect_same(c, back);
@@ -123,6 +124,9 @@ TEST(Toml, MeasuredProductsAndOps) {
   mistake("[8192, 6144, 1536, 1.03]", "8192");
   mistake("\"layer_norm\"", "\"adamw\"");  // twice
   mistake("bandwidth = 2900000000000", "bandwidth = 0");
+  for (const char* wrong : {"0", "-0.5", "1.01", "nan", "true"}) {
+    mistake("efficiency = 0.6 ", fmt::format("efficiency = {} ", wrong));
+  }
   mistake("gpu = true", "gpu = 1");
 }
 

@@ -383,6 +383,25 @@ TEST(Ops, TakeWhatWasMeasured) {
             seconds_of(cluster_of_kind("h100"), ops::gelu, "ab->ab", {}, {x}));
 }
 
+TEST(Ops, ExpertsProductsTakeTheirShareOfThePeakOrTheirBytes) {
+  const Cluster plain = cluster_of_kind("h100");
+  Attrs attrs;
+  attrs.set("experts", int64_t{8});
+  const auto seconds = [&](const Cluster& on, int64_t rows) {
+    const TensorType x{DType::kBF16, {rows, 2048}}, w{DType::kBF16, {8, 7168, 2048}},
+        expert{DType::kI32, {rows}};
+    return seconds_of(on, ops::grouped_matmul, "rk,enk,r->rn", attrs, {x, w, expert});
+  };
+  Cluster c = plain;
+  c.device.ops = {{"grouped_matmul", 2e12, 5e-6, 0.5}};
+  EXPECT_DOUBLE_EQ(seconds(c, 16384),
+                   5e-6 + 2.0 * 16384 * 2048 * 7168 / (0.5 * c.device.bf16.peak));
+  const double read = 2.0 * (8 * 2048 * 7168 + 8 * (2048 + 7168)) + 4 * 8;  // the weights, mostly
+  EXPECT_NEAR(seconds(c, 8), 5e-6 + read / 2e12, 0.01 * read / 2e12);
+  c.device.ops[0].efficiency = 0;  // not measured: as before
+  EXPECT_EQ(seconds(c, 16384), seconds(plain, 16384));
+}
+
 TEST(Ops, TheBackwardOfFusedProductsHasItsOwnRate) {
   const Cluster plain = cluster_of_kind("h100");
   Cluster c = plain;
