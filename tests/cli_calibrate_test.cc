@@ -89,6 +89,32 @@ TEST(Fit, KeepsWhatTheFormulaDoesNotSay) {
               0.03 * products.back().seconds);
 }
 
+// Small products are slower than half sizes can say: a peak without a limit leaves the data sheet's
+// far behind, for half sizes of thousands. These are f16's of an H100.
+TEST(Fit, HalfSizesAreThoseOfTheKnownPeak) {
+  const Cluster c = cluster_of_kind("h100");
+  const double peak = 989e12;
+  const MatrixRate found = measured_rate({{DType::kF16, 8192, 4096, 1024, 94.8e-6},
+                                          {DType::kF16, 8192, 1024, 4096, 89.5e-6},
+                                          {DType::kF16, 4096, 1024, 8192, 87.1e-6},
+                                          {DType::kF16, 2048, 2048, 2048, 22.5e-6},
+                                          {DType::kF16, 4096, 4096, 4096, 179.4e-6},
+                                          {DType::kF16, 512, 512, 512, 2.4e-6},
+                                          {DType::kF16, 1000, 1000, 1000, 6.2e-6}},
+                                         c, peak, 0);
+  EXPECT_EQ(found.peak, peak);
+  EXPECT_GT(found.efficiency, 0.99);
+  EXPECT_LT(std::max({found.half_m, found.half_n, found.half_k}), 1500);
+  for (const ProductTimes& p : found.measured) {
+    EXPECT_GT(p.times, 0.5) << p.m;
+    EXPECT_LT(p.times, 3) << p.m;
+  }
+  Cluster fitted = c;
+  fitted.device.f16 = found;
+  EXPECT_GT(product_efficiency(fitted, DType::kF16, 1, 32768, 768, 768), 0.4);
+  EXPECT_LT(product_efficiency(fitted, DType::kF16, 1, 16384, 16384, 16384), 1);
+}
+
 TEST(Fit, FindsTheSharesOfFusedProducts) {
   const FusedProducts made = {.efficiency = 0.9, .half_width = 32, .half_length = 256};
   const auto share = [](const FusedProducts& f, const MeasuredFused& c) {
@@ -128,6 +154,44 @@ TEST(Fit, FindsWhatOpsTake) {
   EXPECT_EQ(found[2].op, "norm");
   EXPECT_NEAR(found[2].start, 4e-6, 1e-8);
   EXPECT_NEAR(found[2].bandwidth, 2.5e12, 1e10);
+}
+
+// What a cache serves says nothing about what does not fit into it, whether the line through both
+// begins below 0 or not.
+TEST(Fit, LargeCallsDecideABandwidth) {
+  for (const double start : {0.0, 3e-6}) {
+    std::vector<MeasuredOp> calls;
+    for (const double bytes : {1e6, 2e6, 5e6, 1e7, 2e7, 4e7}) {
+      for (int i = 0; i < 10; ++i) calls.push_back({"adamw", bytes, start + bytes / 6e12});
+    }
+    for (const double bytes : {2e8, 4e8, 6e8}) {
+      calls.push_back({"adamw", bytes, start + bytes / 2.6e12});
+    }
+    const OpRate found = fitted_ops(calls, 1e-6).at(0);
+    for (const double bytes : {2e8, 6e8, 2e9}) {
+      const double seconds = start + bytes / 2.6e12;
+      EXPECT_NEAR(found.start + bytes / found.bandwidth, seconds, 0.04 * seconds) << start;
+    }
+    EXPECT_LT(found.start, 5e-6);
+  }
+}
+
+TEST(Fit, FindsTheShareOfExpertsProducts) {
+  Device device = cluster_of_kind("h100").device;
+  device.op_latency = 2e-6;
+  const auto call = [](const char* op, double flops, double rate) {
+    return MeasuredOp{op, 1e8, 2e-6 + flops / rate, flops};
+  };
+  const std::vector<OpRate> found = fitted_experts(
+      {call("grouped_matmul", 1e12, 600e12), call("grouped_matmul_backward", 1e12, 300e12),
+       call("grouped_matmul", 2e12, 500e12), call("grouped_matmul", 1e12, 400e12)},
+      device, 1e15);
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].op, "grouped_matmul");
+  EXPECT_NEAR(found[0].efficiency, 0.5, 1e-6);
+  EXPECT_NEAR(found[1].efficiency, 0.3, 1e-6);
+  EXPECT_EQ(found[1].start, 2e-6);
+  EXPECT_EQ(found[1].bandwidth, device.bandwidth);
 }
 
 // Least seconds of a step of a tiny model on one device; of many, since others use the machine.
