@@ -334,11 +334,16 @@ std::string gpu_calibration_report(const Calibration& calibration) {
   calls("forward", calibration.attention);
   calls("backward", calibration.attention_backward);
   text += attention.to_string() + "\n";
-  Table ops({"op", ">GB/s", ">starts in"});
+  Table ops({"op", ">GB/s", ">starts in"}), experts({"experts' products", ">of the peak"});
   for (const OpRate& r : d.ops) {
-    ops.add({r.op, fmt::format("{:.0f}", r.bandwidth / 1e9), seconds_text(r.start)});
+    if (r.efficiency > 0) {
+      experts.add({r.op, percent_text(r.efficiency)});
+    } else {
+      ops.add({r.op, fmt::format("{:.0f}", r.bandwidth / 1e9), seconds_text(r.start)});
+    }
   }
   text += ops.to_string() + "\n";
+  if (!calibration.experts.empty()) text += experts.to_string() + "\n";
   Table steps({"a step of", ">predicted", ">measured", ""});
   for (const MeasuredStep& s : calibration.steps) {
     steps.add({s.model, seconds_text(s.predicted), seconds_text(s.seconds),

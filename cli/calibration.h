@@ -30,7 +30,7 @@ struct Calibration {
   std::vector<MeasuredCollective> collectives;
   // Of a GPU.
   std::vector<MeasuredFused> attention, attention_backward;
-  std::vector<MeasuredOp> ops;
+  std::vector<MeasuredOp> ops, experts;
   std::vector<MeasuredStep> steps;
 };
 

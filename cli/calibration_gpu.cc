@@ -1,6 +1,6 @@
-// Measures this machine's GPU: its matrix products over shapes and types, attention over head sizes
-// and lengths, copies, what a launch from a graph takes, and the kernels of the programs that
-// training runs, fused as they are there.
+// Measures this machine's GPU: the instructions of steps of small models, fused as in training and
+// in the middle of it, matrix products over shapes and types, attention over head sizes and
+// lengths, copies, and what a launch from a graph takes.
 #include "cli/calibration.h"
 #include "graph/error.h"
 
@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -16,12 +15,11 @@
 
 #include "cli/model_spec.h"
 #include "cli/planning.h"
-#include "executor/cuda/cuda_runtime.h"
+#include "cli/times_in_place.h"
 #include "executor/cuda/kernel_timer.h"
 #include "executor/lower.h"
 #include "executor/prediction.h"
 #include "executor/typing.h"
-#include "graph/philox.h"
 #include "kernels/ops.h"
 #include "planner/planner.h"
 #endif
@@ -58,7 +56,7 @@ std::string_view factors_of(Pass pass) {
 class GpuCalibration {
  public:
   GpuCalibration(const Cluster& kind, bool quick)
-      : quick_(quick), effort_(quick ? 0.004 : 0.012), timer_(effort_) {
+      : quick_(quick), timer_(quick ? 0.02 : 0.15, quick ? 0.004 : 0.012) {
     result_.cluster = kind;
     Cluster& c = result_.cluster;
     c.spec = "this machine";
@@ -81,6 +79,9 @@ class GpuCalibration {
     Device& d = result_.cluster.device;
     // Launches are counted by the op's own start.
     d.ops = fitted_ops(result_.ops, d.op_latency);
+    for (OpRate& r : fitted_experts(result_.experts, d, d.bf16.peak)) d.ops.push_back(std::move(r));
+    std::sort(d.ops.begin(), d.ops.end(),
+              [](const OpRate& a, const OpRate& b) { return a.op < b.op; });
     for (size_t i = 0; i < programs_.size(); ++i) {
       const RunSeconds run = run_seconds(programs_[i].first, programs_[i].second, result_.cluster);
       for (const double seconds : run.phases) result_.steps[i].predicted += seconds;
@@ -105,6 +106,7 @@ class GpuCalibration {
 
   void product(DType dtype, const Shape3& s, Pass pass, bool tf32) {
     const auto [m, n, k] = s;
+    if (!tf32 && of_models(dtype, m, n, k) != nullptr) return;
     const std::array<std::array<Shape, 2>, 3> shapes = {
         {{{{m, k}, {n, k}}}, {{{m, k}, {k, n}}}, {{{k, m}, {k, n}}}}};
     const auto& [a, b] = shapes[static_cast<size_t>(pass)];
@@ -130,8 +132,8 @@ class GpuCalibration {
     const auto measure = [&](DType dtype, MatrixRate& rate, bool many, bool tf32) {
       size_t first = result_.products.size();
       // What models multiplied, in their own layouts.
-      for (const MeasuredProduct& p : of_models_) {
-        if (p.dtype == dtype && !tf32) result_.products.push_back(p);
+      for (const OfModels& p : of_models_) {
+        if (p.product.dtype == dtype && !tf32) result_.products.push_back(p.product);
       }
       layer(dtype, 8192, 1024, 4096, tf32);
       layer(dtype, 2048, 2048, 2048, tf32);
@@ -215,12 +217,18 @@ class GpuCalibration {
   };
 
   void models() {
-    std::vector<Sample> samples = {{"megatron:1.2b", {"layers=2"}, 8},
+    // The first is the smallest, which tells what recording takes.
+    std::vector<Sample> samples = {{"gpt2:124m", {"layers=1", "sequence=256"}, 2},
+                                   {"megatron:1.2b", {"layers=2"}, 8},
                                    {"llama:1b", {"layers=2", "sequence=2048"}, 4}};
     if (!quick_) {
       samples.push_back({"gpt2:124m", {"layers=2"}, 32});
-      samples.push_back({"gpt2:124m", {"layers=1", "sequence=256"}, 2});
       samples.push_back({"llama:1b", {"layers=1", "sequence=256", "vocab=8192"}, 2});
+      samples.push_back({"llama:7b", {"layers=1", "sequence=2048"}, 4});
+      samples.push_back({"mixtral:8x7b",
+                         {"layers=1", "hidden=2048", "heads=16", "kv_heads=4", "ffn=7168",
+                          "sequence=1024", "capacity_factor=0"},
+                         8});
     }
     for (const Sample& s : samples) model(s);
   }
@@ -233,39 +241,20 @@ class GpuCalibration {
     const PlannerOptions options = planner_options(model.graph, "", "none");
     const PlanResult found = find_plan(model.graph, result_.cluster, options);
     CLEAVE_ASSERT(found.plan.has_value(), "{} has no plan on one device", sample.name);
-    CudaRuntime runtime(lower(model.graph, *found.plan, true));
-    runtime.initialize();
-    std::vector<double> steps;
-    for (int i = 0; i < kSteps + 2; ++i) {
-      const double seconds = step(runtime, model.config);
-      if (i > 1) steps.push_back(seconds);
-    }
-    std::nth_element(steps.begin(), steps.begin() + kSteps / 2, steps.end());
-    result_.steps.push_back({describe(model), steps[kSteps / 2], 0});
-    programs_.emplace_back(model.graph, runtime.program());
-    const Program& program = runtime.program();
-    const std::vector<double> seconds = runtime.seconds_in_graphs(effort_ / 2);
-    for (size_t i = 0; i < seconds.size(); ++i) {
+    StepBench bench(model.graph, lower(model.graph, *found.plan, true), model.config.vocab,
+                    Processor::kGpu);
+    TimesInPlace times = times_in_place(bench, quick_ ? 0.2 : 0.7, quick_ ? 3 : 5);
+    if (result_.steps.empty()) overhead_ = recording_overhead(times);
+    take_off(times, overhead_);
+    const Program& program = bench.runtime().program();
+    result_.steps.push_back({describe(model), times.step, 0});
+    programs_.emplace_back(model.graph, program);
+    for (size_t i = 0; i < program.instrs.size(); ++i) {
       const Instr& instr = program.instrs[i];
-      if (seconds[i] > 0 && instr.kind == InstrKind::kCompute) add(program, instr, seconds[i]);
+      if (times.seconds[i] > 0 && instr.kind == InstrKind::kCompute) {
+        add(program, instr, times.seconds[i]);
+      }
     }
-  }
-
-  // Seconds of one step on random tokens, after which memory holds numbers as in training.
-  static double step(CudaRuntime& runtime, const ModelConfig& c) {
-    std::vector<int32_t> tokens;
-    for (int64_t i = 0; i < c.batch * c.sequence + 1; ++i) {
-      const double u = uniform_at(7, stream_of("tokens"), static_cast<uint64_t>(i));
-      tokens.push_back(static_cast<int32_t>(u * static_cast<double>(c.vocab)));
-    }
-    const std::span<const int32_t> all = tokens;
-    const float none = std::numeric_limits<float>::infinity();
-    runtime.set_data("tokens", std::as_bytes(all.first(tokens.size() - 1)));
-    runtime.set_data("targets", std::as_bytes(all.last(tokens.size() - 1)));
-    for (const char* limit : {"loss_limit", "norm_limit"}) {
-      runtime.set_data(limit, std::as_bytes(std::span(&none, 1)));
-    }
-    return runtime.step().seconds;
   }
 
   void add(const Program& program, const Instr& instr, double seconds) {
@@ -278,42 +267,56 @@ class GpuCalibration {
       fused(instr.op->fused_products > 2, width, instr.op->flops(call), in[0], seconds);
       return;
     }
-    if (instr.op->fused_products > 0) return;
-    if (!roles.empty()) {
-      std::array<int64_t, 4> size = {1, 1, 1, 1};
-      for (size_t f = 0; f < roles.size(); ++f) size[static_cast<size_t>(roles[f])] *= sizes[f];
-      const auto of = [&](ProductRole role) { return size[static_cast<size_t>(role)]; };
-      if (of(ProductRole::kBatch) > 1) return;
-      add({in[0].dtype, of(ProductRole::kRows), of(ProductRole::kColumns), of(ProductRole::kInner),
-           seconds});
-      return;
-    }
     std::vector<TensorType> out;
     for (const TensorId t : instr.out) {
       out.push_back({program.tensor(t).dtype, program.tensor(t).layout.local_shape(program.mesh)});
     }
     const double bytes = instr.op->bytes(call, out);
+    if (instr.op->fused_products > 0) {
+      result_.experts.push_back(
+          {std::string(instr.op->name), bytes, seconds, instr.op->flops(call)});
+      return;
+    }
+    if (!roles.empty()) {
+      std::array<int64_t, 4> size = {1, 1, 1, 1};
+      for (size_t f = 0; f < roles.size(); ++f) size[static_cast<size_t>(roles[f])] *= sizes[f];
+      const auto of = [&](ProductRole role) { return size[static_cast<size_t>(role)]; };
+      if (of(ProductRole::kBatch) > 1) return;
+      const double after =
+          instr.op->bytes_after(call, out) / result_.cluster.device.bandwidth;  // comes on top
+      add({in[0].dtype, of(ProductRole::kRows), of(ProductRole::kColumns), of(ProductRole::kInner),
+           std::max(seconds - after, seconds / 2)});
+      return;
+    }
     if (bytes > 0) result_.ops.push_back({std::string(instr.op->name), bytes, seconds});
   }
 
-  static constexpr int kSteps = 9;
   // Equal layers have equal products; what is stored with them differs.
-  void add(const MeasuredProduct& product) {
-    for (MeasuredProduct& p : of_models_) {
-      if (p.dtype != product.dtype || p.m != product.m || p.n != product.n || p.k != product.k) {
-        continue;
-      }
-      p.seconds = std::sqrt(p.seconds * product.seconds);
-      return;
+  struct OfModels {
+    MeasuredProduct product;  // with their mean
+    int64_t count = 1;
+  };
+  OfModels* of_models(DType dtype, int64_t m, int64_t n, int64_t k) {
+    const auto at = std::find_if(of_models_.begin(), of_models_.end(), [&](const OfModels& other) {
+      const MeasuredProduct& p = other.product;
+      return p.dtype == dtype && p.m == m && p.n == n && p.k == k;
+    });
+    return at == of_models_.end() ? nullptr : &*at;
+  }
+  void add(const MeasuredProduct& p) {
+    if (OfModels* known = of_models(p.dtype, p.m, p.n, p.k)) {
+      double& mean = known->product.seconds;
+      mean += (p.seconds - mean) / static_cast<double>(++known->count);
+    } else {
+      of_models_.push_back({p});
     }
-    of_models_.push_back(product);
   }
 
   const bool quick_;
-  const double effort_;
   KernelTimer timer_;
   Calibration result_;
-  std::vector<MeasuredProduct> of_models_;
+  double overhead_ = 0;  // of recording a launch
+  std::vector<OfModels> of_models_;
   std::vector<std::pair<Graph, Program>> programs_;  // by step
   std::vector<MeasuredFused> forward_, backward_;
 };

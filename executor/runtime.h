@@ -51,6 +51,7 @@ struct InstrRun {
   int32_t instr = 0;
   int32_t micro_batch = 0;
   double start = 0, seconds = 0;  // from the step's begin
+  double share = 1;               // of a launch that ran several together
 };
 
 struct StepOutput {

@@ -10,8 +10,10 @@
 #include "cli/calibration.h"
 #include "cli/model_spec.h"
 #include "cli/planning.h"
+#include "cli/times_in_place.h"
 #include "executor/cpu_runtime.h"
 #include "executor/lower.h"
+#include "executor/typing.h"
 #include "planner/cost.h"
 #include "planner/planner.h"
 #include "tests/cli_run.h"
@@ -192,6 +194,52 @@ TEST(Fit, FindsTheShareOfExpertsProducts) {
   EXPECT_NEAR(found[1].efficiency, 0.3, 1e-6);
   EXPECT_EQ(found[1].start, 2e-6);
   EXPECT_EQ(found[1].bandwidth, device.bandwidth);
+}
+
+// Every instruction that runs, and together they are the step.
+TEST(InPlace, InstructionsAreTimedInSteps) {
+  ModelSpec spec;
+  spec.name = "gpt2:tiny";
+  spec.set = {"layers=2", "vocab=512"};
+  spec.batch = 2;
+  const TracedModel model = trace_model(spec, nullptr);
+  const Cluster cluster = parse_cluster("cpu:1");
+  const PlanResult found =
+      find_plan(model.graph, cluster, planner_options(model.graph, "", "none"));
+  ASSERT_TRUE(found.plan.has_value());
+  StepBench bench(model.graph, lower(model.graph, *found.plan), model.config.vocab,
+                  Processor::kCpu);
+  const TimesInPlace times = times_in_place(bench, 0.02, 3);
+  const Program& program = bench.runtime().program();
+  ASSERT_EQ(times.seconds.size(), program.instrs.size());
+  double sum = 0;
+  for (size_t i = 0; i < program.instrs.size(); ++i) {
+    EXPECT_EQ(times.launches[i], is_view(program, program.instrs[i]) ? 0 : 1);
+    EXPECT_GE(times.seconds[i], 0);
+    sum += times.seconds[i];
+  }
+#ifndef CLEAVE_SANITIZED
+  EXPECT_GT(sum, 0.3 * times.step);  // others use this machine
+  EXPECT_LT(sum, 3 * times.step);
+#endif
+}
+
+TEST(InPlace, RecordingIsTakenOffEveryLaunch) {
+  // Three launches, one of two instructions; the step takes 2 us less for each than was recorded.
+  TimesInPlace times{
+      .step = 94e-6, .seconds = {0, 60e-6, 3e-6, 27e-6, 10e-6}, .launches = {0, 1, 1, 0.75, 0.25}};
+  const double overhead = recording_overhead(times);
+  EXPECT_NEAR(overhead, 2e-6, 1e-12);
+  take_off(times, overhead);
+  EXPECT_EQ(times.seconds[0], 0);
+  EXPECT_NEAR(times.seconds[1], 58e-6, 1e-12);
+  EXPECT_NEAR(times.seconds[2], 1.5e-6, 1e-12);  // at least half
+  EXPECT_NEAR(times.seconds[3], 25.5e-6, 1e-12);
+  EXPECT_NEAR(times.seconds[4], 9.5e-6, 1e-12);
+  times.step = 1;  // gaps between the launches
+  EXPECT_EQ(recording_overhead(times), 0);
+  times.step = 0;
+  EXPECT_EQ(recording_overhead(times), 4e-6);  // not more, whatever was measured
 }
 
 // Least seconds of a step of a tiny model on one device; of many, since others use the machine.

@@ -1,17 +1,19 @@
 // What a plan says that a run will take, against the run on the GPU: its memory to the byte.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
+#include <vector>
 
 #include "executor/lower.h"
 #include "executor/prediction.h"
 #include "executor/runtime.h"
+#include "executor/step_bench.h"
+#include "executor/typing.h"
 #include "tests/training_plans.h"
 
 #ifdef CLEAVE_CUDA
 #include <cuda_runtime_api.h>
-
-#include "executor/cuda/cuda_runtime.h"
 #endif
 
 namespace cleave {
@@ -61,21 +63,36 @@ TEST_P(OnGpu, AllocatesWhatThePlanSays) {
   }
 }
 
-// Every instruction is timed, and what two of them that are the same take is the same.
-TEST_P(OnGpu, TimesInstructionsInGraphs) {
+// What `cleave calibrate` measures: every instruction that a step runs is timed in it, once, and
+// those of one launch share it.
+TEST_P(OnGpu, TimesInstructionsInSteps) {
   const ModelConfig config = model_named(GetParam());
   const Graph graph = testing::training_graph(config, DType::kBF16);
-  CudaRuntime runtime(lower(graph, plan_on_gpu(graph), true));
-  runtime.initialize();
-  const std::vector<double> seconds = runtime.seconds_in_graphs(1e-3);
-  ASSERT_EQ(seconds.size(), runtime.program().instrs.size());
-  double sum = 0;
-  for (const double s : seconds) {
-    EXPECT_GE(s, 0);
-    EXPECT_LT(s, 0.1);
-    sum += s;
+  StepBench bench(graph, lower(graph, plan_on_gpu(graph), true), config.vocab, Processor::kGpu);
+  bench.steps(3);
+  const StepResult step = bench.recorded();
+  const Program& program = bench.runtime().program();
+  std::vector<bool> kept(program.tensors.size(), false);  // there from the step before
+  for (const KeptTensor& k : program.kept) kept[static_cast<size_t>(k.tensor)] = true;
+  std::vector<int> expected, found(program.instrs.size(), 0);
+  for (const Instr& instr : program.instrs) {
+    const bool there = !instr.out.empty() && kept[static_cast<size_t>(instr.out[0])];
+    expected.push_back(is_view(program, instr) || there ? 0 : 1);
   }
+  ASSERT_EQ(step.runs.size(), 1u);
+  double sum = 0, launches = 0;
+  for (const InstrRun& run : step.runs[0]) {
+    ++found[static_cast<size_t>(run.instr)];
+    EXPECT_GE(run.seconds, 0);
+    EXPECT_LT(run.seconds, 0.1);
+    EXPECT_GT(run.share, 0);
+    sum += run.seconds, launches += run.share;
+  }
+  EXPECT_EQ(found, expected);
   EXPECT_GT(sum, 1e-5);
+  EXPECT_LE(sum, step.seconds * 1.01 + 1e-4);
+  EXPECT_NEAR(launches, std::round(launches), 1e-6);
+  EXPECT_LE(std::round(launches), std::ssize(step.runs[0]));
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -16,7 +16,6 @@
 #include "executor/cuda/memory.h"
 #include "executor/cuda/ranges.h"
 #include "executor/cuda/recorder.h"
-#include "executor/cuda/timed_graph.h"
 #include "executor/initial_state.h"
 #include "executor/instr_batches.h"
 #include "executor/memory_layout.h"
@@ -474,6 +473,7 @@ struct CudaRuntime::Impl {
       const double seconds_of_all = run.seconds;
       for (size_t k = 0; k < launches.size(); ++k) {
         run.instr = index_of(launches[k]);
+        run.share = share[k];
         run.seconds = seconds_of_all * share[k];
         result.push_back(run);
         run.start += run.seconds;
@@ -604,45 +604,6 @@ CudaRuntime::CudaRuntime(Program program, RunOptions options)
 CudaRuntime::~CudaRuntime() = default;
 
 const Program& CudaRuntime::program() const { return impl_->program; }
-
-std::vector<double> CudaRuntime::seconds_in_graphs(double effort) {
-  Impl& r = *impl_;
-  struct Known {
-    const Launch* launch;
-    double seconds;
-  };
-  const auto same_views = [](const std::vector<TensorView>& a, const std::vector<TensorView>& b) {
-    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
-                      [](const TensorView& x, const TensorView& y) {
-                        return x.dtype == y.dtype && x.shape == y.shape && x.strides == y.strides;
-                      });
-  };
-  const auto same = [&](const Launch& a, const Launch& b) {
-    return a.instr->kind == b.instr->kind && a.instr->op == b.instr->op &&
-           a.instr->signature == b.instr->signature && a.instr->attrs == b.instr->attrs &&
-           same_views(a.in, b.in) && same_views(a.out, b.out);
-  };
-  std::vector<double> seconds(r.program.instrs.size(), 0);
-  std::vector<Known> known;
-  for (const auto& section : r.sections) {
-    for (const Launches& launches : section) {
-      auto at = known.end();
-      if (launches.size() == 1) {
-        at = std::find_if(known.begin(), known.end(),
-                          [&](const Known& k) { return same(*k.launch, launches[0]); });
-      }
-      const double all = at != known.end()
-                             ? at->seconds
-                             : seconds_in_graph(r.stream, effort, [&] { r.execute(launches); });
-      if (at == known.end() && launches.size() == 1) known.push_back({&launches[0], all});
-      const std::vector<double> share = Impl::shares(launches);
-      for (size_t k = 0; k < launches.size(); ++k) {
-        seconds[static_cast<size_t>(r.index_of(launches[k]))] = all * share[k];
-      }
-    }
-  }
-  return seconds;
-}
 
 int64_t CudaRuntime::allocated_bytes() const {
   return impl_->arena.bytes() + impl_->context.scratch_bytes();

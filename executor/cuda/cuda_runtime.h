@@ -30,10 +30,6 @@ class CudaRuntime final : public Runtime {
   bool shares(std::string_view name) const override;
   const Program& program() const override;
   int64_t allocated_bytes() const override;
-  // Seconds of every instruction by itself, launched from a graph many times in a row; each figure
-  // takes `effort` seconds, and instructions that do the same are measured once. What lies in
-  // memory afterwards is of no use.
-  std::vector<double> seconds_in_graphs(double effort);
   const std::vector<double>& instruction_seconds(int64_t rank) const override;
 
  private:

@@ -12,19 +12,20 @@
 
 namespace cleave {
 struct KernelTimer::Impl {
-  explicit Impl(double seconds) : effort(seconds), context(0) {
+  explicit Impl(const Effort& e) : effort(e), context(0) {
     cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   }
   ~Impl() { cudaStreamDestroy(stream); }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
-  const double effort;
+  const Effort effort;
   DeviceContext context;
   cudaStream_t stream = nullptr;
 };
 
-KernelTimer::KernelTimer(double effort) : impl_(std::make_unique<Impl>(effort)) {}
+KernelTimer::KernelTimer(double settle, double measure)
+    : impl_(std::make_unique<Impl>(Effort{settle, measure})) {}
 KernelTimer::~KernelTimer() = default;
 
 GpuFacts KernelTimer::facts() const {
@@ -79,7 +80,7 @@ double KernelTimer::copy_seconds(int64_t bytes) {
 double KernelTimer::host_copy_seconds(int64_t bytes, bool to_device) {
   const DeviceMemory device(bytes);
   const PinnedMemory host(static_cast<size_t>(bytes));
-  return seconds_in_graph(impl_->stream, impl_->effort, [&] {
+  return seconds_in_graph(impl_->stream, {0, impl_->effort.measure}, [&] {
     cuda_check(cudaMemcpyAsync(to_device ? device.data() : host.data(),
                                to_device ? host.data() : device.data(), static_cast<size_t>(bytes),
                                to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost,

@@ -20,9 +20,10 @@ struct GpuFacts {
 
 class KernelTimer {
  public:
-  // `effort`: seconds that each figure takes. Throws Error when there is no GPU that Cleave's
-  // kernels run on.
-  explicit KernelTimer(double effort);
+  // What each figure takes: `settle` seconds of the same work without a pause, after which clock
+  // and power are those of training, and then `measure` seconds. Throws Error when there is no GPU
+  // that Cleave's kernels run on.
+  KernelTimer(double settle, double measure);
   ~KernelTimer();
 
   GpuFacts facts() const;

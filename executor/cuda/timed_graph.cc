@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <memory>
 #include <type_traits>
 
@@ -27,21 +28,22 @@ class Event {
 
 }  // namespace
 
-double seconds_in_graph(cudaStream_t stream, double effort, const std::function<void()>& launch) {
-  const Event begun, ended;
-  const auto timed = [&](const auto& work) {
-    cuda_check(cudaEventRecord(begun.get(), stream));
-    work();
-    cuda_check(cudaEventRecord(ended.get(), stream));
-    cuda_check(cudaEventSynchronize(ended.get()));
+double seconds_in_graph(cudaStream_t stream, const Effort& effort,
+                        const std::function<void()>& launch) {
+  using Clock = std::chrono::steady_clock;
+  std::array<Event, kRuns + 1> marks;
+  const auto mark = [&](size_t i) { cuda_check(cudaEventRecord(marks[i].get(), stream)); };
+  const auto between = [&](size_t i, size_t j) {
+    cuda_check(cudaEventSynchronize(marks[j].get()));
     float milliseconds = 0;
-    cuda_check(cudaEventElapsedTime(&milliseconds, begun.get(), ended.get()));
+    cuda_check(cudaEventElapsedTime(&milliseconds, marks[i].get(), marks[j].get()));
     return static_cast<double>(milliseconds) * 1e-3;
   };
   launch();
-  const double once = std::max(timed(launch), 1e-7);
+  mark(0), launch(), mark(1);
+  const double once = std::max(between(0, 1), 1e-7);
   const auto copies =
-      static_cast<int>(std::clamp(effort / kRuns / once, kLeastCopies, kMostCopies));
+      static_cast<int>(std::clamp(effort.measure / kRuns / once, kLeastCopies, kMostCopies));
   cudaGraph_t captured = nullptr;
   cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   for (int i = 0; i < copies; ++i) launch();
@@ -52,10 +54,17 @@ double seconds_in_graph(cudaStream_t stream, double effort, const std::function<
   cuda_check(cudaGraphInstantiate(&made, captured, 0));
   const std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, decltype(&cudaGraphExecDestroy)>
       exec(made, &cudaGraphExecDestroy);
-  std::array<double, kRuns> seconds;
-  for (double& s : seconds) {
-    s = timed([&] { cuda_check(cudaGraphLaunch(made, stream)); }) / copies;
+  const auto run = [&] { cuda_check(cudaGraphLaunch(made, stream)); };
+  const Clock::time_point begin = Clock::now();
+  for (size_t i = 0; std::chrono::duration<double>(Clock::now() - begin).count() < effort.settle;
+       ++i) {
+    run(), mark(i % 2);
+    if (i > 0) cuda_check(cudaEventSynchronize(marks[(i + 1) % 2].get()));  // one run ahead
   }
+  mark(0);
+  for (size_t i = 1; i <= kRuns; ++i) run(), mark(i);
+  std::array<double, kRuns> seconds;
+  for (size_t i = 0; i < kRuns; ++i) seconds[i] = between(i, i + 1) / copies;
   std::nth_element(seconds.begin(), seconds.begin() + kRuns / 2, seconds.end());
   return seconds[kRuns / 2];
 }

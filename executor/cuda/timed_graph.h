@@ -8,8 +8,15 @@
 
 namespace cleave {
 
-// Seconds of one launch, of many in a row in one graph; the median of a few runs of it, which take
-// `effort` seconds together. `launch` is called once before, for what it finds out the first time.
-double seconds_in_graph(cudaStream_t stream, double effort, const std::function<void()>& launch);
+// How long to run, in seconds: at first unmeasured, until the clock is what power allows, and then
+// together the runs of which the median counts. Without a pause in between.
+struct Effort {
+  double settle = 0, measure = 0;
+};
+
+// Seconds of one launch, of many in a row in one graph. `launch` is called before, for what it
+// finds out the first time.
+double seconds_in_graph(cudaStream_t stream, const Effort& effort,
+                        const std::function<void()>& launch);
 
 }  // namespace cleave
