@@ -76,7 +76,7 @@ if [ $left -lt 1 ]; then left=1; fi
 options="--tool $tool --error-exitcode 86 --print-limit 20"
 # That a call fails is what some tests are about.
 if [ "$tool" = memcheck ]; then options="$options --report-api-errors no"; fi
-GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part timeout "$left" \
+GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part timeout -k 10 "$left" \
   "$sanitizer" $options "$folder/$program" --gtest_brief=1 "--gtest_filter=$filter" >"$log" 2>&1
 status=$?
 ran=$(sed -n 's/^\[==========\] \([0-9]*\) tests\{0,1\} from .* ran\..*/\1/p' "$log" | tail -1)

@@ -1,24 +1,20 @@
 #include "kernels/cuda/products.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/fastest.h"
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/product_operands.h"
 #include "kernels/cuda/random_fill.h"
 
 namespace cleave {
 namespace {
-
-constexpr int kTimed = 5;  // runs of each algorithm, of which the median counts
 
 cudaDataType type_of(DType dtype) {
   switch (dtype) {
@@ -122,7 +118,8 @@ std::string key_of(const Product& p, const DeviceContext& device) {
   };
   const DeviceContext::ProductSearch& search = device.product_search;
   return fmt::format(
-      "{}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, {} {} {} {}, adds "
+      "in turns, {}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, {} {} {} "
+      "{}, adds "
       "{} "
       "{}, tf32 {}, aligned {}, quick {}{}; {} candidates, {} bytes, any order {}",
       device.properties().name, cublas_lt().GetVersion(), p.m, p.n, p.k, p.batch, name_of(p.in),
@@ -239,34 +236,21 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   fill_random(aux.data, p.out, aux_span, 6, nullptr);
   const DeviceMemory scale(sizeof(float));
   fill_random(scale.data, DType::kF32, 1, 5, nullptr);
-  cudaEvent_t begin = nullptr, end = nullptr;
-  cuda_check(cudaEventCreate(&begin));
-  cuda_check(cudaEventCreate(&end));
+  const ProductData data = {a.data, b.data, c.data, bias.data, d.data, aux.data};
+  const ProductScales scales = {scale.data, scale.data};
   cuda_check(cudaDeviceSynchronize());  // nothing else is at work
-  float best = std::numeric_limits<float>::infinity();
+  std::vector<cublasLtMatmulAlgo_t> algorithms;
   for (int i = 0; i < count; ++i) {
     const auto& candidate = candidates[static_cast<size_t>(i)];
-    if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
-    Prepared& trial = *made;
-    const cublasLtMatmulAlgo_t kept = trial.algorithm;
-    trial.algorithm = candidate.algo;
-    std::array<float, kTimed> times;
-    for (int run = -1; run < kTimed; ++run) {
-      cuda_check(cudaEventRecord(begin, nullptr));
-      trial.run(p, {a.data, b.data, c.data, bias.data, d.data, aux.data}, workspace.data, device,
-                nullptr, {scale.data, scale.data});
-      cuda_check(cudaEventRecord(end, nullptr));
-      cuda_check(cudaEventSynchronize(end));
-      if (run >= 0) cuda_check(cudaEventElapsedTime(&times[static_cast<size_t>(run)], begin, end));
-    }
-    std::nth_element(times.begin(), times.begin() + kTimed / 2, times.end());
-    const bool better = times[kTimed / 2] < best;
-    if (better) best = times[kTimed / 2];
-    if (!better) trial.algorithm = kept;
+    if (candidate.state == CUBLAS_STATUS_SUCCESS) algorithms.push_back(candidate.algo);
   }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  CLEAVE_ASSERT(std::isfinite(best), "no algorithm of cuBLASLt ran: {}", key);
+  CLEAVE_ASSERT(!algorithms.empty(), "no algorithm of cuBLASLt runs: {}", key);
+  const auto run = [&](size_t i) {
+    made->algorithm = algorithms[i];
+    made->run(p, data, workspace.data, device, nullptr, scales);
+  };
+  const size_t best = fastest(algorithms.size(), run, workspace.data, search.workspace);
+  made->algorithm = algorithms[best];
   const std::string chosen(reinterpret_cast<const char*>(&made->algorithm), sizeof made->algorithm);
   made->take(cache_.keep(key, chosen), device);
   found = std::move(made);
