@@ -17,17 +17,29 @@ struct Named {
   KernelClass kernels;
 };
 constexpr std::array kNamed = {
-    Named{"attention", KernelClass::kAttention}, Named{"norm", KernelClass::kNorms},
-    Named{"softmax", KernelClass::kNorms},       Named{"cross_entropy", KernelClass::kLoss},
-    Named{"stack", KernelClass::kCopies},        Named{"concat", KernelClass::kCopies},
-    Named{"unslice", KernelClass::kCopies},      Named{"write_slice", KernelClass::kCopies},
-    Named{"cast", KernelClass::kCopies},         Named{"copy", KernelClass::kCopies},
-    Named{"reshape", KernelClass::kCopies},      Named{"transpose", KernelClass::kCopies},
-    Named{"expand", KernelClass::kCopies},       Named{"slice", KernelClass::kCopies},
-    Named{"unbind", KernelClass::kCopies},       Named{"fill", KernelClass::kCopies},
-    Named{"matmul", KernelClass::kProducts},     Named{"linear", KernelClass::kProducts},
-    Named{"sum", KernelClass::kPointwise},       Named{"max", KernelClass::kPointwise},
-    Named{"rotary", KernelClass::kPointwise},    Named{"dropout", KernelClass::kPointwise},
+    Named{"attention_merge", KernelClass::kPointwise},
+    Named{"attention", KernelClass::kAttention},
+    Named{"norm", KernelClass::kNorms},
+    Named{"softmax", KernelClass::kNorms},
+    Named{"cross_entropy", KernelClass::kLoss},
+    Named{"stack", KernelClass::kCopies},
+    Named{"concat", KernelClass::kCopies},
+    Named{"unslice", KernelClass::kCopies},
+    Named{"write_slice", KernelClass::kCopies},
+    Named{"cast", KernelClass::kCopies},
+    Named{"copy", KernelClass::kCopies},
+    Named{"reshape", KernelClass::kCopies},
+    Named{"transpose", KernelClass::kCopies},
+    Named{"expand", KernelClass::kCopies},
+    Named{"slice", KernelClass::kCopies},
+    Named{"unbind", KernelClass::kCopies},
+    Named{"fill", KernelClass::kCopies},
+    Named{"matmul", KernelClass::kProducts},
+    Named{"linear", KernelClass::kProducts},
+    Named{"sum", KernelClass::kPointwise},
+    Named{"max", KernelClass::kPointwise},
+    Named{"rotary", KernelClass::kPointwise},
+    Named{"dropout", KernelClass::kPointwise},
     Named{"chain", KernelClass::kPointwise},
 };
 
@@ -105,7 +117,8 @@ KernelClass class_of(const Program& program, const Instr& instr) {
 }
 
 double KernelWork::least_seconds(const Cluster& cluster) const {
-  return std::max(flops / cluster.peak_flops(dtype), bytes / cluster.device.bandwidth);
+  return std::max(flops / (times_peak * cluster.peak_flops(dtype)),
+                  bytes / cluster.device.bandwidth);
 }
 
 KernelWork work_of(const Program& program, const Instr& instr) {
@@ -131,6 +144,10 @@ KernelWork work_of(const Program& program, const Instr& instr) {
   const KernelClass c = class_of(program, instr);
   if (c == KernelClass::kProducts || c == KernelClass::kAttention)
     work.flops = instr.op->flops(call);
+  if (!in.empty() && is_f8(in[0].dtype)) {  // its scales are f32
+    work.dtype = DType::kBF16, work.times_peak = 2;
+    return work;
+  }
   const auto first =
       std::find_if(in.begin(), in.end(), [](const TensorType& t) { return is_float(t.dtype); });
   if (first != in.end()) work.dtype = first->dtype;

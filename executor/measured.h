@@ -36,6 +36,7 @@ struct KernelWork {
   double flops = 0;  // of matrix products; 0: it has none
   double bytes = 0;  // every operand and result once
   DType dtype = DType::kF32;
+  double times_peak = 1;  // of that type, at which they are computed: 2 for floats of 8 bits
   // Seconds by the device's dense peak or its bandwidth, whichever takes longer.
   double least_seconds(const Cluster& cluster) const;
 };

@@ -33,6 +33,9 @@ struct RunOptions {
   // Of a GPU: for measurements of what a fixed order of sums costs: attention by cuDNN, and
   // products, may add in any order, and two runs differ.
   bool any_order = false;
+  // Of a GPU: before the first step, the algorithms of products are tried in passes of the program
+  // that take at least so many seconds; see executor/cuda/product_trials.h.
+  double least_tried = 2e-3;
   // Of a GPU: a runtime on it, which outlives this one and never runs at the same time. Its
   // parameters and states are this one's where they are the same tensors, and what it holds only
   // during a step is this one's memory, where that is enough.

@@ -73,7 +73,7 @@ StepBench::Times StepBench::step() {
 std::vector<double> StepBench::steps(int64_t count) {
   std::vector<double> seconds;
   Clock::time_point last = Clock::now();
-  if (ahead_) start();
+  if (ahead_ && count > 0) start();
   for (int64_t i = 0; i < count; ++i) {
     if (!ahead_ || i + 1 < count) start();
     finish();

@@ -71,7 +71,9 @@ TEST_P(TrainsIn8Bits, LikeTheCpu) {
                apart(got.grad_norm, want.grad_norm));
     EXPECT_LT(std::abs(got.loss[0] / want.loss[0] - 1), 1e-4);
     EXPECT_LT(apart(got.loss, want.loss), 1e-2);
-    EXPECT_LT(apart(got.grad_norm, want.grad_norm), 1e-1);
+    // Which numbers are rounded the other way depends on the order of additions, and so on the
+    // algorithms of products: 4 to 11 % were seen at the worst of 20 steps.
+    EXPECT_LT(apart(got.grad_norm, want.grad_norm), 2e-1);
   }
 }
 

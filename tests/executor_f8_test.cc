@@ -8,6 +8,7 @@
 #include <string>
 
 #include "executor/f8_products.h"
+#include "executor/measured.h"
 #include "kernels/ops.h"
 #include "planner/remake.h"
 #include "planner/rewrite.h"
@@ -45,6 +46,22 @@ class F8 : public ::testing::TestWithParam<F8Case> {
  protected:
   const ModelConfig config = model_named(GetParam().model);
 };
+
+// They run at twice the rate of 16 bits, whatever the types of their scales and results.
+TEST_P(F8, AreLimitedByTwiceThePeak) {
+  Cluster cluster = cluster_of_kind("h100");
+  cluster.device.bandwidth = 1e30;  // only products take time
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const Graph graph = training_graph(config, dtype);
+    const Program program = lower(graph, plan_for(graph, "1", {}), with_f8(F8Scaling::kCurrent));
+    for (const Instr* i : of_op(program, ops::scaled_matmul)) {
+      const KernelWork work = work_of(program, *i);
+      EXPECT_GT(work.flops, 0);
+      EXPECT_DOUBLE_EQ(work.least_seconds(cluster),
+                       work.flops / (2 * cluster.peak_flops(DType::kBF16)));
+    }
+  }
+}
 
 TEST_P(F8, EveryLinearLayerButTheLast) {
   const auto [name, products, sources] = GetParam();

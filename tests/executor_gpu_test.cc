@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <filesystem>
 #include <string>
 
 #include "executor/fuse.h"
+#include "tests/support/environment.h"
 #include "tests/training_plans.h"
 
 #ifdef CLEAVE_CUDA
@@ -35,9 +37,9 @@ class TrainsOnGpu : public ::testing::TestWithParam<std::string> {
 ModelConfig model(const std::string& name) { return model_named(name); }
 
 Curve curve_of(const Graph& graph, const ModelConfig& config, Processor processor,
-               const FuseOptions& fusing) {
-  const auto runtime = make_runtime(lower(graph, testing::plan_for(graph, "1", {}), fusing),
-                                    processor, {.seed = 42});
+               const FuseOptions& fusing, const RunOptions& options = {.seed = 42}) {
+  const auto runtime =
+      make_runtime(lower(graph, testing::plan_for(graph, "1", {}), fusing), processor, options);
   runtime->initialize();
   Curve curve;
   for (int step = 0; step < kSteps; ++step) {
@@ -82,8 +84,11 @@ TEST_P(TrainsOnGpu, WithMomentsInBf16) {
     return trace(config, options);
   };
   const Curve want = curve_of(graph_in(DType::kF64), config, Processor::kCpu);
+  // A moment that is rounded the other way may send a token to another expert: 1.6 % was seen then.
+  const bool experts = GetParam().starts_with("mixtral");
   for (const auto& [dtype, bound] :
-       {std::pair(DType::kF64, 1e-7), std::pair(DType::kF32, 5e-3), std::pair(DType::kBF16, 0.1)}) {
+       {std::pair(DType::kF64, 1e-7), std::pair(DType::kF32, experts ? 5e-2 : 5e-3),
+        std::pair(DType::kBF16, 0.1)}) {
     const Graph graph = graph_in(dtype);
     const Curve got = curve_of(graph, config, Processor::kGpu);
     EXPECT_LT(distance(got, want), bound) << name_of(dtype);
@@ -102,6 +107,28 @@ TEST_P(TrainsOnGpu, TheSameBitsTwice) {
   const Curve b = curve_of(graph, config, Processor::kGpu);
   EXPECT_EQ(a.loss, b.loss);
   EXPECT_EQ(a.grad_norm, b.grad_norm);
+}
+
+// The algorithms of products are tried before the first step: what it begins with stays as it was,
+// and what was chosen is taken from then on, also by those who try nothing.
+TEST_P(TrainsOnGpu, AfterTrialsOfItsProducts) {
+  const ModelConfig config = model(GetParam());
+  const std::filesystem::path cache = std::filesystem::path(::testing::TempDir()) / "tried";
+  std::filesystem::remove_all(cache);
+  const testing::EnvironmentVariable at("XDG_CACHE_HOME", cache.string());
+  for (const auto& [dtype, bound] : {std::pair(DType::kF64, 1e-9), std::pair(DType::kBF16, 0.1)}) {
+    const Graph graph = testing::training_graph(config, dtype);
+    const auto curve = [&](double least_tried) {
+      RunOptions options{.seed = 42};
+      options.least_tried = least_tried;
+      return curve_of(graph, config, Processor::kGpu, FuseOptions(true), options);
+    };
+    const Curve untried = curve(1e9), tried = curve(0), later = curve(1e9);
+    EXPECT_LT(distance(tried, untried), bound) << name_of(dtype);
+    EXPECT_EQ(later.loss, tried.loss) << name_of(dtype);
+    EXPECT_EQ(later.grad_norm, tried.grad_norm) << name_of(dtype);
+  }
+  std::filesystem::remove_all(cache);
 }
 
 // Each fusion changes rounding only.

@@ -122,6 +122,7 @@ TEST_F(ExpertsOnGpu, Histograms) {
 }
 
 // Slots of the i32 operand: every group's different and in any order, one in five nowhere.
+template <bool kSpread>
 void different_slots(std::vector<HostTensor>& in) {
   for (HostTensor& t : in) {
     if (t.type.dtype != DType::kI32) continue;
@@ -131,6 +132,10 @@ void different_slots(std::vector<HostTensor>& in) {
     for (size_t g = 0; g < groups; ++g) {
       std::vector<double> numbers(each);
       std::iota(numbers.begin(), numbers.end(), 0);
+      // Of a shard's case, whose experts are four times as many: over all of them.
+      if (kSpread) {
+        for (size_t i = 0; i < each; ++i) numbers[i] = static_cast<double>(4 * i + i % 4);
+      }
       for (size_t i = 0; i < each; i += 5) numbers[i] = -1;
       std::shuffle(numbers.begin(), numbers.end(), random);
       std::copy(numbers.begin(), numbers.end(),
@@ -154,12 +159,13 @@ TEST_F(ExpertsOnGpu, RowsMove) {
       for (const double part : {1.0, 0.125, 16.0}) {
         OpCase c = {.op = &op, .in = in};
         if (&op == &ops::dispatch) c.attrs = {{"e", n.e}, {"c", n.c}};
-        if (part == 1) c.prepare = different_slots;
+        if (part == 1) c.prepare = different_slots<false>;
         for (const TensorType& t : in) {
           c.ranges.push_back(t.dtype == DType::kI32 ? Range{-1, std::max(1.0, part * all)}
                                                     : Range{-1, 1});
         }
         if (part <= 1) check_on_gpu(c);
+        if (part == 1) c.prepare = different_slots<true>;
         if (part >= 1 && n.e % 2 == 0) check_on_gpu(shard_of(c), c);
       }
     };
@@ -177,52 +183,60 @@ void sort_rows(std::vector<HostTensor>& in) {
   for (auto at = numbers.begin(); at != numbers.end(); at += rows) std::sort(at, at + rows);
 }
 
-TEST_F(ExpertsOnGpu, ProductsOfEveryExpert) {
-  struct Sizes {
-    int64_t b, r, d, f, e;
-  };
+struct Sizes {
+  int64_t b, r, d, f, e;
+};
+
+class ProductsOfExpertsOnGpu : public ExpertsOnGpu, public ::testing::WithParamInterface<Sizes> {};
+
+TEST_P(ProductsOfExpertsOnGpu, OfAllOrSomeOrAShards) {
+  const Sizes& n = GetParam();
   void (*const in_any_order)(std::vector<HostTensor>&) = nullptr;
-  for (const Sizes& n : {Sizes{1, 1, 1, 1, 1}, Sizes{2, 33, 7, 5, 3}, Sizes{1, 300, 64, 128, 4},
-                         Sizes{3, 129, 136, 72, 8}, Sizes{2, 200, 72, 136, 40},
-                         Sizes{1, 700, 768, 40, 2}, Sizes{1, 77, 24, 1600, 6}}) {
-    const TensorType x = f64({n.b, n.r, n.d}), w = f64({n.e, n.f, n.d}), y = f64({n.b, n.r, n.f}),
-                     rows = i32({n.b, n.r});
-    const Range small = {-0.2, 0.2};
-    for (const auto prepare : {sort_rows, in_any_order}) {
-      // Of all experts; of a few; and of those that a shard has, and others.
-      for (const double part : {1.0, 0.3, 4.0}) {
-        const bool shard = part > 1;
-        if (shard && n.e % 2 != 0) continue;
-        const Range chosen = {0, std::max(1.0, part * static_cast<double>(n.e))};
-        const Attrs experts = {{"experts", shard ? 4 * n.e : n.e}};
-        Attrs sized = experts;
-        sized.set("e", n.e);
-        for (const OpCase& c : {OpCase{.op = &ops::grouped_matmul,
-                               .attrs = experts,
-                               .in = {x, w, rows},
-                               .ranges = {small, small, chosen},
-                               .prepare = prepare},
-                                OpCase{.op = &ops::grouped_matmul,
-                                .factors = "brf,efd,br->brd|e:indexed",
-                                .attrs = experts,
-                                .in = {y, w, rows},
-                                .ranges = {small, small, chosen},
-                                .prepare = prepare},
-                                OpCase{.op = &ops::grouped_matmul_backward,
-                                .attrs = sized,
-                                .in = {y, x, rows},
-                                .ranges = {small, small, chosen},
-                                .prepare = prepare}}) {
-          if (shard) {
-            check_on_gpu(shard_of(c), c);
-          } else {
-            check_on_gpu(c);
-          }
+  const TensorType x = f64({n.b, n.r, n.d}), w = f64({n.e, n.f, n.d}), y = f64({n.b, n.r, n.f}),
+                   rows = i32({n.b, n.r});
+  const Range small = {-0.2, 0.2};
+  for (const auto prepare : {sort_rows, in_any_order}) {
+    // Of all experts; of a few; and of those that a shard has, and others.
+    for (const double part : {1.0, 0.3, 4.0}) {
+      const bool shard = part > 1;
+      if (shard && n.e % 2 != 0) continue;
+      const Range chosen = {0, std::max(1.0, part * static_cast<double>(n.e))};
+      const Attrs experts = {{"experts", shard ? 4 * n.e : n.e}};
+      Attrs sized = experts;
+      sized.set("e", n.e);
+      for (const OpCase& c : {OpCase{.op = &ops::grouped_matmul,
+                             .attrs = experts,
+                             .in = {x, w, rows},
+                             .ranges = {small, small, chosen},
+                             .prepare = prepare},
+                              OpCase{.op = &ops::grouped_matmul,
+                              .factors = "brf,efd,br->brd|e:indexed",
+                              .attrs = experts,
+                              .in = {y, w, rows},
+                              .ranges = {small, small, chosen},
+                              .prepare = prepare},
+                              OpCase{.op = &ops::grouped_matmul_backward,
+                              .attrs = sized,
+                              .in = {y, x, rows},
+                              .ranges = {small, small, chosen},
+                              .prepare = prepare}}) {
+        if (shard) {
+          check_on_gpu(shard_of(c), c);
+        } else {
+          check_on_gpu(c);
         }
       }
     }
   }
 }
+
+// Of several tiles down, across and along what is summed, and of parts of one.
+INSTANTIATE_TEST_SUITE_P(Sizes, ProductsOfExpertsOnGpu,
+                         ::testing::Values(Sizes{1, 1, 1, 1, 1}, Sizes{2, 33, 7, 5, 3},
+                                           Sizes{1, 300, 64, 128, 4}, Sizes{3, 129, 136, 72, 8},
+                                           Sizes{2, 200, 72, 136, 40}, Sizes{1, 700, 768, 40, 2},
+                                           Sizes{1, 77, 24, 1600, 6}, Sizes{1, 150, 520, 296, 3}),
+                         [](const auto& info) { return std::to_string(info.index); });
 
 #else
 

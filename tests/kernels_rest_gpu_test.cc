@@ -2,17 +2,9 @@
 // depends on where a shard lies: on the GPU against the CPU in double.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-
 #include "kernels/ops.h"
 #include "tests/support/gpu_checks.h"
 #include "tests/support/op_checks.h"
-
-#ifdef CLEAVE_CUDA
-#include <cuda_runtime_api.h>
-
-#include "kernels/cuda/fastest.h"
-#endif
 
 namespace cleave {
 namespace {
@@ -294,30 +286,6 @@ TEST_F(RestOnGpu, AttentionMerged) {
     check_on_gpu(
         {.op = &ops::attention_merge, .in = {o, lse, o, lse}, .in_place = {{0, 0}, {1, 1}}});
   }
-}
-
-// Short work, which the host takes longer to launch than the GPU to do, and long work.
-TEST_F(RestOnGpu, TheFastestIsTheOneThatDoesLeast) {
-  constexpr int64_t kBytes = int64_t{64} << 20;
-  void* memory = nullptr;
-  ASSERT_EQ(cudaMalloc(&memory, kBytes), cudaSuccess);
-  for (const int64_t least : {int64_t{1} << 16, int64_t{8} << 20}) {
-    for (const size_t best : {0, 2, 4}) {
-      std::vector<int> runs(5, 0);
-      const auto run = [&](size_t i) {
-        ++runs[i];
-        for (int copies = 0; copies < (i == best ? 1 : 4); ++copies) {
-          cudaMemsetAsync(memory, 0, static_cast<size_t>(least), nullptr);
-        }
-      };
-      EXPECT_EQ(fastest(runs.size(), run, memory, kBytes), best) << least;
-      EXPECT_GT(*std::min_element(runs.begin(), runs.end()), 4);
-    }
-  }
-  EXPECT_EQ(fastest(
-                1, [](size_t) { FAIL() << "there is nothing to choose"; }, memory, kBytes),
-            0u);
-  cudaFree(memory);
 }
 
 #else

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -14,6 +15,7 @@
 #include <utility>
 
 #include "executor/cuda/memory.h"
+#include "executor/cuda/product_trials.h"
 #include "executor/cuda/ranges.h"
 #include "executor/cuda/recorder.h"
 #include "executor/initial_state.h"
@@ -26,6 +28,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/generated.h"
+#include "kernels/cuda/products.h"
 
 namespace cleave {
 namespace {
@@ -86,7 +89,7 @@ double element(const std::byte* data, DType dtype) {
 
 }  // namespace
 
-struct CudaRuntime::Impl {
+struct CudaRuntime::Impl final : TriedPass {
   // The constructor below delegates to this one, so that the destructor runs when it throws.
   struct Empty {};
   Impl(Empty, Program p, RunOptions o)
@@ -123,11 +126,11 @@ struct CudaRuntime::Impl {
       filled[s] = program.sources[s].kind != SourceKind::kData;  // by the one who lends it
     }
     warm_up();
-    capture();
+    for (size_t s = 0; s < kSections; ++s) capture(static_cast<Section>(s));
     poison();
   }
 
-  ~Impl() {
+  ~Impl() override {
     if (stream != nullptr) cudaStreamSynchronize(stream);
     for (cudaGraphExec_t graph : graphs) {
       if (graph != nullptr) cudaGraphExecDestroy(graph);
@@ -332,33 +335,134 @@ struct CudaRuntime::Impl {
     }
   }
 
+  void execute_all(Section s) {
+    for (const Launches& l : sections[s]) with_place(l, [&] { execute(l); });
+  }
+
   // On zeros, which are indices as well as numbers.
   void warm_up() {
     fill(0);
-    for (const auto& section : sections) {
-      for (const Launches& l : section) with_place(l, [&] { execute(l); });
+    for (size_t s = 0; s < kSections; ++s) {
+      if (s == kPass) {
+        listen_to_pass();
+      } else {
+        execute_all(static_cast<Section>(s));
+      }
     }
     cuda_check(cudaStreamSynchronize(stream));
   }
 
-  void capture() {
-    for (size_t s = 0; s < kSections; ++s) {
-      if (sections[s].empty()) continue;
-      cudaGraph_t graph = nullptr;
-      cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-      try {
-        for (const Launches& l : sections[s]) with_place(l, [&] { execute(l); });
-      } catch (...) {
-        cudaStreamEndCapture(stream, &graph);  // a stream that is captured cannot be waited for
-        if (graph != nullptr) cudaGraphDestroy(graph);
-        cudaGetLastError();
-        throw;
-      }
-      cuda_check(cudaStreamEndCapture(stream, &graph));
-      const cudaError_t made = cudaGraphInstantiate(&graphs[s], graph, 0);
-      cudaGraphDestroy(graph);
-      cuda_check(made);
+  // Runs it, and notes what is to be known of each launch for a trial.
+  void listen_to_pass() {
+    for (const Launches& l : sections[kPass]) {
+      std::vector<Product> heard;
+      context.products().heard = [&](const Product& p) { heard.push_back(p); };
+      with_place(l, [&] { execute(l); });
+      context.products().heard = nullptr;
+      TriedLaunch known;
+      if (heard.size() == 1) known.product = heard[0];
+      known.clocked = l[0].instr->kind == InstrKind::kCompute && l[0].instr->op->fused_products > 0;
+      tried_launches.push_back(known);
     }
+  }
+
+  void capture(Section s) {
+    if (graphs[s] != nullptr) cudaGraphExecDestroy(graphs[s]);
+    graphs[s] = nullptr;
+    if (sections[s].empty()) return;
+    cudaGraph_t graph = nullptr;
+    cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    try {
+      execute_all(s);
+    } catch (...) {
+      cudaStreamEndCapture(stream, &graph);  // a stream that is captured cannot be waited for
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      cudaGetLastError();
+      throw;
+    }
+    cuda_check(cudaStreamEndCapture(stream, &graph));
+    const cudaError_t made = cudaGraphInstantiate(&graphs[s], graph, 0);
+    cudaGraphDestroy(graph);
+    cuda_check(made);
+  }
+
+  // --- Trials of products' algorithms ------------------------------------------------------------
+
+  // Before the first step of a training program: its first pass, again and again, if that changes
+  // nothing which the step begins with. Other programs take what was chosen in others' steps.
+  void try_algorithms() {
+    tried = true;
+    const bool captured = !watched && !eager && !options.time_instructions;
+    const bool trains = captured && !sections[kUpdate].empty() && !lent && !changes_states();
+    recorded = false;
+    try_products(*this, tried_launches, context,
+                 trains ? options.least_tried : std::numeric_limits<double>::infinity());
+    cuda_check(cudaStreamSynchronize(stream));
+    capture(kPass);
+  }
+
+  // Whether a parameter or state is written before the update.
+  bool changes_states() const {
+    std::vector<bool> state(program.buffers.size(), false);
+    for (const ProgramSource& s : program.sources) {
+      const bool kept = s.kind != SourceKind::kData && s.kind != SourceKind::kAccumulator;
+      if (kept) state[static_cast<size_t>(program.tensor(s.tensor).buffer)] = true;
+    }
+    for (const Section s : {kOnce, kPass}) {
+      for (const Launches& launches : sections[s]) {
+        for (const Launch& launch : launches) {
+          for (const TensorId t : launch.instr->out) {
+            if (state[static_cast<size_t>(program.tensor(t).buffer)]) return true;
+          }
+        }
+      }
+    }
+    return false;
+  }
+
+  std::vector<double> launches(int passes) override {
+    begin_pass();
+    execute_all(kPass);  // kernels are loaded when they run first, which no capture allows
+    StepRecorder trial;
+    const std::vector<StepRecorder::Work> work = work_of(kPass);
+    std::vector<double> means(work.size(), 0);
+    const cudaEvent_t begun = flight(started).begun;
+    cuda_check(cudaEventRecord(begun, stream));
+    for (int i = 0; i <= passes; ++i) {
+      begin_pass();
+      trial.run(kPass, 0, work, stream);
+      cuda_check(cudaStreamSynchronize(stream));
+      const std::vector<InstrRun> runs = trial.take(begun);
+      for (size_t l = 0; l < means.size() && i > 0; ++l) means[l] += runs[l].seconds / passes;
+    }
+    return means;
+  }
+
+  double in_a_row(double seconds) override {
+    begin_pass();
+    execute_all(kPass);
+    capture(kPass);
+    const auto several = [&](int passes) {
+      const Flight& f = flight(started);
+      cuda_check(cudaEventRecord(f.begun, stream));
+      for (int i = 0; i < passes; ++i) {
+        begin_pass();
+        run(kPass);
+      }
+      cuda_check(cudaEventRecord(f.ended, stream));
+      cuda_check(cudaEventSynchronize(f.ended));
+      float milliseconds = 0;
+      cuda_check(cudaEventElapsedTime(&milliseconds, f.begun, f.ended));
+      return static_cast<double>(milliseconds) * 1e-3 / passes;
+    };
+    several(1);
+    const double once = several(1);
+    return once >= seconds ? once : several(static_cast<int>(std::ceil(seconds / once)));
+  }
+
+  void begin_pass() {
+    begin();
+    feed(Part::kForward);
   }
 
   // --- Sources -----------------------------------------------------------------------------------
@@ -413,12 +517,16 @@ struct CudaRuntime::Impl {
     }
   }
 
-  void record(Section s) {
+  std::vector<StepRecorder::Work> work_of(Section s) {
     std::vector<StepRecorder::Work> work;
     for (const Launches& l : sections[s]) {
       work.push_back({index_of(l[0]), [&] { with_place(l, [&] { execute(l); }); }});
     }
-    recorder.run(s, s == kPass ? static_cast<int32_t>(given) : 0, work, stream);
+    return work;
+  }
+
+  void record(Section s) {
+    recorder.run(s, s == kPass ? static_cast<int32_t>(given) : 0, work_of(s), stream);
   }
 
   // With its time taken, and its results looked at.
@@ -529,6 +637,18 @@ struct CudaRuntime::Impl {
     }
   }
 
+  // What comes before the first pass of a step.
+  void begin() {
+    for (const ProgramSource& s : program.sources) {
+      if (s.kind != SourceKind::kAccumulator) continue;
+      const ProgramTensor& t = program.tensor(s.tensor);
+      cuda_check(cudaMemsetAsync(data(t), 0, static_cast<size_t>(span_of(t)), stream));
+    }
+    if (stale) run(kRefresh);
+    stale = false;
+    run(kOnce);
+  }
+
   void pass(bool last) {
     if (!failure.empty()) throw InternalError("an earlier step has failed: " + failure);
     for (size_t s = 0; s < program.sources.size(); ++s) {
@@ -545,16 +665,10 @@ struct CudaRuntime::Impl {
         nonfinite.clear();
         CLEAVE_ASSERT(started - finished < std::ssize(flights), "{} steps are not finished",
                       started - finished);
+        if (!tried) try_algorithms();
         recorded = asked_to_record;
         cuda_check(cudaEventRecord(flight(started).begun, stream));
-        for (const ProgramSource& s : program.sources) {
-          if (s.kind != SourceKind::kAccumulator) continue;
-          const ProgramTensor& t = program.tensor(s.tensor);
-          cuda_check(cudaMemsetAsync(data(t), 0, static_cast<size_t>(span_of(t)), stream));
-        }
-        if (stale) run(kRefresh);
-        stale = false;
-        run(kOnce);
+        begin();
       }
       feed(Part::kForward);
       if (last) feed(Part::kUpdate);
@@ -580,6 +694,8 @@ struct CudaRuntime::Impl {
   const std::vector<int64_t> coordinates;
   std::array<std::vector<Launches>, kSections> sections;
   std::array<cudaGraphExec_t, kSections> graphs = {};
+  std::vector<TriedLaunch> tried_launches;  // of the pass
+  bool tried = false;
   cudaStream_t stream = nullptr;
   // Steps take turns. So many have been started, and finished.
   std::array<Flight, 2> flights;

@@ -19,7 +19,7 @@ inline constexpr int64_t kMostNumbers = 1 << 30;
 // How many warps count apart from each other, each with `classes` counts, beside one of totals.
 inline int counting_warps(int64_t classes) {
   if (2 * classes > kMostCounts) {
-    fail("kernels for the GPU count {} experts at most, not {}", kMostCounts / 2, classes);
+    fail("kernels for the GPU count {} classes at most, not {}", kMostCounts / 2, classes);
   }
   return static_cast<int>(std::min<int64_t>(kCountingThreads / 32, kMostCounts / classes - 1));
 }

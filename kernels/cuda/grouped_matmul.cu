@@ -1,11 +1,8 @@
 // Products in which every row has its own matrix. The rows are first put in the order of their
 // experts, on the device, as offsets: then blocks find the expert and the rows of their tile there,
 // and the host launches as many as any division of the rows among experts may need. 16-bit floats
-// whose rows lie dense are multiplied by tensor cores (grouped_matmul_hopper.cu), all others by
-// plain arithmetic.
-#include <algorithm>
-#include <vector>
-
+// whose rows lie dense, at multiples of 16 bytes, are multiplied by tensor cores of compute
+// capability 9 (grouped_matmul_hopper.cu), all others by plain arithmetic.
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/counting.cuh"
 #include "kernels/cuda/grouped_work.cuh"

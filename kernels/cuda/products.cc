@@ -8,10 +8,8 @@
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
-#include "kernels/cuda/fastest.h"
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/product_operands.h"
-#include "kernels/cuda/random_fill.h"
 
 namespace cleave {
 namespace {
@@ -29,29 +27,17 @@ cudaDataType type_of(DType dtype) {
   fail("there are no matrix products of {}", name_of(dtype));
 }
 
-struct DeviceMemory {
-  explicit DeviceMemory(int64_t bytes) {
-    cuda_check(cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(bytes, 1))));
-  }
-  ~DeviceMemory() { cudaFree(data); }
-  DeviceMemory(const DeviceMemory&) = delete;
-  void* data = nullptr;
-};
-
-// Elements from the first to the last that a matrix of so many columns takes.
-int64_t span_of(const ProductMatrix& m, int64_t rows, int64_t columns, int64_t batch) {
-  return (batch - 1) * m.batch_stride + (columns - 1) * m.leading + rows;
-}
-
 }  // namespace
 
 struct ProductAlgorithms::Prepared {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, d = nullptr;
   cublasLtMatmulAlgo_t algorithm = {};
-  bool found = true;  // an algorithm
+  bool found = true;                          // an algorithm
+  bool tried = false;                         // in a training step
+  std::vector<cublasLtMatmulAlgo_t> offered;  // when asked for
 
-  Prepared() = default;
+  explicit Prepared(const Product& p);
   Prepared(const Prepared&) = delete;
   ~Prepared() {
     for (cublasLtMatrixLayout_t layout : {a, b, c, d}) {
@@ -59,6 +45,13 @@ struct ProductAlgorithms::Prepared {
     }
     if (operation != nullptr) cublas_lt().MatmulDescDestroy(operation);
   }
+
+  std::string bytes() const {
+    return {reinterpret_cast<const char*>(&algorithm), sizeof algorithm};
+  }
+
+  // What cuBLASLt offers, its own choice first; none: it has no such product.
+  void ask(const Product& p, const DeviceContext& device);
 
   // An algorithm as it was kept; false when it is none that this library takes.
   bool take(const std::string& bytes, const DeviceContext& device) {
@@ -118,10 +111,9 @@ std::string key_of(const Product& p, const DeviceContext& device) {
   };
   const DeviceContext::ProductSearch& search = device.product_search;
   return fmt::format(
-      "in turns, {}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, {} {} {} "
-      "{}, adds "
-      "{} "
-      "{}, tf32 {}, aligned {}, quick {}{}; {} candidates, {} bytes, any order {}",
+      "in a step, {}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, {} {} {} "
+      "{}, "
+      "adds {} {}, tf32 {}, aligned {}, quick {}{}; {} candidates, {} bytes, any order {}",
       device.properties().name, cublas_lt().GetVersion(), p.m, p.n, p.k, p.batch, name_of(p.in),
       name_of(p.b_type()), name_of(p.out), p.transpose_a, p.transpose_b, matrix(p.a), matrix(p.b),
       matrix(p.c), matrix(p.d), p.has_c, p.has_bias, p.tf32, p.alignment, p.quick,
@@ -133,28 +125,22 @@ std::string key_of(const Product& p, const DeviceContext& device) {
 
 }  // namespace
 
-ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, DeviceContext& device,
-                                                         cudaStream_t stream) {
-  std::unique_ptr<Prepared>& found = prepared_[p];
-  if (found != nullptr) return *found;
-  const std::string key = key_of(p, device);
-  expect_not_captured(stream, "the algorithm of the product " + key);
-  auto made = std::make_unique<Prepared>();
+ProductAlgorithms::Prepared::Prepared(const Product& p) {
   const cublasComputeType_t compute = p.in == DType::kF64 ? CUBLAS_COMPUTE_64F
                                       : p.tf32            ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                           : CUBLAS_COMPUTE_32F;
-  cuda_check(cublas_lt().MatmulDescCreate(&made->operation, compute,
+  cuda_check(cublas_lt().MatmulDescCreate(&operation, compute,
                                           p.in == DType::kF64 ? CUDA_R_64F : CUDA_R_32F));
   const auto set_op = [&](cublasLtMatmulDescAttributes_t which, bool transpose) {
     const cublasOperation_t op = transpose ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cuda_check(cublas_lt().MatmulDescSetAttribute(made->operation, which, &op, sizeof op));
+    cuda_check(cublas_lt().MatmulDescSetAttribute(operation, which, &op, sizeof op));
   };
   set_op(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_a);
   set_op(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_b);
   if (p.quick) {
     const int8_t on = 1;
-    cuda_check(cublas_lt().MatmulDescSetAttribute(made->operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM,
-                                                  &on, sizeof on));
+    cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &on,
+                                                  sizeof on));
   }
   const auto layout = [&](cublasLtMatrixLayout_t& to, DType dtype, int64_t rows, int64_t columns,
                           const ProductMatrix& m) {
@@ -169,25 +155,20 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   };
   const int64_t a_rows = p.transpose_a ? p.k : p.m, a_columns = p.transpose_a ? p.m : p.k;
   const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
-  layout(made->a, p.in, a_rows, a_columns, p.a);
-  layout(made->b, p.b_type(), b_rows, b_columns, p.b);
-  layout(made->c, p.out, p.m, p.n, p.has_c ? p.c : p.d);
-  layout(made->d, p.out, p.m, p.n, p.d);
+  layout(a, p.in, a_rows, a_columns, p.a);
+  layout(b, p.b_type(), b_rows, b_columns, p.b);
+  layout(c, p.out, p.m, p.n, p.has_c ? p.c : p.d);
+  layout(d, p.out, p.m, p.n, p.d);
   const cublasLtEpilogue_t epilogue = epilogue_of(p);
-  cuda_check(cublas_lt().MatmulDescSetAttribute(made->operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
-                                                &epilogue, sizeof epilogue));
+  cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                                sizeof epilogue));
   if (p.epilogue != Epilogue::kNone) {
-    cuda_check(cublas_lt().MatmulDescSetAttribute(
-        made->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p.d.leading, sizeof p.d.leading));
+    cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
+                                                  &p.d.leading, sizeof p.d.leading));
   }
+}
 
-  // Chosen once on this machine: another choice may add in another order.
-  const std::string kept = cache_.find(key);
-  if (made->take(kept, device)) {
-    found = std::move(made);
-    return *found;
-  }
-
+void ProductAlgorithms::Prepared::ask(const Product& p, const DeviceContext& device) {
   cublasLtMatmulPreference_t preference = nullptr;
   cuda_check(cublas_lt().MatmulPreferenceCreate(&preference));
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t which, auto value) {
@@ -207,52 +188,41 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
                                                 : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   std::vector<cublasLtMatmulHeuristicResult_t> candidates(static_cast<size_t>(search.candidates));
   int count = 0;
-  const cublasStatus_t status = cublas_lt().MatmulAlgoGetHeuristic(
-      device.blas(), made->operation, made->a, made->b, made->c, made->d, preference,
-      search.candidates, candidates.data(), &count);
+  const cublasStatus_t status =
+      cublas_lt().MatmulAlgoGetHeuristic(device.blas(), operation, a, b, c, d, preference,
+                                         search.candidates, candidates.data(), &count);
   cublas_lt().MatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) cuda_check(status);
-  if (count == 0 && p.epilogue != Epilogue::kNone) {
+  for (int i = 0; i < count; ++i) {
+    const auto& candidate = candidates[static_cast<size_t>(i)];
+    if (candidate.state == CUBLAS_STATUS_SUCCESS) offered.push_back(candidate.algo);
+  }
+}
+
+ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, DeviceContext& device,
+                                                         cudaStream_t stream) {
+  std::unique_ptr<Prepared>& found = prepared_[p];
+  if (found != nullptr) return *found;
+  const std::string key = key_of(p, device);
+  expect_not_captured(stream, "the algorithm of the product " + key);
+  auto made = std::make_unique<Prepared>(p);
+  // Chosen once on this machine: another choice may add in another order.
+  made->tried = made->take(cache_.find(key), device);
+  if (made->tried) {
+    found = std::move(made);
+    return *found;
+  }
+
+  made->ask(p, device);
+  if (made->offered.empty() && p.epilogue != Epilogue::kNone) {
     made->found = false;
     found = std::move(made);
     return *found;
   }
-  CLEAVE_ASSERT(count > 0, "cuBLASLt has no product [{}, {}] x [{}, {}] of {}", p.m, p.k, p.k, p.n,
-                name_of(p.in));
+  CLEAVE_ASSERT(!made->offered.empty(), "cuBLASLt has no product [{}, {}] x [{}, {}] of {}", p.m,
+                p.k, p.k, p.n, name_of(p.in));
 
-  // Timed on random numbers: zeros would take less power, and so less time.
-  const int64_t a_span = span_of(p.a, a_rows, a_columns, p.batch);
-  const int64_t b_span = span_of(p.b, b_rows, b_columns, p.batch);
-  const int64_t d_span = span_of(p.d, p.m, p.n, p.batch);
-  const int64_t c_span = p.has_c ? span_of(p.c, p.m, p.n, p.batch) : 0;
-  const int64_t aux_span = p.epilogue == Epilogue::kNone ? 0 : d_span;
-  const DeviceMemory a(a_span * size_of(p.in)), b(b_span * size_of(p.b_type())),
-      c(c_span * size_of(p.out)), bias(p.m * size_of(p.out)), d(d_span * size_of(p.out)),
-      aux(aux_span * size_of(p.out)), workspace(search.workspace);
-  fill_random(a.data, p.in, a_span, 1, nullptr);
-  fill_random(b.data, p.b_type(), b_span, 2, nullptr);
-  fill_random(c.data, p.out, c_span, 3, nullptr);
-  fill_random(bias.data, p.out, p.m, 4, nullptr);
-  fill_random(aux.data, p.out, aux_span, 6, nullptr);
-  const DeviceMemory scale(sizeof(float));
-  fill_random(scale.data, DType::kF32, 1, 5, nullptr);
-  const ProductData data = {a.data, b.data, c.data, bias.data, d.data, aux.data};
-  const ProductScales scales = {scale.data, scale.data};
-  cuda_check(cudaDeviceSynchronize());  // nothing else is at work
-  std::vector<cublasLtMatmulAlgo_t> algorithms;
-  for (int i = 0; i < count; ++i) {
-    const auto& candidate = candidates[static_cast<size_t>(i)];
-    if (candidate.state == CUBLAS_STATUS_SUCCESS) algorithms.push_back(candidate.algo);
-  }
-  CLEAVE_ASSERT(!algorithms.empty(), "no algorithm of cuBLASLt runs: {}", key);
-  const auto run = [&](size_t i) {
-    made->algorithm = algorithms[i];
-    made->run(p, data, workspace.data, device, nullptr, scales);
-  };
-  const size_t best = fastest(algorithms.size(), run, workspace.data, search.workspace);
-  made->algorithm = algorithms[best];
-  const std::string chosen(reinterpret_cast<const char*>(&made->algorithm), sizeof made->algorithm);
-  made->take(cache_.keep(key, chosen), device);
+  made->algorithm = made->offered.front();
   found = std::move(made);
   return *found;
 }
@@ -261,8 +231,54 @@ bool ProductAlgorithms::run(const Product& p, const ProductData& data, void* wor
                             DeviceContext& device, cudaStream_t stream,
                             const ProductScales& scales) {
   const Prepared& known = prepared(p, device, stream);
-  if (known.found) known.run(p, data, workspace, device, stream, scales);
-  return known.found;
+  if (!known.found) return false;
+  if (heard) heard(p);
+  known.run(p, data, workspace, device, stream, scales);
+  return true;
+}
+
+// --- Trials --------------------------------------------------------------------------------------
+
+ProductAlgorithms::Prepared& ProductAlgorithms::known(const Product& p) {
+  const auto found = prepared_.find(p);
+  CLEAVE_ASSERT(found != prepared_.end() && found->second->found, "a product that never ran");
+  return *found->second;
+}
+
+size_t ProductAlgorithms::count(const Product& p, DeviceContext& device) {
+  Prepared& of = known(p);
+  if (of.offered.empty()) of.ask(p, device);
+  const auto same = [&](const cublasLtMatmulAlgo_t& a) {
+    return std::memcmp(&a, &of.algorithm, sizeof a) == 0;
+  };
+  // What was kept may be none of those that are offered today.
+  if (std::none_of(of.offered.begin(), of.offered.end(), same)) of.offered.push_back(of.algorithm);
+  return of.offered.size();
+}
+
+size_t ProductAlgorithms::chosen(const Product& p, DeviceContext& device) {
+  count(p, device);
+  const Prepared& of = known(p);
+  size_t i = 0;
+  while (std::memcmp(&of.offered[i], &of.algorithm, sizeof of.algorithm) != 0) ++i;
+  return i;
+}
+
+void ProductAlgorithms::choose(const Product& p, size_t algorithm) {
+  Prepared& of = known(p);
+  of.algorithm = of.offered.at(algorithm);
+}
+
+bool ProductAlgorithms::tried(const Product& p, DeviceContext& device) {
+  Prepared& of = known(p);
+  if (!of.tried) of.tried = of.take(cache_.find(key_of(p, device)), device);
+  return of.tried;
+}
+
+void ProductAlgorithms::keep(const Product& p, DeviceContext& device) {
+  Prepared& of = known(p);
+  of.take(cache_.keep(key_of(p, device), of.bytes()), device);
+  of.tried = true;
 }
 
 }  // namespace cleave

@@ -1,12 +1,15 @@
-// Matrix products by cuBLASLt. The algorithm of each shape is chosen once, by the clock, and kept
-// on disk: later runs give the same bits.
+// Matrix products by cuBLASLt. Each is computed by the algorithm that the library would choose,
+// until a training step has tried them all in their places (executor/cuda/product_trials.h): then
+// by the one that was the fastest there. That is kept on disk: later runs give the same bits.
 #pragma once
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
 #include <compare>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 
@@ -65,16 +68,31 @@ class ProductAlgorithms {
   ProductAlgorithms();
   ~ProductAlgorithms();
 
-  // Launches the product with the best algorithm that is known for it; finds it the first time, for
-  // which it takes memory of its own from the device, and waits for it. False: cuBLASLt has none
+  // Launches the product with the best algorithm that is known for it. False: cuBLASLt has none
   // with such an epilogue, and nothing was launched.
   bool run(const Product& product, const ProductData& data, void* workspace, DeviceContext& device,
            cudaStream_t stream, const ProductScales& scales = {});
+
+  // Is called with every product that is launched.
+  std::function<void(const Product&)> heard;
+
+  // --- Trials ------------------------------------------------------------------------------------
+  // Of products that were launched before.
+
+  // How many algorithms there are, by number from 0, the library's own choice.
+  size_t count(const Product& product, DeviceContext& device);
+  size_t chosen(const Product& product, DeviceContext& device);
+  void choose(const Product& product, size_t algorithm);
+  // Whether a trial has ended, here or in another process: then what it chose is in use.
+  bool tried(const Product& product, DeviceContext& device);
+  // Ends a trial: the algorithm in use is kept, or what another process has kept meanwhile is used.
+  void keep(const Product& product, DeviceContext& device);
 
  private:
   struct Prepared;
   // `stream`: which must not be captured when the product is a new one.
   Prepared& prepared(const Product& product, DeviceContext& device, cudaStream_t stream);
+  Prepared& known(const Product& product);
   DiskCache cache_;
   std::map<Product, std::unique_ptr<Prepared>> prepared_;
 };

@@ -1,0 +1,78 @@
+#include "executor/cuda/product_trials.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "executor/trials.h"
+
+namespace cleave {
+namespace {
+
+// What is compared as a whole at last: algorithms that are fast may take so much power that
+// everything else gets slower.
+constexpr int kComparisons = 4;
+constexpr double kComparedSeconds = 0.15, kComparedPasses = 30;  // the less of both
+constexpr int kPasses = 2;                                       // of a round
+
+using Choice = std::vector<size_t>;  // by product
+
+}  // namespace
+
+void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, DeviceContext& device,
+                  double least) {
+  ProductAlgorithms& products = device.products();
+  std::set<Product> open;
+  for (const TriedLaunch& l : launches) {
+    if (l.product && !products.tried(*l.product, device)) open.insert(*l.product);
+  }
+  if (open.empty() || std::isinf(least)) return;
+  const double once = pass.in_a_row(0);
+  if (once < least) return;
+
+  const std::vector<Product> tasks(open.begin(), open.end());
+  Choice before, counts;
+  for (const Product& p : tasks) {
+    counts.push_back(products.count(p, device));
+    before.push_back(products.chosen(p, device));
+  }
+  const auto use = [&](const Choice& choice) {
+    for (size_t t = 0; t < tasks.size(); ++t) products.choose(tasks[t], choice[t]);
+  };
+  // All that tells of the clock beside them is one more task.
+  counts.push_back(1);
+  Trials trials(counts);
+  for (size_t round = 0; round < trials.rounds(); ++round) {
+    Choice choice;
+    for (size_t t = 0; t < tasks.size(); ++t) choice.push_back(trials.algorithm(t, round));
+    use(choice);
+    const std::vector<double> seconds = pass.launches(kPasses);
+    std::vector<double> of_task(counts.size(), 0);
+    for (size_t l = 0; l < launches.size(); ++l) {
+      const TriedLaunch& launch = launches[l];
+      if (launch.product && open.contains(*launch.product)) {
+        const auto at = std::lower_bound(tasks.begin(), tasks.end(), *launch.product);
+        of_task[static_cast<size_t>(at - tasks.begin())] += seconds[l];
+      } else if (launch.product || launch.clocked) {
+        of_task.back() += seconds[l];
+      }
+    }
+    for (size_t t = 0; t < of_task.size(); ++t) {
+      if (of_task[t] > 0) trials.add(t, round, of_task[t]);
+    }
+  }
+  Choice found = trials.fastest();
+  found.pop_back();
+  const std::vector<Choice> choices = {found, before};
+  std::vector<double> sums(choices.size(), 0);
+  for (int turn = 0; turn < kComparisons; ++turn) {
+    for (size_t c = 0; c < choices.size(); ++c) {
+      use(choices[c]);
+      sums[c] += pass.in_a_row(std::min(kComparedSeconds, kComparedPasses * once));
+    }
+  }
+  use(choices[static_cast<size_t>(std::min_element(sums.begin(), sums.end()) - sums.begin())]);
+  for (const Product& p : tasks) products.keep(p, device);
+}
+
+}  // namespace cleave
