@@ -43,6 +43,7 @@ std::unique_ptr<PreparedBench> prepare_bench(const BenchArguments& a) {
   RunOptions run;
   run.threads = static_cast<int>(a.threads);
   run.tf32 = precision.tf32;
+  run.tell = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
   Program program = lower(p->model.graph, p->plan, fusing);
   try {
     p->bench =

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -36,6 +37,8 @@ struct RunOptions {
   // Of a GPU: before the first step, the algorithms of products are tried in passes of the program
   // that take at least so many seconds; see executor/cuda/product_trials.h.
   double least_tried = 2e-3;
+  // Is told of what takes long before the first step, in a line.
+  std::function<void(const std::string&)> tell = {};
   // Of a GPU: a runtime on it, which outlives this one and never runs at the same time. Its
   // parameters and states are this one's where they are the same tensors, and what it holds only
   // during a step is this one's memory, where that is enough.

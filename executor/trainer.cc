@@ -166,7 +166,10 @@ class Training {
         fusing_(options.processor == Processor::kGpu, options.no_fuse, options.f8),
         owned_(make_runtime(
             lower(graph, plan, fusing_), options.processor,
-            {.seed = options.seed, .compare_ranks = options.compare_ranks, .tf32 = options.tf32})),
+            {.seed = options.seed,
+             .compare_ranks = options.compare_ranks,
+             .tf32 = options.tf32,
+             .tell = [&telemetry](const std::string& line) { telemetry.note(line); }})),
         runtime_(*owned_),
         guard_(options.spike_deviations),
         saver_(options.checkpoints, telemetry) {

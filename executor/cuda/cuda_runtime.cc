@@ -396,7 +396,8 @@ struct CudaRuntime::Impl final : TriedPass {
     const bool trains = captured && !sections[kUpdate].empty() && !lent && !changes_states();
     recorded = false;
     try_products(*this, tried_launches, context,
-                 trains ? options.least_tried : std::numeric_limits<double>::infinity());
+                 trains ? options.least_tried : std::numeric_limits<double>::infinity(),
+                 options.tell);
     cuda_check(cudaStreamSynchronize(stream));
     capture(kPass);
   }

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "executor/trials.h"
+#include "graph/error.h"
 
 namespace cleave {
 namespace {
@@ -20,7 +21,7 @@ using Choice = std::vector<size_t>;  // by product
 }  // namespace
 
 void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, DeviceContext& device,
-                  double least) {
+                  double least, const std::function<void(const std::string&)>& tell) {
   ProductAlgorithms& products = device.products();
   std::set<Product> open;
   for (const TriedLaunch& l : launches) {
@@ -30,6 +31,12 @@ void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, Dev
   const double once = pass.in_a_row(0);
   if (once < least) return;
 
+  if (tell) {
+    tell(fmt::format(
+        "{} matrix product{} tried in this program by all algorithms: half a minute at most, once "
+        "on this machine",
+        open.size(), open.size() == 1 ? " is" : "s are"));
+  }
   const std::vector<Product> tasks(open.begin(), open.end());
   Choice before, counts;
   for (const Product& p : tasks) {

@@ -2,7 +2,9 @@
 // the clock, the power and the caches of training, others are the fastest than by themselves.
 #pragma once
 
+#include <functional>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/context.h"
@@ -30,7 +32,8 @@ struct TriedLaunch {
 // Tries the products for which no trial has chosen, here or before, and keeps what it chooses; of
 // the others, that is in use then. Nothing is tried in passes shorter than `least` seconds; if that
 // is infinite, the pass does not run at all.
+// `tell`: is told of it first, in a line; may be empty.
 void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, DeviceContext& device,
-                  double least);
+                  double least, const std::function<void(const std::string&)>& tell);
 
 }  // namespace cleave
