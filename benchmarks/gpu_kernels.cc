@@ -12,6 +12,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -24,6 +25,7 @@
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/products.h"
 #include "kernels/cuda/random_fill.h"
 
 namespace cleave {
@@ -159,6 +161,37 @@ void print_kernels(const Program& p, const std::vector<Kind>& kinds, double copy
   fmt::print("{}", table.to_string());
 }
 
+// The products that an instruction launches; it runs once.
+std::vector<Product> products_of(Alone& alone, DeviceContext& device, void* workspace) {
+  std::vector<Product> heard;
+  device.products().heard = [&](const Product& p) { heard.push_back(p); };
+  alone.seconds(device, workspace, 1);
+  device.products().heard = nullptr;
+  std::sort(heard.begin(), heard.end());
+  heard.erase(std::unique(heard.begin(), heard.end()), heard.end());
+  return heard;
+}
+
+// From now on they have the algorithms that training chose, if it did.
+void take_tried(Alone& alone, DeviceContext& device, void* workspace) {
+  for (const Product& p : products_of(alone, device, workspace)) device.products().tried(p, device);
+}
+
+// From now on it has the algorithm that is the fastest now.
+void take_fastest(Alone& alone, DeviceContext& device, void* workspace, int batch) {
+  ProductAlgorithms& algorithms = device.products();
+  for (const Product& p : products_of(alone, device, workspace)) {
+    size_t fastest = 0;
+    double least = std::numeric_limits<double>::infinity();
+    for (size_t a = 0; a < algorithms.count(p, device); ++a) {
+      algorithms.choose(p, a);
+      const double seconds = alone.seconds(device, workspace, batch);
+      if (seconds < least) least = seconds, fastest = a;
+    }
+    algorithms.choose(p, fastest);
+  }
+}
+
 // `workspace`: the program's largest, and enough for the search.
 void print_products(const Program& p, const std::vector<Kind>& kinds, double all) {
   DeviceContext ours(0), best(0);
@@ -170,6 +203,8 @@ void print_products(const Program& p, const std::vector<Kind>& kinds, double all
     if (class_of(p, *k.instr) != KernelClass::kProducts || k.sum() < 1e-3 * all) continue;
     Alone alone(p, *k.instr);
     constexpr int kBatch = 10;
+    take_tried(alone, ours, workspace.data());
+    take_fastest(alone, best, workspace.data(), kBatch);
     // Taking turns: the GPU's clock changes with its temperature.
     std::vector<double> a, b;
     for (int turn = 0; turn < 3; ++turn) {

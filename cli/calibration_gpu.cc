@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -245,8 +246,10 @@ class GpuCalibration {
     const PlannerOptions options = planner_options(model.graph, "", "none");
     const PlanResult found = find_plan(model.graph, result_.cluster, options);
     CLEAVE_ASSERT(found.plan.has_value(), "{} has no plan on one device", sample.name);
+    RunOptions run;  // what a few layers would choose is not to be kept for whole models
+    run.least_tried = std::numeric_limits<double>::infinity();
     StepBench bench(model.graph, lower(model.graph, *found.plan, true), model.config.vocab,
-                    Processor::kGpu);
+                    Processor::kGpu, run);
     TimesInPlace times = times_in_place(bench, quick_ ? 0.2 : 0.7, quick_ ? 3 : 5);
     if (result_.steps.empty()) overhead_ = recording_overhead(times);
     take_off(times, overhead_);

@@ -34,9 +34,10 @@ struct RunOptions {
   // Of a GPU: for measurements of what a fixed order of sums costs: attention by cuDNN, and
   // products, may add in any order, and two runs differ.
   bool any_order = false;
-  // Of a GPU: before the first step, the algorithms of products are tried in passes of the program
-  // that take at least so many seconds; see executor/cuda/product_trials.h.
-  double least_tried = 2e-3;
+  // Of a GPU: before the first step of a program that trains, the algorithms of its products are
+  // tried in it, if a pass has at least so many flop of products (about 2 ms of an H100); see
+  // executor/cuda/product_trials.h.
+  double least_tried = 1e12;
   // Is told of what takes long before the first step, in a line.
   std::function<void(const std::string&)> tell = {};
   // Of a GPU: a runtime on it, which outlives this one and never runs at the same time. Its

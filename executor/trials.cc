@@ -17,7 +17,7 @@ Trials::Trials(std::vector<size_t> algorithms) : algorithms_(std::move(algorithm
 }
 
 // Tasks go through their algorithms from different ones on, and back again, so that no round has
-// the slow ones of all, and none of the tasks the same neighbours twice.
+// the slow ones of all.
 size_t Trials::algorithm(size_t task, size_t round) const {
   const size_t count = algorithms_[task], half = rounds_ / 2;
   const size_t step = round < half ? round + 3 * task : rounds_ - 1 - round + 5 * task + 1;

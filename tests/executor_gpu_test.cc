@@ -110,7 +110,7 @@ TEST_P(TrainsOnGpu, TheSameBitsTwice) {
 }
 
 // The algorithms of products are tried before the first step: what it begins with stays as it was,
-// and what was chosen is taken from then on, also by those who try nothing.
+// and what was chosen is taken from then on by all programs that would try, and by no others.
 TEST_P(TrainsOnGpu, AfterTrialsOfItsProducts) {
   const ModelConfig config = model(GetParam());
   const std::filesystem::path cache = std::filesystem::path(::testing::TempDir()) / "tried";
@@ -118,15 +118,25 @@ TEST_P(TrainsOnGpu, AfterTrialsOfItsProducts) {
   const testing::EnvironmentVariable at("XDG_CACHE_HOME", cache.string());
   for (const auto& [dtype, bound] : {std::pair(DType::kF64, 1e-9), std::pair(DType::kBF16, 0.1)}) {
     const Graph graph = testing::training_graph(config, dtype);
+    std::string told;
     const auto curve = [&](double least_tried) {
       RunOptions options{.seed = 42};
       options.least_tried = least_tried;
+      options.tell = [&](const std::string& line) { told += line; };
+      told.clear();
       return curve_of(graph, config, Processor::kGpu, FuseOptions(true), options);
     };
-    const Curve untried = curve(1e9), tried = curve(0), later = curve(1e9);
+    const Curve untried = curve(1e30);
+    EXPECT_EQ(told, "");
+    const Curve tried = curve(0);
+    EXPECT_NE(told.find("tried by all algorithms"), std::string::npos) << told;
+    EXPECT_EQ(told.find("failed"), std::string::npos) << told;
     EXPECT_LT(distance(tried, untried), bound) << name_of(dtype);
+    const Curve later = curve(0);
+    EXPECT_EQ(told, "");
     EXPECT_EQ(later.loss, tried.loss) << name_of(dtype);
     EXPECT_EQ(later.grad_norm, tried.grad_norm) << name_of(dtype);
+    EXPECT_EQ(curve(1e30).loss, untried.loss) << name_of(dtype);
   }
   std::filesystem::remove_all(cache);
 }

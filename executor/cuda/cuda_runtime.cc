@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -20,6 +19,7 @@
 #include "executor/cuda/recorder.h"
 #include "executor/initial_state.h"
 #include "executor/instr_batches.h"
+#include "executor/measured.h"
 #include "executor/memory_layout.h"
 #include "executor/typing.h"
 #include "graph/error.h"
@@ -360,7 +360,9 @@ struct CudaRuntime::Impl final : TriedPass {
       with_place(l, [&] { execute(l); });
       context.products().heard = nullptr;
       TriedLaunch known;
-      if (heard.size() == 1) known.product = heard[0];
+      const bool one =
+          !heard.empty() && std::count(heard.begin(), heard.end(), heard[0]) == std::ssize(heard);
+      if (one) known.product = heard[0];
       known.clocked = l[0].instr->kind == InstrKind::kCompute && l[0].instr->op->fused_products > 0;
       tried_launches.push_back(known);
     }
@@ -388,18 +390,31 @@ struct CudaRuntime::Impl final : TriedPass {
 
   // --- Trials of products' algorithms ------------------------------------------------------------
 
-  // Before the first step of a training program: its first pass, again and again, if that changes
-  // nothing which the step begins with. Other programs take what was chosen in others' steps.
+  // Before the first step of a program that trains and is large enough: its first pass, again and
+  // again, if that changes nothing which the step begins with. Which programs these are depends on
+  // nothing but the program, so that a run and its repetition have the same algorithms.
   void try_algorithms() {
     tried = true;
-    const bool captured = !watched && !eager && !options.time_instructions;
-    const bool trains = captured && !sections[kUpdate].empty() && !lent && !changes_states();
+    if (sections[kUpdate].empty() || lent || pass_flops() < options.least_tried || changes_states())
+      return;
+    const bool was_watched = std::exchange(watched, false);
     recorded = false;
-    try_products(*this, tried_launches, context,
-                 trains ? options.least_tried : std::numeric_limits<double>::infinity(),
-                 options.tell);
+    try_products(*this, tried_launches, context, options.tell);
+    begin_pass();
+    execute_all(kPass);  // what was chosen may not have run here: see launches()
     cuda_check(cudaStreamSynchronize(stream));
-    capture(kPass);
+    for (const Section s : {kRefresh, kOnce, kPass, kUpdate}) capture(s);
+    watched = was_watched;
+    std::fill(seconds.begin(), seconds.end(), 0.0);
+  }
+
+  // Of its products.
+  double pass_flops() const {
+    double flops = 0;
+    for (const Launches& launches : sections[kPass]) {
+      for (const Launch& launch : launches) flops += work_of(program, *launch.instr).flops;
+    }
+    return flops;
   }
 
   // Whether a parameter or state is written before the update.
@@ -425,7 +440,7 @@ struct CudaRuntime::Impl final : TriedPass {
     begin_pass();
     execute_all(kPass);  // kernels are loaded when they run first, which no capture allows
     StepRecorder trial;
-    const std::vector<StepRecorder::Work> work = work_of(kPass);
+    const std::vector<StepRecorder::Work> work = launches_of(kPass);
     std::vector<double> means(work.size(), 0);
     const cudaEvent_t begun = flight(started).begun;
     cuda_check(cudaEventRecord(begun, stream));
@@ -518,7 +533,7 @@ struct CudaRuntime::Impl final : TriedPass {
     }
   }
 
-  std::vector<StepRecorder::Work> work_of(Section s) {
+  std::vector<StepRecorder::Work> launches_of(Section s) {
     std::vector<StepRecorder::Work> work;
     for (const Launches& l : sections[s]) {
       work.push_back({index_of(l[0]), [&] { with_place(l, [&] { execute(l); }); }});
@@ -527,7 +542,7 @@ struct CudaRuntime::Impl final : TriedPass {
   }
 
   void record(Section s) {
-    recorder.run(s, s == kPass ? static_cast<int32_t>(given) : 0, work_of(s), stream);
+    recorder.run(s, s == kPass ? static_cast<int32_t>(given) : 0, launches_of(s), stream);
   }
 
   // With its time taken, and its results looked at.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <set>
 
 #include "executor/trials.h"
@@ -21,22 +22,13 @@ using Choice = std::vector<size_t>;  // by product
 }  // namespace
 
 void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, DeviceContext& device,
-                  double least, const std::function<void(const std::string&)>& tell) {
+                  const std::function<void(const std::string&)>& tell) {
   ProductAlgorithms& products = device.products();
   std::set<Product> open;
   for (const TriedLaunch& l : launches) {
     if (l.product && !products.tried(*l.product, device)) open.insert(*l.product);
   }
-  if (open.empty() || std::isinf(least)) return;
-  const double once = pass.in_a_row(0);
-  if (once < least) return;
-
-  if (tell) {
-    tell(fmt::format(
-        "{} matrix product{} tried in this program by all algorithms: half a minute at most, once "
-        "on this machine",
-        open.size(), open.size() == 1 ? " is" : "s are"));
-  }
+  if (open.empty()) return;
   const std::vector<Product> tasks(open.begin(), open.end());
   Choice before, counts;
   for (const Product& p : tasks) {
@@ -49,36 +41,53 @@ void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, Dev
   // All that tells of the clock beside them is one more task.
   counts.push_back(1);
   Trials trials(counts);
-  for (size_t round = 0; round < trials.rounds(); ++round) {
-    Choice choice;
-    for (size_t t = 0; t < tasks.size(); ++t) choice.push_back(trials.algorithm(t, round));
-    use(choice);
-    const std::vector<double> seconds = pass.launches(kPasses);
-    std::vector<double> of_task(counts.size(), 0);
-    for (size_t l = 0; l < launches.size(); ++l) {
-      const TriedLaunch& launch = launches[l];
-      if (launch.product && open.contains(*launch.product)) {
-        const auto at = std::lower_bound(tasks.begin(), tasks.end(), *launch.product);
-        of_task[static_cast<size_t>(at - tasks.begin())] += seconds[l];
-      } else if (launch.product || launch.clocked) {
-        of_task.back() += seconds[l];
+  try {
+    const double once = pass.in_a_row(0);
+    const double compared = std::min(kComparedSeconds, kComparedPasses * once);
+    if (tell) {
+      const double passes = static_cast<double>(trials.rounds()) * (kPasses + 2) + 6 * kComparisons;
+      tell(
+          fmt::format("{} matrix product{} tried by all algorithms in this program, once on this "
+                      "machine: {:.0f} "
+                      "s of passes",
+                      open.size(), open.size() == 1 ? " is" : "s are",
+                      std::ceil(passes * once + 2 * kComparisons * compared)));
+    }
+    for (size_t round = 0; round < trials.rounds(); ++round) {
+      Choice choice;
+      for (size_t t = 0; t < tasks.size(); ++t) choice.push_back(trials.algorithm(t, round));
+      use(choice);
+      const std::vector<double> seconds = pass.launches(kPasses);
+      std::vector<double> of_task(counts.size(), 0);
+      for (size_t l = 0; l < launches.size(); ++l) {
+        const TriedLaunch& launch = launches[l];
+        if (launch.product && open.contains(*launch.product)) {
+          const auto at = std::lower_bound(tasks.begin(), tasks.end(), *launch.product);
+          of_task[static_cast<size_t>(at - tasks.begin())] += seconds[l];
+        } else if (launch.product || launch.clocked) {
+          of_task.back() += seconds[l];
+        }
+      }
+      for (size_t t = 0; t < of_task.size(); ++t) {
+        if (of_task[t] > 0) trials.add(t, round, of_task[t]);
       }
     }
-    for (size_t t = 0; t < of_task.size(); ++t) {
-      if (of_task[t] > 0) trials.add(t, round, of_task[t]);
+    Choice found = trials.fastest();
+    found.pop_back();
+    double sum_found = 0, sum_before = 0;
+    for (int turn = 0; turn < kComparisons; ++turn) {
+      for (const bool first : {true, false}) {  // in turns: found, before, before, found, ...
+        const bool of_found = first == (turn % 2 == 0);
+        use(of_found ? found : before);
+        (of_found ? sum_found : sum_before) += pass.in_a_row(compared);
+      }
     }
+    use(sum_found < sum_before ? found : before);
+  } catch (const std::exception& e) {
+    use(before);
+    if (tell) tell(fmt::format("the trial failed, nothing is changed by it: {}", e.what()));
+    return;
   }
-  Choice found = trials.fastest();
-  found.pop_back();
-  const std::vector<Choice> choices = {found, before};
-  std::vector<double> sums(choices.size(), 0);
-  for (int turn = 0; turn < kComparisons; ++turn) {
-    for (size_t c = 0; c < choices.size(); ++c) {
-      use(choices[c]);
-      sums[c] += pass.in_a_row(std::min(kComparedSeconds, kComparedPasses * once));
-    }
-  }
-  use(choices[static_cast<size_t>(std::min_element(sums.begin(), sums.end()) - sums.begin())]);
   for (const Product& p : tasks) products.keep(p, device);
 }
 

@@ -30,10 +30,9 @@ struct TriedLaunch {
 };
 
 // Tries the products for which no trial has chosen, here or before, and keeps what it chooses; of
-// the others, that is in use then. Nothing is tried in passes shorter than `least` seconds; if that
-// is infinite, the pass does not run at all.
-// `tell`: is told of it first, in a line; may be empty.
+// the others, that is in use then. When a trial fails, as for lack of memory, all are as they were.
+// `tell`: is told of it, in lines; may be empty.
 void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, DeviceContext& device,
-                  double least, const std::function<void(const std::string&)>& tell);
+                  const std::function<void(const std::string&)>& tell);
 
 }  // namespace cleave

@@ -32,10 +32,17 @@ void StepRecorder::capture(Section& section, const std::vector<Work>& work, cuda
   }
   cudaGraph_t graph = nullptr;
   cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (size_t i = 0; i < work.size(); ++i) {
-    cuda_check(cudaEventRecordWithFlags(section.marks[i].begin, stream, cudaEventRecordExternal));
-    work[i].launch();
-    cuda_check(cudaEventRecordWithFlags(section.marks[i].end, stream, cudaEventRecordExternal));
+  try {
+    for (size_t i = 0; i < work.size(); ++i) {
+      cuda_check(cudaEventRecordWithFlags(section.marks[i].begin, stream, cudaEventRecordExternal));
+      work[i].launch();
+      cuda_check(cudaEventRecordWithFlags(section.marks[i].end, stream, cudaEventRecordExternal));
+    }
+  } catch (...) {
+    cudaStreamEndCapture(stream, &graph);  // a stream that is captured cannot be waited for
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
   }
   cuda_check(cudaStreamEndCapture(stream, &graph));
   cuda_check(cudaGraphInstantiate(&section.graph, graph, 0));

@@ -104,7 +104,8 @@ cublasLtEpilogue_t epilogue_of(const Product& p) {
   return p.has_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
-// All that the fastest algorithm depends on.
+// All that the fastest algorithm depends on, beside the program around it. Chosen once on this
+// machine: another choice may add in another order.
 std::string key_of(const Product& p, const DeviceContext& device) {
   const auto matrix = [](const ProductMatrix& m) {
     return fmt::format("{}+{}", m.leading, m.batch_stride);
@@ -203,16 +204,8 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
                                                          cudaStream_t stream) {
   std::unique_ptr<Prepared>& found = prepared_[p];
   if (found != nullptr) return *found;
-  const std::string key = key_of(p, device);
-  expect_not_captured(stream, "the algorithm of the product " + key);
+  expect_not_captured(stream, "the algorithm of the product " + key_of(p, device));
   auto made = std::make_unique<Prepared>(p);
-  // Chosen once on this machine: another choice may add in another order.
-  made->tried = made->take(cache_.find(key), device);
-  if (made->tried) {
-    found = std::move(made);
-    return *found;
-  }
-
   made->ask(p, device);
   if (made->offered.empty() && p.epilogue != Epilogue::kNone) {
     made->found = false;

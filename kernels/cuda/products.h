@@ -1,6 +1,6 @@
-// Matrix products by cuBLASLt. Each is computed by the algorithm that the library would choose,
-// until a training step has tried them all in their places (executor/cuda/product_trials.h): then
-// by the one that was the fastest there. That is kept on disk: later runs give the same bits.
+// Matrix products by cuBLASLt. Each is computed by the algorithm that the library proposes, but in
+// programs which try them all in their places (executor/cuda/product_trials.h): there by the one
+// that was the fastest. That is kept on disk: later runs give the same bits.
 #pragma once
 
 #include <cublasLt.h>
@@ -83,7 +83,8 @@ class ProductAlgorithms {
   size_t count(const Product& product, DeviceContext& device);
   size_t chosen(const Product& product, DeviceContext& device);
   void choose(const Product& product, size_t algorithm);
-  // Whether a trial has ended, here or in another process: then what it chose is in use.
+  // Whether a trial has ended, here or in another process: then what it chose is in use from now
+  // on.
   bool tried(const Product& product, DeviceContext& device);
   // Ends a trial: the algorithm in use is kept, or what another process has kept meanwhile is used.
   void keep(const Product& product, DeviceContext& device);
