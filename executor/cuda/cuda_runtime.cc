@@ -13,18 +13,16 @@
 #include <thread>
 #include <utility>
 
+#include "executor/cuda/elements.h"
 #include "executor/cuda/memory.h"
 #include "executor/cuda/product_trials.h"
 #include "executor/cuda/ranges.h"
 #include "executor/cuda/recorder.h"
 #include "executor/initial_state.h"
 #include "executor/instr_batches.h"
-#include "executor/measured.h"
 #include "executor/memory_layout.h"
 #include "executor/typing.h"
 #include "graph/error.h"
-#include "graph/f8.h"
-#include "graph/half.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/generated.h"
@@ -71,20 +69,6 @@ Section section_of(Part part) {
     case Part::kUpdate: return kUpdate;
   }
   return kPass;
-}
-
-double element(const std::byte* data, DType dtype) {
-  switch (dtype) {
-    case DType::kF64: return *reinterpret_cast<const double*>(data);
-    case DType::kF32: return static_cast<double>(*reinterpret_cast<const float*>(data));
-    case DType::kI32: return *reinterpret_cast<const int32_t*>(data);
-    case DType::kBF16: return bf16_number(*reinterpret_cast<const uint16_t*>(data));
-    case DType::kF16: return f16_number(*reinterpret_cast<const uint16_t*>(data));
-    case DType::kF8E4M3:
-    case DType::kF8E5M2:
-      return static_cast<double>(f8_number(*reinterpret_cast<const uint8_t*>(data), dtype));
-  }
-  return 0;
 }
 
 }  // namespace
@@ -343,11 +327,7 @@ struct CudaRuntime::Impl final : TriedPass {
   void warm_up() {
     fill(0);
     for (size_t s = 0; s < kSections; ++s) {
-      if (s == kPass) {
-        listen_to_pass();
-      } else {
-        execute_all(static_cast<Section>(s));
-      }
+      s == kPass ? listen_to_pass() : execute_all(static_cast<Section>(s));
     }
     cuda_check(cudaStreamSynchronize(stream));
   }
@@ -390,13 +370,10 @@ struct CudaRuntime::Impl final : TriedPass {
 
   // --- Trials of products' algorithms ------------------------------------------------------------
 
-  // Before the first step of a program that trains and is large enough: its first pass, again and
-  // again, if that changes nothing which the step begins with. Which programs these are depends on
-  // nothing but the program, so that a run and its repetition have the same algorithms.
+  // Before the first step: its first pass, again and again.
   void try_algorithms() {
     tried = true;
-    if (sections[kUpdate].empty() || lent || pass_flops() < options.least_tried || changes_states())
-      return;
+    if (lent || !worth_a_trial(program, options.least_tried)) return;
     const bool was_watched = std::exchange(watched, false);
     recorded = false;
     try_products(*this, tried_launches, context, options.tell);
@@ -406,34 +383,6 @@ struct CudaRuntime::Impl final : TriedPass {
     for (const Section s : {kRefresh, kOnce, kPass, kUpdate}) capture(s);
     watched = was_watched;
     std::fill(seconds.begin(), seconds.end(), 0.0);
-  }
-
-  // Of its products.
-  double pass_flops() const {
-    double flops = 0;
-    for (const Launches& launches : sections[kPass]) {
-      for (const Launch& launch : launches) flops += work_of(program, *launch.instr).flops;
-    }
-    return flops;
-  }
-
-  // Whether a parameter or state is written before the update.
-  bool changes_states() const {
-    std::vector<bool> state(program.buffers.size(), false);
-    for (const ProgramSource& s : program.sources) {
-      const bool kept = s.kind != SourceKind::kData && s.kind != SourceKind::kAccumulator;
-      if (kept) state[static_cast<size_t>(program.tensor(s.tensor).buffer)] = true;
-    }
-    for (const Section s : {kOnce, kPass}) {
-      for (const Launches& launches : sections[s]) {
-        for (const Launch& launch : launches) {
-          for (const TensorId t : launch.instr->out) {
-            if (state[static_cast<size_t>(program.tensor(t).buffer)]) return true;
-          }
-        }
-      }
-    }
-    return false;
   }
 
   std::vector<double> launches(int passes) override {
@@ -613,20 +562,6 @@ struct CudaRuntime::Impl final : TriedPass {
         cudaMemcpyAsync(bytes.data(), data(t), bytes.size(), cudaMemcpyDeviceToHost, stream));
     cuda_check(cudaStreamSynchronize(stream));
     return elements(t, bytes.data());
-  }
-
-  // Row-major.
-  static std::vector<double> elements(const ProgramTensor& t, const std::byte* bytes) {
-    const Geometry& g = t.geometry;
-    std::vector<double> values;
-    for (int64_t i = 0; i < numel(g.shape); ++i) {
-      int64_t rest = i, at = 0;
-      for (size_t d = g.shape.size(); d-- > 0; rest /= g.shape[d]) {
-        at += rest % g.shape[d] * g.strides[d];
-      }
-      values.push_back(element(bytes + at * size_of(t.dtype), t.dtype));
-    }
-    return values;
   }
 
   int64_t count_nonfinite(TensorId id) const {
@@ -855,7 +790,7 @@ StepResult CudaRuntime::finish() {
   const std::byte* from = flight.results->data();
   for (const ProgramOutput& o : r.program.outputs) {
     const ProgramTensor& t = r.program.tensor(o.tensor);
-    result.outputs.push_back({o.name, t.geometry.shape, Impl::elements(t, from)});
+    result.outputs.push_back({o.name, t.geometry.shape, elements(t, from)});
     from += Impl::span_of(t);
   }
   return result;

@@ -5,7 +5,9 @@
 #include <exception>
 #include <set>
 
+#include "executor/measured.h"
 #include "executor/trials.h"
+#include "executor/typing.h"
 #include "graph/error.h"
 
 namespace cleave {
@@ -20,6 +22,28 @@ constexpr int kPasses = 2;                                       // of a round
 using Choice = std::vector<size_t>;  // by product
 
 }  // namespace
+
+bool worth_a_trial(const Program& program, double least) {
+  std::vector<bool> state(program.buffers.size(), false);  // of parameters and states, by buffer
+  for (const ProgramSource& s : program.sources) {
+    const bool kept = s.kind != SourceKind::kData && s.kind != SourceKind::kAccumulator;
+    if (kept) state[static_cast<size_t>(program.tensor(s.tensor).buffer)] = true;
+  }
+  bool trains = false;
+  double flops = 0;
+  for (const Instr& instr : program.instrs) {
+    if (is_view(program, instr)) continue;
+    if (instr.part == Part::kUpdate) {
+      trains = true;
+      continue;
+    }
+    for (const TensorId t : instr.out) {
+      if (state[static_cast<size_t>(program.tensor(t).buffer)]) return false;
+    }
+    if (instr.part != Part::kBegin) flops += work_of(program, instr).flops;
+  }
+  return trains && flops >= least;
+}
 
 void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, DeviceContext& device,
                   const std::function<void(const std::string&)>& tell) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/program.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/products.h"
 
@@ -28,6 +29,11 @@ struct TriedLaunch {
   std::optional<Product> product;  // that it is, if it is one
   bool clocked = false;            // else: whether it takes the longer the lower the clock is
 };
+
+// Whether the program's products are tried at all: it trains, a pass has at least `least` flop of
+// products, and changes nothing which the step begins with. That depends on nothing but the
+// program, so that a run and its repetition have the same algorithms.
+bool worth_a_trial(const Program& program, double least);
 
 // Tries the products for which no trial has chosen, here or before, and keeps what it chooses; of
 // the others, that is in use then. When a trial fails, as for lack of memory, all are as they were.
