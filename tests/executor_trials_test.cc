@@ -6,6 +6,14 @@
 
 #include <cmath>
 #include <random>
+#include <vector>
+
+#ifdef CLEAVE_CUDA
+#include <optional>
+
+#include "executor/cuda/product_trials.h"
+#include "tests/training_plans.h"
+#endif
 
 namespace cleave {
 namespace {
@@ -59,6 +67,35 @@ TEST(Trials, WhatWasNeverMeasuredStaysAsItWas) {
   EXPECT_EQ(Trials({}).rounds(), 0u);
   EXPECT_TRUE(Trials({}).fastest().empty());
 }
+
+#ifdef CLEAVE_CUDA
+
+// Of programs that train, whose passes change nothing that a step begins with.
+TEST(Trials, OfWhichPrograms) {
+  for (const char* name : {"gpt2:tiny", "llama:tiny", "mixtral:tiny"}) {
+    const ModelConfig config = model_named(name);
+    for (const F8Scaling scaling : {F8Scaling::kNone, F8Scaling::kDelayed}) {
+      FuseOptions fusing(true);
+      fusing.f8.scaling = scaling;
+      for (const std::optional<DType> moments : {std::optional<DType>(), {DType::kBF16}}) {
+        TraceOptions options;
+        options.dtype = DType::kBF16;
+        options.optimizer.moments = moments;
+        const Graph graph = trace(config, options);
+        const Program program = lower(graph, testing::plan_for(graph, "1", {}), fusing);
+        EXPECT_TRUE(worth_a_trial(program, 1e6)) << name;
+        EXPECT_FALSE(worth_a_trial(program, 1e12)) << name;
+      }
+    }
+  }
+  ModelConfig config = model_named("gpt2:tiny");
+  config.dropout = 0.1;  // passes are counted
+  const Graph graph = testing::training_graph(config, DType::kBF16);
+  const Program program = lower(graph, testing::plan_for(graph, "1", {}), FuseOptions(true));
+  EXPECT_FALSE(worth_a_trial(program, 0));
+}
+
+#endif
 
 }  // namespace
 }  // namespace cleave
