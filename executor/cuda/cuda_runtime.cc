@@ -13,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "executor/cuda/captured_graph.h"
 #include "executor/cuda/elements.h"
 #include "executor/cuda/memory.h"
 #include "executor/cuda/product_trials.h"
@@ -116,9 +117,7 @@ struct CudaRuntime::Impl final : TriedPass {
 
   ~Impl() override {
     if (stream != nullptr) cudaStreamSynchronize(stream);
-    for (cudaGraphExec_t graph : graphs) {
-      if (graph != nullptr) cudaGraphExecDestroy(graph);
-    }
+    for (CapturedGraph& graph : graphs) graph.reset();
     for (const Flight& f : flights) {
       if (f.begun != nullptr) cudaEventDestroy(f.begun);
       if (f.ended != nullptr) cudaEventDestroy(f.ended);
@@ -349,23 +348,8 @@ struct CudaRuntime::Impl final : TriedPass {
   }
 
   void capture(Section s) {
-    if (graphs[s] != nullptr) cudaGraphExecDestroy(graphs[s]);
-    graphs[s] = nullptr;
-    if (sections[s].empty()) return;
-    cudaGraph_t graph = nullptr;
-    cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    try {
-      execute_all(s);
-    } catch (...) {
-      cudaStreamEndCapture(stream, &graph);  // a stream that is captured cannot be waited for
-      if (graph != nullptr) cudaGraphDestroy(graph);
-      cudaGetLastError();
-      throw;
-    }
-    cuda_check(cudaStreamEndCapture(stream, &graph));
-    const cudaError_t made = cudaGraphInstantiate(&graphs[s], graph, 0);
-    cudaGraphDestroy(graph);
-    cuda_check(made);
+    graphs[s].reset();
+    if (!sections[s].empty()) graphs[s] = captured(stream, [&] { execute_all(s); });
   }
 
   // --- Trials of products' algorithms ------------------------------------------------------------
@@ -478,7 +462,7 @@ struct CudaRuntime::Impl final : TriedPass {
     } else if (watched || eager || options.time_instructions) {
       for (const Launches& l : sections[s]) with_place(l, [&] { alone(l); });
     } else if (graphs[s] != nullptr) {
-      cuda_check(cudaGraphLaunch(graphs[s], stream));
+      cuda_check(cudaGraphLaunch(graphs[s].get(), stream));
     }
   }
 
@@ -644,7 +628,7 @@ struct CudaRuntime::Impl final : TriedPass {
   const Places places;
   const std::vector<int64_t> coordinates;
   std::array<std::vector<Launches>, kSections> sections;
-  std::array<cudaGraphExec_t, kSections> graphs = {};
+  std::array<CapturedGraph, kSections> graphs;
   std::vector<TriedLaunch> tried_launches;  // of the pass
   bool tried = false;
   cudaStream_t stream = nullptr;

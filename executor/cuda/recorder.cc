@@ -15,7 +15,6 @@ double seconds_between(cudaEvent_t from, cudaEvent_t to) {
 
 StepRecorder::~StepRecorder() {
   for (auto& [key, section] : sections_) {
-    if (section.graph != nullptr) cudaGraphExecDestroy(section.graph);
     for (const Marks& m : section.marks) {
       if (m.begin != nullptr) cudaEventDestroy(m.begin);
       if (m.end != nullptr) cudaEventDestroy(m.end);
@@ -30,23 +29,13 @@ void StepRecorder::capture(Section& section, const std::vector<Work>& work, cuda
     cuda_check(cudaEventCreate(&section.marks[i].begin));
     cuda_check(cudaEventCreate(&section.marks[i].end));
   }
-  cudaGraph_t graph = nullptr;
-  cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  try {
+  section.graph = captured(stream, [&] {
     for (size_t i = 0; i < work.size(); ++i) {
       cuda_check(cudaEventRecordWithFlags(section.marks[i].begin, stream, cudaEventRecordExternal));
       work[i].launch();
       cuda_check(cudaEventRecordWithFlags(section.marks[i].end, stream, cudaEventRecordExternal));
     }
-  } catch (...) {
-    cudaStreamEndCapture(stream, &graph);  // a stream that is captured cannot be waited for
-    if (graph != nullptr) cudaGraphDestroy(graph);
-    cudaGetLastError();
-    throw;
-  }
-  cuda_check(cudaStreamEndCapture(stream, &graph));
-  cuda_check(cudaGraphInstantiate(&section.graph, graph, 0));
-  cuda_check(cudaGraphDestroy(graph));
+  });
 }
 
 void StepRecorder::run(int section, int32_t micro_batch, const std::vector<Work>& work,
@@ -54,7 +43,7 @@ void StepRecorder::run(int section, int32_t micro_batch, const std::vector<Work>
   if (work.empty()) return;
   Section& s = sections_[{section, micro_batch}];
   if (s.graph == nullptr) capture(s, work, stream);
-  cuda_check(cudaGraphLaunch(s.graph, stream));
+  cuda_check(cudaGraphLaunch(s.graph.get(), stream));
   ran_.emplace_back(section, micro_batch);
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "executor/cuda/captured_graph.h"
 #include "executor/runtime.h"
 
 namespace cleave {
@@ -39,7 +40,7 @@ class StepRecorder {
     cudaEvent_t begin = nullptr, end = nullptr;
   };
   struct Section {
-    cudaGraphExec_t graph = nullptr;
+    CapturedGraph graph;
     std::vector<Marks> marks;
   };
   void capture(Section& section, const std::vector<Work>& work, cudaStream_t stream);

@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <memory>
-#include <type_traits>
 
+#include "executor/cuda/captured_graph.h"
 #include "kernels/cuda/check.h"
 
 namespace cleave {
@@ -44,17 +43,10 @@ double seconds_in_graph(cudaStream_t stream, const Effort& effort,
   const double once = std::max(between(0, 1), 1e-7);
   const auto copies =
       static_cast<int>(std::clamp(effort.measure / kRuns / once, kLeastCopies, kMostCopies));
-  cudaGraph_t captured = nullptr;
-  cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < copies; ++i) launch();
-  cuda_check(cudaStreamEndCapture(stream, &captured));
-  const std::unique_ptr<std::remove_pointer_t<cudaGraph_t>, decltype(&cudaGraphDestroy)> graph(
-      captured, &cudaGraphDestroy);
-  cudaGraphExec_t made = nullptr;
-  cuda_check(cudaGraphInstantiate(&made, captured, 0));
-  const std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, decltype(&cudaGraphExecDestroy)>
-      exec(made, &cudaGraphExecDestroy);
-  const auto run = [&] { cuda_check(cudaGraphLaunch(made, stream)); };
+  const CapturedGraph graph = captured(stream, [&] {
+    for (int i = 0; i < copies; ++i) launch();
+  });
+  const auto run = [&] { cuda_check(cudaGraphLaunch(graph.get(), stream)); };
   const Clock::time_point begin = Clock::now();
   for (size_t i = 0; std::chrono::duration<double>(Clock::now() - begin).count() < effort.settle;
        ++i) {
