@@ -183,7 +183,7 @@ void take_fastest(Alone& alone, DeviceContext& device, void* workspace, int batc
   for (const Product& p : products_of(alone, device, workspace)) {
     size_t fastest = 0;
     double least = std::numeric_limits<double>::infinity();
-    for (size_t a = 0; a < algorithms.count(p, device); ++a) {
+    for (size_t a = 0; a < algorithms.count(p); ++a) {
       algorithms.choose(p, a);
       const double seconds = alone.seconds(device, workspace, batch);
       if (seconds < least) least = seconds, fastest = a;

@@ -3,16 +3,15 @@
 
 #ifdef CLEAVE_CUDA
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "kernels/cuda/disk_cache.h"
+#include "tests/support/environment.h"
 
 namespace cleave {
 namespace {
@@ -21,18 +20,7 @@ namespace fs = std::filesystem;
 
 class Disk : public ::testing::Test {
  protected:
-  void SetUp() override {
-    if (const char* was = std::getenv("XDG_CACHE_HOME")) was_ = was;
-    ::setenv("XDG_CACHE_HOME", folder_.c_str(), 1);
-  }
-  void TearDown() override {
-    if (was_) {
-      ::setenv("XDG_CACHE_HOME", was_->c_str(), 1);
-    } else {
-      ::unsetenv("XDG_CACHE_HOME");
-    }
-    fs::remove_all(folder_);
-  }
+  void TearDown() override { fs::remove_all(folder_); }
   fs::path only_file() const {
     std::vector<fs::path> files;
     for (const auto& entry : fs::recursive_directory_iterator(folder_)) {
@@ -46,7 +34,7 @@ class Disk : public ::testing::Test {
   const fs::path folder_ = fs::path(::testing::TempDir()) /
                            (std::string("cleave_disk_cache_") +
                             ::testing::UnitTest::GetInstance()->current_test_info()->name());
-  std::optional<std::string> was_;
+  const testing::EnvironmentVariable at_{"XDG_CACHE_HOME", folder_.string()};
 };
 
 TEST_F(Disk, TheFirstValueStays) {
@@ -86,7 +74,7 @@ TEST_F(Disk, DamageIsNoticedAndMended) {
 }
 
 TEST_F(Disk, IsDoneWithoutWhereNothingCanBeWritten) {
-  ::setenv("XDG_CACHE_HOME", "/proc/no/such", 1);
+  const testing::EnvironmentVariable nowhere("XDG_CACHE_HOME", "/proc/no/such");
   const DiskCache cache("things");
   EXPECT_EQ(cache.keep("key", "value"), "value");
   EXPECT_EQ(cache.find("key"), "");

@@ -54,11 +54,9 @@ void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, Dev
   }
   if (open.empty()) return;
   const std::vector<Product> tasks(open.begin(), open.end());
-  Choice before, counts;
-  for (const Product& p : tasks) {
-    counts.push_back(products.count(p, device));
-    before.push_back(products.chosen(p, device));
-  }
+  const Choice before(tasks.size(), 0);  // what the library proposes
+  Choice counts;
+  for (const Product& p : tasks) counts.push_back(products.count(p));
   const auto use = [&](const Choice& choice) {
     for (size_t t = 0; t < tasks.size(); ++t) products.choose(tasks[t], choice[t]);
   };

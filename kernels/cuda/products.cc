@@ -33,9 +33,8 @@ struct ProductAlgorithms::Prepared {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, d = nullptr;
   cublasLtMatmulAlgo_t algorithm = {};
-  bool found = true;                          // an algorithm
+  std::vector<cublasLtMatmulAlgo_t> offered;  // its own choice first; none: it has no such product
   bool tried = false;                         // in a training step
-  std::vector<cublasLtMatmulAlgo_t> offered;  // when asked for
 
   explicit Prepared(const Product& p);
   Prepared(const Prepared&) = delete;
@@ -50,7 +49,7 @@ struct ProductAlgorithms::Prepared {
     return {reinterpret_cast<const char*>(&algorithm), sizeof algorithm};
   }
 
-  // What cuBLASLt offers, its own choice first; none: it has no such product.
+  // Asks cuBLASLt what it offers.
   void ask(const Product& p, const DeviceContext& device);
 
   // An algorithm as it was kept; false when it is none that this library takes.
@@ -112,9 +111,9 @@ std::string key_of(const Product& p, const DeviceContext& device) {
   };
   const DeviceContext::ProductSearch& search = device.product_search;
   return fmt::format(
-      "in a step, {}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, {} {} {} "
-      "{}, "
-      "adds {} {}, tf32 {}, aligned {}, quick {}{}; {} candidates, {} bytes, any order {}",
+      "in a step, {}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, "
+      "{} {} {} {}, adds {} {}, tf32 {}, aligned {}, quick {}{}; "
+      "{} candidates, {} bytes, any order {}",
       device.properties().name, cublas_lt().GetVersion(), p.m, p.n, p.k, p.batch, name_of(p.in),
       name_of(p.b_type()), name_of(p.out), p.transpose_a, p.transpose_b, matrix(p.a), matrix(p.b),
       matrix(p.c), matrix(p.d), p.has_c, p.has_bias, p.tf32, p.alignment, p.quick,
@@ -207,15 +206,12 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   expect_not_captured(stream, "the algorithm of the product " + key_of(p, device));
   auto made = std::make_unique<Prepared>(p);
   made->ask(p, device);
-  if (made->offered.empty() && p.epilogue != Epilogue::kNone) {
-    made->found = false;
-    found = std::move(made);
-    return *found;
-  }
-  CLEAVE_ASSERT(!made->offered.empty(), "cuBLASLt has no product [{}, {}] x [{}, {}] of {}", p.m,
-                p.k, p.k, p.n, name_of(p.in));
+  const bool none = made->offered.empty();
+  CLEAVE_ASSERT(!none || p.epilogue != Epilogue::kNone,
+                "cuBLASLt has no product [{}, {}] x [{}, {}] of {}", p.m, p.k, p.k, p.n,
+                name_of(p.in));
 
-  made->algorithm = made->offered.front();
+  if (!none) made->algorithm = made->offered.front();
   found = std::move(made);
   return *found;
 }
@@ -224,7 +220,7 @@ bool ProductAlgorithms::run(const Product& p, const ProductData& data, void* wor
                             DeviceContext& device, cudaStream_t stream,
                             const ProductScales& scales) {
   const Prepared& known = prepared(p, device, stream);
-  if (!known.found) return false;
+  if (known.offered.empty()) return false;
   if (heard) heard(p);
   known.run(p, data, workspace, device, stream, scales);
   return true;
@@ -234,28 +230,12 @@ bool ProductAlgorithms::run(const Product& p, const ProductData& data, void* wor
 
 ProductAlgorithms::Prepared& ProductAlgorithms::known(const Product& p) {
   const auto found = prepared_.find(p);
-  CLEAVE_ASSERT(found != prepared_.end() && found->second->found, "a product that never ran");
+  CLEAVE_ASSERT(found != prepared_.end() && !found->second->offered.empty(),
+                "a product that never ran");
   return *found->second;
 }
 
-size_t ProductAlgorithms::count(const Product& p, DeviceContext& device) {
-  Prepared& of = known(p);
-  if (of.offered.empty()) of.ask(p, device);
-  const auto same = [&](const cublasLtMatmulAlgo_t& a) {
-    return std::memcmp(&a, &of.algorithm, sizeof a) == 0;
-  };
-  // What was kept may be none of those that are offered today.
-  if (std::none_of(of.offered.begin(), of.offered.end(), same)) of.offered.push_back(of.algorithm);
-  return of.offered.size();
-}
-
-size_t ProductAlgorithms::chosen(const Product& p, DeviceContext& device) {
-  count(p, device);
-  const Prepared& of = known(p);
-  size_t i = 0;
-  while (std::memcmp(&of.offered[i], &of.algorithm, sizeof of.algorithm) != 0) ++i;
-  return i;
-}
+size_t ProductAlgorithms::count(const Product& p) { return known(p).offered.size(); }
 
 void ProductAlgorithms::choose(const Product& p, size_t algorithm) {
   Prepared& of = known(p);

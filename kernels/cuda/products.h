@@ -79,9 +79,9 @@ class ProductAlgorithms {
   // --- Trials ------------------------------------------------------------------------------------
   // Of products that were launched before.
 
-  // How many algorithms there are, by number from 0, the library's own choice.
-  size_t count(const Product& product, DeviceContext& device);
-  size_t chosen(const Product& product, DeviceContext& device);
+  // How many algorithms there are, by number from 0, which the library proposes and which is in use
+  // until another is chosen.
+  size_t count(const Product& product);
   void choose(const Product& product, size_t algorithm);
   // Whether a trial has ended, here or in another process: then what it chose is in use from now
   // on.
