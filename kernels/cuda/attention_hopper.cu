@@ -88,8 +88,7 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
     for (int index = static_cast<int>(blockIdx.x); index < turns;
          index += static_cast<int>(gridDim.x), own_parity ^= 1) {
       const Turn turn = turn_of(call, index, heads);
-      // The last queries see the most keys.
-      const int first = (call.blocks - 1 - turn.block) * B::kRows;
+      const int first = first_query_of(call, turn);
       for (int i = 0; i < kGroups; ++i) {
         own_empty[i].wait(own_parity ^ 1);
         own_full[i].expect(Brick::kBytes);
@@ -129,10 +128,11 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
   for (int index = static_cast<int>(blockIdx.x); index < turns;
        index += static_cast<int>(gridDim.x), own_parity ^= 1) {
     const Turn turn = turn_of(call, index, heads);
-    const int first = (call.blocks - 1 - turn.block) * B::kRows;
+    const int first = first_query_of(call, turn);
     const int walked = seen_blocks<kCausal>(first + B::kRows, call.t, kKeys);
     const int first_query = first + group * kBrick;
-    const int seen = first_query < call.s ? seen_keys<kCausal>(first_query + kBrick, call.t) : 0;
+    const bool any = first_query >= 0;  // queries
+    const int seen = any ? seen_keys<kCausal>(first_query + kBrick, call.t) : 0;
     const int mine = (seen + kKeys - 1) / kKeys;
     float o[kWidth / 2], scores[64];
     uint32_t p[8][4];
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
       sum[i] += __shfl_xor_sync(~0u, sum[i], 1);
       sum[i] += __shfl_xor_sync(~0u, sum[i], 2);
       const int query = first_query + row + 8 * i;
-      if (quad == 0 && query < call.s) {
+      if (any && quad == 0 && query < call.s) {
         call.lse[turn.batch * call.lse_batch + turn.head * call.lse_head + query * call.lse_row] =
             top[i] * call.scale + logf(sum[i]);
       }
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
     }
     shared_written();
     meet_warpgroup(warpgroup);
-    if (thread == 0 && first_query < call.s) {
+    if (thread == 0 && any) {
       store_tile<Brick>(maps.o, out, first_query, turn.head, turn.batch);
     }
   }

@@ -85,8 +85,7 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
     for (int index = static_cast<int>(blockIdx.x); index < turns;
          index += static_cast<int>(gridDim.x), own_parity ^= 1) {
       const Turn turn = turn_of(call, index, heads);
-      // The last queries see the most keys.
-      const int first = (call.blocks - 1 - turn.block) * B::kRows;
+      const int first = first_query_of(call, turn);
       for (int i = 0; i < kGroups; ++i) {
         unsigned char* const to = own + i * B::kOwn;
         const int query = first + i * kBrick;
@@ -120,17 +119,18 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
   for (int index = static_cast<int>(blockIdx.x); index < turns;
        index += static_cast<int>(gridDim.x), own_parity ^= 1) {
     const Turn turn = turn_of(call, index, heads);
-    const int first = (call.blocks - 1 - turn.block) * B::kRows;
+    const int first = first_query_of(call, turn);
     const int walked = seen_blocks<kCausal>(first + B::kRows, call.t, kBrick);
     const int first_query = first + group * kBrick;
-    const int seen = first_query < call.s ? seen_keys<kCausal>(first_query + kBrick, call.t) : 0;
+    const bool any = first_query >= 0;  // queries
+    const int seen = any ? seen_keys<kCausal>(first_query + kBrick, call.t) : 0;
     const int mine = (seen + kBrick - 1) / kBrick;
     float lse[2], delta[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int query = first_query + row + 8 * i;
       lse[i] = INFINITY;
-      if (query < call.s) {
+      if (any && query < call.s) {
         lse[i] =
             static_cast<float>(kLog2E) * call.lse[turn.batch * call.lse_batch +
                                                   turn.head * call.lse_head + query * call.lse_row];
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
       delta[i] += __shfl_xor_sync(~0u, delta[i], 1);
       delta[i] += __shfl_xor_sync(~0u, delta[i], 2);
       const int query = first_query + row + 8 * i;
-      if (quad == 0 && query < statistics.padded) {
+      if (any && quad == 0) {
         statistics.row(turn.head_index, 0)[query] = lse[i];
         statistics.row(turn.head_index, 1)[query] = delta[i];
       }
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
     }
     shared_written();
     meet_warpgroup(warpgroup);
-    if (thread == 0 && first_query < call.s) {
+    if (thread == 0 && any) {
       store_tile<Brick>(maps.dq, out, first_query, turn.head, turn.batch);
     }
   }
