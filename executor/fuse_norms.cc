@@ -1,8 +1,11 @@
 // What the backward of a norm does besides: it adds to dx the gradient that goes around the norm,
-// and sums what it has made over rows, the gradient of the bias in front of the norm.
+// and sums what it has made over rows, the gradient of the bias in front of the norm; as do the
+// backward of GELU and of attention.
 #include <string>
 
 #include "executor/fuser.h"
+#include "graph/error.h"
+#include "kernels/attention.h"
 #include "kernels/ops.h"
 
 namespace cleave {
@@ -15,6 +18,46 @@ std::optional<size_t> norm_of(const Fuser& fuser, TensorId t, const Instr& reade
   const Instr& norm = fuser.instr(*m);
   if (norm.op != &ops::layer_norm_backward && norm.op != &ops::rms_norm_backward) return {};
   return norm.out[0] == t ? m : std::nullopt;
+}
+
+// The backward of attention, of whose three results in their order the tensor is put together,
+// those of all heads one after the other.
+std::optional<size_t> attention_of(const Fuser& fuser, TensorId t, const Instr& reader) {
+  const auto reshape = fuser.maker(t, reader);
+  if (!reshape || fuser.instr(*reshape).op != &ops::reshape) return {};
+  const auto stack = fuser.maker(fuser.instr(*reshape).in[0], reader);
+  if (!stack || fuser.instr(*stack).op != &ops::stack) return {};
+  const std::vector<TensorId>& parts = fuser.instr(*stack).in;
+  const auto m = fuser.maker(parts[0], reader);
+  if (!m || fuser.instr(*m).op != &ops::attention_backward || fuser.instr(*m).out != parts)
+    return {};
+  // [.., 3, heads, width] becomes [.., 3 heads width].
+  const OperandDims& from = fuser.instr(*stack).signature->outputs()[0];
+  const Signature& flat = *fuser.instr(*reshape).signature;
+  const size_t rows = from.size() - 3;
+  if (from.size() < 3 || flat.outputs()[0].size() != rows + 1 ||
+      flat.outputs()[0].back().size() != 3 ||
+      Signature::carries(fuser.instr(*stack).signature->inputs()[0], from[rows][0])) {
+    return {};
+  }
+  return m;
+}
+
+// One more result: the sums of the three, one after the other.
+void add_attention_sum(Instr& made) {
+  const Signature& s = *made.signature;
+  const AttentionFactors f = {s.inputs()[1], s.inputs()[3], s.inputs()[4]};
+  char letter = 'A';
+  while (s.factor(letter) >= 0) ++letter;
+  CLEAVE_ASSERT(letter <= 'Z', "'{}' has every letter", s.text());
+  std::string text = {'(', letter};
+  for (const int8_t factor : {f.g, f.r, f.e}) {
+    if (factor >= 0) text += s.factors()[static_cast<size_t>(factor)].letter;
+  }
+  SignatureParts factors = s.parts();
+  factors.outputs.push_back(text + ')');
+  made.signature = &Signature::get(factors);
+  made.letter_atoms.push_back({3});
 }
 
 }  // namespace
@@ -47,15 +90,20 @@ bool fuse_norm_residual(Fuser& fuser, size_t i) {
 bool fuse_column_sum(Fuser& fuser, size_t i) {
   const Instr& sum = fuser.instr(i);
   if (sum.op != &ops::sum || !sums_rows(*sum.signature)) return false;
-  std::optional<size_t> m = norm_of(fuser, sum.in[0], sum);
+  const std::optional<size_t> attention = attention_of(fuser, sum.in[0], sum);
+  std::optional<size_t> m = attention ? attention : norm_of(fuser, sum.in[0], sum);
   if (!m) m = fuser.maker(sum.in[0], sum);
   if (!m || fuser.instr(*m).attrs.has("sum")) return false;
   Instr& made = fuser.instr(*m);
-  if (made.op != &ops::gelu_backward && !norm_of(fuser, sum.in[0], sum)) return false;
+  if (!attention && made.op != &ops::gelu_backward && !norm_of(fuser, sum.in[0], sum)) return false;
   made.attrs.set("sum", int64_t{1});
-  SignatureParts factors = made.signature->parts();
-  factors.outputs.push_back(made.signature->operand_text({made.signature->outputs()[0].back()}));
-  made.signature = &Signature::get(factors);
+  if (attention) {
+    add_attention_sum(made);
+  } else {
+    SignatureParts factors = made.signature->parts();
+    factors.outputs.push_back(made.signature->operand_text({made.signature->outputs()[0].back()}));
+    made.signature = &Signature::get(factors);
+  }
   if (sum.attrs.has("dtype")) set_wide(made, made.out.size());
   fuser.give_result(*m, made.out.size(), i);
   return true;

@@ -3,6 +3,9 @@
 //   forward   q "bs(gr)E", k "btgE", v "btgV" -> o "bs(gr)V", lse "bs(gr)"
 //   backward  do, q, k, v, o, lse -> dq, dk, dv
 //
+// With attribute `sum` the backward has a fourth result "(XgrE)", X of size 3: the sums of dq, dk
+// and dv over all rows, one after the other. There r = 1, and e = v.
+//
 // A query sees keys whose global position is not beyond its own when `causal`. Each of g key heads
 // serves r query heads; a plain "g" in place of "(gr)" means r = 1. There may be any number of
 // batch factors. The keys' dimension may be a compound whose outer factors the outputs carry too,
@@ -14,6 +17,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <utility>
@@ -92,6 +96,26 @@ void for_each_head(const AttentionCall& call, int64_t heads, const Fn& fn) {
     }
     fn(std::as_const(index), task % heads, member);
   });
+}
+
+// The backward's sums: calls fn(factors, from, to) for the sum of each of the three results,
+// "bs(gr)E
+// -> (grE)" of the first.
+template <class Fn>
+void each_attention_sum(const KernelArgs& args, const AttentionFactors& f, const Fn& fn) {
+  for (size_t o = 0; o < 3; ++o) {
+    std::string kept;
+    TensorView to = args.out[3];
+    to.shape = {1};
+    for (const int8_t factor : {f.g, o == 0 ? f.r : int8_t{-1}, o < 2 ? f.e : f.v}) {
+      if (factor < 0) continue;
+      kept += args.signature.factors()[static_cast<size_t>(factor)].letter;
+      to.shape[0] *= args.extents[static_cast<size_t>(factor)].local;
+    }
+    to.data = static_cast<char*>(to.data) +
+              static_cast<int64_t>(o) * to.shape[0] * to.strides[0] * size_of(to.dtype);
+    fn(args.signature.output_text(o) + "->(" + kept + ")", args.out[o], to);
+  }
 }
 
 // Dropout of the weights of one query: nothing when the rate is 0.

@@ -1,11 +1,15 @@
 // Attention, backward: the weights are recomputed from the scores and their log-sum-exp, a block of
 // queries at a time. Keys can be split: dk and dv are the shard's own, dq is a partial sum.
+//
+// The sums of the attribute `sum` are the gradient of the bias of a layer that made queries, keys
+// and values (executor/fuse_norms.cc); with bit 3 of `wide`, those of halves are in f32.
 #include "kernels/attention.h"
 #include "kernels/cuda/attention_room.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/lanes.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
+#include "kernels/run_part.h"
 
 namespace cleave {
 
@@ -23,7 +27,22 @@ AttentionFactors backward_factors(const Signature& s) {
 std::vector<TensorType> infer_attention_backward(const OpCall& call) {
   expect_attention(call, "xxxxxs");
   const DType x = call.in[0].dtype;
-  return {output_type(call, 0, x), output_type(call, 1, x), output_type(call, 2, x)};
+  std::vector<TensorType> out = {output_type(call, 0, x), output_type(call, 1, x),
+                                 output_type(call, 2, x)};
+  if (call.attrs.integer_or("sum", 0) == 0) return out;
+  const Signature& s = call.signature;
+  const AttentionFactors f = backward_factors(s);
+  const auto size = [&](int8_t factor) {
+    return factor < 0 ? 1 : call.extents[static_cast<size_t>(factor)];
+  };
+  if (s.outputs().size() != 4 || s.outputs()[3].size() != 1 || size(f.r) != 1 ||
+      size(f.e) != size(f.v) ||
+      numel(shape_of(s.outputs()[3], call.extents)) != 3 * size(f.g) * size(f.e)) {
+    fail("'{}' does not sum three tensors of one size over their rows", s.text());
+  }
+  out.push_back(output_type(call, 3, x));
+  if ((call.attrs.integer_or("wide", 0) & 8) != 0) out[3].dtype = statistics_dtype(x);
+  return out;
 }
 
 // Five products: the scores, dq and dk over E, the weights' gradient and dv over V.
@@ -169,6 +188,11 @@ void attend_backward(const KernelArgs& args) {
 
 void attention_backward_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) { attend_backward<T>(args); });
+  if (args.out.size() == 3) return;
+  each_attention_sum(args, backward_factors(args.signature),
+                     [&](const std::string& factors, const TensorView& from, const TensorView& to) {
+                       run_part(ops::sum, factors, args, {from}, to);
+                     });
 }
 
 }  // namespace

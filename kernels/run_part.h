@@ -9,12 +9,18 @@
 
 namespace cleave {
 
+// The extents of the factors of a part, which have the letters of the whole.
+inline std::vector<Extent> part_extents(const Signature& part, const KernelArgs& args) {
+  std::vector<Extent> extents;
+  for (const Factor& f : part.factors()) extents.push_back(args.extent(f.letter));
+  return extents;
+}
+
 // Runs the reference of an op on some of another's operands, with the factors that it has of them.
 inline void run_part(const OpDef& op, const std::string& factors, const KernelArgs& args,
                      const std::vector<TensorView>& in, std::span<const TensorView> out) {
   const Signature& signature = Signature::get(factors);
-  std::vector<Extent> extents;
-  for (const Factor& f : signature.factors()) extents.push_back(args.extent(f.letter));
+  const std::vector<Extent> extents = part_extents(signature, args);
   op.cpu({.signature = signature,
           .attrs = args.attrs,
           .in = in,

@@ -106,8 +106,8 @@ TEST(Fusion, BiasesOfGroupedQueries) {
 }
 
 // The gradient around each norm but the last is added by the norm's backward, which also sums what
-// it makes, for the bias of the product in front: of attention's, and of the layer before. That of
-// GELU does the same. Chains would take what is left of both.
+// it makes, for the bias of the product in front: of attention's, and of the layer before. Those of
+// GELU and attention do the same. Chains would take what is left of both.
 TEST(Fusion, Norms) {
   const ModelConfig config = testing::config_for(testing::models()[0], 1);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
@@ -118,7 +118,10 @@ TEST(Fusion, Norms) {
                       lower(graph, plan, {true, {"chain", "gelu", "norm_residual", "column_sum"}});
     const int64_t adds = count(off, ops::add_n) - count(fused, ops::add_n);
     EXPECT_EQ(adds, 2 * config.layers) << name_of(dtype);
-    EXPECT_EQ(count(off, ops::sum) - count(fused, ops::sum), 3 * config.layers) << name_of(dtype);
+    EXPECT_EQ(count(off, ops::sum) - count(fused, ops::sum), 4 * config.layers) << name_of(dtype);
+    for (const Instr& i : fused.instrs) {
+      EXPECT_TRUE(i.op != &ops::attention_backward || i.out.size() == 4);
+    }
     EXPECT_EQ(count(off, ops::cast), count(fused, ops::cast));
   }
 }

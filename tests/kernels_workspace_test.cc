@@ -55,6 +55,19 @@ TEST(Workspace, OfAttentionOnTensorCores) {
             2 * 8 * 64 * 4);
 }
 
+// And sums of the three gradients over every 64 rows, where the op has them.
+TEST(Workspace, OfSumsOfAttention) {
+  Attrs attrs = causal();
+  attrs.set("sum", int64_t{1});
+  attrs.set("X", int64_t{3});
+  const TensorType q = bf16({2, 1000, 16, 64});
+  EXPECT_EQ(workspace_of(ops::attention_backward,
+                         "bs(gr)V,bs(gr)E,btgE,btgV,bs(gr)V,bs(gr)->bs(gr)E,btgE,btgV,(XgrE)"
+                         "|s:indexed,t:indexed",
+                         attrs, {q, q, q, q, q, f32({2, 1000, 16})}),
+            2 * (2 * 16) * 1024 * 4 + 2 * 16 * 3 * 16 * 64 * 4);
+}
+
 // Against what cuDNN said that it wants, but for 256 bytes: the room is that, 1 MiB, and a copy of
 // the log-sum-exps.
 TEST(Workspace, OfAttentionHoldsWhatCudnnWants) {

@@ -10,6 +10,8 @@
 #include "kernels/cuda/attention_room.h"
 #include "kernels/cuda/attention_work.h"
 #include "kernels/cuda/context.h"
+#include "kernels/ops.h"
+#include "kernels/run_part.h"
 
 namespace cleave {
 namespace {
@@ -107,6 +109,27 @@ AttentionMask mask_of(const KernelArgs& args, const AttentionFactors& f) {
              : AttentionMask::kOther;
 }
 
+AttentionSizes sizes_of(const AttentionShape& s) {
+  return {.b = s.b, .g = s.g, .r = s.r, .s = s.s, .t = s.t, .e = s.e, .v = s.v};
+}
+
+// The backward's sums of results that are there.
+void add_sums(const KernelArgs& args, const AttentionFactors& f) {
+  each_attention_sum(args, f,
+                     [&](const std::string& text, const TensorView& from, const TensorView& to) {
+                       const Signature& factors = Signature::get(text);
+                       const std::vector<Extent> extents = part_extents(factors, args);
+                       ops::sum.cuda({.signature = factors,
+                                      .attrs = args.attrs,
+                                      .in = {&from, 1},
+                                      .out = {&to, 1},
+                                      .extents = extents,
+                                      .workspace = args.workspace,
+                                      .device = args.device,
+                                      .stream = args.stream});
+                     });
+}
+
 // Those kernels are made of instructions that only this generation has.
 bool has_tensor_core_attention(const DeviceContext& device) {
   return device.tensor_core_attention && device.properties().major == 9;
@@ -162,18 +185,30 @@ void attention_backward_cuda(const KernelArgs& args) {
   const auto stream = static_cast<cudaStream_t>(args.stream);
   DeviceContext& device = *args.device;
   std::optional<AttentionShape> shape = shape_of(work, mask_of(args, factors), true);
-  if (shape && has_tensor_core_attention(device) &&
-      attend_backward_on_tensor_cores(*shape, work, args.workspace, device.multiprocessors(),
-                                      stream)) {
-    return;
+  const bool sums = args.out.size() > 3;
+  if (shape && has_tensor_core_attention(device)) {
+    const AttentionSizes n = sizes_of(*shape);
+    float* const kept =
+        sums && keeps_attention_sums(n)
+            ? reinterpret_cast<float*>(static_cast<char*>(args.workspace) + attention_sums_at(n))
+            : nullptr;
+    if (attend_backward_on_tensor_cores(*shape, work, args.workspace, kept,
+                                        device.multiprocessors(), stream)) {
+      if (kept != nullptr) {
+        add_attention_sums(kept, attention_sum_parts(n), n.g * n.e, args.out[3], stream);
+      } else if (sums) {
+        add_sums(args, factors);
+      }
+      return;
+    }
   }
   if (shape) shape->deterministic = device.deterministic_attention;
-  if (shape && device.cudnn_attention &&
-      device.attention().attend(*shape, work, args.workspace, device, stream)) {
-    return;
+  if (!(shape && device.cudnn_attention &&
+        device.attention().attend(*shape, work, args.workspace, device, stream))) {
+    work.delta = args.workspace;
+    attend_backward(work, stream);
   }
-  work.delta = args.workspace;
-  attend_backward(work, stream);
+  if (sums) add_sums(args, factors);
 }
 
 }  // namespace cleave

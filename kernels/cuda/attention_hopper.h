@@ -17,8 +17,14 @@ namespace cleave {
 // same for keys and values, or, forward, the scale is not positive.
 bool attend_on_tensor_cores(const AttentionShape& shape, const AttentionWork& work,
                             int multiprocessors, cudaStream_t stream);
-// `statistics`: 16-byte aligned, of attention_statistics_bytes (kernels/attention.h).
+// `statistics`: 16-byte aligned, of attention_statistics_bytes (kernels/attention.h). `sums`: null,
+// or where the sums of dq, dk and dv over every 64 rows of the batch go, [parts, 3, g e]
+// (attention_room.h).
 bool attend_backward_on_tensor_cores(const AttentionShape& shape, const AttentionWork& work,
-                                     void* statistics, int multiprocessors, cudaStream_t stream);
+                                     void* statistics, float* sums, int multiprocessors,
+                                     cudaStream_t stream);
+// Adds up those parts: `to` [3 n], in the order of the parts.
+void add_attention_sums(const float* sums, int64_t parts, int64_t n, const TensorView& to,
+                        cudaStream_t stream);
 
 }  // namespace cleave

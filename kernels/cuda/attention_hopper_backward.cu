@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/cuda/attention_hopper.cuh"
+#include "kernels/cuda/columns.cuh"
 
 namespace cleave {
 namespace {
@@ -24,6 +25,44 @@ struct Statistics {
   }
 };
 
+// The sums of results over the rows of each brick, [batch, bricks, 3, n], of dq, dk and dv: n
+// numbers of all heads. Null: not asked for.
+struct RowSums {
+  float* data;
+  int bricks, n;
+
+  __device__ float* at(const Turn& turn, int first, int which, int width) const {
+    const int64_t brick = static_cast<int64_t>(turn.batch) * bricks + first / kBrick;
+    return data + (brick * 3 + which) * n + turn.head * width;
+  }
+};
+
+// Sums the first `rows` rows of a warpgroup's result, [kBrick, kWidth] in shared memory, for which
+// it has room for four more rows.
+template <class T, class Brick>
+__device__ inline void sum_rows(const unsigned char* tile, int rows, float* room, float* to,
+                                int warpgroup) {
+  constexpr int kWidth = Brick::kWidth;
+  const int thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32;
+#pragma unroll
+  for (int c = thread % 32; c < kWidth / 2; c += 32) {
+    float2 sum = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int row = warp * 16 + i;
+      const Vec<T, 2> x = load<2>(reinterpret_cast<const T*>(tile + Brick::place(row, 2 * c)));
+      if (row < rows) sum.x += number(x.x[0]), sum.y += number(x.x[1]);
+    }
+    *reinterpret_cast<float2*>(room + warp * kWidth + 2 * c) = sum;
+  }
+  meet_warpgroup(warpgroup);
+  if (thread >= kWidth) return;
+  float sum = room[thread];
+#pragma unroll
+  for (int i = 1; i < 4; ++i) sum += room[i * kWidth + thread];
+  to[thread] = sum;
+}
+
 // --- By queries --------------------------------------------------------------------------------
 
 template <int kWidth>
@@ -35,7 +74,9 @@ struct QueriesBlock {
   static constexpr int kStages = kWidth <= 96 ? 4 : 2;
   using Brick = Tile<kBrick, kWidth>;
   static constexpr int kOwn = 3 * Brick::kBytes, kStage = 2 * Brick::kBytes;  // Q, dO, O; K, V
-  static constexpr int kBytes = kGroups * (kOwn + Brick::kBytes) + kStages * kStage + 1024 + 1024;
+  static constexpr int kSums = 4 * kWidth;                                    // numbers
+  static constexpr int kBytes =
+      kGroups * (kOwn + Brick::kBytes + 4 * kSums) + kStages * kStage + 1024 + 1024;
 };
 
 struct QueriesMaps {
@@ -56,7 +97,7 @@ __device__ inline float dot8(const unsigned char* x, const unsigned char* y) {
 template <class T, int kWidth, bool kCausal>
 __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
     queries_kernel(const __grid_constant__ QueriesMaps maps, const HopperCall call,
-                   const Statistics statistics) {
+                   const Statistics statistics, const RowSums sums) {
   using B = QueriesBlock<kWidth>;
   using Brick = typename B::Brick;
   constexpr int kStages = B::kStages, kGroups = B::kGroups;
@@ -64,7 +105,8 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
   unsigned char* const own = aligned_shared(raw);       // of each warpgroup: Q, dO, O
   unsigned char* const outs = own + kGroups * B::kOwn;  // of each warpgroup: dQ
   unsigned char* const stages = outs + kGroups * Brick::kBytes;
-  auto* const own_full = reinterpret_cast<Barrier*>(stages + kStages * B::kStage);
+  auto* const rooms = reinterpret_cast<float*>(stages + kStages * B::kStage);
+  auto* const own_full = reinterpret_cast<Barrier*>(rooms + kGroups * B::kSums);
   Barrier *const own_empty = own_full + kGroups, *const full = own_empty + kGroups,
                  *const empty = full + kStages;
   if (threadIdx.x == 0) {
@@ -226,6 +268,10 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
     if (thread == 0 && any) {
       store_tile<Brick>(maps.dq, out, first_query, turn.head, turn.batch);
     }
+    if (any && sums.data != nullptr) {
+      sum_rows<T, Brick>(out, call.s - first_query, rooms + group * B::kSums,
+                         sums.at(turn, first_query, 0, kWidth), warpgroup);
+    }
   }
   if (thread == 0) stores_read();
 }
@@ -241,7 +287,8 @@ struct KeysBlock {
   static constexpr int kOwn = 2 * Brick::kBytes;  // K, V
   static constexpr int kRowBytes = kBrick * 4;    // of a plane of statistics
   static constexpr int kStage = 2 * Brick::kBytes + 2 * kRowBytes + 512;  // a multiple of 1024
-  static constexpr int kBytes = 2 * kGroups * kOwn + kStages * kStage + 1024 + 1024;
+  static constexpr int kSums = 2 * 4 * kWidth;                            // numbers
+  static constexpr int kBytes = kGroups * (2 * kOwn + 4 * kSums) + kStages * kStage + 1024 + 1024;
 };
 
 struct KeysMaps {
@@ -251,7 +298,7 @@ struct KeysMaps {
 template <class T, int kWidth, bool kCausal>
 __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
     keys_kernel(const __grid_constant__ KeysMaps maps, const HopperCall call,
-                const Statistics statistics) {
+                const Statistics statistics, const RowSums sums) {
   using B = KeysBlock<kWidth>;
   using Brick = typename B::Brick;
   constexpr int kStages = B::kStages, kGroups = B::kGroups;
@@ -259,7 +306,8 @@ __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
   unsigned char* const own = aligned_shared(raw);          // of each warpgroup: K, V
   unsigned char* const outs = own + kGroups * B::kOwn;     // of each warpgroup: dK, dV
   unsigned char* const stages = outs + kGroups * B::kOwn;  // Q, dO, statistics
-  auto* const own_full = reinterpret_cast<Barrier*>(stages + kStages * B::kStage);
+  auto* const rooms = reinterpret_cast<float*>(stages + kStages * B::kStage);
+  auto* const own_full = reinterpret_cast<Barrier*>(rooms + kGroups * B::kSums);
   Barrier *const own_empty = own_full + kGroups, *const full = own_empty + kGroups,
                  *const empty = full + kStages;
   if (threadIdx.x == 0) {
@@ -430,6 +478,13 @@ __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
       store_tile<Brick>(maps.dk, dk_out, first_key, turn.head, turn.batch);
       store_tile<Brick>(maps.dv, dv_out, first_key, turn.head, turn.batch);
     }
+    if (first_key < call.t && sums.data != nullptr) {
+      float* const room = rooms + group * B::kSums;
+      const int rows = call.t - first_key;
+      sum_rows<T, Brick>(dk_out, rows, room, sums.at(turn, first_key, 1, kWidth), warpgroup);
+      sum_rows<T, Brick>(dv_out, rows, room + B::kSums / 2, sums.at(turn, first_key, 2, kWidth),
+                         warpgroup);
+    }
   }
   if (thread == 0) stores_read();
 }
@@ -437,7 +492,8 @@ __global__ void __launch_bounds__(KeysBlock<kWidth>::kThreads, 1)
 }  // namespace
 
 bool attend_backward_on_tensor_cores(const AttentionShape& shape, const AttentionWork& w,
-                                     void* statistics, int multiprocessors, cudaStream_t stream) {
+                                     void* statistics, float* sums, int multiprocessors,
+                                     cudaStream_t stream) {
   using W = AttentionWork;
   return with_hopper_shape(shape, [&]<class T, class D, class C>(T, D, C) {
     constexpr int kWidth = D::kWidth;
@@ -447,6 +503,10 @@ bool attend_backward_on_tensor_cores(const AttentionShape& shape, const Attentio
     const int64_t padded = (shape.s + kBrick - 1) / kBrick * kBrick;
     const Statistics rows = {static_cast<float*>(statistics), static_cast<int>(padded),
                              shape.b * shape.g * shape.r * padded};
+    CLEAVE_ASSERT(sums == nullptr || (shape.r == 1 && shape.s == shape.t), "sums for {}",
+                  shape.text());
+    const RowSums row_sums = {sums, static_cast<int>(padded / kBrick),
+                              static_cast<int>(shape.g * shape.e)};
     using Q = QueriesBlock<kWidth>;
     const HopperCall by_queries =
         hopper_call(shape, w, W::kQ, Q::kRows, 2 * shape.t * shape.e / shape.r);
@@ -454,15 +514,29 @@ bool attend_backward_on_tensor_cores(const AttentionShape& shape, const Attentio
         queries_kernel<T, kWidth, kCausal>, by_queries, Q::kThreads, Q::kBytes, multiprocessors,
         stream,
         QueriesMaps{map(W::kQ), map(W::kDo), map(W::kO), map(W::kK), map(W::kV), map(W::kDq)},
-        by_queries, rows);
+        by_queries, rows, row_sums);
     using K = KeysBlock<kWidth>;
     const HopperCall by_keys =
         hopper_call(shape, w, W::kK, K::kRows, 2 * shape.r * shape.s * shape.e);
     launch_hopper(
         keys_kernel<T, kWidth, kCausal>, by_keys, K::kThreads, K::kBytes, multiprocessors, stream,
         KeysMaps{map(W::kQ), map(W::kDo), map(W::kK), map(W::kV), map(W::kDk), map(W::kDv)},
-        by_keys, rows);
+        by_keys, rows, row_sums);
   });
+}
+
+void add_attention_sums(const float* sums, int64_t parts, int64_t n, const TensorView& to,
+                        cudaStream_t stream) {
+  Columns columns;
+  for (int which = 0; which < 3; ++which) {
+    TensorView part = to;
+    part.data = static_cast<char*>(to.data) + which * n * to.strides[0] * size_of(to.dtype);
+    columns.out[which] = any_float(part);
+    columns.step[which] = to.strides[0];
+  }
+  add_partials_of<float><<<dim3(static_cast<unsigned>(ceil_div(n, 32)), 3), 512, 0, stream>>>(
+      sums, static_cast<int>(parts), n, columns);
+  cuda_check(cudaGetLastError());
 }
 
 }  // namespace cleave

@@ -104,14 +104,31 @@ inline int64_t attention_cuda_workspace(const OpCall& call) {
   return may_be_cudnn(call, n, false) ? cudnn_forward_bytes(n) + statistics_bytes(n) : 0;
 }
 
+// Sums of dq, dk and dv over rows that our own kernels on tensor cores keep, [parts, 3, g e] of
+// f32, behind their statistics: a part for each 64 rows. Else the results are summed as tensors
+// are.
+inline int64_t attention_sum_parts(const AttentionSizes& n) { return n.b * ((n.s + 63) / 64); }
+inline bool keeps_attention_sums(const AttentionSizes& n) {
+  return on_tensor_cores(n) && n.r == 1 && n.s == n.t;
+}
+inline int64_t attention_sums_at(const AttentionSizes& n) {
+  return aligned_workspace(attention_statistics_bytes(n.b * n.g * n.r, n.s));
+}
+
 inline int64_t attention_backward_cuda_workspace(const OpCall& call) {
   const Signature& s = call.signature;
   const AttentionSizes n = attention_sizes(call, {s.inputs()[1], s.inputs()[3], s.inputs()[4]});
   // Of our own kernels: a number for every query, or two and room up to a whole block.
   const int64_t rows = numel(call.in[5].shape);
-  const int64_t own = rows == 0 ? 0
-                                : std::max(rows * statistic_bytes(call.in[0].dtype),
-                                           attention_statistics_bytes(rows / n.s, n.s));
+  int64_t own = rows == 0 ? 0
+                          : std::max(rows * statistic_bytes(call.in[0].dtype),
+                                     attention_statistics_bytes(rows / n.s, n.s));
+  if (call.attrs.integer_or("sum", 0) != 0) {
+    own = std::max(own, reduce_room(std::max(numel(call.in[1].shape), numel(call.in[2].shape))));
+    if (is_half(call.in[0].dtype) && keeps_attention_sums(n)) {
+      own = std::max(own, attention_sums_at(n) + attention_sum_parts(n) * 3 * n.g * n.e * 4);
+    }
+  }
   const AttentionSlice slice = backward_slice(n);
   if (slice.b == 0 || !may_be_cudnn(call, n, true)) return own;
   return std::max(own, cudnn_backward_bytes(n, slice) + statistics_bytes(n));

@@ -76,9 +76,10 @@ inline constexpr int64_t kReduceRowBlocks = 528, kReduceColumnBlocks = 264;
 
 // Of reductions by columns, which take most: the parts of a block are of 32 vectors, whose states
 // are 2 KiB at most (of 16 bits, with two floats a state). There are no more states than elements.
-inline int64_t reduce_workspace(const OpCall& call) {
-  return std::min<int64_t>(kReduceColumnBlocks * 2048, numel(call.in[0].shape) * 16);
+inline int64_t reduce_room(int64_t elements) {
+  return std::min<int64_t>(kReduceColumnBlocks * 2048, elements * 16);
 }
+inline int64_t reduce_workspace(const OpCall& call) { return reduce_room(numel(call.in[0].shape)); }
 
 // A block's share of the elements of which squares are added up. A constant: the order of
 // additions, and so the bits, depend on the tensor's size and nothing else.

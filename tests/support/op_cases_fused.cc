@@ -147,6 +147,15 @@ void add_attention(std::vector<OpCase>& cases) {
                           "->bs(gr)E,btgE,btgV|s:indexed,t:indexed" + notes,
                .attrs = attrs,
                .in = {o, q, k, v, o, lse}});
+    if (c.r != 1 || c.e != c.v) continue;
+    attrs.set("sum", int64_t{1});
+    attrs.set("wide", int64_t{8});
+    attrs.set("X", int64_t{3});
+    with_step({.op = &ops::attention_backward,
+               .factors = "bs(gr)V,bs(gr)E,btgE,btgV,bs(gr)V,bs(gr)" + step +
+                          "->bs(gr)E,btgE,btgV,(XgrE)|s:indexed,t:indexed" + notes,
+               .attrs = attrs,
+               .in = {o, q, k, v, o, lse}});
   }
   const TensorType o = f64({4, 8, 16, 8}), lse = f64({4, 8, 16});
   cases.push_back(
