@@ -112,6 +112,24 @@ TEST_F(RowsOnGpu, Losses) {
   }
 }
 
+// Of rows in the shared memory of one, two, four or eight blocks, by the type, and longer ones.
+TEST_F(RowsOnGpu, LossesWithTheirGradients) {
+  for (const int64_t n : {int64_t{1000}, int64_t{50304}, int64_t{57352}, int64_t{128256}}) {
+    const TensorType x = f64({5, n}), targets = i32({5}), row = f64({5});
+    check_on_gpu({.op = &ops::cross_entropy_both,
+                  .factors = "bV,b,b->b,b,bV|V:indexed",
+                  .in = {x, targets, row},
+                  .ranges = {{-8, 8}, {0, static_cast<double>(n)}, kAny},
+                  .in_place = {{2, 0}},
+                  .prepare = [](std::vector<HostTensor>& in) {
+                    const auto last = static_cast<double>(in[0].type.shape[1] - 1);
+                    in[1].numbers[0] = last;
+                    in[1].numbers[1] = 0;
+                    in[1].numbers[2] = -100;  // ignored
+                  }});
+  }
+}
+
 TEST_F(RowsOnGpu, Embeddings) {
   struct Table {
     int64_t rows, width, tokens;

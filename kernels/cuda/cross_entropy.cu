@@ -1,6 +1,8 @@
 // The loss of class scores, its gradient, both at once, and the elements that indices name. Each
 // reads the scores once, both together where a row is short enough; gradients are written once,
 // which may be where the scores were. A row need not begin at a multiple of 16 bytes.
+#include <cooperative_groups.h>
+
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/workspace.h"
 #include "kernels/ops.h"
@@ -205,21 +207,27 @@ __global__ void __launch_bounds__(kPieceThreads)
 
 constexpr int kBothThreads = 512;
 
-// A block has a row, and keeps it in its shared memory from one pass to the other. Rows of whole
-// vectors, dense.
+// A cluster of blocks has a row, each `most` vectors of it at most, and keeps it in its shared memory
+// from one pass to the other. Rows of whole vectors, dense.
 template <class T>
-__global__ void __launch_bounds__(kBothThreads, 2) both_of_rows(Losses<T> l, Gradients<T> g) {
+__global__ void __launch_bounds__(kBothThreads, 2)
+    both_of_rows(Losses<T> l, Gradients<T> g, int most) {
   using A = Statistic<T>;
   constexpr int N = kWide<T>, G = kBothThreads;
   __shared__ A shared[2][32];
+  __shared__ A part[2];  // largest score and sum
   extern __shared__ uint4 kept_memory[];
   Vec<T, N>* const kept = reinterpret_cast<Vec<T, N>*>(kept_memory);
-  const int64_t r = blockIdx.x;
-  const int lane = threadIdx.x, vectors = l.n / N;
+  const auto cluster = cooperative_groups::this_cluster();
+  const int blocks = static_cast<int>(cluster.num_blocks());
+  const int rank = static_cast<int>(cluster.block_rank());
+  const int64_t r = blockIdx.x / blocks;
+  const int lane = threadIdx.x, first = rank * most;
+  const int vectors = max(min(l.n / N - first, most), 0);
   int64_t at[4], g_at[5];
   l.rows.offsets(r, at);
   g.rows.offsets(r, g_at);
-  const T* const x = l.logits + at[0];
+  const T* const x = l.logits + at[0] + int64_t{first} * N;
   // What is read of it before it is overwritten.
   const int target = l.targets[at[1]];
   Exponentials<A> e;
@@ -227,17 +235,37 @@ __global__ void __launch_bounds__(kBothThreads, 2) both_of_rows(Losses<T> l, Gra
     kept[v] = scores;
     e.take(scores);
   });
-  const Exponentials<A> all = {over_group<G>(e.top, shared[0], Greater{}), 0};
-  const A sum = over_group<G>(e.sum * exp_near(e.top - all.shift()), shared[1], Add{});
-  const A lse = all.shift() + log_of(sum);
-  if (lane == 0) {
-    // Everybody's scores are in shared memory since over_group.
-    l.losses[at[2]] = loss_of(l, reinterpret_cast<const T*>(kept), target, lse);
+  Exponentials<A> all = {over_group<G>(e.top, shared[0], Greater{}), 0};
+  all.sum = over_group<G>(e.sum * exp_near(e.top - all.shift()), shared[1], Add{});
+  if (blocks > 1) {
+    if (lane == 0) part[0] = all.top, part[1] = all.sum;
+    cluster.sync();
+    Exponentials<A> parts[kBothBlocks];
+#pragma unroll
+    for (int b = 0; b < kBothBlocks; ++b) {
+      if (b >= blocks) continue;
+      const A* const from = cluster.map_shared_rank(part, b);
+      parts[b] = {from[0], from[1]};
+    }
+    cluster.barrier_arrive();  // no block ends before all have read its part
+    all = {};
+#pragma unroll
+    for (int b = 0; b < kBothBlocks; ++b) all.top = Greater{}(all.top, parts[b].top);
+#pragma unroll
+    for (int b = 0; b < kBothBlocks; ++b) {
+      all.sum += parts[b].sum * exp_near(parts[b].top - all.shift());
+    }
+  }
+  const A lse = all.shift() + log_of(all.sum);
+  const RowGradient<T> row(target, g.ignore, g.classes, lse, g.dlosses[g_at[3]]);
+  // Everybody's scores are in shared memory since over_group; who has the target's tells the loss.
+  if (lane == 0 && rank == (row.own < 0 ? 0 : row.own / (most * N))) {
+    l.losses[at[2]] = loss_of(l, reinterpret_cast<const T*>(kept) - int64_t{first} * N, target, lse);
     l.lses[at[3]] = lse;
   }
-  const RowGradient<T> row(target, g.ignore, g.classes, lse, g.dlosses[g_at[3]]);
-  T* const dx = g.dlogits + g_at[4];
-  for (int v = lane; v < vectors; v += G) row_store<N>(dx, 1, v, row.of(kept[v], v * N));
+  T* const dx = g.dlogits + g_at[4] + int64_t{first} * N;
+  for (int v = lane; v < vectors; v += G) row_store<N>(dx, 1, v, row.of(kept[v], (first + v) * N));
+  if (blocks > 1) cluster.barrier_wait();
 }
 
 // --- Pick ----------------------------------------------------------------------------------------
@@ -391,11 +419,21 @@ void cross_entropy_both_cuda(const KernelArgs& args) {
       return;
     }
     cuda_check(cudaFuncSetAttribute(both_of_rows<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    kBothRowBytes));
-    both_of_rows<T>
-        <<<static_cast<unsigned>(l.rows.count), kBothThreads, static_cast<size_t>(bytes), stream>>>(
-            l, g);
-    cuda_check(cudaGetLastError());
+                                    kBothBlockBytes));
+    unsigned blocks = 1;
+    while (bytes > blocks * kBothBlockBytes) blocks *= 2;
+    const int most = static_cast<int>(ceil_div(l.n / kWide<T>, blocks));
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {.x = blocks, .y = 1, .z = 1};
+    const cudaLaunchConfig_t launch = {
+        .gridDim = static_cast<unsigned>(l.rows.count) * blocks,
+        .blockDim = kBothThreads,
+        .dynamicSmemBytes = static_cast<size_t>(most) * kWide<T> * sizeof(T),
+        .stream = stream,
+        .attrs = &cluster,
+        .numAttrs = 1};
+    cuda_check(cudaLaunchKernelEx(&launch, both_of_rows<T>, l, g, most));
   });
 }
 

@@ -1,5 +1,6 @@
-// Rotary position embedding. A block has one position, whose cosines and sines it works out once
-// for all heads and sequences: angles in double, since positions are large.
+// Rotary position embedding. A block has one position, or some where there is little to turn, whose
+// cosines and sines it works out once for all heads and sequences: angles in double, since
+// positions are large.
 #include <cmath>
 
 #include "kernels/cuda/rows.cuh"
@@ -15,6 +16,7 @@ struct Rotary {
   const T* x;
   T* y;
   Loops<2> others;  // x, y: every head of every sequence
+  int64_t count;    // of positions
   int start, half;  // a head is [start, 2 half]
   int64_t x_position, y_position, x_step, y_step;
   double log2_theta, sign;
@@ -31,50 +33,56 @@ __device__ inline void turn_of(double position, double frequency, double& cosine
   sincos(position * frequency, &sine, &cosine);
 }
 
+// A block has `each` positions, one after the other.
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads) rotate(Rotary<T> r) {
+__global__ void __launch_bounds__(kThreads) rotate(Rotary<T> r, int each) {
   using A = Statistic<T>;
   extern __shared__ double2 table_memory[];
-  A* const cosines = reinterpret_cast<A*>(table_memory);  // [half]
-  A* const sines = cosines + r.half;                      // [half]
-  const auto position = static_cast<double>(r.positions.position(blockIdx.x));
-  for (int i = threadIdx.x; i < r.half; i += kThreads) {
+  A* const cosines = reinterpret_cast<A*>(table_memory);  // [each, half]
+  A* const sines = cosines + each * r.half;               // [each, half]
+  const int64_t begin = blockIdx.x * int64_t{each};
+  const int here = static_cast<int>(min(int64_t{each}, r.count - begin));
+  for (int i = threadIdx.x; i < here * r.half; i += kThreads) {
+    const auto position = static_cast<double>(r.positions.position(begin + i / r.half));
     A sine;
-    turn_of(position, exp2(-r.log2_theta * i / r.half), cosines[i], sine);
+    turn_of(position, exp2(-r.log2_theta * (i % r.half) / r.half), cosines[i], sine);
     sines[i] = static_cast<A>(r.sign) * sine;
   }
   __syncthreads();
-  const T* const x = r.x + blockIdx.x * r.x_position;
-  T* const y = r.y + blockIdx.x * r.y_position;
   const int vectors = r.half / N, starts = r.start / N;
   const int64_t first = blockIdx.y * static_cast<int64_t>(kThreads) + threadIdx.x;
   const int64_t step = gridDim.y * static_cast<int64_t>(kThreads);
-  for (int64_t i = first; i < r.others.count * vectors; i += step) {
-    const int64_t other = i / vectors;
-    const int v = static_cast<int>(i - other * vectors);
-    int64_t at[2];
-    r.others.offsets(other, at);
-    const T* const from = x + at[0] + r.start * r.x_step;
-    T* const to = y + at[1] + r.start * r.y_step;
+  // Calls fn(x, y, position, vector) for each of n vectors of every head.
+  const auto each_vector = [&](int n, auto fn) {
+    const int64_t heads = r.others.count * n;
+    for (int64_t i = first; i < here * heads; i += step) {
+      // Where there are several positions, there are few vectors.
+      const int p = each == 1 ? 0 : static_cast<int>(i) / static_cast<int>(heads);
+      const int64_t other = (i - p * heads) / n;
+      int64_t at[2];
+      r.others.offsets(other, at);
+      fn(r.x + (begin + p) * r.x_position + at[0], r.y + (begin + p) * r.y_position + at[1], p,
+         static_cast<int>(i - p * heads - other * n));
+    }
+  };
+  each_vector(vectors, [&](const T* x, T* y, int p, int v) {
+    const T* const from = x + r.start * r.x_step;
+    T* const to = y + r.start * r.y_step;
     const auto a = row_load<N>(from, r.x_step, v);
     const auto b = row_load<N>(from + r.half * r.x_step, r.x_step, v);
     Vec<T, N> left, right;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const A cosine = cosines[v * N + j], sine = sines[v * N + j];
+      const A cosine = cosines[p * r.half + v * N + j], sine = sines[p * r.half + v * N + j];
       left.x[j] = To<T>::of(number(a.x[j]) * cosine - number(b.x[j]) * sine);
       right.x[j] = To<T>::of(number(b.x[j]) * cosine + number(a.x[j]) * sine);
     }
     row_store(to, r.y_step, v, left);
     row_store(to + r.half * r.y_step, r.y_step, v, right);
-  }
-  for (int64_t i = first; i < r.others.count * starts; i += step) {
-    const int64_t other = i / starts;
-    const int v = static_cast<int>(i - other * starts);
-    int64_t at[2];
-    r.others.offsets(other, at);
-    row_store(y + at[1], r.y_step, v, row_load<N>(x + at[0], r.x_step, v));
-  }
+  });
+  each_vector(starts, [&](const T* x, T* y, int, int v) {
+    row_store(y, r.y_step, v, row_load<N>(x, r.x_step, v));
+  });
 }
 
 }  // namespace
@@ -101,6 +109,7 @@ void rotary_cuda(const KernelArgs& args) {
     const Rotary<T> k = {.x = args.in[0].as<const T>(),
                          .y = args.out[0].as<T>(),
                          .others = loops_of(others),
+                         .count = positions,
                          .start = static_cast<int>(start),
                          .half = static_cast<int>(half),
                          .x_position = x[s],
@@ -114,12 +123,18 @@ void rotary_cuda(const KernelArgs& args) {
                       wide_rows<T>(rows, 0, k.x, k.x_step, size) &&
                       wide_rows<T>(rows, 1, k.y, k.y_step, size);
     const auto go = [&]<int N>() {
-      // Enough blocks for every multiprocessor where there are few positions.
-      const int64_t most = ceil_div(others.count() * (half / N), kThreads);
-      const int64_t parts = std::clamp<int64_t>(ceil_div(1024, positions), 1, most);
-      const dim3 blocks(static_cast<unsigned>(positions), static_cast<unsigned>(parts));
-      rotate<T, N><<<blocks, kThreads, static_cast<size_t>(half) * 2 * sizeof(Statistic<T>),
-                     static_cast<cudaStream_t>(args.stream)>>>(k);
+      // So many positions that every thread has two vectors; enough blocks for every multiprocessor
+      // where there are few positions.
+      const int64_t vectors = others.count() * (half / N);
+      const int64_t each = std::clamp<int64_t>(std::min(2 * kThreads / vectors, positions / 512), 1,
+                                               kThreads / half + 1);
+      const int64_t groups = ceil_div(positions, each);
+      const int64_t parts =
+          std::clamp<int64_t>(ceil_div(1024, groups), 1, ceil_div(each * vectors, kThreads));
+      const dim3 blocks(static_cast<unsigned>(groups), static_cast<unsigned>(parts));
+      const auto table = static_cast<size_t>(each * half) * 2 * sizeof(Statistic<T>);
+      rotate<T, N><<<blocks, kThreads, table, static_cast<cudaStream_t>(args.stream)>>>(
+          k, static_cast<int>(each));
     };
     if (wide) {
       go.template operator()<kWide<T>>();
