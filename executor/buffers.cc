@@ -125,14 +125,18 @@ class Assigner {
   // What is taken apart into tensors that wish to lie where the parts of a whole do, each in the
   // place of one, wishes to lie where the whole does.
   void plan_wholes(std::vector<SharingWish>& wish_of) const {
+    std::map<TensorId, std::vector<TensorId>> targets;  // of what each is taken apart into
     for (const Instr& instr : program_.instrs) {
-      if (instr.op != &ops::unbind || instr.kind != InstrKind::kCompute) continue;
-      std::vector<TensorId> targets;
-      for (TensorId t : instr.out) targets.push_back(wish_of[static_cast<size_t>(t)].target);
-      const auto whole = parts_in_.find(targets);
-      SharingWish& wish = wish_of[static_cast<size_t>(instr.in[0])];
+      if (instr.kind != InstrKind::kCompute) continue;
+      if (instr.op != &ops::unbind && instr.op != &ops::slice) continue;
+      for (TensorId t : instr.out)
+        targets[instr.in[0]].push_back(wish_of[static_cast<size_t>(t)].target);
+    }
+    for (const auto& [t, parts] : targets) {
+      const auto whole = parts_in_.find(parts);
+      SharingWish& wish = wish_of[static_cast<size_t>(t)];
       if (whole == parts_in_.end() || wish.target >= 0) continue;
-      wish = {.tensor = instr.in[0], .target = whole->second, .in_place = true};
+      wish = {.tensor = t, .target = whole->second, .in_place = true};
     }
   }
 

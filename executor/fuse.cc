@@ -26,9 +26,10 @@ constexpr std::array kFusions = {
         {"chunks", "the head goes through its rows in chunks: its scores are never all in memory"},
         nullptr,
         fuse_chunks},
-    Entry{{"siblings", "products that read the same are one, with weights side by side"},
-          nullptr,
-          fuse_siblings},
+    Entry{
+        {"siblings", "products of the same, or their backward, are one, with weights side by side"},
+        nullptr,
+        fuse_siblings},
     Entry{{"bias", "a product adds its bias"}, fuse_bias},
     Entry{{"residual", "a product adds what stands beside it"}, fuse_residual},
     Entry{{"loss", "a loss also makes the gradient of its scores"}, nullptr, fuse_loss},

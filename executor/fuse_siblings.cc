@@ -4,6 +4,12 @@
 // are made as parts of one tensor (the attribute `joins`): nothing is copied, and the gradients of
 // w1 and w2 are dense. Taken are products of one size, without a bias, whose results meet in one
 // op, of parameters or copies kept of them that nothing else reads but updates and the backward.
+//
+// Of other products of x, of any sizes n1, n2 (queries, keys and values), those of the backward
+// become one: of the gradients of their results, parts of one [.., n1 + n2], and of w
+// [n1 + n2, k], in which w1 and w2 lie one after the other. Taken are those whose gradients are all
+// there before the first of the products that are added up; who else reads the weights is of no
+// matter.
 #include <algorithm>
 #include <cctype>
 #include <iterator>
@@ -51,8 +57,8 @@ Role role_of(const Instr& instr) {
   return Role::kNone;
 }
 
-// In front of which dimension an operand or the result of a product of siblings has one more, of
-// their number: where n stands. -1: it has none.
+// Where n stands in an operand or the result of a product: in front of that dimension, those of one
+// size have one more, of their number, or in it they lie one after the other. -1: it has none.
 struct Widening {
   int in0 = -1, in1 = -1, out = -1;
 };
@@ -68,9 +74,19 @@ Widening widening_of(const Instr& product) {
   return {};
 }
 
+// The factor n.
+size_t n_of(const Instr& product) {
+  const auto at = static_cast<size_t>(widening_of(product).in1);
+  return static_cast<size_t>(product.signature->inputs()[1][at][0]);
+}
+
 void widen(std::string& dims, int at, char letter) {
   if (at >= 0) dims.insert(static_cast<size_t>(at), 1, letter);
 }
+
+// How parts lie in a whole: in one dimension more, of their number; or, when atoms are given, one
+// after the other in a dimension that has these.
+using Line = std::vector<int64_t>;
 
 // A capital letter that the signature does not have, nor its small one.
 char unused_letter(const Signature& s) {
@@ -85,6 +101,22 @@ char unused_letter(const Signature& s) {
 bool elementwise(const Signature& s) {
   return std::all_of(s.inputs().begin(), s.inputs().end(),
                      [&](const OperandDims& dims) { return dims == s.outputs()[0]; });
+}
+
+// The last dimension of the result is the last two of the operand.
+bool folds_heads(const Instr& instr) {
+  if (instr.op != &ops::reshape) return false;
+  const OperandDims &in = instr.signature->inputs()[0], &out = instr.signature->outputs()[0];
+  if (in.size() < 2 || out.size() + 1 != in.size() || !std::all_of(in.begin(), in.end(), is_vector))
+    return false;
+  return std::equal(out.begin(), out.end() - 1, in.begin()) &&
+         out.back() == DimFactors{in[in.size() - 2][0], in.back()[0]};
+}
+
+// Whether it can make its results as parts of another tensor: what lies in other memory cannot, nor
+// what will be made of parts itself (fuse_parts.cc).
+bool makes_anywhere(const Instr& instr) {
+  return instr.op->view == nullptr && instr.op != &ops::stack && instr.op != &ops::concat;
 }
 
 class Siblings {
@@ -110,6 +142,7 @@ class Siblings {
       forward[operands(group, 1)].push_back(group);
     }
     for (const auto& [weights, groups] : forward) try_weights(weights, groups);
+    for (const auto& [sum, products] : added_products()) try_added(products);
     if (made_ > 0) rebuild();
     return made_;
   }
@@ -128,11 +161,16 @@ class Siblings {
     return out;
   }
 
-  // The same product, on other operands, of one rank.
-  bool alike(const Instr& a, const Instr& b) const {
-    return a.op == b.op && a.signature == b.signature && a.attrs == b.attrs &&
-           a.letter_atoms == b.letter_atoms && a.part == b.part && a.chunk == b.chunk &&
-           is_unsplit(a) && is_unsplit(b) && f_.dtype(a.out[0]) == f_.dtype(b.out[0]);
+  // The same product, on other operands, of one rank; of any n, if so.
+  bool alike(const Instr& a, const Instr& b, bool any_size = false) const {
+    if (a.op != b.op || a.signature != b.signature || a.attrs != b.attrs || a.part != b.part ||
+        a.chunk != b.chunk || !is_unsplit(a) || !is_unsplit(b) ||
+        f_.dtype(a.out[0]) != f_.dtype(b.out[0])) {
+      return false;
+    }
+    auto atoms = b.letter_atoms;
+    if (any_size) atoms[n_of(a)] = a.letter_atoms[n_of(a)];
+    return a.letter_atoms == atoms;
   }
 
   // Instructions alone read it, not the program's end.
@@ -209,10 +247,133 @@ class Siblings {
     }
     if (!inputs.empty() && (operands(inputs, 1) != weights || !may_join_inputs(inputs))) return;
     beside_.insert(weights.begin(), weights.end());
-    const TensorId w = join(weights, 0, begin_, p_.instrs[groups[0][0]]);
-    begin_.back().part = Part::kBegin;
+    const TensorId w = join_weights(weights, {}, p_.instrs[groups[0][0]]);
     for (const Places& group : groups) join_forward(group, w);
-    if (!inputs.empty()) join_gradients(inputs, w);
+    if (!inputs.empty()) {
+      const std::vector<TensorId> g = operands(inputs, 0);
+      const size_t made = last_maker(g);
+      const Instr& first = p_.instrs[inputs[0]];
+      const TensorId beside = join(g, widening_of(first).in0, {}, before_[made + 1], first);
+      join_gradients(inputs, weight_products_of(g, made, {}), w, beside, {});
+    }
+  }
+
+  // Where the last of them is made.
+  size_t last_maker(const std::vector<TensorId>& tensors) const {
+    size_t made = 0;
+    for (const TensorId t : tensors) made = std::max(made, *f_.maker(t));
+    return made;
+  }
+
+  // --- products of any sizes ---------------------------------------------------------------------
+
+  // What the gradient of a result is made as: in this shape, or as heads.
+  struct Origin {
+    TensorId tensor = -1;
+    bool heads = false;
+  };
+
+  // None: it cannot be made elsewhere, or others than products and sums of rows read it.
+  std::optional<Origin> origin_of(size_t i) const {
+    const Instr& product = p_.instrs[i];
+    Origin origin{product.in[0], false};
+    if (!read_inside(origin.tensor) || !aligned(origin.tensor, true)) return {};
+    for (const size_t r : readers(origin.tensor)) {
+      const Instr& reader = p_.instrs[r];
+      const bool sums = reader.op == &ops::sum && sums_rows(*reader.signature);
+      if (r != i && role_of(reader) != Role::kWeight && !sums) return {};
+    }
+    std::optional<size_t> m = f_.maker(origin.tensor, product);
+    if (m && folds_heads(p_.instrs[*m])) {
+      origin = {p_.instrs[*m].in[0], true};
+      if (f_.readers(origin.tensor) != 1) return {};
+      m = f_.maker(origin.tensor, product);
+    }
+    if (!m || !makes_anywhere(p_.instrs[*m])) return {};
+    return origin;
+  }
+
+  // The products that make gradients and have not been joined, by the sums that add them up.
+  std::map<size_t, Places> added_products() const {
+    std::map<size_t, Places> added;
+    for (size_t i = 0; i < p_.instrs.size(); ++i) {
+      const Instr& product = p_.instrs[i];
+      if (removed_[i] || role_of(product) != Role::kInput || !may_lie_beside(product.in[1]) ||
+          !origin_of(i)) {
+        continue;
+      }
+      if (const std::optional<size_t> sum = sum_of({i})) added[*sum].push_back(i);
+    }
+    return added;
+  }
+
+  // Whether the second is of the same kind as the first, and can be made with it.
+  bool may_join_added(size_t i, size_t j) const {
+    const Instr &first = p_.instrs[i], &product = p_.instrs[j];
+    const Origin a = *origin_of(i), b = *origin_of(j);
+    if (!alike(first, product, true) || a.heads != b.heads || *f_.maker(b.tensor) >= i)
+      return false;
+    for (const size_t k : {0, 1}) {
+      if (f_.dtype(first.in[k]) != f_.dtype(product.in[k])) return false;
+    }
+    return !a.heads || dims_of(a.tensor).back() == dims_of(b.tensor).back();
+  }
+
+  // Joins those of a sum's products that can be.
+  void try_added(Places products) {
+    while (products.size() > 1) {
+      Places group, left;
+      std::set<TensorId> used;
+      for (const size_t i : products) {
+        const TensorId g = p_.instrs[i].in[0], w = p_.instrs[i].in[1];
+        const bool apart = !beside_.contains(w) && !used.contains(g) && !used.contains(w);
+        if (apart && may_join_added(group.empty() ? i : group[0], i)) {
+          group.push_back(i);
+          used.insert({g, w});
+        } else if (!group.empty()) {
+          left.push_back(i);
+        }
+      }
+      if (group.size() > 1) join_added(group);
+      products = std::move(left);
+    }
+  }
+
+  void join_added(const Places& products) {
+    const Instr& first = p_.instrs[products[0]];
+    const std::vector<TensorId> g = operands(products, 0), weights = operands(products, 1);
+    std::vector<TensorId> parts;
+    for (const size_t i : products) parts.push_back(origin_of(i)->tensor);
+    const bool heads = origin_of(products[0])->heads;
+    const auto last = static_cast<int>(dims_of(parts[0]).size()) - 1;
+    const int d = heads ? last - 1 : last;
+    int64_t size = 0;
+    for (const TensorId t : parts) size += numel(dims_of(t)[static_cast<size_t>(d)]);
+    Line line = {size};
+    const size_t made = last_maker(parts);
+    std::vector<Instr>& here = before_[made + 1];
+    TensorId beside = join(parts, d, line, here, first);
+    if (heads) {
+      const Line each = dims_of(beside).back();
+      line.insert(line.end(), each.begin(), each.end());
+      Instr fold = like(first);
+      fold.op = &ops::reshape;
+      fold.signature = p_.instrs[*f_.maker(g[0])].signature;
+      fold.in = {beside};
+      beside = whole_of(g, last - 1, line);
+      fold.out = {beside};
+      fold.letter_atoms = atoms_of(fold);
+      here.push_back(std::move(fold));
+    }
+    beside_.insert(weights.begin(), weights.end());
+    const TensorId w = join_weights(weights, line, first);
+    join_gradients(products, weight_products_of(g, made, line), w, beside, line);
+    if (!heads) return;
+    for (const TensorId t : g) {  // what was only reshaped for these products
+      const std::vector<size_t>& by = readers(t);
+      const auto gone = [&](size_t r) { return removed_[r]; };
+      if (std::all_of(by.begin(), by.end(), gone)) removed_[*f_.maker(t)] = true;
+    }
   }
 
   // The sum that alone reads what these products make; none when there is no such one.
@@ -234,7 +395,8 @@ class Siblings {
 
   // The products that make weights' gradients of these, in their order; none: they are not such, or
   // not before others need one of them.
-  Places weight_products_of(const std::vector<TensorId>& gradients, size_t made) const {
+  Places weight_products_of(const std::vector<TensorId>& gradients, size_t made,
+                            const Line& line) const {
     Places products;
     for (const TensorId g : gradients) {
       for (const size_t r : readers(g)) {
@@ -248,7 +410,7 @@ class Siblings {
     const Instr& first = p_.instrs[products[0]];
     for (const size_t r : products) {
       const Instr& product = p_.instrs[r];
-      if (!alike(first, product) || product.in[0] != first.in[0] || r <= made ||
+      if (!alike(first, product, !line.empty()) || product.in[0] != first.in[0] || r <= made ||
           !aligned(product.out[0], false)) {
         return {};
       }
@@ -264,7 +426,7 @@ class Siblings {
       if (!alike(first, p_.instrs[i])) return false;
       const TensorId g = p_.instrs[i].in[0];
       const std::optional<size_t> m = f_.maker(g, first);
-      if (!m || p_.instrs[*m].op->view != nullptr || p_.instrs[*m].attrs.has("joins")) return false;
+      if (!m || !makes_anywhere(p_.instrs[*m])) return false;
       if (!read_inside(g) || !aligned(g, true)) return false;
       for (const size_t r : readers(g)) {
         if (r != i && role_of(p_.instrs[r]) != Role::kWeight) return false;
@@ -307,26 +469,31 @@ class Siblings {
 
   // --- the rewrite -------------------------------------------------------------------------------
 
+  TensorId join_weights(const std::vector<TensorId>& weights, const Line& line,
+                        const Instr& model) {
+    const TensorId w = join(weights, 0, line, begin_, model);
+    begin_.back().part = Part::kBegin;
+    return w;
+  }
+
   void join_forward(const Places& group, TensorId w) {
-    Instr product = joined(group, {p_.instrs[group[0]].in[0], w});
+    Instr product = joined(group, {p_.instrs[group[0]].in[0], w}, {});
     std::vector<Instr>& here = before_[group[0]];  // what all of them read is there
     here.push_back(product);
-    here.push_back(apart(product.out[0], results(group), widening_of(p_.instrs[group[0]]).out));
+    take_apart(product.out[0], results(group), widening_of(p_.instrs[group[0]]).out, {}, here);
     remove(group);
   }
 
-  void join_gradients(const Places& products, TensorId w) {
+  // The products that make gradients of x, and those of the weights, if any: of the whole of the
+  // gradients, and that of the weights.
+  void join_gradients(const Places& products, const Places& weight_products, TensorId w,
+                      TensorId beside, const Line& line) {
     const size_t sum = *sum_of(products);
-    const std::vector<TensorId> g = operands(products, 0);
-    size_t made = 0;  // where the last of them is
-    for (const TensorId t : g) made = std::max(made, *f_.maker(t));
-    const Places weight_products = weight_products_of(g, made);
-    const Instr& first = p_.instrs[products[0]];
-    const TensorId beside = join(g, widening_of(first).in0, before_[made + 1], first);
-    Instr dx = joined(products, {beside, w});
+    const TensorId first = p_.instrs[products[0]].out[0];
+    Instr dx = joined(products, {beside, w}, line);
     Instr& add = p_.instrs[sum];
     for (size_t k = 1; k < products.size(); ++k) std::erase(add.in, p_.instrs[products[k]].out[0]);
-    *std::find(add.in.begin(), add.in.end(), first.out[0]) = dx.out[0];
+    *std::find(add.in.begin(), add.in.end(), first) = dx.out[0];
     if (add.in.size() == 1) {
       dx.out = add.out;
       dx.fused |= add.fused;
@@ -338,35 +505,36 @@ class Siblings {
     }
     before_[*std::max_element(products.begin(), products.end())].push_back(std::move(dx));
     remove(products);
-    if (!weight_products.empty()) join_weight_products(weight_products, beside);
+    if (!weight_products.empty()) join_weight_products(weight_products, beside, line);
   }
 
-  void join_weight_products(const Places& products, TensorId beside) {
+  void join_weight_products(const Places& products, TensorId beside, const Line& line) {
     const Places sums = accumulations(products);
     // Gradients that are read at once are made by the first of them.
     const auto at = sums.empty() ? std::min_element(products.begin(), products.end())
                                  : std::max_element(products.begin(), products.end());
     std::vector<Instr>& here = before_[*at];
-    const Instr dw = joined(products, {p_.instrs[products[0]].in[0], beside});
+    const Instr dw = joined(products, {p_.instrs[products[0]].in[0], beside}, line);
     here.push_back(dw);
     if (sums.empty()) {
-      here.push_back(apart(dw.out[0], results(products), 0));
+      take_apart(dw.out[0], results(products), 0, line, here);
     } else {
       const Instr& first = p_.instrs[sums[0]];
-      const TensorId before = join(operands(sums, 0), 0, here, first);
-      const char letter = unused_letter(*first.signature);
-      SignatureParts factors = first.signature->parts();
-      for (std::string& operand : factors.inputs) operand.insert(0, 1, letter);
-      factors.outputs[0].insert(0, 1, letter);
       Instr sum = like(first);
       sum.op = first.op;
       sum.attrs = first.attrs;
+      sum.in = {join(operands(sums, 0), 0, line, here, first), dw.out[0]};
+      sum.out = {whole_of(results(sums), 0, line)};
+      SignatureParts factors = first.signature->parts();
+      if (line.empty()) {
+        const char letter = unused_letter(*first.signature);
+        for (std::string& operand : factors.inputs) operand.insert(0, 1, letter);
+        factors.outputs[0].insert(0, 1, letter);
+      }
       sum.signature = &Signature::get(factors);
-      sum.letter_atoms = atoms_for(*sum.signature, first, letter, sums.size());
-      sum.in = {before, dw.out[0]};
-      sum.out = {widened(results(sums), 0)};
+      sum.letter_atoms = atoms_of(sum);
       here.push_back(sum);
-      here.push_back(apart(sum.out[0], results(sums), 0));
+      take_apart(sum.out[0], results(sums), 0, line, here);
       remove(sums);
     }
     remove(products);
@@ -385,109 +553,125 @@ class Siblings {
   }
 
   // The one product of all these, of these operands.
-  Instr joined(const Places& products, std::vector<TensorId> in) {
+  Instr joined(const Places& products, std::vector<TensorId> in, const Line& line) {
     const Instr& first = p_.instrs[products[0]];
     const Signature& s = *first.signature;
     const Widening at = widening_of(first);
-    const char letter = unused_letter(s);
     Instr product = like(first);
     for (const size_t i : products) product.fused |= p_.instrs[i].fused;
     product.op = first.op;
     product.attrs = first.attrs;
     SignatureParts factors = s.parts();
-    widen(factors.inputs[0], at.in0, letter);
-    widen(factors.inputs[1], at.in1, letter);
-    widen(factors.outputs[0], at.out, letter);
+    if (line.empty()) {
+      const char letter = unused_letter(s);
+      widen(factors.inputs[0], at.in0, letter);
+      widen(factors.inputs[1], at.in1, letter);
+      widen(factors.outputs[0], at.out, letter);
+    }
     product.signature = &Signature::get(factors);
-    product.letter_atoms = atoms_for(*product.signature, first, letter, products.size());
     product.in = std::move(in);
-    product.out = {at.out < 0 ? same(first.out[0]) : widened(results(products), at.out)};
+    product.out = {at.out < 0 ? same(first.out[0]) : whole_of(results(products), at.out, line)};
+    product.letter_atoms = atoms_of(product);
     ++made_;
     return product;
   }
 
-  // A whole, with one dimension more, of parts that are made where they belong in it.
-  TensorId join(const std::vector<TensorId>& parts, int d, std::vector<Instr>& list,
-                const Instr& model) {
-    Instr stack = like(model);
-    const TensorId whole = widened(parts, d);
-    stack.op = &ops::stack;
-    stack.attrs.set("joins", int64_t{1});
-    const auto [each, all] = texts(parts, d);
-    stack.signature = &Signature::get({each, {all}, ""});
-    stack.in = parts;
-    stack.out = {whole};
-    stack.letter_atoms = atoms_of(*stack.signature, whole, all);
-    list.push_back(std::move(stack));
-    return whole;
+  // A whole of parts that are made where they belong in it.
+  TensorId join(const std::vector<TensorId>& parts, int d, const Line& line,
+                std::vector<Instr>& list, const Instr& model) {
+    Instr whole = like(model);
+    whole.op = line.empty() ? &ops::stack : &ops::concat;
+    whole.attrs.set("joins", int64_t{1});
+    const auto [each, all] = texts(parts, d, line);
+    whole.signature = &Signature::get({each, {all}, ""});
+    whole.in = parts;
+    whole.out = {whole_of(parts, d, line)};
+    whole.letter_atoms = atoms_of(whole);
+    list.push_back(whole);
+    return whole.out[0];
   }
 
   // The parts of a whole, which lie in it.
-  Instr apart(TensorId whole, const std::vector<TensorId>& parts, int d) const {
-    const std::optional<size_t> m = f_.maker(parts[0]);
-    Instr views = like(p_.instrs[*m]);
-    views.op = &ops::unbind;
-    const auto [each, all] = texts(parts, d);
-    views.signature = &Signature::get({{all}, each, ""});
-    views.in = {whole};
-    views.out = parts;
-    views.letter_atoms = atoms_of(*views.signature, whole, all);
-    return views;
+  void take_apart(TensorId whole, const std::vector<TensorId>& parts, int d, const Line& line,
+                  std::vector<Instr>& list) const {
+    const Instr& model = p_.instrs[*f_.maker(parts[0])];
+    const auto [each, all] = texts(parts, d, line);
+    const auto add = [&](const OpDef& op, std::vector<std::string> texts, Attrs attrs,
+                         std::vector<TensorId> out) {
+      Instr views = like(model);
+      views.op = &op;
+      views.attrs = std::move(attrs);
+      views.signature = &Signature::get({{all}, std::move(texts), ""});
+      views.in = {whole};
+      views.out = std::move(out);
+      views.letter_atoms = atoms_of(views);
+      list.push_back(std::move(views));
+    };
+    if (line.empty()) return add(ops::unbind, each, {}, parts);
+    int64_t start = 0;
+    for (size_t k = 0; k < parts.size(); ++k) {
+      const int64_t stop = start + numel(dims_of(parts[k])[static_cast<size_t>(d)]);
+      add(ops::slice, {each[k]}, {{"start", start}, {"stop", stop}, {"step", int64_t{1}}},
+          {parts[k]});
+      start = stop;
+    }
   }
 
-  // "ab", "ab" and "Zab": parts, and the whole with its dimension in front of their dimension d.
-  std::pair<std::vector<std::string>, std::string> texts(const std::vector<TensorId>& parts,
-                                                         int d) const {
-    std::string one;
-    for (size_t k = 0; k < p_.tensor(parts[0]).geometry.shape.size(); ++k)
-      one += static_cast<char>('a' + k);
-    std::string all = one;
-    widen(all, d, 'Z');
-    return {std::vector(parts.size(), one), all};
+  // "ab", "ab" and "Zab": parts, and the whole with its dimension in front of their dimension d. In
+  // a line "aA", "aB" and "aZ".
+  std::pair<std::vector<std::string>, std::string> texts(const std::vector<TensorId>& parts, int d,
+                                                         const Line& line) const {
+    std::string all;
+    for (size_t k = 0; k < dims_of(parts[0]).size(); ++k) all += static_cast<char>('a' + k);
+    std::vector<std::string> each(parts.size(), all);
+    if (line.empty()) {
+      widen(all, d, 'Z');
+    } else {
+      const auto at = static_cast<size_t>(d);
+      all[at] = 'Z';
+      CLEAVE_ASSERT(parts.size() < 25, "{} parts have no letters", parts.size());
+      for (size_t k = 0; k < parts.size(); ++k) each[k][at] = static_cast<char>('A' + k);
+    }
+    return {each, all};
   }
 
-  // Of a signature in which each dimension of the tensor has the letter that stands in `dims`.
-  std::vector<std::vector<int64_t>> atoms_of(const Signature& s, TensorId t,
-                                             const std::string& dims) const {
+  // Those of its operands and results.
+  std::vector<std::vector<int64_t>> atoms_of(const Instr& instr) const {
+    const Signature& s = *instr.signature;
     std::vector<std::vector<int64_t>> atoms(s.factors().size());
-    const Layout& layout = p_.tensor(t).layout;
-    for (size_t a = 0; a < layout.atoms.size(); ++a) {
-      const char letter = dims[static_cast<size_t>(layout.atom_dim[a])];
-      atoms[static_cast<size_t>(s.factor(letter))].push_back(layout.atoms[a]);
-    }
+    const auto look = [&](const std::vector<OperandDims>& texts, const std::vector<TensorId>& of) {
+      for (size_t i = 0; i < of.size(); ++i) {
+        const auto dims = dims_of(of[i]);
+        for (size_t d = 0; d < dims.size(); ++d) {
+          if (is_vector(texts[i][d])) atoms[static_cast<size_t>(texts[i][d][0])] = dims[d];
+        }
+      }
+    };
+    look(s.inputs(), instr.in);
+    look(s.outputs(), instr.out);
     return atoms;
   }
 
-  // Of a signature that has this letter, of so many, and else those of the instruction.
-  static std::vector<std::vector<int64_t>> atoms_for(const Signature& s, const Instr& model,
-                                                     char letter, size_t count) {
-    std::vector<std::vector<int64_t>> atoms;
-    for (const Factor& f : s.factors()) {
-      if (f.letter == letter) {
-        atoms.push_back({static_cast<int64_t>(count)});
-      } else {
-        atoms.push_back(model.letter_atoms[static_cast<size_t>(model.signature->factor(f.letter))]);
-      }
-    }
-    return atoms;
-  }
+  // The atoms of each dimension.
+  std::vector<std::vector<int64_t>> dims_of(TensorId t) const { return p_.tensor(t).layout.dims(); }
 
   TensorId same(TensorId t) {
     p_.tensors.push_back(ProgramTensor(p_.tensor(t)));
     return static_cast<TensorId>(p_.tensors.size() - 1);
   }
 
-  // A tensor of all of these, with their number in front of dimension d.
-  TensorId widened(const std::vector<TensorId>& parts, int d) {
+  // A tensor of all of these: with their number in front of dimension d, or with this line in it.
+  TensorId whole_of(const std::vector<TensorId>& parts, int d, const Line& line) {
     const TensorId whole = same(parts[0]);
     ProgramTensor& t = p_.tensor(whole);
-    Layout& layout = t.layout;
-    const auto at = std::lower_bound(layout.atom_dim.begin(), layout.atom_dim.end(), d) -
-                    layout.atom_dim.begin();
-    for (auto dim = layout.atom_dim.begin() + at; dim != layout.atom_dim.end(); ++dim) ++*dim;
-    layout.atom_dim.insert(layout.atom_dim.begin() + at, static_cast<int8_t>(d));
-    layout.atoms.insert(layout.atoms.begin() + at, static_cast<int64_t>(parts.size()));
-    const Shape shape = layout.local_shape(p_.mesh);
+    auto dims = t.layout.dims();
+    if (line.empty()) {
+      dims.insert(dims.begin() + d, {static_cast<int64_t>(parts.size())});
+    } else {
+      dims[static_cast<size_t>(d)] = line;
+    }
+    t.layout.set_dims(dims);
+    const Shape shape = t.layout.local_shape(p_.mesh);
     t.geometry = {0, shape, contiguous_strides(shape)};
     return whole;
   }

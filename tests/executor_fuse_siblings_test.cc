@@ -10,6 +10,7 @@
 #include <string>
 
 #include "executor/fuse.h"
+#include "executor/memory_layout.h"
 #include "executor/typing.h"
 #include "kernels/ops.h"
 #include "models/models.h"
@@ -28,13 +29,22 @@ struct Setting {
   std::string model = "llama:tiny";
   DType dtype = DType::kF64;
   int64_t micro_batches = 1;
+  int64_t hidden = 32;
 };
 
 ModelConfig config_of(const Setting& s) {
   ModelConfig config = model_named(s.model);
-  for (const char* key : {"layers=2", "hidden=32", "ffn=64", "sequence=16", "batch=2"})
-    set_value(config, key);
+  for (const char* key : {"layers=2", "ffn=64", "sequence=16", "batch=2"}) set_value(config, key);
+  config.hidden = s.hidden;
   return config;
+}
+
+// Gate and up of each layer: forward, the gradient of their input, those of their weights. Where
+// keys have rows that are aligned: both gradients of queries, keys and values.
+int64_t joined_of(const Setting& s) {
+  const ModelConfig c = config_of(s);
+  const int64_t keys = c.hidden / c.heads * c.num_kv_heads() * size_of(s.dtype);
+  return c.layers * (keys % kArenaAlignment == 0 ? 5 : 3);
 }
 
 TraceOptions options_of(const Setting& s) {
@@ -145,7 +155,6 @@ void expect_same_training(Program with, Program without, const Setting& s, doubl
 
 class Siblings : public ::testing::TestWithParam<Setting> {};
 
-// Gate and up of each layer: forward, the gradient of their input, those of their weights.
 TEST_P(Siblings, TrainLikeTheParts) {
   const Setting& s = GetParam();
   for (const bool alone : {false, true}) {
@@ -155,7 +164,7 @@ TEST_P(Siblings, TrainLikeTheParts) {
     std::vector<std::string> off = others;
     off.emplace_back("siblings");
     const Program with = runnable(s, others), without = runnable(s, off);
-    EXPECT_EQ(made(with), 3 * config_of(s).layers);
+    EXPECT_EQ(made(with), joined_of(s));
     EXPECT_EQ(made(without), 0);
     expect_same_training(with, without, s, tolerance_of(s));
   }
@@ -173,12 +182,16 @@ TEST_P(Siblings, LieSideBySide) {
   };
   EXPECT_EQ(kept(with), kept(without));
   EXPECT_LE(with.arena_bytes, without.arena_bytes + without.arena_bytes / 50);
-  int64_t stacks = 0, views = 0, updates = 0, added = 0;
+  int64_t stacks = 0, views = 0, lines = 0, slices = 0, updates = 0, added = 0;
   for (const Instr& i : with.instrs) {
     EXPECT_NE(i.kind, InstrKind::kCopy) << i.where;
     if (i.op == &ops::stack || i.op == &ops::unbind) {
       EXPECT_TRUE(is_view(with, i)) << i.where;
       (i.op == &ops::stack ? stacks : views) += 1;
+    }
+    if (i.op == &ops::concat || i.op == &ops::slice) {
+      EXPECT_TRUE(is_view(with, i)) << i.where;
+      (i.op == &ops::concat ? lines : slices) += 1;
     }
     // The update reads and writes what is dense, and makes its results in place.
     if (i.op == &ops::adamw) {
@@ -191,19 +204,29 @@ TEST_P(Siblings, LieSideBySide) {
       EXPECT_EQ(with.tensor(i.out[0]).buffer, with.tensor(i.in[0]).buffer) << i.where;
     }
     // Over several micro-batches, the gradients of weights are added up in place.
-    if (i.op == &ops::linear && i.attrs.has("residual") && i.in.size() == 3 &&
-        with.tensor(i.out[0]).geometry.shape.size() == 3 &&
-        with.tensor(i.out[0]).geometry.shape[0] == 2 && i.signature->text().back() == 'k' &&
-        with.tensor(i.out[0]).geometry.shape[1] == 64) {
+    const Shape& made = with.tensor(i.out[0]).geometry.shape;
+    const ModelConfig c = config_of(s);
+    const int64_t qkv = c.hidden + 2 * c.hidden / c.heads * c.num_kv_heads();
+    if (i.op == &ops::linear && i.attrs.has("residual") &&
+        (made == Shape{2, c.ffn, c.hidden} || made == Shape{qkv, c.hidden})) {
       ++added;
       EXPECT_EQ(with.tensor(i.in[2]).buffer, with.tensor(i.out[0]).buffer) << i.where;
       EXPECT_EQ(with.tensor(i.in[2]).geometry, with.tensor(i.out[0]).geometry) << i.where;
     }
   }
-  const int64_t layers = config_of(s).layers;
+  const int64_t layers = config_of(s).layers, groups = joined_of(s) > 3 * layers ? 2 : 1;
+  const int64_t wholes = (s.micro_batches > 1 ? 3 : 2) * layers;
   EXPECT_EQ(views, 2 * layers);
-  EXPECT_EQ(stacks, (s.micro_batches > 1 ? 3 : 2) * layers);
-  EXPECT_EQ(added, s.micro_batches > 1 ? layers : 0);
+  EXPECT_EQ(stacks, wholes);
+  EXPECT_EQ(lines, groups > 1 ? wholes : 0);
+  EXPECT_EQ(slices, groups > 1 ? 3 * layers : 0);
+  EXPECT_EQ(added, s.micro_batches > 1 ? groups * layers : 0);
+  const auto products = [](const Program& p) {
+    return std::count_if(p.instrs.begin(), p.instrs.end(), [](const Instr& i) {
+      return i.op == &ops::matmul || i.op == &ops::linear;
+    });
+  };
+  EXPECT_EQ(products(without) - products(with), (groups > 1 ? 3 + 4 : 3) * layers);
   EXPECT_GT(updates, 0);
 }
 
@@ -239,18 +262,20 @@ TEST_P(Siblings, GoOnWithoutEachOther) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Programs, Siblings,
-                         ::testing::Values(Setting{}, Setting{.micro_batches = 3},
-                                           Setting{.dtype = DType::kF32},
-                                           Setting{.dtype = DType::kBF16},
-                                           Setting{.dtype = DType::kBF16, .micro_batches = 2},
-                                           Setting{.model = "qwen2.5:tiny"},
-                                           Setting{.model = "qwen2.5:tiny", .dtype = DType::kBF16}),
-                         [](const auto& info) {
-                           const Setting& s = info.param;
-                           return s.model.substr(0, s.model.find_first_of(".:")) +
-                                  std::string(name_of(s.dtype)) + std::to_string(s.micro_batches);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Programs, Siblings,
+    ::testing::Values(
+        Setting{}, Setting{.micro_batches = 3}, Setting{.dtype = DType::kF32},
+        Setting{.dtype = DType::kBF16}, Setting{.dtype = DType::kBF16, .micro_batches = 2},
+        Setting{.model = "qwen2.5:tiny"}, Setting{.model = "qwen2.5:tiny", .micro_batches = 2},
+        Setting{.model = "qwen2.5:tiny", .dtype = DType::kBF16},
+        Setting{.dtype = DType::kBF16, .hidden = 64},
+        Setting{.model = "qwen2.5:tiny", .dtype = DType::kBF16, .micro_batches = 2, .hidden = 64}),
+    [](const auto& info) {
+      const Setting& s = info.param;
+      return s.model.substr(0, s.model.find_first_of(".:")) + std::string(name_of(s.dtype)) +
+             std::to_string(s.micro_batches) + "of" + std::to_string(s.hidden);
+    });
 
 // The backward that computes both again does so by one product, too, of the same weights.
 TEST(SiblingsAgain, WhatIsComputedAgain) {
@@ -264,7 +289,7 @@ TEST(SiblingsAgain, WhatIsComputedAgain) {
     const PlanResult found = find_plan(graph, parse_cluster("cpu:1"), options);
     ASSERT_TRUE(found.plan && !found.plan->rewrite.remade.empty());
     const Program with = lower(*found.graph, *found.plan, true);
-    EXPECT_EQ(made(with), 4 * config_of(s).layers);
+    EXPECT_EQ(made(with), joined_of(s) + config_of(s).layers);
     expect_same_training(with, lower(*found.graph, *found.plan, {true, {"siblings"}}), s, 1e-12);
   }
 }
@@ -304,9 +329,22 @@ TEST(SiblingsByHand, AnyOpThatReadsBoth) {
   }
 }
 
-// Each is left as it is, and trains as it did.
-TEST(SiblingsByHand, OthersAreLeftAlone) {
+// Both gradients are one product, the products forward are left as they are.
+TEST(SiblingsByHand, BackwardAlone) {
   const std::map<std::string, Hidden> programs = {
+      {"different sizes",
+       [](const Tensor& x) {
+         const Tensor a = linear(x, weight("a", 64, 32)), b = linear(x, weight("b", 16, 32));
+         const Tensor u = tanh(a), v = tanh(b);
+         return x + linear(u, weight("c", 32, 64)) + linear(v, weight("d", 32, 16));
+       }},
+      {"a bias",
+       [](const Tensor& x) {
+         const Tensor bias = parameter("bias", {16}, normal(0.1));
+         const Tensor a = linear(x, weight("a", 64, 32)), b = linear(x, weight("b", 16, 32)) + bias;
+         const Tensor u = tanh(a), v = tanh(b);
+         return linear(u, weight("c", 32, 64)) + linear(v, weight("d", 32, 16));
+       }},
       {"a weight that is read elsewhere, too",
        [](const Tensor& x) {
          const Tensor a = weight("a", 64, 32), b = weight("b", 64, 32);
@@ -319,15 +357,37 @@ TEST(SiblingsByHand, OthersAreLeftAlone) {
          const Tensor y = linear(swiglu(linear(x, a), linear(x, b)), c);
          return linear(swiglu(linear(y, a), linear(y, b)), c);
        }},
+      {"results that lie apart before they meet",
+       [](const Tensor& x) {
+         return linear(swiglu(tanh(linear(x, weight("a", 64, 32))), linear(x, weight("b", 64, 32))),
+                       weight("down", 32, 64));
+       }},
+  };
+  for (const auto& [name, hidden] : programs) {
+    for (const int64_t micro_batches : {1, 2}) {
+      SCOPED_TRACE(name);
+      const Setting s{.micro_batches = micro_batches};
+      const Graph graph = graph_of(hidden, s);
+      const Program with = lowered(graph);
+      EXPECT_EQ(made(with), 2);
+      for (const Instr& i : with.instrs) EXPECT_NE(i.kind, InstrKind::kCopy) << i.where;
+      expect_same_training(with, lowered(graph, {"siblings"}), s, 1e-12);
+    }
+  }
+}
+
+// Each is left as it is, and trains as it did.
+TEST(SiblingsByHand, OthersAreLeftAlone) {
+  const std::map<std::string, Hidden> programs = {
       {"one weight twice",
        [](const Tensor& x) {
          const Tensor a = weight("a", 64, 32);
          return linear(swiglu(linear(x, a), linear(x, a)), weight("down", 32, 64));
        }},
-      {"different sizes",
+      {"different sizes, of which one is not aligned",
        [](const Tensor& x) {
          return linear(linear(x, weight("a", 64, 32)), weight("c", 32, 64)) +
-                linear(linear(x, weight("b", 16, 32)), weight("d", 32, 16));
+                linear(linear(x, weight("b", 20, 32)), weight("d", 32, 20));
        }},
       {"different inputs",
        [](const Tensor& x) {
@@ -339,10 +399,16 @@ TEST(SiblingsByHand, OthersAreLeftAlone) {
          return linear(swiglu(linear(x, weight("a", 20, 32)), linear(x, weight("b", 20, 32))),
                        weight("down", 32, 20));
        }},
-      {"results that lie apart before they meet",
+      {"gradients of which one is made when another is no longer needed",
        [](const Tensor& x) {
-         return linear(swiglu(tanh(linear(x, weight("a", 64, 32))), linear(x, weight("b", 64, 32))),
-                       weight("down", 32, 64));
+         return linear(tanh(linear(x, weight("a", 64, 32))), weight("c", 32, 64)) +
+                linear(tanh(linear(x, weight("b", 16, 32))), weight("d", 32, 16));
+       }},
+      {"a gradient that others read, too",
+       [](const Tensor& x) {
+         const Tensor a = linear(x, weight("a", 64, 32)), b = linear(x, weight("b", 16, 32));
+         const Tensor u = tanh(a + parameter("u", {16, 64}, normal(0.1))), v = tanh(b);
+         return linear(u, weight("c", 32, 64)) + linear(v, weight("d", 32, 16));
        }},
   };
   for (const auto& [name, hidden] : programs) {
