@@ -3,6 +3,7 @@
 
 #include "cli/benching.h"
 #include "cli/commands.h"
+#include "cli/device_options.h"
 #include "cli/format.h"
 #include "cli/profile.h"
 
@@ -11,6 +12,7 @@ namespace cleave {
 void bench_command(const BenchArguments& a) {
   const std::unique_ptr<PreparedBench> prepared = prepare_bench(a);
   if (!a.dump.empty()) write_file(a.dump, to_text(prepared->program()));
+  tell_shared_cores(a.devices);
   const BenchResult result = measure(*prepared, a.warm_up, a.steps);
   if (!a.profile.empty()) {
     write_profile(a.profile, prepared->program(), prepared->plan, result.recorded);

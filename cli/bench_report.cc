@@ -15,6 +15,9 @@ namespace {
 // Whether the cluster's rates are those of the device that ran it.
 bool limits_known(const PreparedBench& p) { return p.info.peak.flops > 0; }
 
+// Communication waits for others, which is at no rate.
+bool has_limit(const ClassShare& c) { return c.kernels != KernelClass::kCommunication; }
+
 std::string milliseconds(double seconds) { return fmt::format("{:.3f} ms", seconds * 1e3); }
 
 std::string flops_text(double rate) {
@@ -88,7 +91,7 @@ class Report {
     double least = 0;
     for (const ClassShare& c : r_.classes) {
       least += c.least_seconds;
-      const bool counted = c.kernels != KernelClass::kCommunication;
+      const bool counted = has_limit(c);
       const std::string rate = !counted ? ""
                                : c.flops > 0
                                    ? flops_text(c.flops / c.seconds)
@@ -157,11 +160,13 @@ std::string bench_json(const PreparedBench& p, const BenchResult& r) {
   }
   json["recorded_seconds"] = r.recorded.seconds;
   json["idle_seconds"] = r.gaps.seconds;
+  using Json = nlohmann::ordered_json;
   for (const ClassShare& c : r.classes) {
+    const bool limit = limits_known(p) && has_limit(c);
     json["kernels"].push_back({{"class", name_of(c.kernels)},
                                {"runs", c.runs},
                                {"seconds", c.seconds},
-                               {"least_seconds", c.least_seconds},
+                               {"least_seconds", limit ? Json(c.least_seconds) : Json()},
                                {"flops", c.flops},
                                {"bytes", c.bytes}});
   }

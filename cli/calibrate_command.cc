@@ -38,6 +38,7 @@ void calibrate_one_gpu(const CalibrateArguments& a) {
 }  // namespace
 
 void calibrate_command(const CalibrateArguments& a) {
+  if (!a.out.empty()) expect_writable(a.out);
   int64_t devices = usable_cores();
   if (!a.devices.empty()) {
     if (!a.devices.starts_with("cpu:")) {

@@ -203,6 +203,7 @@ Calibration calibrate_cpu(int64_t devices, double effort) {
   c.devices_per_node = devices;
   Device& d = c.device;
   d.name = "CPU device";
+  d.overlaps = false;  // what computes is what communicates
   for (const DType dtype : {DType::kF32, DType::kF64}) {
     const size_t first = result.products.size();
     for (const auto& [m, n, k] : kShapes) product(dtype, m, n, k);

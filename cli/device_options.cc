@@ -1,22 +1,36 @@
 #include "cli/device_options.h"
 
+#include <cstdio>
+
 #include "cli/model_spec.h"
 #include "executor/fuse.h"
+#include "executor/run_info.h"
 #include "graph/error.h"
+#include "kernels/ops.h"
 
 namespace cleave {
 
 bool on_gpu(const std::string& devices) {
-  return !devices.starts_with("cpu") && parse_cluster(devices).device.gpu;
+  return !devices.starts_with("cpu") && parse_cluster(devices, ops::find).device.gpu;
 }
 
 Cluster training_devices(const std::string& devices) {
-  const Cluster cluster = parse_cluster(devices);
+  const Cluster cluster = parse_cluster(devices, ops::find);
   if (!on_gpu(devices) || cluster.size() == 1) return cluster;
   fail(
       "--devices {}: this version trains on cpu:N or on one GPU; plans can be made for other "
       "clusters",
       devices);
+}
+
+void tell_shared_cores(const std::string& devices) {
+  const int64_t size = parse_cluster(devices, ops::find).size(), cores = usable_cores();
+  if (on_gpu(devices) || size <= cores) return;
+  fmt::print(
+      stderr,
+      "cleave: note: the {} devices of {} share {} core{}: their steps take longer than on a "
+      "core each\n",
+      size, devices, cores, cores == 1 ? "" : "s");
 }
 
 ComputePrecision precision_of(const std::string& devices, const std::string& name) {

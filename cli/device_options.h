@@ -16,6 +16,9 @@ bool on_gpu(const std::string& devices);
 // cpu:N, or one GPU. Throws Error on what this machine cannot run.
 Cluster training_devices(const std::string& devices);
 
+// A line on stderr when these are more CPU devices than this machine has cores.
+void tell_shared_cores(const std::string& devices);
+
 // What --precision asks for: a type, and of a GPU whether products of f32 are in TF32.
 struct ComputePrecision {
   std::string name;  // "fp32", ...; empty: nothing was asked for

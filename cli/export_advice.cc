@@ -88,7 +88,7 @@ bool contradicts(const Exported& e, const std::string& text, const Advice& advic
 std::string cluster_option(const Exported& e, int64_t devices) {
   const int64_t a_node = e.cluster.devices_per_node;
   std::optional<Cluster> other;
-  if (devices <= a_node || preset_kind(e.cluster) == "cpu") {
+  if (devices <= a_node || is_one_node(e.cluster)) {
     other = resized(e.cluster, 1, devices);
   } else if (devices % a_node == 0) {
     other = resized(e.cluster, devices / a_node, a_node);

@@ -260,10 +260,16 @@ std::optional<Planned> nearest_in_time(const PlanRequest& request, const Planned
   }
 }
 
+// The model, and what about it was not asked for.
+std::string head_of(const FitArguments& a, const PlanRequest& request, const Planned& p) {
+  const std::string note = precision_note(a.model, request.cluster);
+  return describe(*p.model) + (note.empty() ? "" : "\nprecision " + note);
+}
+
 // What a request needs that nothing fits, and what would make it fit, found in so many seconds.
 [[noreturn]] void does_not_fit(const FitArguments& a, PlanRequest request, const Planned& p,
                                Json json) {
-  const std::string name = describe(*p.model);
+  const std::string name = head_of(a, request, p);
   request.deadline = after(a.seconds);
   const auto half = after(a.seconds / 2);
   const std::optional<Planned> nearest = nearest_in_time(request, p, half);
@@ -333,7 +339,6 @@ std::optional<Planned> nearest_in_time(const PlanRequest& request, const Planned
 void fit_command(const FitArguments& a) {
   PlanRequest request = request_of(a.model, a.cluster, a.mesh, a.memory, a.pins);
   const Planned p = planned(request);
-  const std::string name = describe(*p.model);
   Json json = {{"model", p.model->spec.name},
                {"cluster", request.cluster.spec},
                {"fits", p.result.plan.has_value()},
@@ -350,8 +355,9 @@ void fit_command(const FitArguments& a) {
       fmt::print("{}\n", json.dump(2));
       return;
     }
-    fmt::print("{}\nfits on {}: {} of {} a device, {} free\n", name, request.cluster.spec,
-               bytes_text(peak), std::isinf(p.limit) ? "no limit" : bytes_text(p.limit),
+    fmt::print("{}\nfits on {}: {} of {} a device, {} free\n", head_of(a, request, p),
+               request.cluster.spec, bytes_text(peak),
+               std::isinf(p.limit) ? "no limit" : bytes_text(p.limit),
                std::isinf(p.limit) ? "all" : bytes_text(p.limit - peak));
     fmt::print("as {}, {} a step\n\n", plan_words(p.model->graph, plan),
                seconds_text(plan.predicted.step_seconds));

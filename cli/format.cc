@@ -139,15 +139,35 @@ std::string read_file(const std::string& path) {
   return std::move(text).str();
 }
 
-void write_file(const std::string& path, std::string_view text) {
-  // Beside it first, so that a full disk leaves the old file; but /dev/stdout is no file.
+namespace {
+
+// Beside the file, so that a full disk leaves the old one; but /dev/stdout is no file.
+std::string written_first(const std::string& path) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) {
     fail("cannot write '{}': it is a folder; name a file", path);
   }
   const bool special =
       std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored);
-  const std::string part = special ? path : path + ".part";
+  return special ? path : path + ".part";
+}
+
+}  // namespace
+
+void expect_writable(const std::string& path) {
+  const std::string part = written_first(path);
+  std::error_code ignored;
+  const bool there = std::filesystem::exists(part, ignored);
+  if (!std::ofstream(part, std::ios::binary | std::ios::app)) {
+    fail("cannot write '{}': {}", path, std::strerror(errno));
+  }
+  if (!there) std::filesystem::remove(part, ignored);
+}
+
+void write_file(const std::string& path, std::string_view text) {
+  const std::string part = written_first(path);
+  const bool special = part == path;
+  std::error_code ignored;
   std::ofstream file(part, std::ios::binary | std::ios::trunc);
   if (!file) fail("cannot write '{}': {}", path, std::strerror(errno));
   file << text << std::flush;

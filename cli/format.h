@@ -45,5 +45,7 @@ class Table {
 // A file's whole text, and the other way round. Throw Error when it cannot be read or written.
 std::string read_file(const std::string& path);
 void write_file(const std::string& path, std::string_view text);
+// Throws what write_file would throw now, as far as that is known before: for what takes long.
+void expect_writable(const std::string& path);
 
 }  // namespace cleave

@@ -14,6 +14,7 @@
 #include "cli/scorers.h"
 #include "data/stream_decoder.h"
 #include "graph/error.h"
+#include "kernels/ops.h"
 
 namespace cleave {
 namespace {
@@ -148,7 +149,7 @@ void generate_command(const GenerateArguments& a) {
   options.sampling.top_p = a.top_p;
   options.sampling.seed = static_cast<uint64_t>(a.seed);
   check(options.sampling);
-  const Cluster devices = parse_cluster(a.devices);
+  const Cluster devices = parse_cluster(a.devices, ops::find);
   const std::string prompt = a.prompt_file.empty() ? a.prompt : read_file(a.prompt_file);
 
   std::vector<std::string> problems;

@@ -5,6 +5,10 @@
 namespace cleave {
 namespace {
 
+constexpr const char* kDevicesHelp =
+    "cpu:N: N threads are N devices; h100, h200, ...: this machine's GPU; FILE.toml: either, as "
+    "calibrated";
+
 std::vector<Option> data_options(TrainArguments& a) {
   return {
       {.flag = "--data",
@@ -29,7 +33,7 @@ std::vector<Option> data_options(TrainArguments& a) {
       {.flag = "--devices",
        .key = "devices.use",
        .type = "DEVICES",
-       .help = "cpu:N: N threads are N devices; h100, h200, ...: this machine's GPU",
+       .help = kDevicesHelp,
        .target = &a.devices,
        .required = true},
       mesh_option(a.mesh),
@@ -253,10 +257,7 @@ std::vector<Option> options_of(BenchArguments& a) {
   }
   append(
       options,
-      {{.flag = "--devices",
-        .type = "DEVICES",
-        .help = "cpu:N: N threads are N devices; h100, h200, ...: this machine's GPU",
-        .target = &a.devices},
+      {{.flag = "--devices", .type = "DEVICES", .help = kDevicesHelp, .target = &a.devices},
        mesh_option(a.mesh),
        {.flag = "--steps", .type = "N", .help = "Timed steps", .target = &a.steps, .at_least = 1},
        {.flag = "--warm-up",
@@ -337,15 +338,17 @@ std::vector<Option> options_of(GenerateArguments& a) {
 std::vector<Option> options_of(CalibrateArguments& a) {
   return {
       {.flag = "--devices",
-       .type = "cpu:N",
-       .help = "How many devices the machine's cores are shared out to",
+       .type = "DEVICES",
+       .help = "cpu:N: the machine's cores are shared out to N; h100, h200, ...: its GPU",
        .target = &a.devices,
-       .automatic = "as many as cores"},
+       .automatic = "cpu:N, as many as cores"},
       {.flag = "-o,--out",
        .type = "FILE",
        .help = "Writes the cluster as TOML, for --cluster FILE",
        .target = &a.out},
-      {.flag = "--quick", .help = "A second or two instead of ten: rough", .target = &a.quick},
+      {.flag = "--quick",
+       .help = "In less time (of CPUs a second or two, not ten): rough",
+       .target = &a.quick},
   };
 }
 

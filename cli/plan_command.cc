@@ -43,6 +43,8 @@ void plan_command(const PlanArguments& a) {
     return;
   }
   fmt::print("{}", plan_report(*p.model, plan, p.limit, colours_wanted()));
+  const std::string note = precision_note(a.model, plan.cluster);
+  if (!note.empty()) fmt::print("\nprecision {}\n", note);
   if (a.objective == "gpus") {
     fmt::print("\nfewest    {} devices of {}\n", plan.cluster.size(), request.cluster.size());
     for (const std::string& line : smaller) fmt::print("          {}\n", line);

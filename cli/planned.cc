@@ -7,6 +7,7 @@
 #include "cli/format.h"
 #include "cli/planning.h"
 #include "graph/error.h"
+#include "kernels/ops.h"
 
 namespace cleave {
 namespace {
@@ -46,7 +47,7 @@ PlanRequest request_of(const ModelArguments& model, const std::string& cluster,
                        const std::string& mesh, const std::string& memory,
                        const std::vector<std::string>& pins) {
   PlanRequest request;
-  request.cluster = parse_cluster(cluster);
+  request.cluster = parse_cluster(cluster, ops::find);
   request.spec = spec_of(model, planned_precision(request.cluster));
   request.user = model.user;
   request.mesh = mesh;
@@ -105,16 +106,26 @@ std::string preset_kind(const Cluster& c) {
 }
 
 std::optional<Cluster> resized(const Cluster& c, int64_t nodes, int64_t devices_per_node) {
+  if (nodes == c.nodes && devices_per_node == c.devices_per_node) return c;
   const std::string kind = preset_kind(c);
-  if (kind.empty()) return std::nullopt;
-  if (kind == "cpu") return parse_cluster(fmt::format("cpu:{}", devices_per_node));
-  return parse_cluster(nodes == 1 ? fmt::format("{}x{}", devices_per_node, kind)
-                                  : fmt::format("{}x{}x{}", nodes, devices_per_node, kind));
+  try {
+    if (kind.empty()) return resized_file(c, nodes, devices_per_node);
+    if (kind == "cpu") return parse_cluster(fmt::format("cpu:{}", devices_per_node));
+    return parse_cluster(nodes == 1 ? fmt::format("{}x{}", devices_per_node, kind)
+                                    : fmt::format("{}x{}x{}", nodes, devices_per_node, kind));
+  } catch (const Error&) {  // more than are planned for, or than a file's links join
+    return std::nullopt;
+  }
+}
+
+bool is_one_node(const Cluster& c) {
+  const std::string kind = preset_kind(c);
+  return kind == "cpu" || (kind.empty() && !c.device.gpu && c.tiers.size() == 1);
 }
 
 std::optional<Cluster> larger(const Cluster& c, int64_t times) {
   int64_t devices = c.devices_per_node, nodes = c.nodes;
-  const bool one_node = preset_kind(c) == "cpu";
+  const bool one_node = is_one_node(c);
   for (; times > 1; times /= 2) (one_node || (nodes == 1 && devices < 8) ? devices : nodes) *= 2;
   return resized(c, nodes, devices);
 }
@@ -195,7 +206,7 @@ Planned on_fewest_devices(PlanRequest request, std::vector<std::string>& smaller
   Planned last;
   for (const auto& [nodes, devices] : shapes) {
     const auto cluster = resized(whole, nodes, devices);
-    if (!cluster) fail("--objective gpus: {} is no preset, whose size can be changed", whole.spec);
+    if (!cluster) fail("--objective gpus: the size of {} cannot be changed", whole.spec);
     request.cluster = *cluster;
     try {
       last = planned(request);

@@ -44,11 +44,14 @@ Planned planned(PlanRequest request);
 // "h100" of 64x8xh100; empty for a cluster that a file describes.
 std::string preset_kind(const Cluster& cluster);
 
-// The same devices, fewer or more of them; nothing when the cluster is not a preset.
+// The same devices, fewer or more of them; nothing when the links of a file do not join so many.
 std::optional<Cluster> resized(const Cluster& cluster, int64_t nodes, int64_t devices_per_node);
 
+// Whether more devices are always more of one node: CPU devices whose only link is their memory.
+bool is_one_node(const Cluster& cluster);
+
 // The same kind of devices, so many times as many (a power of two): within a node up to eight, then
-// more nodes. Nothing when the cluster is not a preset.
+// more nodes. Nothing when the links of a file do not join so many.
 std::optional<Cluster> larger(const Cluster& cluster, int64_t times);
 
 // For a request that nothing fits: the plan that comes nearest to the limit, of some searches under
@@ -67,8 +70,7 @@ void replace_by_nearest(const PlanRequest& request, Planned& p);
 Planned with_least_memory(const PlanRequest& request);
 
 // The plan on the fewest of the cluster's devices on which one was found, counts that divide the
-// cluster's tried in ascending order. `smaller`: what was tried before, in a line each. Throws
-// Error when the cluster is not a preset.
+// cluster's tried in ascending order. `smaller`: what was tried before, in a line each.
 Planned on_fewest_devices(PlanRequest request, std::vector<std::string>& smaller);
 
 }  // namespace cleave

@@ -89,7 +89,17 @@ PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
   return options;
 }
 
-DType planned_precision(const Cluster& cluster) { return cluster.fastest_dtype(); }
+DType planned_precision(const Cluster& cluster) { return cluster.default_dtype(); }
+
+std::string precision_note(const ModelArguments& model, const Cluster& cluster) {
+  if (!model.precision.empty() || planned_precision(cluster) != DType::kF16) return "";
+  const auto rate = [&](DType dtype) {
+    return fmt::format("{:.3g}", cluster.peak_flops(dtype) / 1e12);
+  };
+  return fmt::format(
+      "fp16, as no --precision is given: products at {} TFLOP/s, in bf16 at {}, in fp32 at {}",
+      rate(DType::kF16), rate(DType::kBF16), rate(DType::kF32));
+}
 
 std::string why_impossible(const PlannerOptions& options, const PlanResult& result) {
   const Pins& pins = options.pins;

@@ -22,9 +22,11 @@ PlannerOptions planner_options(const Graph& graph, const std::string& mesh,
                                const std::string& memory,
                                const std::vector<std::string>& no_fuse = {});
 
-// What is planned when no precision is asked for: the type of 16 bits in
-// which its devices multiply faster than in fp32.
+// What is planned when no precision is asked for.
 DType planned_precision(const Cluster& cluster);
+// Why fp16, in which training needs more than a plan says, was taken; empty: it was not, or was
+// asked for.
+std::string precision_note(const ModelArguments& model, const Cluster& cluster);
 
 // Of a result without a plan, when memory is not why: the reason of a mesh, one that names a pin if
 // there is any. Empty: none is known.

@@ -9,7 +9,8 @@
 namespace cleave {
 
 inline constexpr const char* kModelHelp =
-    "A built-in model (gpt2:tiny, gpt2:124m, llama:8b, ...; a wrong name lists them all)";
+    "A built-in model (gpt2:tiny, gpt2:124m, llama:8b, ...; a wrong family lists all of them, a "
+    "wrong size those of its family)";
 
 // What every command that traces a model takes.
 std::vector<Option> model_options(ModelArguments& model, const std::string& help = kModelHelp);

@@ -249,7 +249,10 @@ void train_command(const TrainArguments& a) {
       write_profile(a.profile, program, training.plan, step);
     };
   }
-  if (!a.dump.empty()) options.ready = [&](const Program& p) { write_file(a.dump, to_text(p)); };
+  options.ready = [&](const Program& p) {
+    if (!a.dump.empty()) write_file(a.dump, to_text(p));
+    tell_shared_cores(a.devices);
+  };
   options.stop = [] { return StopSignals::received() != 0; };
 
   const Mesh& mesh = training.plan.mesh;

@@ -195,7 +195,27 @@ int64_t parse_count(std::string_view text, std::string_view spec) {
   return n;
 }
 
+void expect_few(int64_t devices, std::string_view spec) {
+  if (devices <= kMostDevices) return;
+  fail("cluster '{}': {} devices, and at most {} are planned for", spec, devices, kMostDevices);
+}
+
 bool is_file(std::string_view spec) { return spec.ends_with(".toml"); }
+
+// "4" or "2x4" behind a file's name.
+Cluster parse_sized_file(std::string_view file, std::string_view size, std::string_view spec,
+                         FindOp find_op) {
+  int64_t nodes = 1;
+  if (const size_t x = size.find('x'); x != std::string_view::npos) {
+    nodes = parse_count(size.substr(0, x), spec);
+    size.remove_prefix(x + 1);
+  }
+  const int64_t devices = parse_count(size, spec);
+  expect_few(nodes * devices, spec);
+  Cluster c = resized_file(read_cluster(std::string(file), find_op), nodes, devices);
+  c.spec = spec;
+  return c;
+}
 
 }  // namespace
 
@@ -223,12 +243,11 @@ Cluster Cluster::with_tf32() const {
   return c;
 }
 
-DType Cluster::fastest_dtype() const {
-  DType best = DType::kF32;
+DType Cluster::default_dtype() const {
   for (DType dtype : {DType::kBF16, DType::kF16}) {
-    if (peak_flops(dtype) > peak_flops(best)) best = dtype;
+    if (peak_flops(dtype) > peak_flops(DType::kF32)) return dtype;
   }
-  return best;
+  return DType::kF32;
 }
 
 int64_t Cluster::unit(size_t tier) const {
@@ -307,32 +326,53 @@ Cluster cluster_of_kind(std::string_view kind) {
       kind, fmt::join(cluster_kinds(), ", "));
 }
 
-Cluster parse_cluster(std::string_view spec) {
-  if (is_file(spec)) return read_cluster(std::string(spec));
+Cluster resized_file(const Cluster& cluster, int64_t nodes, int64_t devices_per_node) {
+  Cluster c = cluster;
+  const size_t name = c.spec.rfind(".toml");
+  if (name == std::string::npos) fail("cluster '{}' is no file", c.spec);
+  c.spec.resize(name + 5);
+  c.spec += nodes == 1 ? fmt::format(":{}", devices_per_node)
+                       : fmt::format(":{}x{}", nodes, devices_per_node);
+  c.groups.clear();
+  c.nodes = nodes;
+  c.devices_per_node = devices_per_node;
+  if (nodes > 1 && c.tiers.size() < 2) {
+    fail("cluster '{}': the file has one [[link]], within a node; several nodes need a second",
+         c.spec);
+  }
+  const int64_t second = c.tiers.size() > 1 ? c.tiers[1].devices : 0;
+  if (second > 0 && (second <= devices_per_node || second % devices_per_node != 0)) {
+    if (nodes > 1) {
+      fail(
+          "cluster '{}': the file's second [[link]] joins {} devices, which nodes of {} do not "
+          "make",
+          c.spec, second, devices_per_node);
+    }
+    c.tiers.resize(1);  // all that one node uses
+  }
+  const int64_t last = c.tiers.size() > 1 ? c.tiers.back().devices : 0;
+  if (last > 0 && last < c.size()) {
+    fail("cluster '{}': the file's last [[link]] joins {} of {} devices", c.spec, last, c.size());
+  }
+  c.description = cluster_to_toml(c);
+  return c;
+}
+
+Cluster parse_cluster(std::string_view spec, FindOp find_op) {
+  if (is_file(spec)) return read_cluster(std::string(spec), find_op);
   std::string_view kind = spec;
   std::vector<int64_t> counts;
   if (const size_t colon = spec.rfind(':'); colon != std::string_view::npos) {
     kind = spec.substr(0, colon);
+    if (is_file(kind)) return parse_sized_file(kind, spec.substr(colon + 1), spec, find_op);
     counts.push_back(parse_count(spec.substr(colon + 1), spec));
-    if (is_file(kind)) {
-      Cluster c = read_cluster(std::string(kind));
-      c.spec = spec;
-      c.groups.clear();
-      c.nodes = 1;
-      c.devices_per_node = counts[0];
-      c.description = cluster_to_toml(c);
-      return c;
-    }
   } else {
     for (size_t x; (x = kind.find('x')) != std::string_view::npos; kind.remove_prefix(x + 1)) {
       counts.push_back(parse_count(kind.substr(0, x), spec));
     }
   }
   if (counts.size() > 2) fail("cluster '{}': write nodes x devices x kind, as in 64x8xh100", spec);
-  if (counts.size() == 2 && counts[0] * counts[1] > kMostDevices) {
-    fail("cluster '{}': {} devices, and at most {} are planned for", spec, counts[0] * counts[1],
-         kMostDevices);
-  }
+  if (counts.size() == 2) expect_few(counts[0] * counts[1], spec);
   const std::vector<std::string> kinds = cluster_kinds();
   if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) kind = spec;  // as it was written
   Cluster c = cluster_of_kind(kind);

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "graph/op.h"
 #include "graph/types.h"
 #include "planner/mesh.h"
 
@@ -135,8 +136,9 @@ struct Cluster {
   // The same devices with their products of f32 in TF32.
   Cluster with_tf32() const;
   double peak_flops(DType dtype) const { return matrix_rate(dtype).peak; }
-  // What products are fastest in: bf16 or f16, of equal ones bf16, or f32 when neither is faster.
-  DType fastest_dtype() const;
+  // What is computed in when nothing else is asked for: bf16 where products are faster in it than
+  // in f32, f16 where they are only in that, else f32.
+  DType default_dtype() const;
   // Devices in one unit of a tier.
   int64_t unit(size_t tier) const;
   // Bytes/s that one device has of a tier when all of its neighbours use it too.
@@ -151,10 +153,17 @@ struct Cluster {
 // the one that leaves fewest devices over, the larger of two that leave as many.
 void use_common_nodes(Cluster& cluster);
 
+// The op with this name, or null: planner/ does not know which there are.
+using FindOp = const OpDef* (*)(std::string_view name);
+
 // Reads "cpu:4", "h100", "8xh100" or "64x8xh100" (nodes x devices x kind), or the name of a TOML
-// file, "rack.toml"; "box.toml:4" has one node of 4 devices. Throws Error, one line, when there is
-// no such cluster.
-Cluster parse_cluster(std::string_view spec);
+// file, "rack.toml"; "box.toml:4" has one node of 4 of its devices, "box.toml:2x4" two. Throws
+// Error, one line, when there is no such cluster. `find_op`: what a file's rates of ops are checked
+// by; null: they are not.
+Cluster parse_cluster(std::string_view spec, FindOp find_op = nullptr);
+// So many nodes of the devices of a cluster that a file describes, as "box.toml:2x4" has them.
+// Throws Error when the file's links do not join them.
+Cluster resized_file(const Cluster& cluster, int64_t nodes, int64_t devices_per_node);
 std::vector<std::string> cluster_kinds();
 // A preset's description: one node of one device. Throws Error listing the kinds.
 Cluster cluster_of_kind(std::string_view kind);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "graph/error.h"
+#include "graph/signature.h"
 #include "planner/cost.h"
 #include "planner/toml_text.h"
 
@@ -79,8 +80,8 @@ Fields fused_fields(FusedProducts& f) {
 
 Fields op_fields(OpRate& r) {
   return {
-      {"name", &r.op, 0, 0, true, ""},
-      {"bandwidth", &r.bandwidth, 1, kMost, true, ""},
+      {"name", &r.op, 0, 0, true, "the op's, as cleave trace prints it"},
+      {"bandwidth", &r.bandwidth, 1, kMost, true, "bytes/s of what it reads and writes"},
       {"start", &r.start, 0, 1, false, ""},
       {"efficiency", &r.efficiency, 1e-6, 1, false, "share of the matrix peak"},
   };
@@ -109,7 +110,7 @@ Fields group_fields(NodeGroup& g) {
 
 class Reader {
  public:
-  explicit Reader(const std::string& path) : path_(path) {}
+  Reader(const std::string& path, FindOp find_op) : path_(path), find_op_(find_op) {}
 
   Cluster cluster(const toml::table& top) const {
     Cluster c;
@@ -243,12 +244,21 @@ class Reader {
     if (!products("bf16", d.bf16, false) && fresh) d.bf16 = d.f32;
     if (!products("f16", d.f16, false) && fresh) d.f16 = d.bf16;
     products("tf32", d.tf32, false);
-    part("tiling", tiling_fields(d.tiling), false, nullptr);
+    if (part("tiling", tiling_fields(d.tiling), false, nullptr)) check_tiling(*device, d.tiling);
     part("fused", fused_fields(d.fused), false, nullptr);
     part("fused_backward", fused_fields(d.fused_backward), false, nullptr);
     ops(*device, d);
     if (c.device.name.empty()) c.device.name = "device";
     if (c.device.host_bandwidth == 0) c.device.host_bandwidth = c.device.bandwidth;
+  }
+
+  void check_tiling(const toml::table& device, const Tiling& t) const {
+    if (t.smallest <= std::min(t.rows, t.columns)) return;
+    const toml::table& table = *device.get("tiling")->as_table();
+    const toml::node* smallest = table.get("smallest");
+    refuse(smallest != nullptr ? *smallest : table, "device.tiling.smallest",
+           fmt::format("{} is more than a side of the largest tile, {} x {}", t.smallest, t.rows,
+                       t.columns));
   }
 
   // "measured = [[m, n, k, times], ...]"
@@ -280,6 +290,39 @@ class Reader {
     }
   }
 
+  // An entry that no cost would read.
+  void check_op(const toml::table& table, const OpRate& rate) const {
+    if (find_op_ == nullptr) return;
+    const toml::node& name = *table.get("name");
+    const OpDef* op = find_op_(rate.op);
+    if (op == nullptr) {
+      refuse(name, "device.op.name",
+             fmt::format("there is no op '{}'; cleave trace MODEL prints the names", rate.op));
+    }
+    if (op->fused_products > 1) {
+      refuse(name, "device.op.name",
+             fmt::format("'{}' is attention: write [device.fused]", rate.op));
+    }
+    if (op->fused_products == 0 && is_product(*op)) {
+      refuse(
+          name, "device.op.name",
+          fmt::format("'{}' is a matrix product: write [device.bf16], [device.f32], ...", rate.op));
+    }
+    if (rate.efficiency > 0 && op->fused_products == 0) {
+      refuse(*table.get("efficiency"), "device.op.efficiency",
+             fmt::format("'{}' is no product of experts, and only those (grouped_matmul, "
+                         "grouped_matmul_backward) have one; leave it out",
+                         rate.op));
+    }
+  }
+
+  // Whether it multiplies matrices, whatever dimensions lead.
+  static bool is_product(const OpDef& op) {
+    std::string factors(op.factors.text());
+    for (size_t i; (i = factors.find("...")) != std::string::npos;) factors.erase(i, 3);
+    return !Signature::get(factors).product_roles().empty();
+  }
+
   void ops(const toml::table& device, Device& d) const {
     const std::vector<const toml::table*> list = tables(device, "op", "device.");
     if (!list.empty()) d.ops.clear();
@@ -288,6 +331,7 @@ class Reader {
       const Fields fields = op_fields(rate);
       known_keys(*t, "device.op.", keys_of(fields));
       read(*t, fields, "device.op.", *t);
+      check_op(*t, rate);
       d.ops.push_back(rate);
     }
     const auto by_name = [](const OpRate& a, const OpRate& b) { return a.op < b.op; };
@@ -384,6 +428,7 @@ class Reader {
   }
 
   const std::string& path_;
+  const FindOp find_op_;
 };
 
 // --- Writing -------------------------------------------------------------------------------------
@@ -430,14 +475,14 @@ std::string rate_section(const char* name, MatrixRate& rate) {
 
 }  // namespace
 
-Cluster cluster_from_toml(std::string_view text, const std::string& path) {
-  Cluster c = Reader(path).cluster(parse_toml(text, path));
+Cluster cluster_from_toml(std::string_view text, const std::string& path, FindOp find_op) {
+  Cluster c = Reader(path, find_op).cluster(parse_toml(text, path));
   c.spec = path;
   c.description = text;
   return c;
 }
 
-Cluster read_cluster(const std::string& path) {
+Cluster read_cluster(const std::string& path, FindOp find_op) {
   std::ifstream file(path, std::ios::binary);
   std::string text(kMostBytes + 1, '\0');
   if (file) file.read(text.data(), static_cast<std::streamsize>(text.size()));
@@ -449,7 +494,7 @@ Cluster read_cluster(const std::string& path) {
   }
   text.resize(static_cast<size_t>(file.gcount()));
   if (text.size() > kMostBytes) fail("{}: larger than 1 MiB, so not the TOML of a cluster", path);
-  return cluster_from_toml(text, path);
+  return cluster_from_toml(text, path, find_op);
 }
 
 std::string cluster_to_toml(const Cluster& cluster, std::string_view head) {
@@ -486,6 +531,7 @@ std::string cluster_to_toml(const Cluster& cluster, std::string_view head) {
   for (OpRate& r : c.device.ops) {
     Fields fields = op_fields(r);
     if (r.efficiency == 0) fields.pop_back();
+    fields[0].help = fields[1].help = "";  // said once, above
     text += section("[[device.op]]", fields).substr(1);
   }
   for (size_t i = 0; i < c.tiers.size(); ++i) {

@@ -1,5 +1,6 @@
 // cleave bench: its report, its JSON, and the timeline of a measured step beside the predicted one.
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -83,6 +84,46 @@ TEST_F(Bench, JsonAddsUp) {
   const double recorded = json["recorded_seconds"];
   EXPECT_GT(seconds, 0.5 * recorded);
   EXPECT_LT(seconds, 1.01 * recorded + 1e-4);
+}
+
+// Of a preset's CPUs no limit is known, as the report says; of a file's it is, as the report has
+// it.
+TEST_F(Bench, LimitsOfCpusAreKnownFromAFile) {
+  const auto kernels = [&](const std::string& devices) {
+    const auto o = cleave_run(std::string(kTiny) + "--json --devices " + devices);
+    EXPECT_EQ(o.status, 0) << o.err;
+    return Json::parse(o.out)["kernels"];
+  };
+  for (const Json& k : kernels("cpu:2")) EXPECT_TRUE(k.at("least_seconds").is_null()) << k;
+  write_file(path("box.toml"), "kind = \"cpu\"\n[[node]]\ndevices = 2\n");
+  for (const Json& k : kernels(path("box.toml") + " --mesh dp=2")) {
+    EXPECT_EQ(k.at("least_seconds").is_number(), k.at("class") != "communication") << k;
+  }
+}
+
+// Devices that share a core say so, before they are timed.
+TEST_F(Bench, DevicesThatShareCoresAreToldOf) {
+  cpu_set_t before, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+  CPU_ZERO(&one);
+  for (int core = 0; core < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++core) {
+    if (CPU_ISSET(core, &before)) CPU_SET(core, &one);
+  }
+  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += "the same line once more\n";
+  write_file(path("data.txt"), text);
+  const std::string note = "cleave: note: the 2 devices of cpu:2 share 1 core: ";
+  const std::string train = "train gpt2:tiny --set layers=1 hidden=32 heads=2 --steps 1 --data " +
+                            path("data.txt") + " --devices ";
+  for (const std::string& line : {std::string(kTiny) + "--json --devices ", train}) {
+    const auto shared = cleave_run(line + "cpu:2"), alone = cleave_run(line + "cpu:1");
+    EXPECT_EQ(shared.status, 0) << shared.err;
+    EXPECT_TRUE(shared.err.starts_with(note)) << shared.err;
+    EXPECT_TRUE(one_line(shared.err)) << shared.err;
+    EXPECT_EQ(alone.err, "");
+  }
+  sched_setaffinity(0, sizeof(before), &before);
 }
 
 // Two processes, predicted and measured: the same instructions with the same places in the model.

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "cli/calibration.h"
+#include "cli/format.h"
 #include "cli/model_spec.h"
 #include "cli/planning.h"
 #include "cli/times_in_place.h"
@@ -301,6 +302,7 @@ TEST(Calibrate, SeveralDevices) {
   EXPECT_EQ(c.size(), 3);
   EXPECT_GT(c.tiers[0].link.bandwidth, 1e6);
   EXPECT_GT(c.tiers[0].link.start, 0);
+  EXPECT_FALSE(c.device.overlaps);  // as the preset cpu says
   EXPECT_EQ(cleave_run("plan mlp:tiny --batch 12 --cluster " + path).status, 0);
   EXPECT_EQ(cleave_run("plan mlp:tiny --cluster " + path + ":2").status, 0);
   std::filesystem::remove(path);
@@ -314,6 +316,26 @@ TEST(Calibrate, Mistakes) {
     EXPECT_EQ(o.status, 1) << line;
     EXPECT_TRUE(one_line(o.err)) << o.err;
   }
+}
+
+// Nothing is measured for a file that cannot be written; the one that is there stays.
+TEST(Calibrate, LooksAtItsFileFirst) {
+  for (const std::string& out :
+       {std::string("/nowhere/x.toml"), std::string(::testing::TempDir())}) {
+    const Outcome o = cleave_run("calibrate --devices cpu:1 -o " + out);
+    EXPECT_EQ(o.status, 1);
+    EXPECT_EQ(o.out, "") << "measured already";
+    EXPECT_NE(o.err.find("cannot write '" + out + "'"), std::string::npos) << o.err;
+    EXPECT_TRUE(one_line(o.err)) << o.err;
+  }
+  const std::string path = file("kept.toml");
+  write_file(path, "kept");
+  expect_writable(path);
+  EXPECT_EQ(read_file(path), "kept");
+  EXPECT_FALSE(std::filesystem::exists(path + ".part"));
+  std::filesystem::remove(path);
+  expect_writable(path);
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 // One line, where there is no GPU, or no kernels for it.

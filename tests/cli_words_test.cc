@@ -2,11 +2,14 @@
 // that keep what tells rows apart, and nothing said that is not there.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <string>
 
 #include "cli/format.h"
+#include "cli/planned.h"
+#include "planner/cluster_toml.h"
 #include "tests/cli_run.h"
 
 namespace cleave {
@@ -63,6 +66,80 @@ TEST(Words, ARefusalNamesALargerClusterThatFits) {
   ASSERT_TRUE(std::regex_search(o.err, match, std::regex("it fits on (cpu:[0-9]+);"))) << o.err;
   EXPECT_EQ(match[1], "cpu:8");
   EXPECT_EQ(cleave_run("plan gpt2:tiny --memory 3500KB --cluster " + match[1].str()).status, 0);
+}
+
+// Of a file, too: more devices in a node of it, whose link joins any number.
+TEST(Words, ARefusalNamesMoreDevicesOfAFileThatFit) {
+  const std::string file =
+      (std::filesystem::path(::testing::TempDir()) / "cli_words_test.toml").string();
+  write_file(file, cluster_to_toml(parse_cluster("cpu:2")));
+  const std::string asked = " gpt2:tiny --memory 3500KB --cluster " + file;
+  const Outcome plan = cleave_run("plan" + asked);
+  EXPECT_EQ(plan.status, 3);
+  EXPECT_NE(plan.err.find("it fits on " + file + ":8;"), std::string::npos) << plan.err;
+  EXPECT_EQ(cleave_run("plan" + asked + ":8").status, 0);
+  const Outcome fit = cleave_run("fit --seconds 10000" + asked);
+  EXPECT_EQ(fit.status, 3);
+  EXPECT_NE(fit.out.find("--cluster " + file + ":4: 4 devices instead of 2"), std::string::npos)
+      << fit.out;
+  EXPECT_EQ(cleave_run("plan --objective gpus gpt2:tiny --cluster " + file).status, 0);
+  std::filesystem::remove(file);
+}
+
+// As many more as the file's links join: nodes of GPUs where there is a link between nodes.
+TEST(Words, MoreDevicesOfAFileAreThoseThatItsLinksJoin) {
+  const auto spec = [](const std::string& text, int64_t times) {
+    const auto more = larger(cluster_from_toml(text, "box.toml"), times);
+    return more ? more->spec : "";
+  };
+  const std::string preset = "kind = \"h100\"\n";
+  EXPECT_EQ(spec(preset, 4), "box.toml:4");
+  EXPECT_EQ(spec(preset, 8), "box.toml:8");
+  EXPECT_EQ(spec(preset, 32), "box.toml:4x8");
+  EXPECT_EQ(spec(preset + "[[node]]\ncount = 2\ndevices = 4\n", 2), "box.toml:4x4");
+  const std::string link = "[[link]]\nbandwidth = 1e9\n";
+  EXPECT_EQ(spec(preset + link, 8), "box.toml:8");
+  EXPECT_EQ(spec(preset + link, 16), "");
+  EXPECT_EQ(spec(preset + link + link + "devices = 32\n", 32), "box.toml:4x8");
+  EXPECT_EQ(spec(preset + link + link + "devices = 32\n", 64), "");
+  EXPECT_EQ(spec("kind = \"cpu\"\n" + link, 16), "box.toml:16");
+}
+
+// fp16 needs more than a plan says, and nobody asked for it.
+TEST(Words, ThePrecisionThatWasNotAskedForIsSaid) {
+  const std::string file =
+      (std::filesystem::path(::testing::TempDir()) / "cli_words_test_f16.toml").string();
+  write_file(file,
+             "[device]\nmemory = 1e10\nbandwidth = 1e12\nvector_flops = 1e12\n[device.f32]\npeak = "
+             "1e12\n[device.f16]\npeak = 8e12\n[[link]]\nbandwidth = 1e10\n");
+  const std::string note =
+      "precision fp16, as no --precision is given: products at 8 TFLOP/s, in bf16 at 1, in fp32 at "
+      "1\n";
+  for (const char* command : {"plan", "fit"}) {
+    const std::string line = std::string(command) + " gpt2:tiny --cluster ";
+    EXPECT_NE(cleave_run(line + file).out.find(note), std::string::npos) << command;
+    EXPECT_EQ(cleave_run(line + file + " --precision fp16").out.find("precision fp16,"),
+              std::string::npos);
+    EXPECT_NE(cleave_run(line + "v100").out.find("precision fp16, as no"), std::string::npos);
+    EXPECT_EQ(cleave_run(line + "h100").out.find("as no --precision"), std::string::npos);
+  }
+  std::filesystem::remove(file);
+}
+
+// What MODEL's help says of a wrong name.
+TEST(Words, WrongModelsListWhatHelpSays) {
+  EXPECT_NE(cleave_run("plan --help").out.find("wrong family lists"), std::string::npos);
+  const std::string family = cleave_run("trace gpt9:tiny").err,
+                    size = cleave_run("trace gpt2:x").err;
+  for (const char* model : {"gpt2:124m", "llama:8b", "mlp:tiny"}) {
+    EXPECT_NE(family.find(model), std::string::npos) << family;
+  }
+  EXPECT_NE(size.find("gpt2:124m"), std::string::npos) << size;
+  EXPECT_EQ(size.find("llama:8b"), std::string::npos) << size;
+}
+
+TEST(Words, CalibratesHelpNamesTheGpu) {
+  EXPECT_NE(cleave_run("calibrate --help").out.find("h100"), std::string::npos);
 }
 
 // On a larger cluster another mesh was found, and the one that was asked for does not even divide.

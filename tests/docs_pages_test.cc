@@ -13,6 +13,7 @@
 
 #include "cli/command.h"
 #include "graph/signature.h"
+#include "planner/cluster_toml.h"
 
 namespace cleave {
 namespace {
@@ -123,6 +124,21 @@ TEST(Factors, AreReadAsWritten) {
     ++strings;
   }
   EXPECT_GE(strings, 7u);
+}
+
+TEST(Clusters, EveryKeyOfAFileIsExplained) {
+  Cluster c = parse_cluster("2x8xh100");
+  c.device.fused_backward.efficiency = 1;
+  c.device.ops = {{"grouped_matmul", 1e12, 0, 0.5}};
+  c.device.bf16.measured = {{1, 1, 1, 1}};
+  c.tiers[1].ports = 8;
+  const std::string page = read(kRoot / "docs/cluster.md");
+  size_t keys = 0;
+  for (const std::string& key : matches(cluster_to_toml(c), "\n([a-z_0-9]+) =")) {
+    EXPECT_NE(page.find("`" + key + "`"), std::string::npos) << key;
+    ++keys;
+  }
+  EXPECT_GT(keys, 40u);
 }
 
 TEST(Commands, AreThoseOfHelp) {

@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "graph/error.h"
+#include "kernels/ops.h"
 #include "planner/cluster_toml.h"
 
 namespace cleave {
@@ -24,12 +25,28 @@ void expect_same(const Cluster& a, const Cluster& b) {
 // What a text is refused with; "" when it is not.
 std::string mistake(const std::string& text) {
   try {
-    cluster_from_toml(text, "c.toml");
+    cluster_from_toml(text, "c.toml", ops::find);
     return "";
   } catch (const Error& e) {
     return e.what();
   }
 }
+
+// A cluster's file, while it is needed.
+class File {
+ public:
+  explicit File(const std::string& text)
+      : path_(
+            (std::filesystem::path(::testing::TempDir()) / "planner_cluster_test.toml").string()) {
+    std::ofstream(path_) << text;
+  }
+  ~File() { std::filesystem::remove(path_); }
+  File(const File&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
 
 TEST(Presets, MakeSense) {
   const std::vector<std::string> kinds = cluster_kinds();
@@ -131,12 +148,15 @@ TEST(Toml, MeasuredProductsAndOps) {
 }
 
 TEST(Presets, ComputeInTheTypeThatTheyHave) {
-  const auto fastest = [](const char* kind) { return cluster_of_kind(kind).fastest_dtype(); };
-  EXPECT_EQ(fastest("v100"), DType::kF16);
-  EXPECT_EQ(fastest("cpu"), DType::kF32);
+  const auto taken = [](const char* kind) { return cluster_of_kind(kind).default_dtype(); };
+  EXPECT_EQ(taken("v100"), DType::kF16);
+  EXPECT_EQ(taken("cpu"), DType::kF32);
   for (const char* kind : {"a100-40g", "a100", "h100", "h200", "b200"}) {
-    EXPECT_EQ(fastest(kind), DType::kBF16) << kind;
+    EXPECT_EQ(taken(kind), DType::kBF16) << kind;
   }
+  Cluster faster = cluster_of_kind("h100");
+  faster.device.f16.peak *= 2;  // bf16 needs no scaling of the loss
+  EXPECT_EQ(faster.default_dtype(), DType::kBF16);
   const Cluster v100 = cluster_of_kind("v100");
   EXPECT_EQ(v100.peak_flops(DType::kF16), 125e12);
   EXPECT_EQ(v100.peak_flops(DType::kBF16), v100.peak_flops(DType::kF32));
@@ -168,13 +188,71 @@ TEST(Toml, TheLeastThereCanBe) {
 }
 
 TEST(Toml, FilesAndCounts) {
-  const auto path = std::filesystem::path(::testing::TempDir()) / "planner_cluster_test.toml";
-  std::ofstream(path) << cluster_to_toml(parse_cluster("cpu:2"));
-  EXPECT_EQ(parse_cluster(path.string()).size(), 2);
-  const Cluster four = parse_cluster(path.string() + ":4");
+  const File file(cluster_to_toml(parse_cluster("cpu:2")));
+  EXPECT_EQ(parse_cluster(file.path()).size(), 2);
+  const Cluster four = parse_cluster(file.path() + ":4");
   EXPECT_EQ(four.size(), 4);
   EXPECT_EQ(cluster_from_toml(four.description, "x").size(), 4);  // as a plan keeps it
-  std::filesystem::remove(path);
+  const Cluster nodes = parse_cluster(file.path() + ":3x4");  // a preset has links between nodes
+  EXPECT_EQ(nodes.nodes, 3);
+  EXPECT_EQ(nodes.devices_per_node, 4);
+  EXPECT_EQ(nodes.spec, file.path() + ":3x4");
+  expect_same(nodes, cluster_from_toml(nodes.description, "x"));
+  for (const char* bad : {":0", ":2x", ":x2", ":2x2x2", ":1000000x1000000"}) {
+    EXPECT_THROW(parse_cluster(file.path() + bad), Error) << bad;
+  }
+}
+
+// A file's links say how many devices they join; what one node does not use does not matter to it.
+TEST(Toml, SizesThatLinksDoNotJoin) {
+  const std::string device =
+      "[device]\nmemory = 1e9\nbandwidth = 1e10\nvector_flops = 1e9\n[device.f32]\npeak = 1e11\n";
+  const std::string link = "[[link]]\nbandwidth = 1e9\n";
+  const auto refused = [](const std::string& spec) -> std::string {
+    try {
+      const Cluster c = parse_cluster(spec);
+      expect_same(c, cluster_from_toml(c.description, "x"));
+      return "";
+    } catch (const Error& e) {
+      return e.what();
+    }
+  };
+  {
+    const File one(device + link);
+    EXPECT_EQ(refused(one.path() + ":8"), "");
+    EXPECT_NE(refused(one.path() + ":2x8").find("several nodes need a second"), std::string::npos);
+  }
+  const File pods(device + link + link + "devices = 16\n");
+  for (const char* size : {":8", ":3", ":2x8", ":4x4"}) {
+    EXPECT_EQ(refused(pods.path() + size), "") << size;
+  }
+  EXPECT_NE(refused(pods.path() + ":2x3").find("joins 16 devices, which nodes of 3 do not make"),
+            std::string::npos);
+  EXPECT_NE(refused(pods.path() + ":3x8").find("joins 16 of 24 devices"), std::string::npos);
+}
+
+// A rate that nothing would read is a mistake: of an op that there is not, or in another's words.
+TEST(Toml, RatesOfOpsAreOfOpsThatHaveThem) {
+  const auto with = [](const std::string& op) {
+    return mistake("kind = \"h100\"\n[[device.op]]\n" + op);
+  };
+  const std::string rate = "bandwidth = 1e12\n";
+  EXPECT_EQ(with("name = \"add\"\n" + rate), "");
+  EXPECT_EQ(with("name = \"grouped_matmul\"\nefficiency = 0.5\n" + rate), "");
+  for (const auto& [op, expected] : std::vector<std::pair<std::string, std::string>>{
+           {"name = \"frobnicate\"\n" + rate,
+            "c.toml:3: device.op.name: there is no op 'frobnicate'; cleave trace MODEL"},
+           {"name = \"attention\"\n" + rate, "c.toml:3: device.op.name: 'attention' is attention"},
+           {"name = \"matmul\"\n" + rate, "c.toml:3: device.op.name: 'matmul' is a matrix product"},
+           {"name = \"linear\"\n" + rate, "'linear' is a matrix product"},
+           {"name = \"add\"\nefficiency = 0.5\n" + rate,
+            "c.toml:4: device.op.efficiency: 'add' is no product of experts"},
+           {rate, "c.toml:2: device.op.name: is missing: the op's"},
+           {"name = \"add\"\n", "c.toml:2: device.op.bandwidth: is missing: bytes/s"}}) {
+    const std::string found = with(op);
+    EXPECT_NE(found.find(expected), std::string::npos) << op << found;
+    EXPECT_EQ(found.find('\n'), std::string::npos) << found;
+  }
 }
 
 TEST(UnevenNodes, WhatTheyHaveInCommon) {
@@ -224,6 +302,10 @@ TEST(Toml, MistakesNameTheLineAndTheKey) {
       {base + "[device.bf16]\npeak = \"fast\"\n" + link, "device.bf16.peak: write a number"},
       {base + "[device.tiling]\nunits = 1.5\n" + link, "device.tiling.units: write a whole number"},
       {base + "[device.tiling]\nunits = 0\n" + link, "device.tiling.units: write a whole number"},
+      {base + "[device.tiling]\nrows = 8\ncolumns = 64\nsmallest = 16\n" + link,
+       "c.toml:10: device.tiling.smallest: 16 is more than a side of the largest tile, 8 x 64"},
+      {"kind = \"h100\"\n[device.tiling]\ncolumns = 16\n",
+       "c.toml:2: device.tiling.smallest: 32 is more than a side of the largest tile, 128 x 16"},
       {base + link + "latency = -1e-6\n", "c.toml:9: link.latency: write a number"},
       {base + link + "ports = 3\n", "link: the first joins"},
       {base + "[link]\nbandwidth = 3\n", "link: write [[link]]"},
