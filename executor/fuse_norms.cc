@@ -5,7 +5,6 @@
 
 #include "executor/fuser.h"
 #include "graph/error.h"
-#include "kernels/attention.h"
 #include "kernels/ops.h"
 
 namespace cleave {
@@ -43,16 +42,16 @@ std::optional<size_t> attention_of(const Fuser& fuser, TensorId t, const Instr& 
   return m;
 }
 
-// One more result: the sums of the three, one after the other.
+// One more result: the sums of the three, [.., heads, width] each, one after the other.
 void add_attention_sum(Instr& made) {
   const Signature& s = *made.signature;
-  const AttentionFactors f = {s.inputs()[1], s.inputs()[3], s.inputs()[4]};
   char letter = 'A';
   while (s.factor(letter) >= 0) ++letter;
   CLEAVE_ASSERT(letter <= 'Z', "'{}' has every letter", s.text());
   std::string text = {'(', letter};
-  for (const int8_t factor : {f.g, f.r, f.e}) {
-    if (factor >= 0) text += s.factors()[static_cast<size_t>(factor)].letter;
+  const OperandDims& dq = s.outputs()[0];
+  for (const DimFactors& dim : {dq[dq.size() - 2], dq.back()}) {
+    for (const int8_t factor : dim) text += s.factors()[static_cast<size_t>(factor)].letter;
   }
   SignatureParts factors = s.parts();
   factors.outputs.push_back(text + ')');

@@ -128,7 +128,7 @@ double attention_products(const OpCall& call, const AttentionFactors& f, int ove
   double scores = 1;
   for (size_t i = 0; i < call.extents.size(); ++i) {
     const int8_t factor = static_cast<int8_t>(i);
-    if (factor != f.e && factor != f.v) scores *= size(factor);
+    if (factor != f.e && factor != f.v && call.signature.in_inputs(factor)) scores *= size(factor);
   }
   const double flops = 2 * scores * (over_e * size(f.e) + over_v * size(f.v));
   return call.attrs.integer_or("causal", 0) != 0 ? flops / 2 : flops;

@@ -473,5 +473,23 @@ TEST(Costs, AttentionCountsItsProducts) {
   }
 }
 
+TEST(Costs, SumsOfAttentionAreNoProducts) {
+  Graph g;
+  const Value x = add_data(g, "x", DType::kF32, {2, 16, 3, 8}),
+              lse = add_data(g, "lse", DType::kF32, {2, 16, 3});
+  const auto flops = [&](const std::string& sums, Attrs attrs) {
+    attrs.set("scale", 1.0);
+    attrs.set("r", int64_t{1});
+    const auto out = g.add(ops::attention_backward, {x, x, x, x, x, lse},
+                           "bs(gr)V,bs(gr)E,btgE,btgV,bs(gr)V,bs(gr)->bs(gr)E,btgE,btgV" + sums +
+                               "|s:indexed,t:indexed",
+                           attrs);
+    const Node node = g.node(g.value(out[0]).producer);
+    const auto in = g.input_types(node);
+    return ops::attention_backward.flops(Graph::call(node, in));
+  };
+  EXPECT_EQ(flops(",(XgrE)", {{"sum", int64_t{1}}, {"X", int64_t{3}}}), flops("", {}));
+}
+
 }  // namespace
 }  // namespace cleave

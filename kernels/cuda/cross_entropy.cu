@@ -207,9 +207,9 @@ __global__ void __launch_bounds__(kPieceThreads)
 
 constexpr int kBothThreads = 512;
 
-// A cluster of blocks has a row, each `most` vectors of it at most, and keeps it in its shared memory
-// from one pass to the other. Rows of whole vectors, dense.
-template <class T>
+// A block, or a cluster of some, has a row, each block `most` vectors of it at most, and keeps it
+// in its shared memory from one pass to the other. Rows of whole vectors, dense.
+template <class T, bool kAlone>
 __global__ void __launch_bounds__(kBothThreads, 2)
     both_of_rows(Losses<T> l, Gradients<T> g, int most) {
   using A = Statistic<T>;
@@ -219,8 +219,8 @@ __global__ void __launch_bounds__(kBothThreads, 2)
   extern __shared__ uint4 kept_memory[];
   Vec<T, N>* const kept = reinterpret_cast<Vec<T, N>*>(kept_memory);
   const auto cluster = cooperative_groups::this_cluster();
-  const int blocks = static_cast<int>(cluster.num_blocks());
-  const int rank = static_cast<int>(cluster.block_rank());
+  const int blocks = kAlone ? 1 : static_cast<int>(cluster.num_blocks());
+  const int rank = kAlone ? 0 : static_cast<int>(cluster.block_rank());
   const int64_t r = blockIdx.x / blocks;
   const int lane = threadIdx.x, first = rank * most;
   const int vectors = max(min(l.n / N - first, most), 0);
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kBothThreads, 2)
   });
   Exponentials<A> all = {over_group<G>(e.top, shared[0], Greater{}), 0};
   all.sum = over_group<G>(e.sum * exp_near(e.top - all.shift()), shared[1], Add{});
-  if (blocks > 1) {
+  if constexpr (!kAlone) {
     if (lane == 0) part[0] = all.top, part[1] = all.sum;
     cluster.sync();
     Exponentials<A> parts[kBothBlocks];
@@ -260,12 +260,13 @@ __global__ void __launch_bounds__(kBothThreads, 2)
   const RowGradient<T> row(target, g.ignore, g.classes, lse, g.dlosses[g_at[3]]);
   // Everybody's scores are in shared memory since over_group; who has the target's tells the loss.
   if (lane == 0 && rank == (row.own < 0 ? 0 : row.own / (most * N))) {
-    l.losses[at[2]] = loss_of(l, reinterpret_cast<const T*>(kept) - int64_t{first} * N, target, lse);
+    l.losses[at[2]] =
+        loss_of(l, reinterpret_cast<const T*>(kept) - int64_t{first} * N, target, lse);
     l.lses[at[3]] = lse;
   }
   T* const dx = g.dlogits + g_at[4] + int64_t{first} * N;
   for (int v = lane; v < vectors; v += G) row_store<N>(dx, 1, v, row.of(kept[v], (first + v) * N));
-  if (blocks > 1) cluster.barrier_wait();
+  if constexpr (!kAlone) cluster.barrier_wait();
 }
 
 // --- Pick ----------------------------------------------------------------------------------------
@@ -418,10 +419,11 @@ void cross_entropy_both_cuda(const KernelArgs& args) {
       launch_gradients(g, stream);
       return;
     }
-    cuda_check(cudaFuncSetAttribute(both_of_rows<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    kBothBlockBytes));
     unsigned blocks = 1;
     while (bytes > blocks * kBothBlockBytes) blocks *= 2;
+    const auto kernel = blocks == 1 ? both_of_rows<T, true> : both_of_rows<T, false>;
+    cuda_check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBothBlockBytes));
     const int most = static_cast<int>(ceil_div(l.n / kWide<T>, blocks));
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
@@ -433,7 +435,7 @@ void cross_entropy_both_cuda(const KernelArgs& args) {
         .stream = stream,
         .attrs = &cluster,
         .numAttrs = 1};
-    cuda_check(cudaLaunchKernelEx(&launch, both_of_rows<T>, l, g, most));
+    cuda_check(cudaLaunchKernelEx(&launch, kernel, l, g, most));
   });
 }
 
