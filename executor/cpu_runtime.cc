@@ -599,7 +599,7 @@ void CpuRuntime::initialize() {
     for (const ProgramSource& s : p.sources) {
       if (s.kind == SourceKind::kData || p.stage_of(s.chunk) != rank.stage()) continue;
       const ProgramTensor& t = p.tensor(s.tensor);
-      fill_initial(s, t, p.mesh, rank.coordinates(), impl_->options.seed, rank.data(t));
+      fill_initial({s, t, rank.data(t)}, p.mesh, rank.coordinates(), impl_->options.seed);
     }
   });
   for (size_t s = 0; s < p.sources.size(); ++s) {

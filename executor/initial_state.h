@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -14,8 +15,20 @@ namespace cleave {
 // Element `index`, row-major in the whole tensor, of the source with this name.
 double initial_value(const Init& init, uint64_t seed, std::string_view name, int64_t index);
 
-// Fills the shard, contiguous at `data`, that the rank at these coordinates holds.
-void fill_initial(const ProgramSource& source, const ProgramTensor& tensor, const Mesh& mesh,
-                  const std::vector<int64_t>& coordinates, uint64_t seed, std::byte* data);
+// The shard of a source that a rank holds, contiguous at `data`.
+struct InitialShard {
+  const ProgramSource& source;
+  const ProgramTensor& tensor;
+  std::byte* data = nullptr;
+};
+
+// Fills the shard of the rank at these coordinates.
+void fill_initial(const InitialShard& shard, const Mesh& mesh,
+                  const std::vector<int64_t>& coordinates, uint64_t seed);
+// Fills several, in pieces, on all of the machine's cores.
+void fill_initial(std::span<const InitialShard> shards, const Mesh& mesh,
+                  const std::vector<int64_t>& coordinates, uint64_t seed);
+// Whether all that is filled in are zeros.
+bool is_zero(const Init& init);
 
 }  // namespace cleave

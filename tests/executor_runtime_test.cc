@@ -250,6 +250,30 @@ TEST(CpuRuntime, StartsFromTheSameBitsOnAnyMesh) {
   }
 }
 
+// Larger than a piece, and in stretches that pieces cut.
+TEST(InitialState, PiecesOnAllCoresAreTheWhole) {
+  ProgramBuilder b({{"u", 2}, {"v", 3}});
+  const Init normal = {Init::Kind::kNormal, 0.02};
+  for (const char* name : {"w1", "w2"}) {
+    b.source(SourceKind::kParameter, name, {{1024}, {6, 120}}, {cut(1), kWhole}, DType::kF32,
+             normal);
+  }
+  const Program p = b.program;
+  const size_t count = 1024 * 3 * 120;
+  std::vector<std::vector<float>> got(2, std::vector<float>(count, -1)), want = got;
+  const auto shard = [&](size_t s, std::vector<std::vector<float>>& to) {
+    return InitialShard{p.sources[s], p.tensor(p.sources[s].tensor),
+                        reinterpret_cast<std::byte*>(to[s].data())};
+  };
+  const std::vector<int64_t> coordinates = {1, 2};
+  fill_initial(std::vector{shard(0, got), shard(1, got)}, p.mesh, coordinates, 5);
+  for (const size_t s : {0, 1}) {
+    fill_initial(shard(s, want), p.mesh, coordinates, 5);
+    EXPECT_EQ(got[s], want[s]);
+  }
+  EXPECT_NE(got[0], got[1]);
+}
+
 TEST(CpuRuntime, WritesAndReadsWholeSources) {
   std::vector<float> w(288);
   for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<float>(i);

@@ -4,13 +4,11 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <map>
 #include <numeric>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "executor/cuda/captured_graph.h"
@@ -676,33 +674,25 @@ TensorType CudaRuntime::source_type(std::string_view name) const {
 
 void CudaRuntime::initialize() {
   const Program& p = impl_->program;
-  std::vector<size_t> kept;
+  std::vector<std::unique_ptr<std::byte[]>> memory;
+  std::vector<size_t> drawn;  // sources
+  std::vector<InitialShard> shards;
   for (size_t s = 0; s < p.sources.size(); ++s) {
-    if (p.sources[s].kind != SourceKind::kData) kept.push_back(s);
-  }
-  // Numbers are drawn on all cores, a source at a time.
-  std::vector<std::vector<std::byte>> values(kept.size());
-  std::atomic<size_t> next = 0;
-  const auto draw = [&] {
-    for (size_t i; (i = next++) < kept.size();) {
-      const size_t s = kept[i];
-      values[i].resize(static_cast<size_t>(impl_->bytes_of(s)));
-      fill_initial(p.sources[s], impl_->tensor_of(s), p.mesh, impl_->coordinates,
-                   impl_->options.seed, values[i].data());
-    }
-  };
-  {
-    std::vector<std::jthread> team;
-    for (unsigned t = 1; t < std::max(1u, std::thread::hardware_concurrency()); ++t) {
-      team.emplace_back(draw);
-    }
-    draw();
-  }
-  for (size_t i = 0; i < kept.size(); ++i) {
+    if (p.sources[s].kind == SourceKind::kData) continue;
+    const ProgramTensor& tensor = impl_->tensor_of(s);
+    const auto bytes = static_cast<size_t>(impl_->bytes_of(s));
     impl_->stale = true;
-    impl_->to_device(kept[i], values[i].data());
-    impl_->filled[kept[i]] = true;
+    impl_->filled[s] = true;
+    if (is_zero(p.sources[s].init)) {
+      cuda_check(cudaMemsetAsync(impl_->data(tensor), 0, bytes, impl_->stream));
+      continue;
+    }
+    memory.push_back(std::make_unique_for_overwrite<std::byte[]>(bytes));
+    drawn.push_back(s);
+    shards.push_back({p.sources[s], tensor, memory.back().get()});
   }
+  fill_initial(shards, p.mesh, impl_->coordinates, impl_->options.seed);
+  for (size_t i = 0; i < drawn.size(); ++i) impl_->to_device(drawn[i], shards[i].data);
   cuda_check(cudaStreamSynchronize(impl_->stream));
 }
 
