@@ -123,7 +123,7 @@ class Assigner {
   }
 
   // What is taken apart into tensors that wish to lie where the parts of a whole do, each in the
-  // place of one, wishes to lie where the whole does.
+  // place of one, wishes to lie where the whole does: a sum of accumulators, element by element.
   void plan_wholes(std::vector<SharingWish>& wish_of) const {
     std::map<TensorId, std::vector<TensorId>> targets;  // of what each is taken apart into
     for (const Instr& instr : program_.instrs) {

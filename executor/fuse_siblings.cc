@@ -88,6 +88,9 @@ void widen(std::string& dims, int at, char letter) {
 // after the other in a dimension that has these.
 using Line = std::vector<int64_t>;
 
+// Those lie one after the other: each has a letter of its own in the signature of their whole.
+constexpr size_t kMostParts = 24;
+
 // A capital letter that the signature does not have, nor its small one.
 char unused_letter(const Signature& s) {
   for (char c = 'A'; c <= 'Z'; ++c) {
@@ -289,7 +292,8 @@ class Siblings {
       if (f_.readers(origin.tensor) != 1) return {};
       m = f_.maker(origin.tensor, product);
     }
-    if (!m || !makes_anywhere(p_.instrs[*m])) return {};
+    // What was joined makes its results as parts already.
+    if (!m || removed_[*m] || !makes_anywhere(p_.instrs[*m])) return {};
     return origin;
   }
 
@@ -327,7 +331,7 @@ class Siblings {
       for (const size_t i : products) {
         const TensorId g = p_.instrs[i].in[0], w = p_.instrs[i].in[1];
         const bool apart = !beside_.contains(w) && !used.contains(g) && !used.contains(w);
-        if (apart && may_join_added(group.empty() ? i : group[0], i)) {
+        if (apart && group.size() < kMostParts && may_join_added(group.empty() ? i : group[0], i)) {
           group.push_back(i);
           used.insert({g, w});
         } else if (!group.empty()) {
@@ -629,7 +633,7 @@ class Siblings {
     } else {
       const auto at = static_cast<size_t>(d);
       all[at] = 'Z';
-      CLEAVE_ASSERT(parts.size() < 25, "{} parts have no letters", parts.size());
+      CLEAVE_ASSERT(parts.size() <= kMostParts, "{} parts have no letters", parts.size());
       for (size_t k = 0; k < parts.size(); ++k) each[k][at] = static_cast<char>('A' + k);
     }
     return {each, all};

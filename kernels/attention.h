@@ -98,9 +98,8 @@ void for_each_head(const AttentionCall& call, int64_t heads, const Fn& fn) {
   });
 }
 
-// The backward's sums: calls fn(factors, from, to) for the sum of each of the three results,
-// "bs(gr)E
-// -> (grE)" of the first.
+// The backward's sums: calls fn(factors, from, to) for the sum of each of the three results:
+// "bs(gr)E->(grE)", "btgE->(gE)", "btgV->(gV)".
 template <class Fn>
 void each_attention_sum(const KernelArgs& args, const AttentionFactors& f, const Fn& fn) {
   for (size_t o = 0; o < 3; ++o) {

@@ -223,8 +223,8 @@ constinit const OpDef ops::cross_entropy_backward = {
     .cuda = cuda_kernel<cross_entropy_backward_cuda>(),
 };
 
-// Both, in one pass over the scores where a row fits into a multiprocessor's own memory: what
-// fusion makes of a loss and its gradient (executor/fuse_loss.cc).
+// Both, in one pass over the scores where a row fits into the shared memory of a GPU's cluster of
+// blocks: what fusion makes of a loss and its gradient (executor/fuse_loss.cc).
 //
 //   scores, targets, dlosses -> losses, log-sum-exps, dscores
 constinit const OpDef ops::cross_entropy_both = {

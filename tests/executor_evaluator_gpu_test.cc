@@ -21,26 +21,35 @@ size_t free_bytes() {
   return free;
 }
 
-TEST(EvaluatorOnGpu, WorksInTheTrainersMemory) {
+struct Evaluated {
+  const char* model;
+  DType dtype;
+  const char* weight;
+};
+
+class EvaluatorOnGpu : public ::testing::TestWithParam<Evaluated> {};
+
+TEST_P(EvaluatorOnGpu, WorksInTheTrainersMemory) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) GTEST_SKIP() << "no GPU here";
-  ModelConfig config = model_named("gpt2:tiny");
+  const auto [model, dtype, weight] = GetParam();
+  ModelConfig config = model_named(model);
   for (const char* number : {"vocab=50304", "hidden=256"}) set_value(config, number);
-  const Graph graph = training_graph(config, DType::kBF16);
-  const Graph loss_alone = trace(config, {DType::kBF16, false, {}});
+  const Graph graph = training_graph(config, dtype);
+  const Graph loss_alone = trace(config, {dtype, false, {}});
   const auto trained = runtime_of(graph, "1", Processor::kGpu);
   const size_t before = free_bytes();
   const Program program = lower(loss_alone, plan_for(loss_alone, "1", {}), true);
   const auto shared = make_runtime(program, Processor::kGpu, {.seed = 42, .beside = trained.get()});
   const size_t taken = before - free_bytes();
-  EXPECT_TRUE(shared->shares("wte.weight"));
+  EXPECT_TRUE(shared->shares(weight));
   EXPECT_LT(taken, static_cast<size_t>(program.arena_bytes)) << "no arena of its own";
   const auto alone = make_runtime(program, Processor::kGpu, {.seed = 42});
-  EXPECT_FALSE(alone->shares("wte.weight"));
+  EXPECT_FALSE(alone->shares(weight));
   for (int step = 0; step < 3; ++step) {
     feed(*trained, config, step);
     trained->step();
-    const std::vector<std::byte> weights = trained->read_source("wte.weight");
+    const std::vector<std::byte> weights = trained->read_source(weight);
     for (const ProgramSource& s : alone->program().sources) {
       if (s.kind == SourceKind::kData) continue;
       alone->write_source(s.name, trained->read_source(s.name));
@@ -52,9 +61,21 @@ TEST(EvaluatorOnGpu, WorksInTheTrainersMemory) {
       *loss = runtime->step().value("loss");
     }
     EXPECT_EQ(found[0], found[1]) << step;
-    EXPECT_EQ(trained->read_source("wte.weight"), weights) << "an evaluation changes nothing";
+    EXPECT_EQ(trained->read_source(weight), weights) << "an evaluation changes nothing";
   }
 }
+
+// Weights of queries, keys and values lie side by side in training, and not in an evaluation.
+INSTANTIATE_TEST_SUITE_P(
+    Models, EvaluatorOnGpu,
+    ::testing::Values(Evaluated{"gpt2:tiny", DType::kBF16, "wte.weight"},
+                      Evaluated{"llama:tiny", DType::kBF16, "layers.0.attn.k.weight"},
+                      Evaluated{"llama:tiny", DType::kF32, "layers.0.attn.k.weight"}),
+    [](const auto& info) {
+      return std::string(info.param.model).substr(0, 5) == "gpt2:"
+                 ? std::string("gpt2")
+                 : "llama_" + std::string(name_of(info.param.dtype));
+    });
 
 #else
 

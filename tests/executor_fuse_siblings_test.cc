@@ -376,6 +376,22 @@ TEST(SiblingsByHand, BackwardAlone) {
   }
 }
 
+// More than a signature has letters for: 24, and the rest.
+TEST(SiblingsByHand, ManyAreJoinedInGroups) {
+  const Graph graph = graph_of([](const Tensor& x) {
+    std::vector<Tensor> all;
+    for (int i = 0; i < 26; ++i) {
+      all.push_back(linear(x, weight(("up" + std::to_string(i)).c_str(), 16, 32)));
+    }
+    Tensor sum = tanh(all[0]);
+    for (size_t i = 1; i < all.size(); ++i) sum = sum + tanh(all[i]);
+    return linear(sum, weight("down", 32, 16));
+  });
+  const Program with = lowered(graph);
+  EXPECT_EQ(made(with), 4);
+  expect_same_training(with, lowered(graph, {"siblings"}), {}, 1e-12);
+}
+
 // Each is left as it is, and trains as it did.
 TEST(SiblingsByHand, OthersAreLeftAlone) {
   const std::map<std::string, Hidden> programs = {

@@ -174,7 +174,8 @@ struct CudaRuntime::Impl final : TriedPass {
           host.program.sources.begin(), host.program.sources.end(), [&](const ProgramSource& h) {
             const ProgramTensor& other = host.program.tensor(h.tensor);
             return h.name == s.name && h.kind == s.kind && other.dtype == t.dtype &&
-                   other.geometry == t.geometry;
+                   other.geometry.shape == t.geometry.shape &&
+                   other.geometry.strides == t.geometry.strides;
           });
       if (same == host.program.sources.end()) return std::nullopt;
       std::byte* const base =

@@ -43,7 +43,7 @@ template <class T, class Brick>
 __device__ inline void sum_rows(const unsigned char* tile, int rows, float* room, float* to,
                                 int warpgroup) {
   constexpr int kWidth = Brick::kWidth;
-  const int thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32;
+  const int thread = anew(static_cast<int>(threadIdx.x) % 128), warp = thread / 32;
 #pragma unroll
   for (int c = thread % 32; c < kWidth / 2; c += 32) {
     float2 sum = {0, 0};

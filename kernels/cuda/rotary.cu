@@ -54,15 +54,15 @@ __global__ void __launch_bounds__(kThreads) rotate(Rotary<T> r, int each) {
   const int64_t step = gridDim.y * static_cast<int64_t>(kThreads);
   // Calls fn(x, y, position, vector) for each of n vectors of every head.
   const auto each_vector = [&](int n, auto fn) {
-    const int64_t heads = r.others.count * n;
-    for (int64_t i = first; i < here * heads; i += step) {
+    const int64_t all = r.others.count * n;  // of a position
+    for (int64_t i = first; i < here * all; i += step) {
       // Where there are several positions, there are few vectors.
-      const int p = each == 1 ? 0 : static_cast<int>(i) / static_cast<int>(heads);
-      const int64_t other = (i - p * heads) / n;
+      const int p = each == 1 ? 0 : static_cast<int>(i) / static_cast<int>(all);
+      const int64_t other = (i - p * all) / n;
       int64_t at[2];
       r.others.offsets(other, at);
       fn(r.x + (begin + p) * r.x_position + at[0], r.y + (begin + p) * r.y_position + at[1], p,
-         static_cast<int>(i - p * heads - other * n));
+         static_cast<int>(i - p * all - other * n));
     }
   };
   each_vector(vectors, [&](const T* x, T* y, int p, int v) {

@@ -64,9 +64,9 @@ inline int64_t gelu_backward_workspace(const OpCall& call) {
 
 // --- A loss and its gradient ---------------------------------------------------------------------
 
-// Rows of scores are kept in shared memory from one to the other: so much of one in that of a
-// block, of which a multiprocessor has two, and while one reads, another writes; the rest in that
-// of other blocks of its cluster. Longer rows are read twice.
+// Rows of scores are kept in shared memory from one to the other. A block keeps so much of a row: a
+// multiprocessor has two of them, and while one reads, another writes. Longer rows are shared by a
+// cluster of 2, 4 or 8 blocks; still longer ones are read twice.
 inline constexpr int64_t kBothBlockBytes = 112 << 10;
 inline constexpr int kBothBlocks = 8;
 inline constexpr int64_t kBothRowBytes = kBothBlocks * kBothBlockBytes;
