@@ -113,7 +113,8 @@ TEST_P(TrainsOnGpu, TheSameBitsTwice) {
 // and what was chosen is taken from then on by all programs that would try, and by no others.
 TEST_P(TrainsOnGpu, AfterTrialsOfItsProducts) {
   const ModelConfig config = model(GetParam());
-  const std::filesystem::path cache = std::filesystem::path(::testing::TempDir()) / "tried";
+  const std::filesystem::path cache =
+      std::filesystem::path(::testing::TempDir()) / ("tried_" + config.family);
   std::filesystem::remove_all(cache);
   const testing::EnvironmentVariable at("XDG_CACHE_HOME", cache.string());
   for (const auto& [dtype, bound] : {std::pair(DType::kF64, 1e-9), std::pair(DType::kBF16, 0.1)}) {

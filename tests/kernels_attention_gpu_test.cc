@@ -67,6 +67,11 @@ class AttentionOnGpu : public ::testing::TestWithParam<DType> {
     return context;
   }
 
+  // Of the batch and the sequence; sums over these are one row.
+  static int64_t rows_of(const TensorView& v) {
+    return v.shape.size() < 2 ? 1 : v.shape[0] * v.shape[1];
+  }
+
   // Copies the operands to the device, those in `fused` into one tensor after the other's heads,
   // runs the op, and copies the results back. Whether a captured run gave the same bits as the
   // first.
@@ -84,7 +89,7 @@ class AttentionOnGpu : public ::testing::TestWithParam<DType> {
         out(args.out.begin(), args.out.end());
     const auto place = [&](std::vector<TensorView>& views, const std::vector<size_t>& fused) {
       std::vector<Rows> rows(views.size());
-      const auto row_of = [](const TensorView& v) { return v.numel() / v.shape[0] / v.shape[1]; };
+      const auto row_of = [](const TensorView& v) { return v.numel() / rows_of(v); };
       int64_t whole = 0;
       for (const size_t i : fused) whole += row_of(views[i]);
       char* shared = nullptr;
@@ -93,7 +98,7 @@ class AttentionOnGpu : public ::testing::TestWithParam<DType> {
         const auto size = static_cast<size_t>(size_of(v.dtype));
         const int64_t own = row_of(v);
         rows[i].bytes = rows[i].pitch = static_cast<size_t>(own) * size;
-        const auto count = static_cast<size_t>(v.shape[0] * v.shape[1]);
+        const auto count = static_cast<size_t>(rows_of(v));
         if (std::find(fused.begin(), fused.end(), i) == fused.end()) {
           rows[i].data = allocate(rows[i].bytes * count);
         } else {
@@ -110,7 +115,7 @@ class AttentionOnGpu : public ::testing::TestWithParam<DType> {
     const std::vector<Rows> in_rows = place(in, fused_in), out_rows = place(out, fused_out);
     const auto copy = [](const TensorView& host, const Rows& rows, bool back, void* to = nullptr) {
       void* const data = to == nullptr ? host.data : to;
-      const auto count = static_cast<size_t>(host.shape[0] * host.shape[1]);
+      const auto count = static_cast<size_t>(rows_of(host));
       cuda_check(back ? cudaMemcpy2D(data, rows.bytes, rows.data, rows.pitch, rows.bytes, count,
                                      cudaMemcpyDeviceToHost)
                       : cudaMemcpy2D(rows.data, rows.pitch, data, rows.bytes, rows.bytes, count,

@@ -3,9 +3,6 @@
 // which may be where the scores were. A row need not begin at a multiple of 16 bytes.
 #include <cooperative_groups.h>
 
-#include <algorithm>
-
-#include "kernels/cuda/context.h"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/workspace.h"
 #include "kernels/ops.h"
@@ -211,11 +208,10 @@ __global__ void __launch_bounds__(kPieceThreads)
 constexpr int kBothThreads = 512;
 
 // A block, or a cluster of some, has a row, each block `most` vectors of it at most, and keeps it
-// in its shared memory from one pass to the other. Rows of whole vectors, dense. A cluster fetches
-// what the one `ahead` of it will read into the L2 cache: memory is at work while it computes.
+// in its shared memory from one pass to the other. Rows of whole vectors, dense.
 template <class T, bool kAlone>
 __global__ void __launch_bounds__(kBothThreads, 2)
-    both_of_rows(Losses<T> l, Gradients<T> g, int most, int ahead) {
+    both_of_rows(Losses<T> l, Gradients<T> g, int most) {
   using A = Statistic<T>;
   constexpr int N = kWide<T>, G = kBothThreads;
   __shared__ A shared[2][32];
@@ -232,12 +228,6 @@ __global__ void __launch_bounds__(kBothThreads, 2)
   l.rows.offsets(r, at);
   g.rows.offsets(r, g_at);
   const T* const x = l.logits + at[0] + int64_t{first} * N;
-  if (!kAlone && lane == 0 && vectors > 0 && r + ahead < l.rows.count) {
-    int64_t next[4];
-    l.rows.offsets(r + ahead, next);
-    const T* const from = l.logits + next[0] + int64_t{first} * N;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(vectors * 16));
-  }
   // What is read of it before it is overwritten.
   const int target = l.targets[at[1]];
   Exponentials<A> e;
@@ -445,8 +435,7 @@ void cross_entropy_both_cuda(const KernelArgs& args) {
         .stream = stream,
         .attrs = &cluster,
         .numAttrs = 1};
-    const int ahead = std::max(2 * args.device->multiprocessors() / static_cast<int>(blocks), 1);
-    cuda_check(cudaLaunchKernelEx(&launch, kernel, l, g, most, ahead));
+    cuda_check(cudaLaunchKernelEx(&launch, kernel, l, g, most));
   });
 }
 
