@@ -205,15 +205,22 @@ __global__ void __launch_bounds__(kPieceThreads)
 
 // --- Both ----------------------------------------------------------------------------------------
 
-constexpr int kBothThreads = 512;
+// Threads of a block that has a row, and blocks of a multiprocessor; those of a cluster, which are
+// small and many so that some wait for memory while others compute, and what each keeps of a row
+// where a cluster of eight lets it.
+template <bool kAlone>
+constexpr int kBothThreads = kAlone ? 512 : 256;
+template <bool kAlone>
+constexpr int kBothAtOnce = kAlone ? 2 : 6;
+constexpr int64_t kClusterBlockBytes = 38 << 10;
 
 // A block, or a cluster of some, has a row, each block `most` vectors of it at most, and keeps it
 // in its shared memory from one pass to the other. Rows of whole vectors, dense.
 template <class T, bool kAlone>
-__global__ void __launch_bounds__(kBothThreads, 2)
+__global__ void __launch_bounds__(kBothThreads<kAlone>, kBothAtOnce<kAlone>)
     both_of_rows(Losses<T> l, Gradients<T> g, int most) {
   using A = Statistic<T>;
-  constexpr int N = kWide<T>, G = kBothThreads;
+  constexpr int N = kWide<T>, G = kBothThreads<kAlone>;
   __shared__ A shared[2][32];
   __shared__ A part[2];  // largest score and sum
   extern __shared__ uint4 kept_memory[];
@@ -230,6 +237,7 @@ __global__ void __launch_bounds__(kBothThreads, 2)
   const T* const x = l.logits + at[0] + int64_t{first} * N;
   // What is read of it before it is overwritten.
   const int target = l.targets[at[1]];
+  const A dloss = g.dlosses[g_at[3]];
   Exponentials<A> e;
   each_vector<G>(x, vectors, lane, [&](int v, const Vec<T, N>& scores) {
     kept[v] = scores;
@@ -257,7 +265,7 @@ __global__ void __launch_bounds__(kBothThreads, 2)
     }
   }
   const A lse = all.shift() + log_of(all.sum);
-  const RowGradient<T> row(target, g.ignore, g.classes, lse, g.dlosses[g_at[3]]);
+  const RowGradient<T> row(target, g.ignore, g.classes, lse, dloss);
   // Everybody's scores are in shared memory since over_group; who has the target's tells the loss.
   if (lane == 0 && rank == (row.own < 0 ? 0 : row.own / (most * N))) {
     l.losses[at[2]] =
@@ -419,9 +427,10 @@ void cross_entropy_both_cuda(const KernelArgs& args) {
       launch_gradients(g, stream);
       return;
     }
+    const bool alone = bytes <= kBothBlockBytes;
     unsigned blocks = 1;
-    while (bytes > blocks * kBothBlockBytes) blocks *= 2;
-    const auto kernel = blocks == 1 ? both_of_rows<T, true> : both_of_rows<T, false>;
+    while (!alone && blocks < kBothBlocks && bytes > blocks * kClusterBlockBytes) blocks *= 2;
+    const auto kernel = alone ? both_of_rows<T, true> : both_of_rows<T, false>;
     cuda_check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBothBlockBytes));
     const int most = static_cast<int>(ceil_div(l.n / kWide<T>, blocks));
@@ -430,7 +439,7 @@ void cross_entropy_both_cuda(const KernelArgs& args) {
     cluster.val.clusterDim = {.x = blocks, .y = 1, .z = 1};
     const cudaLaunchConfig_t launch = {
         .gridDim = static_cast<unsigned>(l.rows.count) * blocks,
-        .blockDim = kBothThreads,
+        .blockDim = static_cast<unsigned>(alone ? kBothThreads<true> : kBothThreads<false>),
         .dynamicSmemBytes = static_cast<size_t>(most) * kWide<T> * sizeof(T),
         .stream = stream,
         .attrs = &cluster,

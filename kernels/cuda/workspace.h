@@ -66,7 +66,7 @@ inline int64_t gelu_backward_workspace(const OpCall& call) {
 
 // Rows of scores are kept in shared memory from one to the other. A block keeps so much of a row: a
 // multiprocessor has two of them, and while one reads, another writes. Longer rows are shared by a
-// cluster of 2, 4 or 8 blocks; still longer ones are read twice.
+// cluster of blocks; those that eight cannot keep are read twice.
 inline constexpr int64_t kBothBlockBytes = 112 << 10;
 inline constexpr int kBothBlocks = 8;
 inline constexpr int64_t kBothRowBytes = kBothBlocks * kBothBlockBytes;
