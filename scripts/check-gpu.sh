@@ -3,7 +3,8 @@
 # a line a part with its time and result. Exits 1 when one fails.
 #
 # usage: scripts/check-gpu.sh [--out FOLDER] [PART...]
-#   tests     the tests labelled gpu, JOBS at once (8); those that look at the GPU's free memory alone
+#   tests     the tests labelled gpu, each program in parts, JOBS of them at once (8); those that look
+#             at the GPU's free memory alone
 #   sanitize  scripts/sanitize-gpu.sh
 #   curves    200 steps in bf16, fp32 and on the CPU; the same bits twice (benchmarks/gpu_curves)
 #   fp8       200 steps in floats of 8 bits (benchmarks/fp8)
@@ -32,7 +33,7 @@ build=${BUILD:-build}
 for part in "$@"; do
   case $part in
     tests | sanitize | curves | fp8 | step | kernels | chains) ;;
-    *) sed -n '2,18s/^# \{0,1\}//p' scripts/check-gpu.sh >&2; exit 1 ;;
+    *) sed -n '2,19s/^# \{0,1\}//p' scripts/check-gpu.sh >&2; exit 1 ;;
   esac
 done
 if ! [ -x "$build/bin/cleave" ]; then
@@ -41,12 +42,13 @@ if ! [ -x "$build/bin/cleave" ]; then
 fi
 mkdir -p "$out" || exit 1
 
-# One test program: its last line, and what fails. A test that is skipped saw no GPU; left out are
-# those of machines without one.
+# One part of one test program: its last line, and what fails. A test that is skipped saw no GPU; left
+# out are those of machines without one.
 cat >"$out/test" <<'END_OF_TEST'
-name=$(basename "$2")
-log=$1/$name.log
-if "$2" --gtest_brief=1 --gtest_filter=-WithoutAGpu.* >"$log" 2>&1 && ! grep -q SKIPPED "$log"; then
+name="$(basename "$2") $(($3 + 1))/$4"
+log=$1/$(basename "$2")-$3.log
+if GTEST_TOTAL_SHARDS=$4 GTEST_SHARD_INDEX=$3 "$2" --gtest_brief=1 --gtest_filter=-WithoutAGpu.* \
+  >"$log" 2>&1 && ! grep -q SKIPPED "$log"; then
   echo "$name: $(tail -n 1 "$log")"
 else
   echo "$name FAILED"
@@ -58,9 +60,14 @@ END_OF_TEST
 run_tests() {
   memory='executor_prediction|executor_evaluator|executor_record'
   bad=0
-  ls "$build"/bin/*_gpu_test | grep -v -E "$memory" | xargs -P "${JOBS:-8}" -n 1 sh "$out/test" "$out" ||
-    bad=1
-  ls "$build"/bin/*_gpu_test | grep -E "$memory" | xargs -n 1 sh "$out/test" "$out" || bad=1
+  for program in "$build"/bin/*_gpu_test; do
+    if echo "$program" | grep -q -E "$memory"; then continue; fi
+    for part in 0 1 2 3 4 5; do printf '%s\0%s\0%s\0' "$program" $part 6; done
+  done | xargs -0 -n 3 -P "${JOBS:-8}" sh "$out/test" "$out" || bad=1
+  for program in "$build"/bin/*_gpu_test; do
+    if ! echo "$program" | grep -q -E "$memory"; then continue; fi
+    sh "$out/test" "$out" "$program" 0 1 || bad=1
+  done
   return $bad
 }
 
