@@ -7,6 +7,7 @@
 
 #include "cli/calibration.h"
 #include "cli/commands.h"
+#include "cli/device_options.h"
 #include "cli/format.h"
 #include "executor/run_info.h"
 #include "graph/error.h"
@@ -38,7 +39,12 @@ void calibrate_one_gpu(const CalibrateArguments& a) {
 }  // namespace
 
 void calibrate_command(const CalibrateArguments& a) {
-  if (!a.out.empty()) expect_writable(a.out);
+  if (!a.out.empty()) {
+    expect_writable(a.out);
+    if (!a.out.ends_with(".toml") && !a.out.starts_with("/dev/")) {
+      fail("--out {0}: a cluster's file is known by its name: write {0}.toml", a.out);
+    }
+  }
   int64_t devices = usable_cores();
   if (!a.devices.empty()) {
     if (!a.devices.starts_with("cpu:")) {
@@ -48,6 +54,7 @@ void calibrate_command(const CalibrateArguments& a) {
     devices = parse_cluster(a.devices).size();
     constexpr int64_t kMost = 256;  // threads
     if (devices > kMost) fail("--devices {}: at most {} are measured", a.devices, kMost);
+    tell_shared_cores(a.devices);
   }
   const Calibration c = calibrate_cpu(devices, a.quick ? 0.01 : 0.1);
   fmt::print("{}", calibration_report(c));

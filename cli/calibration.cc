@@ -245,8 +245,8 @@ Calibration calibrate_cpu(int64_t devices, double effort) {
              .backward = backward.flops / backward.seconds / d.f32.peak / share};
 
   const double memory = machine_memory();
-  c.host_memory = memory;
   d.memory = 0.8 * memory / static_cast<double>(devices);
+  c.host_memory = 0.2 * memory;  // what the devices leave of it
   d.host_bandwidth = d.bandwidth;
   d.host_latency = d.op_latency;
 

@@ -143,6 +143,7 @@ namespace {
 
 // Beside the file, so that a full disk leaves the old one; but /dev/stdout is no file.
 std::string written_first(const std::string& path) {
+  if (path == "-") fail("cannot write '-': name a file; /dev/stdout is the terminal, or a pipe");
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) {
     fail("cannot write '{}': it is a folder; name a file", path);

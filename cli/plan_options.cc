@@ -9,7 +9,7 @@ std::vector<Option> planning_options(std::string& cluster, std::string& mesh, st
                                      std::vector<std::string>& pins) {
   return {{.flag = "--cluster",
            .type = "SPEC",
-           .help = "cpu:4, 8xh100, 64x8xh100 (64 nodes of 8), ...",
+           .help = "cpu:4, 8xh100, 64x8xh100 (64 nodes of 8), FILE.toml, FILE.toml:8, ...",
            .target = &cluster,
            .required = true},
           mesh_option(mesh),

@@ -192,8 +192,10 @@ class Training {
   TrainResult run() {
     if (state_.step >= options_.steps) {  // nothing of the run's folder is touched
       for (const std::string& note : notes_) telemetry_.note(note);
-      telemetry_.note(fmt::format("the run is complete at step {} of {}: --steps N trains further",
-                                  state_.step, options_.steps));
+      telemetry_.note(
+          fmt::format("the run is at step {}, and --steps {} ends there or before: more "
+                      "steps train further",
+                      state_.step, options_.steps));
       return std::move(result_);
     }
     RunInfo info = run_info(graph_, plan_, options_.processor);

@@ -186,11 +186,13 @@ const std::array<Preset, 7>& presets() {
 
 constexpr int64_t kMostDevices = 1'000'000;  // as many meshes as they have are looked at
 
-int64_t parse_count(std::string_view text, std::string_view spec) {
+// `forms`: what may be written instead.
+int64_t parse_count(std::string_view text, std::string_view spec, std::string_view forms = "") {
   int64_t n = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
   if (error != std::errc() || end != text.data() + text.size() || n < 1 || n > kMostDevices) {
-    fail("cluster '{}': '{}' is not a number of devices from 1 to {}", spec, text, kMostDevices);
+    fail("cluster '{}': '{}' is not a number of devices from 1 to {}{}", spec, text, kMostDevices,
+         forms);
   }
   return n;
 }
@@ -205,12 +207,14 @@ bool is_file(std::string_view spec) { return spec.ends_with(".toml"); }
 // "4" or "2x4" behind a file's name.
 Cluster parse_sized_file(std::string_view file, std::string_view size, std::string_view spec,
                          FindOp find_op) {
+  const std::string forms =
+      fmt::format("; write {0}:8, or {0}:2x8, which is two nodes of eight", file);
   int64_t nodes = 1;
   if (const size_t x = size.find('x'); x != std::string_view::npos) {
-    nodes = parse_count(size.substr(0, x), spec);
+    nodes = parse_count(size.substr(0, x), spec, forms);
     size.remove_prefix(x + 1);
   }
-  const int64_t devices = parse_count(size, spec);
+  const int64_t devices = parse_count(size, spec, forms);
   expect_few(nodes * devices, spec);
   Cluster c = resized_file(read_cluster(std::string(file), find_op), nodes, devices);
   c.spec = spec;

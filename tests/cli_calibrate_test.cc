@@ -303,6 +303,8 @@ TEST(Calibrate, SeveralDevices) {
   EXPECT_GT(c.tiers[0].link.bandwidth, 1e6);
   EXPECT_GT(c.tiers[0].link.start, 0);
   EXPECT_FALSE(c.device.overlaps);  // as the preset cpu says
+  // The devices' memory and the host's are parts of one.
+  EXPECT_NEAR(c.host_memory, static_cast<double>(c.size()) * c.device.memory / 4, 1e6);
   EXPECT_EQ(cleave_run("plan mlp:tiny --batch 12 --cluster " + path).status, 0);
   EXPECT_EQ(cleave_run("plan mlp:tiny --cluster " + path + ":2").status, 0);
   std::filesystem::remove(path);
@@ -311,7 +313,8 @@ TEST(Calibrate, SeveralDevices) {
 TEST(Calibrate, Mistakes) {
   for (const char* line :
        {"calibrate --devices cuda:1", "calibrate --devices 8xh100", "calibrate --devices cpu:0",
-        "calibrate --devices cpu:100000", "calibrate --quick --devices cpu:1 -o /nowhere/x.toml"}) {
+        "calibrate --devices cpu:100000", "calibrate --quick --devices cpu:1 -o /nowhere/x.toml",
+        "calibrate --devices cpu:1 -o /tmp/box", "calibrate --devices cpu:1 -o -"}) {
     const Outcome o = cleave_run(line);
     EXPECT_EQ(o.status, 1) << line;
     EXPECT_TRUE(one_line(o.err)) << o.err;

@@ -90,6 +90,7 @@ const std::vector<Row>& planning() {
       {"plan gpt2:tiny --cluster cpu:2 --batch 4 --set batch=2",
        {"--batch 4 and --set batch=2: write one of them"}},
       {"plan gpt2:tiny --cluster cpu:0", {"cluster 'cpu:0': '0' is not a number of devices"}},
+      {"plan gpt2:tiny --cluster box.toml:2x", {"'' is not a number of devices", "box.toml:2x8"}},
       {"plan gpt2:tiny --cluster cpu:-2", {"cluster 'cpu:-2': '-2' is not a number of devices"}},
       {"plan gpt2:tiny --cluster cpu:", {"cluster 'cpu:'", "is not a number of devices"}},
       {"plan gpt2:tiny --cluster ''", {"--cluster ''", "write"}},
