@@ -24,8 +24,9 @@ Cluster training_devices(const std::string& devices) {
 }
 
 void tell_shared_cores(const std::string& devices) {
-  const int64_t size = parse_cluster(devices, ops::find).size(), cores = usable_cores();
-  if (on_gpu(devices) || size <= cores) return;
+  const Cluster cluster = parse_cluster(devices, ops::find);
+  const int64_t size = cluster.size(), cores = usable_cores();
+  if (cluster.device.gpu || size <= cores) return;
   fmt::print(
       stderr,
       "cleave: note: the {} devices of {} share {} core{}: their steps take longer than on a "

@@ -4,7 +4,6 @@
 #include <string>
 
 #include "executor/fuser.h"
-#include "graph/error.h"
 #include "kernels/ops.h"
 
 namespace cleave {
@@ -42,21 +41,12 @@ std::optional<size_t> attention_of(const Fuser& fuser, TensorId t, const Instr& 
   return m;
 }
 
-// One more result: the sums of the three, [.., heads, width] each, one after the other.
-void add_attention_sum(Instr& made) {
-  const Signature& s = *made.signature;
-  char letter = 'A';
-  while (s.factor(letter) >= 0) ++letter;
-  CLEAVE_ASSERT(letter <= 'Z', "'{}' has every letter", s.text());
-  std::string text = {'(', letter};
+// The sums of its three results, [.., heads, width] each, one after the other.
+std::string attention_sum(const Signature& s) {
   const OperandDims& dq = s.outputs()[0];
-  for (const DimFactors& dim : {dq[dq.size() - 2], dq.back()}) {
-    for (const int8_t factor : dim) text += s.factors()[static_cast<size_t>(factor)].letter;
-  }
-  SignatureParts factors = s.parts();
-  factors.outputs.push_back(text + ')');
-  made.signature = &Signature::get(factors);
-  made.letter_atoms.push_back({3});
+  DimFactors kept = dq[dq.size() - 2];
+  kept.insert(kept.end(), dq.back().begin(), dq.back().end());
+  return s.operand_text({kept}).insert(1, 1, unused_letter(s));  // "(AgrE)"
 }
 
 }  // namespace
@@ -89,20 +79,21 @@ bool fuse_norm_residual(Fuser& fuser, size_t i) {
 bool fuse_column_sum(Fuser& fuser, size_t i) {
   const Instr& sum = fuser.instr(i);
   if (sum.op != &ops::sum || !sums_rows(*sum.signature)) return false;
-  const std::optional<size_t> attention = attention_of(fuser, sum.in[0], sum);
-  std::optional<size_t> m = attention ? attention : norm_of(fuser, sum.in[0], sum);
-  if (!m) m = fuser.maker(sum.in[0], sum);
-  if (!m || fuser.instr(*m).attrs.has("sum")) return false;
-  Instr& made = fuser.instr(*m);
-  if (!attention && made.op != &ops::gelu_backward && !norm_of(fuser, sum.in[0], sum)) return false;
-  made.attrs.set("sum", int64_t{1});
-  if (attention) {
-    add_attention_sum(made);
-  } else {
-    SignatureParts factors = made.signature->parts();
-    factors.outputs.push_back(made.signature->operand_text({made.signature->outputs()[0].back()}));
-    made.signature = &Signature::get(factors);
+  const TensorId summed = sum.in[0];
+  const std::optional<size_t> attention = attention_of(fuser, summed, sum);
+  std::optional<size_t> m = attention ? attention : norm_of(fuser, summed, sum);
+  if (!m) {
+    m = fuser.maker(summed, sum);
+    if (!m || fuser.instr(*m).op != &ops::gelu_backward) return false;
   }
+  Instr& made = fuser.instr(*m);
+  if (made.attrs.has("sum")) return false;
+  made.attrs.set("sum", int64_t{1});
+  const Signature& s = *made.signature;
+  SignatureParts factors = s.parts();
+  factors.outputs.push_back(attention ? attention_sum(s) : s.operand_text({s.outputs()[0].back()}));
+  made.signature = &Signature::get(factors);
+  if (attention) made.letter_atoms.push_back({3});
   if (sum.attrs.has("dtype")) set_wide(made, made.out.size());
   fuser.give_result(*m, made.out.size(), i);
   return true;

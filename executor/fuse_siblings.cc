@@ -11,7 +11,6 @@
 // there before the first of the products that are added up; who else reads the weights is of no
 // matter.
 #include <algorithm>
-#include <cctype>
 #include <iterator>
 #include <map>
 #include <optional>
@@ -90,15 +89,6 @@ using Line = std::vector<int64_t>;
 
 // Those lie one after the other: each has a letter of its own in the signature of their whole.
 constexpr size_t kMostParts = 24;
-
-// A capital letter that the signature does not have, nor its small one.
-char unused_letter(const Signature& s) {
-  for (char c = 'A'; c <= 'Z'; ++c) {
-    const auto small = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    if (s.factor(c) < 0 && s.factor(small) < 0) return c;
-  }
-  CLEAVE_ASSERT(false, "'{}' has every letter", s.text());
-}
 
 // Whether all operands lie as the result does.
 bool elementwise(const Signature& s) {

@@ -1,7 +1,10 @@
 #include "executor/fuser.h"
 
 #include <algorithm>
+#include <cctype>
 #include <utility>
+
+#include "graph/error.h"
 
 namespace cleave {
 
@@ -134,6 +137,14 @@ bool can_move_before(const Program& program, size_t at, const std::set<size_t>& 
 bool sums_rows(const Signature& sum) {
   const OperandDims &in = sum.inputs()[0], &out = sum.outputs()[0];
   return in.size() > 1 && out.size() == 1 && out[0] == in.back();
+}
+
+char unused_letter(const Signature& s) {
+  for (char c = 'A'; c <= 'Z'; ++c) {
+    const auto small = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    if (s.factor(c) < 0 && s.factor(small) < 0) return c;
+  }
+  CLEAVE_ASSERT(false, "'{}' has every letter", s.text());
 }
 
 void set_wide(Instr& instr, size_t o) {

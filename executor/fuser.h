@@ -93,6 +93,8 @@ bool can_move_before(const Program& program, size_t at, const std::set<size_t>& 
 
 // Whether a sum is over all but the last dimension.
 bool sums_rows(const Signature& sum);
+// A capital letter that the signature does not have, nor its small one.
+char unused_letter(const Signature& s);
 // Result o of an instruction whose op has the attribute `wide` is stored in f32.
 void set_wide(Instr& instr, size_t o);
 

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
     for (int index = static_cast<int>(blockIdx.x); index < turns;
          index += static_cast<int>(gridDim.x), own_parity ^= 1) {
       const Turn turn = turn_of(call, index, heads);
-      const int first = first_query_of(call, turn);
+      const int first = first_query_of(call, turn, B::kRows);
       for (int i = 0; i < kGroups; ++i) {
         own_empty[i].wait(own_parity ^ 1);
         own_full[i].expect(Brick::kBytes);
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(ForwardBlock<kWidth>::kThreads, 1)
   for (int index = static_cast<int>(blockIdx.x); index < turns;
        index += static_cast<int>(gridDim.x), own_parity ^= 1) {
     const Turn turn = turn_of(call, index, heads);
-    const int first = first_query_of(call, turn);
+    const int first = first_query_of(call, turn, B::kRows);
     const int walked = seen_blocks<kCausal>(first + B::kRows, call.t, kKeys);
     const int first_query = first + group * kBrick;
     const bool any = first_query >= 0;  // queries

@@ -19,7 +19,6 @@ inline constexpr double kLog2E = 1.4426950408889634;
 struct HopperCall {
   int s, t, g, r;
   int blocks;    // of own rows in a head
-  int rows;      // of a block
   int heads;     // that have own rows: batch times query or key heads
   int together;  // so many heads' walked operands stay in the L2 cache
   float scale, scale_log2;
@@ -39,7 +38,6 @@ inline HopperCall hopper_call(const AttentionShape& shape, const AttentionWork& 
           .g = static_cast<int>(shape.g),
           .r = static_cast<int>(shape.r),
           .blocks = static_cast<int>((shape.rows(own) + rows - 1) / rows),
-          .rows = rows,
           .heads = static_cast<int>(shape.b * shape.heads(own)),
           .together = static_cast<int>(
               std::min(std::max(kCached / std::max<int64_t>(2 * walked, 1), kFewest),
@@ -102,11 +100,12 @@ __device__ inline Turn turn_of(const HopperCall& call, int index, int heads) {
 inline int64_t turns_of(const HopperCall& call) {
   return static_cast<int64_t>(call.blocks) * call.heads;
 }
-// The first of a block's queries. The last queries see the most keys, so their block is the first,
-// and full: where the blocks hold more than all queries, those before query 0 are none.
-__device__ inline int first_query_of(const HopperCall& call, const Turn& turn) {
+// The first of a block's queries, `rows` in each. The last queries see the most keys, so their
+// block is the first, and full: where the blocks hold more than all queries, those before query 0
+// are none.
+__device__ inline int first_query_of(const HopperCall& call, const Turn& turn, int rows) {
   const int bricks = (call.s + kBrick - 1) / kBrick;
-  return bricks * kBrick - (turn.block + 1) * call.rows;
+  return bricks * kBrick - (turn.block + 1) * rows;
 }
 
 // So many keys, of t, are seen by the queries below `end`.

@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
     for (int index = static_cast<int>(blockIdx.x); index < turns;
          index += static_cast<int>(gridDim.x), own_parity ^= 1) {
       const Turn turn = turn_of(call, index, heads);
-      const int first = first_query_of(call, turn);
+      const int first = first_query_of(call, turn, B::kRows);
       for (int i = 0; i < kGroups; ++i) {
         unsigned char* const to = own + i * B::kOwn;
         const int query = first + i * kBrick;
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(QueriesBlock<kWidth>::kThreads, 1)
   for (int index = static_cast<int>(blockIdx.x); index < turns;
        index += static_cast<int>(gridDim.x), own_parity ^= 1) {
     const Turn turn = turn_of(call, index, heads);
-    const int first = first_query_of(call, turn);
+    const int first = first_query_of(call, turn, B::kRows);
     const int walked = seen_blocks<kCausal>(first + B::kRows, call.t, kBrick);
     const int first_query = first + group * kBrick;
     const bool any = first_query >= 0;  // queries
@@ -527,15 +527,11 @@ bool attend_backward_on_tensor_cores(const AttentionShape& shape, const Attentio
 
 void add_attention_sums(const float* sums, int64_t parts, int64_t n, const TensorView& to,
                         cudaStream_t stream) {
-  Columns columns;
-  for (int which = 0; which < 3; ++which) {
-    TensorView part = to;
-    part.data = static_cast<char*>(to.data) + which * n * to.strides[0] * size_of(to.dtype);
-    columns.out[which] = any_float(part);
-    columns.step[which] = to.strides[0];
-  }
-  add_partials_of<float><<<dim3(static_cast<unsigned>(ceil_div(n, 32)), 3), 512, 0, stream>>>(
-      sums, static_cast<int>(parts), n, columns);
+  Columns all;
+  all.out[0] = any_float(to);
+  all.step[0] = to.strides[0];
+  add_partials_of<float><<<static_cast<unsigned>(ceil_div(3 * n, 32)), 512, 0, stream>>>(
+      sums, static_cast<int>(parts), 3 * n, all);
   cuda_check(cudaGetLastError());
 }
 
