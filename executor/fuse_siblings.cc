@@ -589,13 +589,14 @@ class Siblings {
   void take_apart(TensorId whole, const std::vector<TensorId>& parts, int d, const Line& line,
                   std::vector<Instr>& list) const {
     const Instr& model = p_.instrs[*f_.maker(parts[0])];
-    const auto [each, all] = texts(parts, d, line);
+    const std::pair<std::vector<std::string>, std::string> letters = texts(parts, d, line);
+    const std::vector<std::string>& each = letters.first;
     const auto add = [&](const OpDef& op, std::vector<std::string> texts, Attrs attrs,
                          std::vector<TensorId> out) {
       Instr views = like(model);
       views.op = &op;
       views.attrs = std::move(attrs);
-      views.signature = &Signature::get({{all}, std::move(texts), ""});
+      views.signature = &Signature::get({{letters.second}, std::move(texts), ""});
       views.in = {whole};
       views.out = std::move(out);
       views.letter_atoms = atoms_of(views);
