@@ -15,6 +15,7 @@
 
 #include "executor/initial_state.h"
 #include "executor/memory_layout.h"
+#include "executor/narrow_source.h"
 #include "executor/rank_threads.h"
 #include "executor/run_info.h"
 #include "executor/shards.h"
@@ -79,7 +80,8 @@ double element_as_double(const TensorView& t, int64_t offset) {
     case DType::kBF16:
     case DType::kF16:
     case DType::kF8E4M3:
-    case DType::kF8E5M2: break;
+    case DType::kF8E5M2:
+    case DType::kI16: break;
   }
   fail("an output in {} cannot be read", name_of(t.dtype));
 }
@@ -444,9 +446,7 @@ struct CpuRuntime::Impl {
     return program.tensor(program.sources[source].tensor);
   }
 
-  TensorType type_of(size_t source) const {
-    return {tensor_of(source).dtype, tensor_of(source).layout.global_shape()};
-  }
+  TensorType type_of(size_t source) const { return outer_type(program, program.sources[source]); }
 
   size_t kept(std::string_view name) const {
     const size_t s = index_of(name);
@@ -470,8 +470,7 @@ struct CpuRuntime::Impl {
   }
 
   void check_size(size_t source, std::span<const std::byte> whole) const {
-    const ProgramTensor& t = tensor_of(source);
-    const int64_t bytes = numel(t.layout.atoms) * size_of(t.dtype);
+    const int64_t bytes = numel(type_of(source).shape) * size_of(type_of(source).dtype);
     if (static_cast<int64_t>(whole.size()) != bytes) {
       fail("'{}' is {} of {} bytes, got {}", program.sources[source].name,
            to_string(type_of(source)), bytes, whole.size());
@@ -482,10 +481,29 @@ struct CpuRuntime::Impl {
     return program.stage_of(program.sources[source].chunk) == rank.stage();
   }
 
-  // Gives every rank its part.
-  void scatter(size_t source, std::span<const std::byte> whole) {
+  void write(size_t source, std::span<const std::byte> whole) {
     need_sound();
     check_size(source, whole);
+    const ProgramSource& s = program.sources[source];
+    if (!s.narrow) return scatter(source, whole);
+    const NarrowBytes parts = parted(whole);
+    scatter(source, parts.narrow);
+    if (s.rest >= 0) scatter(static_cast<size_t>(s.rest), parts.rest);
+  }
+
+  void read(size_t source, std::vector<std::byte>& whole) const {
+    need_sound();
+    const ProgramSource& s = program.sources[source];
+    if (!s.narrow) return gather(source, whole);
+    if (s.rest < 0) fail("'{}' is kept in bf16 alone here", s.name);
+    NarrowBytes parts;
+    gather(source, parts.narrow);
+    gather(static_cast<size_t>(s.rest), parts.rest);
+    join(parts, whole);
+  }
+
+  // Gives every rank its part, as the program keeps it.
+  void scatter(size_t source, std::span<const std::byte> whole) {
     for (const auto& rank : ranks) {
       if (holds(*rank, source)) rank->scatter(tensor_of(source), whole, 0);
     }
@@ -504,7 +522,6 @@ struct CpuRuntime::Impl {
   }
 
   void gather(size_t source, std::vector<std::byte>& whole) const {
-    need_sound();
     const ProgramSource& s = program.sources[source];
     if (!filled[source]) fail("{} '{}' has no value yet", name_of(s.kind), s.name);
     const ProgramTensor& t = tensor_of(source);
@@ -597,9 +614,11 @@ void CpuRuntime::initialize() {
   impl_->run_on_ranks([&](int64_t r) {
     const Rank& rank = *impl_->ranks[static_cast<size_t>(r)];
     for (const ProgramSource& s : p.sources) {
-      if (s.kind == SourceKind::kData || p.stage_of(s.chunk) != rank.stage()) continue;
+      if (s.kind == SourceKind::kData || s.is_rest || p.stage_of(s.chunk) != rank.stage()) continue;
       const ProgramTensor& t = p.tensor(s.tensor);
-      fill_initial({s, t, rank.data(t)}, p.mesh, rank.coordinates(), impl_->options.seed);
+      std::byte* const rest =
+          s.rest < 0 ? nullptr : rank.data(impl_->tensor_of(static_cast<size_t>(s.rest)));
+      fill_initial({s, t, rank.data(t), rest}, p.mesh, rank.coordinates(), impl_->options.seed);
     }
   });
   for (size_t s = 0; s < p.sources.size(); ++s) {
@@ -614,11 +633,11 @@ void CpuRuntime::set_data(std::string_view name, std::span<const std::byte> whol
 }
 
 void CpuRuntime::read_source(std::string_view name, std::vector<std::byte>& whole) const {
-  impl_->gather(impl_->kept(name), whole);
+  impl_->read(impl_->kept(name), whole);
 }
 
 void CpuRuntime::write_source(std::string_view name, std::span<const std::byte> whole) {
-  impl_->scatter(impl_->kept(name), whole);
+  impl_->write(impl_->kept(name), whole);
 }
 
 void CpuRuntime::Impl::pass(bool last) {

@@ -13,12 +13,22 @@ void feed(Runtime& runtime, const Batch& batch) {
   runtime.set_data("targets", std::as_bytes(std::span<const int32_t>(batch.targets)));
 }
 
+namespace {
+
+// With parameters as the runtime beside keeps them.
+FuseOptions beside(FuseOptions fusing, const RunOptions& options) {
+  if (options.beside != nullptr) fusing.trained = &options.beside->program();
+  return fusing;
+}
+
+}  // namespace
+
 Evaluator::Evaluator(const Graph& graph, const Plan& plan, const TokenData& data,
                      BatchOptions batch, int64_t most_batches, Processor processor,
                      const FuseOptions& fusing, const RunOptions& options)
     : data_(data),
       batch_(batch),
-      runtime_(make_runtime(lower(graph, plan, fusing), processor, options)) {
+      runtime_(make_runtime(lower(graph, plan, beside(fusing, options)), processor, options)) {
   const Source* tokens = graph.source_named("tokens");
   CLEAVE_ASSERT(tokens != nullptr, "graph '{}' has no data 'tokens'", graph.name);
   batch_.batch = graph.type(tokens->value).shape[0];

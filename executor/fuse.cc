@@ -20,6 +20,8 @@ constexpr std::array kFusions = {
           fuse_kept_copy},
     Entry{{"gradients", "an update and the norm read a gradient as bf16, as it was made"},
           fuse_narrow_gradient},
+    Entry{{"rest", "a parameter that is read as bf16 is kept so, beside the rest of its bits"},
+          fuse_rest},
     Entry{{"wide", "a product or sum of halves that is only cast to f32 is stored in f32"},
           fuse_wide},
     Entry{
@@ -55,12 +57,12 @@ void expect_known(const std::string& name) {
 }
 
 // Whether products of 8 bits are made of what this fusion would take away: codes are of one weight
-// each, scaled by whole tensors, and of plain products; and gradients are known by the part of the
-// step that makes them.
+// each, in f32, scaled by whole tensors, and of plain products; and gradients are known by the part
+// of the step that makes them.
 bool excludes(const F8Options& f8, const Entry& e) {
   if (f8.scaling == F8Scaling::kNone) return false;
-  return e.rewrite == fuse_gelu || e.pass == fuse_siblings || e.pass == fuse_chunks ||
-         e.pass == fuse_loss;
+  return e.rewrite == fuse_rest || e.rewrite == fuse_gelu || e.pass == fuse_siblings ||
+         e.pass == fuse_chunks || e.pass == fuse_loss;
 }
 
 }  // namespace

@@ -49,6 +49,9 @@ struct FuseOptions {
   std::vector<std::string> off;
   F8Options f8;
   int64_t logits_bytes = kLogitsBytes;
+  // The training program in whose memory this one would work: it reads parameters as that keeps
+  // them. Must outlive the lowering.
+  const Program* trained = nullptr;
 };
 
 // The fusions of a list: "bias,wide", or "all". Throws Error, with all their names, when there is

@@ -1,5 +1,5 @@
-// What updates take and make besides: the parameter's copy in the computation's type, and gradients
-// in that type.
+// What updates take and make besides: the parameter's copy in the computation's type, or the
+// parameter as that copy and the rest of its bits, and gradients in that type.
 #include <algorithm>
 #include <set>
 #include <string>
@@ -16,6 +16,21 @@ bool is_update(const Instr& instr) {
   return instr.kind == InstrKind::kCompute && (instr.op == &ops::adamw || instr.op == &ops::sgd);
 }
 
+Attrs without(const Attrs& attrs, std::string_view name) {
+  Attrs left;
+  for (const auto& [key, value] : attrs.items()) {
+    if (key != name) left.set(key, value);
+  }
+  return left;
+}
+
+ProgramSource* parameter_at(Program& program, TensorId t) {
+  for (ProgramSource& s : program.sources) {
+    if (s.tensor == t) return s.kind == SourceKind::kParameter ? &s : nullptr;
+  }
+  return nullptr;
+}
+
 // The update of the parameter that the tensor is as the step begins.
 std::optional<size_t> update_of(const Fuser& fuser, const Program& program, TensorId parameter) {
   for (const ProgramSource& s : program.sources) {
@@ -28,6 +43,99 @@ std::optional<size_t> update_of(const Fuser& fuser, const Program& program, Tens
     return u;
   }
   return {};
+}
+
+// The update writes a copy in bf16, which everybody reads: the parameter becomes the copy.
+bool fuse_rest_of_update(Fuser& fuser, size_t i) {
+  Program& program = fuser.program();
+  Instr& update = fuser.instr(i);
+  if (!is_update(update) || !update.attrs.has("dtype") || update.attrs.text("dtype") != "bf16") {
+    return false;
+  }
+  const TensorId parameter = update.in[0], final = update.out[0];
+  ProgramSource* const source = parameter_at(program, parameter);
+  if (source == nullptr || source->final != final || source->on_host) return false;
+  if (fuser.dtype(parameter) != DType::kF32 || fuser.readers(final) != 1) return false;
+  const auto kept = std::find_if(program.kept.begin(), program.kept.end(),
+                                 [&](const auto& k) { return k.final == update.out.back(); });
+  if (kept == program.kept.end() || fuser.readers(kept->final) != 1) return false;
+  const TensorId copy = kept->tensor;
+  const std::optional<size_t> cast = fuser.maker(copy);
+  // The update and the cast.
+  if (!cast || fuser.instr(*cast).in[0] != parameter || fuser.readers(parameter) != 2) return false;
+  const auto is_copy = [&](const ProgramOutput& o) { return o.tensor == copy; };
+  if (std::any_of(program.outputs.begin(), program.outputs.end(), is_copy)) return false;
+
+  for (const TensorId t : {parameter, final}) program.tensor(t).dtype = DType::kBF16;
+  fuser.replace(copy, parameter);
+  fuser.remove(*cast);
+  program.kept.erase(kept);
+  ProgramTensor rest = program.tensor(parameter);
+  rest.dtype = DType::kI16;
+  rest.name += " (rest)";
+  update.out.pop_back();
+  const TensorId before = fuser.add_operand(i, rest), after = fuser.add_result(i, rest);
+  SignatureParts factors = update.signature->parts();
+  factors.inputs.push_back(factors.inputs[0]);
+  update.signature = &Signature::get(factors);
+  update.attrs = without(update.attrs, "dtype");
+  update.attrs.set("rest", int64_t{1});
+  fuser.wishes().push_back({.tensor = after, .target = before, .must = true, .in_place = true});
+
+  source->narrow = true;
+  source->rest = static_cast<int32_t>(program.sources.size());
+  ProgramSource beside = *source;
+  beside.name = rest.name;
+  beside.tensor = before;
+  beside.final = after;
+  beside.narrow = false;
+  beside.rest = -1;
+  beside.is_rest = true;
+  program.sources.push_back(std::move(beside));
+  return true;
+}
+
+// Where nothing updates parameters: one that is only cast to bf16, and that the training program
+// keeps as such.
+bool fuse_narrow_parameter(Fuser& fuser, size_t i) {
+  Program& program = fuser.program();
+  const Instr& cast = fuser.instr(i);
+  if (cast.op != &ops::cast || fuser.options().trained == nullptr) return false;
+  const TensorId parameter = cast.in[0];
+  ProgramSource* const source = parameter_at(program, parameter);
+  if (source == nullptr || source->final != source->tensor) return false;
+  const std::vector<ProgramSource>& trained = fuser.options().trained->sources;
+  const auto narrow = [&](const ProgramSource& s) { return s.narrow && s.name == source->name; };
+  if (std::none_of(trained.begin(), trained.end(), narrow)) return false;
+  std::vector<size_t> casts;
+  int32_t found = 0;
+  for (size_t r = 0; r < program.instrs.size(); ++r) {
+    const Instr& reader = fuser.instr(r);
+    if (fuser.gone(r)) continue;
+    const auto reads = std::count(reader.in.begin(), reader.in.end(), parameter);
+    if (reads == 0) continue;
+    if (reader.op != &ops::cast || fuser.dtype(reader.out[0]) != DType::kBF16 ||
+        reader.signature->inputs()[0] != reader.signature->outputs()[0]) {
+      return false;
+    }
+    casts.push_back(r);
+    found += static_cast<int32_t>(reads);
+  }
+  // And the source's end.
+  if (found + 1 != fuser.readers(parameter)) return false;
+  for (const size_t r : casts) {
+    const TensorId copy = fuser.instr(r).out[0];
+    for (const ProgramOutput& o : program.outputs) {
+      if (o.tensor == copy) return false;
+    }
+  }
+  program.tensor(parameter).dtype = DType::kBF16;
+  source->narrow = true;
+  for (const size_t r : casts) {
+    fuser.replace(fuser.instr(r).out[0], parameter);
+    fuser.remove(r);
+  }
+  return true;
 }
 
 }  // namespace
@@ -67,6 +175,12 @@ bool fuse_kept_copy(Fuser& fuser, size_t i) {
   cast.part = Part::kBegin;
   fuser.mark(*u);
   return true;
+}
+
+// A parameter in f32 of which only its copy in bf16 is read, but for the update: it is kept as that
+// copy and the rest of its bits.
+bool fuse_rest(Fuser& fuser, size_t i) {
+  return fuse_rest_of_update(fuser, i) || fuse_narrow_parameter(fuser, i);
 }
 
 // A cast of a gradient of bf16 to the parameter's type, which only the update and the sum of its
@@ -126,11 +240,7 @@ void forget_unread_copies(Program& program) {
     SignatureParts factors = instr.signature->parts();
     factors.outputs.pop_back();
     instr.signature = &Signature::get(factors);
-    Attrs attrs;
-    for (const auto& [name, value] : instr.attrs.items()) {
-      if (name != "dtype") attrs.set(name, value);
-    }
-    instr.attrs = std::move(attrs);
+    instr.attrs = without(instr.attrs, "dtype");
   }
 }
 

@@ -87,6 +87,15 @@ TensorId Fuser::add_result(size_t i, ProgramTensor tensor) {
   return t;
 }
 
+TensorId Fuser::add_operand(size_t i, ProgramTensor tensor) {
+  const auto t = static_cast<TensorId>(program_.tensors.size());
+  program_.tensors.push_back(std::move(tensor));
+  makers_.push_back(-1);
+  readers_.push_back(1);
+  instr(i).in.push_back(t);
+  return t;
+}
+
 void Fuser::look() {
   gone_.assign(program_.instrs.size(), false);
   makers_.assign(program_.tensors.size(), -1);

@@ -68,6 +68,8 @@ class Fuser {
   void mark(size_t i) { marked_ = i; }
   // A tensor that instruction i will make as its last result.
   TensorId add_result(size_t i, ProgramTensor tensor);
+  // A source's tensor that instruction i, which makes the source's final one, reads last.
+  TensorId add_operand(size_t i, ProgramTensor tensor);
 
  private:
   void look();
@@ -100,6 +102,7 @@ void set_wide(Instr& instr, size_t o);
 
 // fuse_update.cc
 bool fuse_kept_copy(Fuser& fuser, size_t i);
+bool fuse_rest(Fuser& fuser, size_t i);
 bool fuse_narrow_gradient(Fuser& fuser, size_t i);
 // Copies that nobody reads, other than an update, are not kept after all. For rewrites that come
 // after these.

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <thread>
 
 #include "executor/shards.h"
+#include "graph/bf16_rest.h"
 #include "graph/error.h"
 #include "graph/half.h"
 #include "graph/philox.h"
@@ -22,16 +24,14 @@ double value_at(const Init& init, uint64_t seed, uint64_t stream, int64_t index)
   return 0;
 }
 
-// Elements [begin, end) of the shard; as(i): that with index i in the whole tensor.
-template <class T, class As>
-void fill(const Layout& layout, const Shard& shard, std::byte* bytes, int64_t begin, int64_t end,
-          const As& as) {
-  T* const data = reinterpret_cast<T*>(bytes);
+// Calls put(element, whole) for elements [begin, end) of the shard, each with its index in the
+// whole tensor.
+template <class Put>
+void for_each_of(const Layout& layout, const Shard& shard, int64_t begin, int64_t end,
+                 const Put& put) {
   for_each_run(layout, shard, [&](int64_t whole, int64_t part, int64_t n) {
     const int64_t last = std::min(n, end - part);
-    for (int64_t i = std::max<int64_t>(begin - part, 0); i < last; ++i) {
-      data[part + i] = as(whole + i);
-    }
+    for (int64_t i = std::max<int64_t>(begin - part, 0); i < last; ++i) put(part + i, whole + i);
   });
 }
 
@@ -43,9 +43,22 @@ void fill_piece(const InitialShard& of, const Mesh& mesh, const std::vector<int6
   const Layout& layout = of.tensor.layout;
   const Shard shard = shard_of(layout, mesh, coordinates);
   const uint64_t stream = stream_of(of.source.name);
+  const auto value = [&](int64_t whole) { return value_at(of.source.init, seed, stream, whole); };
+  if (of.source.narrow) {
+    auto* const narrow = reinterpret_cast<uint16_t*>(of.data);
+    auto* const rest = reinterpret_cast<int16_t*>(of.rest);
+    for_each_of(layout, shard, begin, end, [&](int64_t i, int64_t whole) {
+      const Bf16AndRest both =
+          bf16_and_rest(std::bit_cast<uint32_t>(static_cast<float>(value(whole))));
+      narrow[i] = both.bf16;
+      if (rest != nullptr) rest[i] = both.rest;
+    });
+    return;
+  }
   const auto as = [&]<class T>(T, const auto& converted) {
-    fill<T>(layout, shard, of.data, begin, end,
-            [&](int64_t i) { return converted(value_at(of.source.init, seed, stream, i)); });
+    T* const data = reinterpret_cast<T*>(of.data);
+    for_each_of(layout, shard, begin, end,
+                [&](int64_t i, int64_t whole) { data[i] = converted(value(whole)); });
   };
   switch (of.tensor.dtype) {
     case DType::kF64: return as(double{}, [](double x) { return x; });
@@ -55,8 +68,8 @@ void fill_piece(const InitialShard& of, const Mesh& mesh, const std::vector<int6
     case DType::kI32: return as(int32_t{}, [](double x) { return static_cast<int32_t>(x); });
     case DType::kF8E4M3:
     case DType::kF8E5M2:
-      fail("{}: {} has no initial value; quantize makes it", of.source.name,
-           name_of(of.tensor.dtype));
+    case DType::kI16:
+      fail("{}: {} has no initial value by itself", of.source.name, name_of(of.tensor.dtype));
   }
 }
 

@@ -15,11 +15,13 @@ namespace cleave {
 // Element `index`, row-major in the whole tensor, of the source with this name.
 double initial_value(const Init& init, uint64_t seed, std::string_view name, int64_t index);
 
-// The shard of a source that a rank holds, contiguous at `data`.
+// The shard of a source that a rank holds, contiguous at `data`, and that of its rest, if the
+// source has one.
 struct InitialShard {
   const ProgramSource& source;
   const ProgramTensor& tensor;
   std::byte* data = nullptr;
+  std::byte* rest = nullptr;
 };
 
 // Fills the shard of the rank at these coordinates.

@@ -188,6 +188,11 @@ std::string describe_splits(const Program& program, const Instr& instr) {
 
 }  // namespace
 
+TensorType outer_type(const Program& program, const ProgramSource& source) {
+  const ProgramTensor& t = program.tensor(source.tensor);
+  return {source.narrow ? DType::kF32 : t.dtype, t.layout.global_shape()};
+}
+
 std::string to_text(const Program& program) {
   std::string text = fmt::format("mesh {}\n", program.mesh.to_string());
   const Schedule& schedule = program.schedule;
@@ -205,8 +210,8 @@ std::string to_text(const Program& program) {
     text += fmt::format("stage {}: arena {} bytes\n", s, program.memory[s].arena_bytes);
   if (!program.fusions.empty()) text += fmt::format("fused {}\n", fusions_text(program));
   for (const ProgramSource& s : program.sources) {
-    text += fmt::format("{} {}: {}{}\n", name_of(s.kind), s.name, describe(program, s.tensor),
-                        s.on_host ? " on the host" : "");
+    text += fmt::format("{} {}: {}{}{}\n", name_of(s.kind), s.name, describe(program, s.tensor),
+                        s.narrow ? " of an f32" : "", s.on_host ? " on the host" : "");
   }
   for (size_t i = 0; i < program.instrs.size(); ++i) {
     const Instr& instr = program.instrs[i];

@@ -146,6 +146,12 @@ struct ProgramSource {
   bool on_host = false;  // a state kept in the host's memory
   // A checkpoint may lack it: it then begins as in a new run.
   bool optional = false;
+  // A parameter of f32 whose `tensor` and `final` are of bf16, to the nearest, as the program reads
+  // it; from outside it is an f32. `rest`: the source that keeps the rest of its bits
+  // (graph/bf16_rest.h) beside it, which is not seen from outside; -1: another program keeps them.
+  bool narrow = false;
+  int32_t rest = -1;
+  bool is_rest = false;
 };
 
 // What is made of parameters when a step begins, and lies there from the step before: the update
@@ -195,6 +201,9 @@ struct Program {
   // Rank s * mesh.size() + r is rank r of stage s.
   int64_t ranks() const { return schedule.stages * mesh.size(); }
 };
+
+// What a source is from outside: its whole value.
+TensorType outer_type(const Program& program, const ProgramSource& source);
 
 // One run of a part of a chunk. Of kBegin and kUpdate: of all chunks of the stage.
 struct PartRun {

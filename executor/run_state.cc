@@ -14,7 +14,7 @@ constexpr int kVersion = 1;
 
 // A checkpoint holds what is kept from step to step.
 bool is_kept(const ProgramSource& s) {
-  return s.kind == SourceKind::kParameter || s.kind == SourceKind::kState;
+  return !s.is_rest && (s.kind == SourceKind::kParameter || s.kind == SourceKind::kState);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct DTypeInfo {
   bool floating;
 };
 
-constexpr std::array<DTypeInfo, 7> kDTypes = {{
+constexpr std::array<DTypeInfo, 8> kDTypes = {{
     {DType::kF64, "f64", 8, true},
     {DType::kF32, "f32", 4, true},
     {DType::kBF16, "bf16", 2, true},
@@ -22,6 +22,7 @@ constexpr std::array<DTypeInfo, 7> kDTypes = {{
     {DType::kI32, "i32", 4, false},
     {DType::kF8E4M3, "f8e4m3", 1, false},
     {DType::kF8E5M2, "f8e5m2", 1, false},
+    {DType::kI16, "i16", 2, false},
 }};
 
 const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
@@ -38,7 +39,7 @@ DType dtype_named(std::string_view name) {
   for (const DTypeInfo& d : kDTypes) {
     if (d.name == name) return d.dtype;
   }
-  fail("unknown element type '{}' (one of f64, f32, bf16, f16, i32, f8e4m3, f8e5m2)", name);
+  fail("unknown element type '{}' (one of f64, f32, bf16, f16, i32, f8e4m3, f8e5m2, i16)", name);
 }
 
 int64_t product(int64_t a, int64_t b) {

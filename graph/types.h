@@ -15,8 +15,9 @@ using NodeId = int32_t;  // index of a node in its graph
 inline constexpr Value kNoValue = -1;
 inline constexpr NodeId kNoNode = -1;
 
-// kF8E4M3 and kF8E5M2 are how products store floats that were scaled (graph/f8.h).
-enum class DType : uint8_t { kF64, kF32, kBF16, kF16, kI32, kF8E4M3, kF8E5M2 };
+// kF8E4M3 and kF8E5M2 are how products store floats that were scaled (graph/f8.h), kI16 is what a
+// parameter keeps beside its bf16 (graph/bf16_rest.h).
+enum class DType : uint8_t { kF64, kF32, kBF16, kF16, kI32, kF8E4M3, kF8E5M2, kI16 };
 
 // Bytes of one element.
 int64_t size_of(DType dtype);

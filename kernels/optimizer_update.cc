@@ -1,6 +1,7 @@
 // The updates of parameters by AdamW and SGD, with the formulas of torch.optim. Moments of 16 bits
 // are read and computed with as floats, and rounded stochastically as they are stored: to the
-// nearest, the small steps of a slow mean would be lost every time.
+// nearest, the small steps of a slow mean would be lost every time. A parameter may come as its
+// bf16 and the rest of its bits (graph/bf16_rest.h), two operands and two results.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -8,6 +9,7 @@
 #include <optional>
 #include <span>
 
+#include "graph/bf16_rest.h"
 #include "graph/half.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/op_parts.h"
@@ -29,14 +31,32 @@ namespace {
 
 // --- Types ---------------------------------------------------------------------------------------
 
+// With the attribute `rest`, 1, the parameter is an f32 that comes and goes as its bf16, in its
+// place, and the rest of its bits as one more operand and result, the last.
+bool has_rest(const Attrs& attrs) { return attrs.integer_or("rest", 0) != 0; }
+
+// So many operands, and the rest.
+void expect_operands(const OpCall& call, size_t operands) {
+  if (!has_rest(call.attrs)) {
+    if (call.in.size() != operands) fail("{} operands, not {}", call.in.size(), operands);
+    return;
+  }
+  if (call.in.size() != operands + 1) fail("{} operands, not {}", call.in.size(), operands + 1);
+  const TensorType &p = call.in[0], &rest = call.in.back();
+  if (p.dtype != DType::kBF16 || rest != TensorType{DType::kI16, p.shape}) {
+    fail("the parameter is {}, and the rest of its bits {}", to_string(p), to_string(rest));
+  }
+  if (call.attrs.has("dtype")) fail("a parameter with a rest has no other copy");
+}
+
 // Operands: the parameter, its gradient, `moments`, the rate and the clipping coefficient.
 // Parameters of 16 bits may have their moments, and the scalars, in another float type; gradients
 // may be narrower than the parameter, and moments bf16. With the attribute `name`, that of a random
 // stream, moments are rounded stochastically, else to the nearest.
 void expect_update_types(const OpCall& call, size_t moments) {
-  const DType p = call.in[0].dtype;
+  const DType p = has_rest(call.attrs) ? DType::kF32 : call.in[0].dtype;
   const auto is_moment = [&](size_t i) { return i >= 2 && i < 2 + moments; };
-  for (size_t i = 0; i < moments + 4; ++i) {
+  for (size_t i = has_rest(call.attrs) ? 1 : 0; i < moments + 4; ++i) {
     const DType t = call.in[i].dtype;
     const bool narrow =
         (i == 1 && is_float(t) && size_of(t) < size_of(p)) || (is_moment(i) && t == DType::kBF16);
@@ -59,7 +79,7 @@ void expect_update_types(const OpCall& call, size_t moments) {
 }
 
 void expect_step(const OpCall& call, size_t i) {
-  if (call.in.size() != i + 1) fail("{} operands, not {}", call.in.size(), i + 1);
+  expect_operands(call, i + 1);
   if (call.in[i].dtype != DType::kI32) {
     fail("the step must be an i32, got {}", to_string(call.in[i]));
   }
@@ -67,6 +87,7 @@ void expect_step(const OpCall& call, size_t i) {
 
 // With the attribute `dtype` the last result is the new parameter in that type.
 std::vector<TensorType> with_copy(const OpCall& call, std::vector<TensorType> results) {
+  if (has_rest(call.attrs)) results.push_back(call.in.back());
   if (!call.attrs.has("dtype")) return results;
   const DType copy = dtype_named(call.attrs.text("dtype"));
   if (!is_float(copy)) fail("a copy of the parameter in {}", name_of(copy));
@@ -84,8 +105,8 @@ std::vector<TensorType> infer_adamw(const OpCall& call) {
 std::vector<TensorType> infer_sgd(const OpCall& call) {
   if (call.attrs.has("name")) {
     expect_step(call, 5);
-  } else if (call.in.size() != 5) {
-    fail("{} operands, not 5", call.in.size());
+  } else {
+    expect_operands(call, 5);
   }
   expect_update_types(call, 1);
   return with_copy(call, {call.in[0], call.in[2]});
@@ -254,6 +275,57 @@ void update_halves(const KernelArgs& args, size_t step, const Update& update) {
   });
 }
 
+// --- Parameters with a rest ----------------------------------------------------------------------
+
+int64_t update_workspace(const OpCall& call) {
+  return has_rest(call.attrs) ? numel(call.in[0].shape) * size_of(DType::kF32) : 0;
+}
+
+// Calls each(bf16, rest, f32) for the elements of a parameter in two and in one.
+template <class Each>
+void for_halves(const KernelArgs& args, const TensorView& bf16, const Shape& bf16_strides,
+                const TensorView& rest, const Shape& rest_strides, const TensorView& whole,
+                const Shape& whole_strides, const Each& each) {
+  const auto nest = nest_over<3>(args, factors_of(args.signature.inputs()[0]),
+                                 {bf16_strides, rest_strides, whole_strides});
+  parallel_rows(args, nest, [&](const auto& at, int64_t n, const auto& s) {
+    Bf16* const b = bf16.as<Bf16>() + at[0];
+    int16_t* const r = rest.as<int16_t>() + at[1];
+    uint32_t* const x = whole.as<uint32_t>() + at[2];
+    for (int64_t i = 0; i < n; ++i) each(b[i * s[0]], r[i * s[1]], x[i * s[2]]);
+  });
+}
+
+// The update of the parameter as an f32, which lies in the workspace meanwhile.
+void update_with_rest(const KernelArgs& args, void (*update)(const KernelArgs&)) {
+  const size_t last_in = args.in.size() - 1, last_out = args.out.size() - 1;
+  const Shape& shape = args.in[0].shape;
+  const TensorView whole{args.workspace, DType::kF32, shape, contiguous_strides(shape)};
+  std::vector<TensorView> in(args.in.begin(), args.in.end() - 1);
+  std::vector<TensorView> out(args.out.begin(), args.out.end() - 1);
+  in[0] = out[0] = whole;
+  const KernelArgs inner{.signature = args.signature,
+                         .attrs = args.attrs,
+                         .in = in,
+                         .out = out,
+                         .extents = args.extents,
+                         .seed = args.seed,
+                         .team = args.team};
+  const Shape strides = in_strides(inner, 0);
+  for_halves(args, args.in[0], in_strides(args, 0), args.in[last_in], in_strides(args, last_in),
+             whole, strides, [](Bf16 upper, int16_t rest, uint32_t& x) {
+               x = f32_bits({upper.bits, rest});
+             });
+  update(inner);
+  for_halves(args, args.out[0], out_strides(args, 0), args.out[last_out],
+             out_strides(args, last_out), whole, strides,
+             [](Bf16& upper, int16_t& rest, uint32_t x) {
+               const Bf16AndRest both = bf16_and_rest(x);
+               upper.bits = both.bf16;
+               rest = both.rest;
+             });
+}
+
 // One step of AdamW on n elements, with the step's scalars worked out.
 template <class T>
 struct AdamW {
@@ -318,6 +390,7 @@ void update_adamw(const KernelArgs& args) {
 }
 
 void adamw_cpu(const KernelArgs& args) {
+  if (has_rest(args.attrs)) return update_with_rest(args, update_adamw);
   update_adamw(args);
   copy_parameter(args, 3);
 }
@@ -356,6 +429,7 @@ void update_sgd(const KernelArgs& args) {
 }
 
 void sgd_cpu(const KernelArgs& args) {
+  if (has_rest(args.attrs)) return update_with_rest(args, update_sgd);
   update_sgd(args);
   copy_parameter(args, 2);
 }
@@ -373,6 +447,7 @@ constinit const OpDef ops::adamw = {
     .factors = "ab,ab,ab,ab,,,->ab,ab,ab",
     .infer = infer_adamw,
     .flops = flops_of_update<14>,
+    .workspace = update_workspace,
     .cpu = adamw_cpu,
     .cuda = cuda_kernel<adamw_cuda>(),
     .cuda_many = cuda_kernels<adamw_cuda_many>(),
@@ -383,6 +458,7 @@ constinit const OpDef ops::sgd = {
     .factors = "ab,ab,ab,,->ab,ab",
     .infer = infer_sgd,
     .flops = flops_of_update<6>,
+    .workspace = update_workspace,
     .cpu = sgd_cpu,
     .cuda = cuda_kernel<sgd_cuda>(),
     .cuda_many = cuda_kernels<sgd_cuda_many>(),

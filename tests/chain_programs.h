@@ -105,7 +105,8 @@ inline void feed_chain(Runtime& runtime, const Program& program, uint32_t seed) 
         }
         case DType::kI32: add(static_cast<int32_t>(random() % 3)); break;
         case DType::kF8E4M3:
-        case DType::kF8E5M2: CLEAVE_ASSERT(false, "no chain reads 8 bits"); break;
+        case DType::kF8E5M2:
+        case DType::kI16: CLEAVE_ASSERT(false, "no chain reads {}", name_of(t.dtype)); break;
       }
     }
     runtime.set_data(s.name, bytes);

@@ -39,7 +39,9 @@ TEST_P(EvaluatorOnGpu, WorksInTheTrainersMemory) {
   const Graph loss_alone = trace(config, {dtype, false, {}});
   const auto trained = runtime_of(graph, "1", Processor::kGpu);
   const size_t before = free_bytes();
-  const Program program = lower(loss_alone, plan_for(loss_alone, "1", {}), true);
+  FuseOptions fusing(true);
+  fusing.trained = &trained->program();
+  const Program program = lower(loss_alone, plan_for(loss_alone, "1", {}), fusing);
   const auto shared = make_runtime(program, Processor::kGpu, {.seed = 42, .beside = trained.get()});
   const size_t taken = before - free_bytes();
   EXPECT_TRUE(shared->shares(weight));

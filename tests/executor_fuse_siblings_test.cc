@@ -109,6 +109,7 @@ std::vector<double> numbers(const Runtime& runtime, const std::string& name) {
 std::vector<std::string> states_of(const Program& p) {
   std::vector<std::string> names;
   for (const ProgramSource& s : p.sources) {
+    if (s.is_rest) continue;
     if (s.kind == SourceKind::kParameter || s.kind == SourceKind::kState) names.push_back(s.name);
   }
   return names;

@@ -163,6 +163,134 @@ INSTANTIATE_TEST_SUITE_P(Programs, UpdateFusions,
                                   std::to_string(s.micro_batches) + (s.moments ? "Halves" : "");
                          });
 
+// --- Parameters in two ---------------------------------------------------------------------------
+
+// Of what is kept from step to step.
+int64_t kept_bytes(const Program& p) {
+  int64_t bytes = 0;
+  for (const Buffer& b : p.buffers) bytes += b.persistent ? b.bytes : 0;
+  return bytes;
+}
+
+int64_t parameter_elements(const Program& p) {
+  int64_t n = 0;
+  for (const ProgramSource& s : p.sources) {
+    if (s.kind == SourceKind::kParameter && !s.is_rest)
+      n += numel(p.tensor(s.tensor).geometry.shape);
+  }
+  return n;
+}
+
+// The same program, but for where the parameters' bits lie.
+TEST_P(UpdateFusions, RestsTrainToTheSameBits) {
+  const Setting& s = GetParam();
+  EXPECT_EQ(losses(widened(lowered(s, {"copies", "rest"})), s),
+            losses(widened(lowered(s, {"copies"})), s));
+  EXPECT_EQ(losses(widened(lowered(s, {"copies", "rest", "siblings"})), s),
+            losses(widened(lowered(s, {"copies", "siblings"})), s));
+}
+
+TEST_P(UpdateFusions, RestsSaveTheCopies) {
+  const Setting& s = GetParam();
+  const Program p = lowered(s, {"copies", "gradients", "rest"});
+  const Program copies = lowered(s, {"copies", "gradients"}), bare = lowered(s, {});
+  EXPECT_EQ(p.fusions[2], parameters(bare));
+  EXPECT_TRUE(p.kept.empty());
+  EXPECT_EQ(count(p, ops::cast, Part::kBegin), 0);
+  EXPECT_EQ(kept_bytes(p), kept_bytes(bare));
+  EXPECT_EQ(kept_bytes(copies), kept_bytes(bare) + 2 * parameter_elements(bare));
+  for (const ProgramSource& source : p.sources) {
+    if (source.kind != SourceKind::kParameter) continue;
+    EXPECT_EQ(source.narrow, !source.is_rest);
+    if (source.is_rest) continue;
+    EXPECT_EQ(p.tensor(source.tensor).dtype, DType::kBF16);
+    const ProgramSource& rest = p.sources[static_cast<size_t>(source.rest)];
+    EXPECT_TRUE(rest.is_rest);
+    EXPECT_EQ(p.tensor(rest.tensor).dtype, DType::kI16);
+    EXPECT_EQ(outer_type(p, source).dtype, DType::kF32);
+  }
+  const auto marked = [](const Instr& i) {
+    return fusions_text(i).find("rest") != std::string::npos;
+  };
+  EXPECT_EQ(std::count_if(p.instrs.begin(), p.instrs.end(), marked), parameters(bare));
+}
+
+// From outside, parameters are the f32s that they are without the fusion.
+TEST(Rests, AreNotSeenFromOutside) {
+  const Setting s = {"gpt2:tiny", Kind::kAdamW, 1};
+  CpuRuntime two(lowered(s, {"copies", "rest", "siblings"}), {.seed = 42});
+  CpuRuntime one(lowered(s, {}), {.seed = 42});
+  two.initialize();
+  one.initialize();
+  size_t compared = 0;
+  for (const ProgramSource& source : one.program().sources) {
+    if (source.kind == SourceKind::kData) continue;
+    EXPECT_EQ(two.source_type(source.name), one.source_type(source.name)) << source.name;
+    EXPECT_EQ(two.read_source(source.name), one.read_source(source.name)) << source.name;
+    std::vector<std::byte> other = one.read_source(source.name);
+    for (size_t i = 0; i < other.size(); ++i) {
+      if (i % 4 != 3) other[i] = static_cast<std::byte>(i * 37 + compared);  // of any f32, no NaN
+    }
+    two.write_source(source.name, other);
+    EXPECT_EQ(two.read_source(source.name), other) << source.name;
+    ++compared;
+  }
+  EXPECT_GT(compared, 40u);
+  const std::vector<std::byte> few(6);
+  EXPECT_THROW(two.write_source("wte.weight", few), Error);
+}
+
+// A program beside a training one reads parameters as that keeps them, and no others.
+TEST(Rests, AreKeptByTheTrainingProgramAlone) {
+  const Setting s = {"llama:tiny", Kind::kAdamW, 1};
+  TraceOptions options;
+  options.dtype = DType::kBF16;
+  options.training = false;
+  const Graph graph = trace(model_named(s.model), options);
+  const Plan plan = testing::plan_for(graph, "1", {});
+  const auto beside = [&](const Program* trained) {
+    FuseOptions fusing(true);
+    fusing.trained = trained;
+    return lower(graph, plan, fusing);
+  };
+  const Program whole = lowered(s, {"copies"}), two = lowered(s, {"copies", "rest"});
+  for (const Program* trained : {static_cast<const Program*>(nullptr), &whole, &two}) {
+    const Program p = beside(trained);
+    const bool narrow = trained == &two;
+    int64_t seen = 0;
+    for (const ProgramSource& source : p.sources) {
+      if (source.kind != SourceKind::kParameter) continue;
+      ++seen;
+      EXPECT_EQ(source.narrow, narrow) << source.name;
+      EXPECT_EQ(source.rest, -1);
+      EXPECT_EQ(p.tensor(source.tensor).dtype, narrow ? DType::kBF16 : DType::kF32);
+      EXPECT_EQ(outer_type(p, source).dtype, DType::kF32);
+    }
+    EXPECT_EQ(seen, parameters(whole));
+  }
+  CpuRuntime runtime(beside(&two), {.seed = 1});
+  runtime.write_source(
+      "norm.weight", std::vector<std::byte>(
+                         static_cast<size_t>(numel(runtime.source_type("norm.weight").shape)) * 4));
+  EXPECT_THROW(runtime.read_source("norm.weight"), Error);
+}
+
+// What reads a parameter in full, and copies of another type, keep it whole.
+TEST(Rests, AreOfParametersThatAreReadAsBf16Alone) {
+  const Setting s = {"gpt2:tiny", Kind::kAdamW, 1};
+  TraceOptions options;
+  options.dtype = DType::kF16;
+  options.optimizer = {.kind = s.optimizer, .lr = 1e-3};
+  const Graph halves = trace(model_named(s.model), options);
+  const Program f16 = lower(halves, testing::plan_for(halves, "1", {}), {true, {}});
+  EXPECT_EQ(f16.fusions[2], 0);
+  EXPECT_GT(f16.fusions[0], 0);
+  FuseOptions floats8(true);
+  floats8.f8.scaling = F8Scaling::kCurrent;
+  const Graph graph = graph_of(s);
+  EXPECT_EQ(lower(graph, testing::plan_for(graph, "1", {}), floats8).fusions[2], 0);
+}
+
 // --- The check -----------------------------------------------------------------------------------
 
 void expect_refused(const Program& p, const std::string& why) {

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/ops.h"
-#include "tests/kernels_plain.h"
+#include "tests/kernels_in_two.h"
 #include "tests/support/gpu_checks.h"
 
 namespace cleave {
@@ -122,6 +122,41 @@ TEST_F(MomentsOnGpu, AreTheCpusToTheBit) {
           if (clip < 0 && numel(shape) > 5000) continue;
           expect_like_the_cpu(update(adam, shape, types, clip),
                               text_of(types) + " " + to_string(shape));
+        }
+      }
+    }
+  }
+}
+
+// A parameter in two is updated as it is in one by the kernels for those, to the bit.
+TEST_F(MomentsOnGpu, ParametersInTwoAreThoseInOne) {
+  for (const Shape& shape :
+       {Shape{1}, Shape{7}, Shape{50257}, Shape{3, 1600}, Shape{129, 1023}, Shape{5, 12, 20}}) {
+    for (const bool adam : {true, false}) {
+      for (const DType gradient : {DType::kF32, DType::kBF16}) {
+        for (const DType moments : {DType::kF32, DType::kBF16}) {
+          for (const double clip : {0.5, -1.0}) {
+            const Application whole = random_update(adam, shape, gradient, moments, clip);
+            const std::vector<HostTensor> want =
+                testing::run_op_on_gpu(whole, {.in_place = in_place_of(whole)});
+            const Application two = in_two(whole);
+            for (const MemoryLayout layout : {MemoryLayout::kRowMajor, MemoryLayout::kPadded,
+                                              MemoryLayout::kSpaced, MemoryLayout::kTransposed}) {
+              for (const bool in_place : {true, false}) {
+                SCOPED_TRACE(to_string(shape) + (adam ? " adamw" : " sgd") + ", gradients " +
+                             std::string(name_of(gradient)) + ", moments " +
+                             std::string(name_of(moments)) + ", layout " +
+                             std::to_string(static_cast<int>(layout)));
+                const auto got = in_one(testing::run_op_on_gpu(
+                    two, {.layout = layout,
+                          .in_place = in_place ? in_place_of(two) : decltype(in_place_of(two)){}}));
+                ASSERT_EQ(got.size(), want.size());
+                for (size_t o = 0; o < want.size(); ++o) {
+                  EXPECT_EQ(got[o].numbers, want[o].numbers) << "result " << o;
+                }
+              }
+            }
+          }
         }
       }
     }

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "kernels/ops.h"
-#include "tests/kernels_plain.h"
+#include "tests/kernels_in_two.h"
 
 namespace cleave {
 namespace {
@@ -118,6 +118,49 @@ TEST(Optimizers, SkippedUpdatesChangeNothing) {
                                                {{"momentum", 0.9}, {"weight_decay", 0.1}}));
   EXPECT_EQ(sgd[0].numbers, p.numbers);
   EXPECT_EQ(sgd[1].numbers, m.numbers);
+}
+
+// A parameter in two is updated as it is in one, to the bit.
+TEST(Optimizers, ParametersInTwoAreThoseInOne) {
+  for (const Shape& shape : {Shape{1}, Shape{300}, Shape{7, 33}, Shape{3, 5, 4}}) {
+    for (const bool adam : {true, false}) {
+      for (const DType moments : {DType::kF32, DType::kBF16}) {
+        for (const double clip : {0.5, -1.0}) {
+          const Application whole = random_update(adam, shape, DType::kF32, moments, clip);
+          const std::vector<HostTensor> want = testing::run_op(whole);
+          const Application two = in_two(whole);
+          for (const MemoryLayout layout : {MemoryLayout::kRowMajor, MemoryLayout::kPadded,
+                                            MemoryLayout::kSpaced, MemoryLayout::kTransposed}) {
+            for (const bool in_place : {true, false}) {
+              const auto got = in_one(testing::run_op(
+                  two, {.layout = layout,
+                        .in_place = in_place ? in_place_of(two) : decltype(in_place_of(two)){}}));
+              ASSERT_EQ(got.size(), want.size());
+              for (size_t o = 0; o < want.size(); ++o) {
+                EXPECT_EQ(got[o].type, want[o].type);
+                EXPECT_EQ(got[o].numbers, want[o].numbers) << o << " " << to_string(shape);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Optimizers, ParametersInTwoHaveTheirTypes) {
+  const Application good = in_two(random_update(true, {4}, DType::kF32, DType::kF32));
+  const auto refused = [&](const std::function<void(Application&)>& change) {
+    Application a = good;
+    change(a);
+    EXPECT_THROW(testing::run_op(a), std::exception);
+  };
+  testing::run_op(good);
+  refused([](Application& a) { a.in[0].type.dtype = DType::kF32; });
+  refused([](Application& a) { a.in.back().type.dtype = DType::kI32; });
+  refused([](Application& a) { a.in[2].type.dtype = DType::kF64; });
+  refused([](Application& a) { a.attrs.set("dtype", std::string("f32")); });
+  refused([](Application& a) { a.attrs.set("rest", int64_t{0}); });
 }
 
 TEST(Optimizers, LearningRateSchedule) {

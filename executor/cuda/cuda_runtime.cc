@@ -20,6 +20,7 @@
 #include "executor/initial_state.h"
 #include "executor/instr_batches.h"
 #include "executor/memory_layout.h"
+#include "executor/narrow_source.h"
 #include "executor/typing.h"
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
@@ -435,15 +436,23 @@ struct CudaRuntime::Impl final : TriedPass {
     return numel(tensor_of(s).layout.atoms) * size_of(tensor_of(s).dtype);
   }
   void check_size(size_t s, std::span<const std::byte> whole) const {
-    if (static_cast<int64_t>(whole.size()) == bytes_of(s)) return;
-    const ProgramTensor& t = tensor_of(s);
-    fail("'{}' is {} of {} bytes, got {}", program.sources[s].name,
-         to_string(TensorType{t.dtype, t.layout.global_shape()}), bytes_of(s), whole.size());
+    const TensorType type = outer_type(program, program.sources[s]);
+    const int64_t bytes = numel(type.shape) * size_of(type.dtype);
+    if (static_cast<int64_t>(whole.size()) == bytes) return;
+    fail("'{}' is {} of {} bytes, got {}", program.sources[s].name, to_string(type), bytes,
+         whole.size());
   }
 
   void to_device(size_t s, const std::byte* from) {
     cuda_check(cudaMemcpyAsync(data(tensor_of(s)), from, static_cast<size_t>(bytes_of(s)),
                                cudaMemcpyHostToDevice, stream));
+  }
+  // Waits for it.
+  void from_device(size_t s, std::vector<std::byte>& to) const {
+    to.resize(static_cast<size_t>(bytes_of(s)));
+    cuda_check(
+        cudaMemcpyAsync(to.data(), data(tensor_of(s)), to.size(), cudaMemcpyDeviceToHost, stream));
+    cuda_check(cudaStreamSynchronize(stream));
   }
 
   // --- Steps -------------------------------------------------------------------------------------
@@ -669,15 +678,18 @@ bool CudaRuntime::shares(std::string_view name) const {
 }
 
 TensorType CudaRuntime::source_type(std::string_view name) const {
-  const ProgramTensor& t = impl_->tensor_of(impl_->index_of(name));
-  return {t.dtype, t.layout.global_shape()};
+  return outer_type(impl_->program, impl_->program.sources[impl_->index_of(name)]);
 }
 
 void CudaRuntime::initialize() {
   const Program& p = impl_->program;
-  std::vector<std::unique_ptr<std::byte[]>> memory;
-  std::vector<size_t> drawn;  // sources
+  std::vector<std::unique_ptr<std::byte[]>> memory(p.sources.size());  // of what is drawn
   std::vector<InitialShard> shards;
+  const auto take = [&](size_t s) {
+    memory[s] =
+        std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(impl_->bytes_of(s)));
+    return memory[s].get();
+  };
   for (size_t s = 0; s < p.sources.size(); ++s) {
     if (p.sources[s].kind == SourceKind::kData) continue;
     const ProgramTensor& tensor = impl_->tensor_of(s);
@@ -688,12 +700,15 @@ void CudaRuntime::initialize() {
       cuda_check(cudaMemsetAsync(impl_->data(tensor), 0, bytes, impl_->stream));
       continue;
     }
-    memory.push_back(std::make_unique_for_overwrite<std::byte[]>(bytes));
-    drawn.push_back(s);
-    shards.push_back({p.sources[s], tensor, memory.back().get()});
+    if (p.sources[s].is_rest) continue;  // drawn with its source
+    const int32_t rest = p.sources[s].rest;
+    shards.push_back(
+        {p.sources[s], tensor, take(s), rest < 0 ? nullptr : take(static_cast<size_t>(rest))});
   }
   fill_initial(shards, p.mesh, impl_->coordinates, impl_->options.seed);
-  for (size_t i = 0; i < drawn.size(); ++i) impl_->to_device(drawn[i], shards[i].data);
+  for (size_t s = 0; s < memory.size(); ++s) {
+    if (memory[s] != nullptr) impl_->to_device(s, memory[s].get());
+  }
   cuda_check(cudaStreamSynchronize(impl_->stream));
 }
 
@@ -715,17 +730,25 @@ void CudaRuntime::read_source(std::string_view name, std::vector<std::byte>& who
   const size_t s = impl_->kept(name);
   const ProgramSource& source = impl_->program.sources[s];
   if (!impl_->filled[s]) fail("{} '{}' has no value yet", name_of(source.kind), source.name);
-  whole.resize(static_cast<size_t>(impl_->bytes_of(s)));
-  cuda_check(cudaMemcpyAsync(whole.data(), impl_->data(impl_->tensor_of(s)), whole.size(),
-                             cudaMemcpyDeviceToHost, impl_->stream));
-  cuda_check(cudaStreamSynchronize(impl_->stream));
+  if (!source.narrow) return impl_->from_device(s, whole);
+  if (source.rest < 0) fail("'{}' is kept in bf16 alone here", source.name);
+  NarrowBytes parts;
+  impl_->from_device(s, parts.narrow);
+  impl_->from_device(static_cast<size_t>(source.rest), parts.rest);
+  join(parts, whole);
 }
 
 void CudaRuntime::write_source(std::string_view name, std::span<const std::byte> whole) {
   const size_t s = impl_->kept(name);
   impl_->check_size(s, whole);
   impl_->stale = true;
-  impl_->to_device(s, whole.data());
+  const ProgramSource& source = impl_->program.sources[s];
+  const NarrowBytes parts = source.narrow ? parted(whole) : NarrowBytes{};
+  impl_->to_device(s, source.narrow ? parts.narrow.data() : whole.data());
+  if (source.rest >= 0) {
+    impl_->to_device(static_cast<size_t>(source.rest), parts.rest.data());
+    impl_->filled[static_cast<size_t>(source.rest)] = true;
+  }
   cuda_check(cudaStreamSynchronize(impl_->stream));
   impl_->filled[s] = true;
 }

@@ -13,6 +13,7 @@ double element(const std::byte* data, DType dtype) {
     case DType::kI32: return *reinterpret_cast<const int32_t*>(data);
     case DType::kBF16: return bf16_number(*reinterpret_cast<const uint16_t*>(data));
     case DType::kF16: return f16_number(*reinterpret_cast<const uint16_t*>(data));
+    case DType::kI16: return *reinterpret_cast<const int16_t*>(data);
     case DType::kF8E4M3:
     case DType::kF8E5M2:
       return static_cast<double>(f8_number(*reinterpret_cast<const uint8_t*>(data), dtype));

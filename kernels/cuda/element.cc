@@ -62,6 +62,7 @@ std::string_view type_name(DType dtype) {
     case DType::kI32: return "int";
     case DType::kF8E4M3: return "f8e4m3";
     case DType::kF8E5M2: return "f8e5m2";
+    case DType::kI16: return "short";
   }
   return "?";
 }

@@ -22,7 +22,8 @@ void with_gpu_float(DType dtype, Fn&& fn) {
     case DType::kF16: return fn(f16{});
     case DType::kI32:
     case DType::kF8E4M3:
-    case DType::kF8E5M2: break;
+    case DType::kF8E5M2:
+    case DType::kI16: break;
   }
   CLEAVE_ASSERT(false, "no kernel for {} on the GPU", name_of(dtype));
 }

@@ -1,13 +1,15 @@
 // The updates of parameters and their moments by AdamW and SGD, of many tensors in one launch. What
 // the step's scalars are is read on the device; an update whose clipping coefficient is negative is
 // not made. With a `name`, moments of bf16 are rounded stochastically as they are stored, with the
-// processor's random numbers.
+// processor's random numbers. With a `rest`, parameters lie as their bf16 and the rest of their
+// bits.
 #include <array>
 #include <cmath>
 #include <optional>
 #include <type_traits>
 #include <vector>
 
+#include "graph/bf16_rest.h"
 #include "graph/philox.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/loops.cuh"
@@ -150,7 +152,7 @@ struct Updated {
   void* p = nullptr;
   void* moments[U::kIn - 2] = {};
   const void* g = nullptr;
-  void* copy = nullptr;  // the new parameter in another type
+  void* copy = nullptr;  // the new parameter in another type, or the rest of one in two
   double weight_decay = 0;
   int64_t count = 0;
 };
@@ -170,14 +172,69 @@ struct Rounded : Updated<U> {
   }
 };
 
+// Instead of a copy's type.
 struct NoCopy {};
+struct Rest {};  // there is none: the parameter lies as its bf16 and the rest of its bits
+
+__device__ inline float joined(bf16 upper, int16_t rest) {
+  return __uint_as_float(f32_bits({upper.bits, rest}));
+}
+__device__ inline void part(float x, bf16& upper, int16_t& rest) {
+  const Bf16AndRest both = bf16_and_rest(__float_as_uint(x));
+  upper.bits = both.bf16;
+  rest = both.rest;
+}
+
+// The parameters of a thread, from its first one on; and N of them in registers.
+template <class P, class H>
+struct Parameters {
+  static constexpr int N = kWide<P>;
+  P* p;
+  __device__ Parameters(const auto& item, int64_t begin) : p(static_cast<P*>(item.p) + begin) {}
+
+  struct Held {
+    Vec<P, N> p;
+    __device__ P get(int j) const { return p.x[j]; }
+    __device__ void set(int j, P x) { p.x[j] = x; }
+  };
+  __device__ Held load(int at) const { return {cleave::load<N>(static_cast<const P*>(p) + at)}; }
+  __device__ void store(int at, const Held& held) const { cleave::store(p + at, held.p); }
+  __device__ P get(int at) const { return p[at]; }
+  __device__ void set(int at, P x) const { p[at] = x; }
+};
+template <>
+struct Parameters<float, Rest> {
+  static constexpr int N = kWide<float>;
+  bf16* upper;
+  int16_t* rest;
+  __device__ Parameters(const auto& item, int64_t begin)
+      : upper(static_cast<bf16*>(item.p) + begin), rest(static_cast<int16_t*>(item.copy) + begin) {}
+
+  struct Held {
+    Vec<bf16, N> upper;
+    Vec<int16_t, N> rest;
+    __device__ float get(int j) const { return joined(upper.x[j], rest.x[j]); }
+    __device__ void set(int j, float x) { part(x, upper.x[j], rest.x[j]); }
+  };
+  __device__ Held load(int at) const {
+    return {cleave::load<N>(static_cast<const bf16*>(upper) + at),
+            cleave::load<N>(static_cast<const int16_t*>(rest) + at)};
+  }
+  __device__ void store(int at, const Held& held) const {
+    cleave::store(upper + at, held.upper);
+    cleave::store(rest + at, held.rest);
+  }
+  __device__ float get(int at) const { return joined(upper[at], rest[at]); }
+  __device__ void set(int at, float x) const { part(x, upper[at], rest[at]); }
+};
 
 // A block has kTurn vectors of each operand in every thread, and ends: blocks that begin one after
 // the other read and write faster than those that go on with other elements.
 constexpr int kTurn = 2;
 constexpr int piece_of(int element) { return kThreads * kTurn * 16 / element; }
 
-// Parameters of type P, moments of type M, gradients of type G, copies of type H.
+// Parameters of type P, moments of type M, gradients of type G, copies of type H, or NoCopy or
+// Rest.
 template <template <class> class Item, class U, class P, class M, class G, class H>
 __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                        ? 2
                                             : std::is_same_v<Item<U>, Rounded<U>> ? 3
@@ -185,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                      
     update_pieces(U update, const __grid_constant__ Table<Item<U>> table) {
   using S = typename U::Number;
   constexpr int kMoments = U::kIn - 2, N = kWide<P>;
-  constexpr bool kCopies = !std::is_same_v<H, NoCopy>;
+  constexpr bool kCopies = !std::is_same_v<H, NoCopy> && !std::is_same_v<H, Rest>;
   constexpr bool kRounds = std::is_same_v<Item<U>, Rounded<U>>;
   static_assert(!kRounds || (N == 4 && std::is_same_v<M, bf16>));
   const int which = table.item_of(blockIdx.x);
@@ -194,22 +251,22 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                      
   const int64_t begin =
       static_cast<int64_t>(blockIdx.x - table.first[which]) * piece_of(sizeof(P)) + threadIdx.x * N;
   constexpr int kApart = kThreads * N;
-  P* const p = static_cast<P*>(item.p) + begin;
+  const Parameters<P, H> p(item, begin);
   M* m[kMoments];
 #pragma unroll
   for (int k = 0; k < kMoments; ++k) m[k] = static_cast<M*>(item.moments[k]) + begin;
   const G* const g = static_cast<const G*>(item.g) + begin;
-  [[maybe_unused]] H* const copy = static_cast<H*>(item.copy) + begin;
+  [[maybe_unused]] H* const copy = static_cast<H*>(item.copy) + (kCopies ? begin : 0);
   const auto left = [&](int u) { return item.count - begin - u * kApart; };
 
-  Vec<P, N> now_p[kTurn];
+  typename Parameters<P, H>::Held now_p[kTurn];
   Vec<M, N> now_m[kTurn][kMoments];
   Vec<G, N> now_g[kTurn];
   // The elements are on their way while the scalars are worked out.
 #pragma unroll
   for (int u = 0; u < kTurn; ++u) {
     if (left(u) < N) break;
-    now_p[u] = load<N>(static_cast<const P*>(p) + u * kApart);
+    now_p[u] = p.load(u * kApart);
 #pragma unroll
     for (int k = 0; k < kMoments; ++k) {
       now_m[u][k] = load<N>(static_cast<const M*>(m[k]) + u * kApart);
@@ -218,15 +275,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                      
   }
   const typename U::Scalars scalars = shared_scalars(update);
   const S decay = U::decay(scalars, item.weight_decay);
-  // One element, of registers or in memory.
-  const auto renew = [&](P& p_j, M* const(&m_j)[kMoments], G g_j, [[maybe_unused]] unsigned bits) {
+  // The new parameter of an old one; its moments are in registers or in memory.
+  const auto renew = [&](P p_j, M* const(&m_j)[kMoments], G g_j, [[maybe_unused]] unsigned bits) {
     S old[U::kIn], made[U::kOut];
     old[0] = number(p_j);
 #pragma unroll
     for (int k = 0; k < kMoments; ++k) old[k + 1] = number(*m_j[k]);
     old[U::kIn - 1] = number(g_j);
     U::update(scalars, decay, old, made);
-    p_j = To<P>::of(made[0]);
 #pragma unroll
     for (int k = 0; k < kMoments; ++k) {
       if constexpr (kRounds) {
@@ -235,6 +291,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                      
         *m_j[k] = To<M>::of(made[k + 1]);
       }
     }
+    return To<P>::of(made[0]);
   };
   const bool updates = scalars.clip >= 0;
 #pragma unroll
@@ -251,16 +308,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                      
           M* m_j[kMoments];
 #pragma unroll
           for (int k = 0; k < kMoments; ++k) m_j[k] = &now_m[u][k].x[j];
-          renew(now_p[u].x[j], m_j, now_g[u].x[j], bits[j]);
+          now_p[u].set(j, renew(now_p[u].get(j), m_j, now_g[u].x[j], bits[j]));
         }
-        store(p + at, now_p[u]);
+        p.store(at, now_p[u]);
 #pragma unroll
         for (int k = 0; k < kMoments; ++k) store(m[k] + at, now_m[u][k]);
       }
       if constexpr (kCopies) {
         Vec<H, N> halves;
 #pragma unroll
-        for (int j = 0; j < N; ++j) halves.x[j] = To<H>::of(number(now_p[u].x[j]));
+        for (int j = 0; j < N; ++j) halves.x[j] = To<H>::of(number(now_p[u].get(j)));
         store(copy + at, halves);
       }
       continue;
@@ -274,21 +331,41 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                      
         if constexpr (kRounds) {
           bits = item.draws.random().at(static_cast<uint64_t>(item.index(begin + at + j)));
         }
-        renew(p[at + j], m_j, g[at + j], bits);
+        p.set(at + j, renew(p.get(at + j), m_j, g[at + j], bits));
       }
-      if constexpr (kCopies) copy[at + j] = To<H>::of(number(p[at + j]));
+      if constexpr (kCopies) copy[at + j] = To<H>::of(number(p.get(at + j)));
     }
   }
 }
 
 // --- Operands of any types that lie in any way ---------------------------------------------------
 
-// Pointers of an update: old, gradient last, then new, and the copy, if any.
+// Pointers of an update: old, gradient last, then new, the copy, if any, or the new rest, and the
+// old rest, if any.
 template <class U>
 struct Operands {
-  static constexpr int kAll = U::kIn + U::kOut + 1;
+  static constexpr int kAll = U::kIn + U::kOut + 2, kCopy = kAll - 2, kRest = kAll - 1;
   AnyFloat old[U::kIn], made[U::kOut], copy;
+  int16_t* new_rest = nullptr;
+  const int16_t* old_rest = nullptr;
   double weight_decay = 0;
+
+  using S = typename U::Number;
+  __device__ S parameter(const int64_t* at) const {
+    if (old_rest == nullptr) return get<S>(old[0], at[0]);
+    return static_cast<S>(
+        joined(static_cast<const bf16*>(old[0].data)[at[0]], old_rest[at[kRest]]));
+  }
+  // And its copy.
+  __device__ void set_parameter(const int64_t* at, S x) const {
+    if (new_rest != nullptr) {
+      part(static_cast<float>(x), static_cast<bf16*>(made[0].data)[at[U::kIn]],
+           new_rest[at[kCopy]]);
+      return;
+    }
+    set(made[0], at[U::kIn], x);
+    if (copy.data != nullptr) set(copy, at[kCopy], get<S>(made[0], at[U::kIn]));
+  }
 };
 
 template <class U>
@@ -302,15 +379,15 @@ __global__ void __launch_bounds__(kThreads)
     int64_t at[Operands<U>::kAll];
     loops.offsets(i, at);
     S old[U::kIn], made[U::kOut];
-    for (int k = 0; k < U::kIn; ++k) old[k] = get<S>(operands.old[k], at[k]);
+    old[0] = operands.parameter(at);
+    for (int k = 1; k < U::kIn; ++k) old[k] = get<S>(operands.old[k], at[k]);
     if (scalars.clip < 0) {
       for (int k = 0; k < U::kOut; ++k) made[k] = old[k];
     } else {
       U::update(scalars, decay, old, made);
     }
-    for (int k = 0; k < U::kOut; ++k) set(operands.made[k], at[U::kIn + k], made[k]);
-    if (operands.copy.data == nullptr) continue;
-    set(operands.copy, at[U::kIn + U::kOut], get<S>(operands.made[0], at[U::kIn]));
+    operands.set_parameter(at, made[0]);
+    for (int k = 1; k < U::kOut; ++k) set(operands.made[k], at[U::kIn + k], made[k]);
   }
 }
 
@@ -361,7 +438,8 @@ __global__ void __launch_bounds__(kThreads)
     int64_t at[Operands<U>::kAll + 1];
     loops.offsets(i, at);
     S old[U::kIn], made[U::kOut];
-    for (int k = 0; k < U::kIn; ++k) old[k] = get<S>(operands.old[k], at[k]);
+    old[0] = operands.parameter(at);
+    for (int k = 1; k < U::kIn; ++k) old[k] = get<S>(operands.old[k], at[k]);
     // What is stored already is not changed by rounding.
     if (scalars.clip < 0) {
       for (int k = 0; k < U::kOut; ++k) made[k] = old[k];
@@ -369,12 +447,10 @@ __global__ void __launch_bounds__(kThreads)
       U::update(scalars, decay, old, made);
     }
     const unsigned bits = random.at(static_cast<uint64_t>(places.index(at[Operands<U>::kAll])));
-    set(operands.made[0], at[U::kIn], made[0]);
+    operands.set_parameter(at, made[0]);
     for (int k = 1; k < U::kOut; ++k) {
       static_cast<bf16*>(operands.made[k].data)[at[U::kIn + k]] = rounded(made[k], bits, k - 1);
     }
-    if (operands.copy.data == nullptr) continue;
-    set(operands.copy, at[U::kIn + U::kOut], get<S>(operands.made[0], at[U::kIn]));
   }
 }
 
@@ -385,7 +461,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class U, template <class> class Item>
 struct Alike {
   U update;
-  DType p, m, g, copy;  // kI32: no copy
+  DType p, m, g, copy;  // kI32: no copy; kI16: p is f32, in two
   std::vector<Item<U>> items = {};
 
   bool takes(const Alike& other) const {
@@ -417,6 +493,10 @@ bool with_update_types(DType p, DType m, DType g, DType copy, const Fn& fn) {
     if (g == half) return fn(float{}, float{}, zero, zero), true;
     return fn(float{}, float{}, float{}, zero), true;
   };
+  if (copy == DType::kI16) {
+    if (g == DType::kF32) return fn(float{}, float{}, float{}, Rest{}), true;
+    return g == DType::kBF16 && (fn(float{}, float{}, bf16{}, Rest{}), true);
+  }
   if (copy == DType::kI32) {
     if (g == DType::kF32) return fn(float{}, float{}, float{}, NoCopy{}), true;
     if (g == DType::kBF16) return fn(float{}, float{}, bf16{}, NoCopy{}), true;
@@ -439,7 +519,9 @@ bool with_item_types(const Alike<U, Item>& alike, const Fn& fn) {
   }
 }
 
-// How an update's operands lie: old, with the gradient last, then new, and the copy, if any.
+bool has_rest(const KernelArgs& args) { return args.in.back().dtype == DType::kI16; }
+
+// How an update's operands lie, as Operands has them.
 template <class U>
 struct Lying {
   static constexpr size_t kAll = Operands<U>::kAll;
@@ -458,9 +540,16 @@ struct Lying {
       data[U::kIn + o] = args.out[o].data;
       in_place &= args.out[o].data == data[o];
     }
-    const bool copies = args.out.size() > U::kOut;
-    strides[kAll - 1] = copies ? out_strides(args, U::kOut) : strides[0];
-    if (copies) data[kAll - 1] = args.out[U::kOut].data;
+    constexpr size_t kCopy = Operands<U>::kCopy, kRest = Operands<U>::kRest;
+    strides[kCopy] = strides[kRest] = strides[0];
+    if (args.out.size() > U::kOut) {
+      strides[kCopy] = out_strides(args, U::kOut);
+      data[kCopy] = args.out[U::kOut].data;
+    }
+    if (!has_rest(args)) return;
+    strides[kRest] = in_strides(args, args.in.size() - 1);
+    data[kRest] = args.in.back().data;
+    in_place &= data[kRest] == data[kCopy];
   }
   // Loops over all, and over `more`.
   template <class... More>
@@ -480,7 +569,12 @@ Operands<U> operands_of(const KernelArgs& args) {
     operands.old[k] = any_float(args.in[static_cast<size_t>(U::kOperands[k])]);
   }
   for (int k = 0; k < U::kOut; ++k) operands.made[k] = any_float(args.out[static_cast<size_t>(k)]);
-  if (args.out.size() > U::kOut) operands.copy = any_float(args.out[U::kOut]);
+  if (has_rest(args)) {
+    operands.new_rest = args.out[U::kOut].template as<int16_t>();
+    operands.old_rest = args.in.back().template as<int16_t>();
+  } else if (args.out.size() > U::kOut) {
+    operands.copy = any_float(args.out[U::kOut]);
+  }
   operands.weight_decay = args.attrs.real("weight_decay");
   return operands;
 }
@@ -545,7 +639,7 @@ class Groups {
 template <class U, template <class> class Item>
 Alike<U, Item> alike_of(const KernelArgs& args) {
   const auto type = [&](size_t k) { return args.in[static_cast<size_t>(U::kOperands[k])].dtype; };
-  return {U::of(args), type(0), type(1), type(U::kIn - 1),
+  return {U::of(args), has_rest(args) ? DType::kF32 : type(0), type(1), type(U::kIn - 1),
           args.out.size() > U::kOut ? args.out[U::kOut].dtype : DType::kI32};
 }
 

@@ -22,7 +22,8 @@ cudaDataType type_of(DType dtype) {
     case DType::kF16: return CUDA_R_16F;
     case DType::kF8E4M3: return CUDA_R_8F_E4M3;
     case DType::kF8E5M2: return CUDA_R_8F_E5M2;
-    case DType::kI32: break;
+    case DType::kI32:
+    case DType::kI16: break;
   }
   fail("there are no matrix products of {}", name_of(dtype));
 }

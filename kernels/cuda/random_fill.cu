@@ -23,8 +23,8 @@ __global__ void fill(T* data, long long count, unsigned long long seed) {
        i += step) {
     const unsigned long long bits =
         mixed(seed * 0x100000001B3ULL + static_cast<unsigned long long>(i));
-    if constexpr (std::is_same_v<T, int>) {
-      data[i] = static_cast<int>(bits & 1);
+    if constexpr (std::is_integral_v<T>) {
+      data[i] = static_cast<T>(bits & 1);
     } else {
       data[i] = To<T>::of(static_cast<float>(bits >> 40) * 0x1p-23f - 1.0f);
     }
@@ -46,6 +46,7 @@ void fill_random(void* data, DType dtype, int64_t count, uint64_t seed, cudaStre
     case DType::kI32: go(int{}); break;
     case DType::kF8E4M3: go(f8e4m3{}); break;
     case DType::kF8E5M2: go(f8e5m2{}); break;
+    case DType::kI16: go(short{}); break;
   }
   cuda_check(cudaGetLastError());
 }

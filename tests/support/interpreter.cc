@@ -32,7 +32,8 @@ double read_element(const char* at, DType dtype) {
     case DType::kBF16:
     case DType::kF16:
     case DType::kF8E4M3:
-    case DType::kF8E5M2: break;
+    case DType::kF8E5M2:
+    case DType::kI16: break;
   }
   fail("the interpreter has no {}", name_of(dtype));
 }
@@ -45,7 +46,8 @@ void write_element(char* at, DType dtype, double x) {
     case DType::kBF16:
     case DType::kF16:
     case DType::kF8E4M3:
-    case DType::kF8E5M2: break;
+    case DType::kF8E5M2:
+    case DType::kI16: break;
   }
   fail("the interpreter has no {}", name_of(dtype));
 }

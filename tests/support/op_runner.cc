@@ -67,7 +67,9 @@ class Memory {
 
  private:
   double poison() const {
-    return type_.dtype == DType::kI32 ? 1234567.0 : std::numeric_limits<double>::quiet_NaN();
+    if (type_.dtype == DType::kI32) return 1234567.0;
+    if (type_.dtype == DType::kI16) return 12345.0;
+    return std::numeric_limits<double>::quiet_NaN();
   }
 
   template <class Fn>
@@ -99,6 +101,7 @@ class Memory {
       case DType::kF64: return store_as<double>(at, x);
       case DType::kF32: return store_as<float>(at, x);
       case DType::kI32: return store_as<int32_t>(at, x);
+      case DType::kI16: return store_as<int16_t>(at, x);
       case DType::kBF16: return store_bits(at, bf16_bits(x));
       case DType::kF16: return store_bits(at, f16_bits(x));
       case DType::kF8E4M3:
@@ -113,6 +116,7 @@ class Memory {
       case DType::kF64: return load_as<double>(at);
       case DType::kF32: return load_as<float>(at);
       case DType::kI32: return load_as<int32_t>(at);
+      case DType::kI16: return load_as<int16_t>(at);
       case DType::kBF16: return bf16_number(load_bits(at));
       case DType::kF16: return f16_number(load_bits(at));
       case DType::kF8E4M3:
@@ -269,7 +273,8 @@ double rounded(double x, DType dtype) {
     case DType::kF32: return static_cast<double>(static_cast<float>(x));
     case DType::kBF16: return bf16_number(bf16_bits(x));
     case DType::kF16: return f16_number(f16_bits(x));
-    case DType::kI32: return std::floor(x);
+    case DType::kI32:
+    case DType::kI16: return std::floor(x);
     case DType::kF8E4M3:
     case DType::kF8E5M2:
       return static_cast<double>(f8_number(f8_code(static_cast<float>(x), dtype), dtype));
