@@ -78,6 +78,12 @@ MemoryParts memory_parts(const Graph& graph, const Plan& plan) {
   const std::vector<bool> of_weights = values_of_weights(graph);
   // The first tensor of a buffer says what it is for.
   std::vector<Value> holds(program.buffers.size(), kNoValue);
+  for (const ProgramSource& s : program.sources) {
+    if (s.rest < 0) continue;
+    const ProgramSource& rest = program.sources[static_cast<size_t>(s.rest)];
+    const int32_t b = program.tensor(rest.tensor).buffer;
+    holds[static_cast<size_t>(b)] = graph.source_named(s.name)->value;
+  }
   for (const ProgramTensor& t : program.tensors) {
     if (t.buffer < 0) continue;
     Value& v = holds[static_cast<size_t>(t.buffer)];

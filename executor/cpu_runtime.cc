@@ -450,6 +450,7 @@ struct CpuRuntime::Impl {
 
   size_t kept(std::string_view name) const {
     const size_t s = index_of(name);
+    CLEAVE_ASSERT(!program.sources[s].is_rest, "'{}' is not seen from outside", name);
     if (program.sources[s].kind == SourceKind::kData) {
       fail("'{}' is data, not kept from step to step", name);
     }
@@ -486,7 +487,7 @@ struct CpuRuntime::Impl {
     check_size(source, whole);
     const ProgramSource& s = program.sources[source];
     if (!s.narrow) return scatter(source, whole);
-    const NarrowBytes parts = parted(whole);
+    const NarrowBytes parts = split_f32s(whole);
     scatter(source, parts.narrow);
     if (s.rest >= 0) scatter(static_cast<size_t>(s.rest), parts.rest);
   }
@@ -499,7 +500,7 @@ struct CpuRuntime::Impl {
     NarrowBytes parts;
     gather(source, parts.narrow);
     gather(static_cast<size_t>(s.rest), parts.rest);
-    join(parts, whole);
+    join_f32s(parts, whole);
   }
 
   // Gives every rank its part, as the program keeps it.

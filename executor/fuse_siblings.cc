@@ -217,6 +217,33 @@ class Siblings {
     });
   }
 
+  // Beside a training program: whether parameters lie one behind the other there, so that its
+  // memory can be read as one. What is made of them has memory of its own.
+  bool lie_so_in_training(const std::vector<TensorId>& weights) const {
+    const Program* const trained = f_.options().trained;
+    if (trained == nullptr) return true;
+    const auto source_of = [](const Program& p, const auto& is) -> const ProgramSource* {
+      const auto s = std::find_if(p.sources.begin(), p.sources.end(), is);
+      return s == p.sources.end() ? nullptr : &*s;
+    };
+    const ProgramTensor* before = nullptr;
+    for (const TensorId w : weights) {
+      const auto* source = source_of(p_, [&](const auto& s) { return s.tensor == w; });
+      if (source == nullptr) return true;
+      const auto* there =
+          source_of(*trained, [&](const auto& s) { return s.name == source->name; });
+      if (there == nullptr) return false;
+      const ProgramTensor& t = trained->tensor(there->tensor);
+      if (before != nullptr &&
+          (t.buffer != before->buffer ||
+           t.geometry.offset != before->geometry.offset + numel(before->geometry.shape))) {
+        return false;
+      }
+      before = &t;
+    }
+    return true;
+  }
+
   bool is_update_of(const Instr& instr, TensorId w) const {
     return (instr.op == &ops::adamw || instr.op == &ops::sgd) && instr.in[0] == w &&
            std::count(instr.in.begin(), instr.in.end(), w) == 1;
@@ -227,6 +254,7 @@ class Siblings {
     for (const TensorId w : weights) {
       if (beside_.contains(w)) return;  // with others
     }
+    if (!lie_so_in_training(weights)) return;
     Places inputs;  // the products that make gradients of x, by weight
     for (size_t k = 0; k < weights.size(); ++k) {
       for (const size_t r : readers(weights[k])) {

@@ -45,6 +45,15 @@ std::optional<size_t> update_of(const Fuser& fuser, const Program& program, Tens
   return {};
 }
 
+int32_t reads_of(const Fuser& fuser, TensorId t) {
+  int64_t reads = 0;
+  for (size_t i = 0; i < fuser.program().instrs.size(); ++i) {
+    const std::vector<TensorId>& in = fuser.instr(i).in;
+    if (!fuser.gone(i)) reads += std::count(in.begin(), in.end(), t);
+  }
+  return static_cast<int32_t>(reads);
+}
+
 // The update writes a copy in bf16, which everybody reads: the parameter becomes the copy.
 bool fuse_rest_of_update(Fuser& fuser, size_t i) {
   Program& program = fuser.program();
@@ -63,8 +72,7 @@ bool fuse_rest_of_update(Fuser& fuser, size_t i) {
   const std::optional<size_t> cast = fuser.maker(copy);
   // The update and the cast.
   if (!cast || fuser.instr(*cast).in[0] != parameter || fuser.readers(parameter) != 2) return false;
-  const auto is_copy = [&](const ProgramOutput& o) { return o.tensor == copy; };
-  if (std::any_of(program.outputs.begin(), program.outputs.end(), is_copy)) return false;
+  if (fuser.readers(copy) != reads_of(fuser, copy) + 1) return false;  // and the entry of kept
 
   for (const TensorId t : {parameter, final}) program.tensor(t).dtype = DType::kBF16;
   fuser.replace(copy, parameter);
@@ -74,7 +82,7 @@ bool fuse_rest_of_update(Fuser& fuser, size_t i) {
   rest.dtype = DType::kI16;
   rest.name += " (rest)";
   update.out.pop_back();
-  const TensorId before = fuser.add_operand(i, rest), after = fuser.add_result(i, rest);
+  const TensorId before = fuser.add_source(i, rest), after = fuser.add_result(i, rest);
   SignatureParts factors = update.signature->parts();
   factors.inputs.push_back(factors.inputs[0]);
   update.signature = &Signature::get(factors);
@@ -103,32 +111,25 @@ bool fuse_narrow_parameter(Fuser& fuser, size_t i) {
   if (cast.op != &ops::cast || fuser.options().trained == nullptr) return false;
   const TensorId parameter = cast.in[0];
   ProgramSource* const source = parameter_at(program, parameter);
-  if (source == nullptr || source->final != source->tensor) return false;
+  if (source == nullptr || source->final != parameter || source->on_host) return false;
+  if (fuser.dtype(parameter) != DType::kF32) return false;
   const std::vector<ProgramSource>& trained = fuser.options().trained->sources;
   const auto narrow = [&](const ProgramSource& s) { return s.narrow && s.name == source->name; };
   if (std::none_of(trained.begin(), trained.end(), narrow)) return false;
   std::vector<size_t> casts;
-  int32_t found = 0;
   for (size_t r = 0; r < program.instrs.size(); ++r) {
     const Instr& reader = fuser.instr(r);
     if (fuser.gone(r)) continue;
-    const auto reads = std::count(reader.in.begin(), reader.in.end(), parameter);
-    if (reads == 0) continue;
+    if (std::count(reader.in.begin(), reader.in.end(), parameter) == 0) continue;
     if (reader.op != &ops::cast || fuser.dtype(reader.out[0]) != DType::kBF16 ||
-        reader.signature->inputs()[0] != reader.signature->outputs()[0]) {
+        reader.signature->inputs()[0] != reader.signature->outputs()[0] ||
+        fuser.readers(reader.out[0]) != reads_of(fuser, reader.out[0])) {
       return false;
     }
     casts.push_back(r);
-    found += static_cast<int32_t>(reads);
   }
   // And the source's end.
-  if (found + 1 != fuser.readers(parameter)) return false;
-  for (const size_t r : casts) {
-    const TensorId copy = fuser.instr(r).out[0];
-    for (const ProgramOutput& o : program.outputs) {
-      if (o.tensor == copy) return false;
-    }
-  }
+  if (fuser.readers(parameter) != std::ssize(casts) + 1) return false;
   program.tensor(parameter).dtype = DType::kBF16;
   source->narrow = true;
   for (const size_t r : casts) {

@@ -87,7 +87,7 @@ TensorId Fuser::add_result(size_t i, ProgramTensor tensor) {
   return t;
 }
 
-TensorId Fuser::add_operand(size_t i, ProgramTensor tensor) {
+TensorId Fuser::add_source(size_t i, ProgramTensor tensor) {
   const auto t = static_cast<TensorId>(program_.tensors.size());
   program_.tensors.push_back(std::move(tensor));
   makers_.push_back(-1);

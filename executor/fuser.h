@@ -68,8 +68,9 @@ class Fuser {
   void mark(size_t i) { marked_ = i; }
   // A tensor that instruction i will make as its last result.
   TensorId add_result(size_t i, ProgramTensor tensor);
-  // A source's tensor that instruction i, which makes the source's final one, reads last.
-  TensorId add_operand(size_t i, ProgramTensor tensor);
+  // A new source's tensor, which instruction i alone reads, as its last operand.
+  TensorId add_source(size_t i, ProgramTensor tensor);
+  const Program& program() const { return program_; }
 
  private:
   void look();

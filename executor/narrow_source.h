@@ -1,5 +1,5 @@
-// Parameters that a program keeps in bf16 (ProgramSource::narrow), as the f32 that they are from
-// outside: on the host.
+// Parameters that a program keeps in bf16 (ProgramSource::narrow), as the f32s that they are from
+// outside: on the host, on all of its cores.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace cleave {
 struct NarrowBytes {
   std::vector<std::byte> narrow, rest;
 };
-NarrowBytes parted(std::span<const std::byte> whole);
-void join(const NarrowBytes& parts, std::vector<std::byte>& whole);
+NarrowBytes split_f32s(std::span<const std::byte> whole);
+void join_f32s(const NarrowBytes& parts, std::vector<std::byte>& whole);
 
 }  // namespace cleave

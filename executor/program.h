@@ -202,7 +202,7 @@ struct Program {
   int64_t ranks() const { return schedule.stages * mesh.size(); }
 };
 
-// What a source is from outside: its whole value.
+// What a source is from outside, in whole: an f32 when it is narrow.
 TensorType outer_type(const Program& program, const ProgramSource& source);
 
 // One run of a part of a chunk. Of kBegin and kUpdate: of all chunks of the stage.

@@ -113,6 +113,8 @@ class Runtime {
 
   // A parameter or state as one whole tensor, row-major, into memory that may be there already;
   // what does not fit is allocated. Checks that ranks which hold the same part hold the same bits.
+  // Throws Error when another program keeps all bits but the bf16 of a parameter
+  // (ProgramSource::narrow). What is shared is not written.
   virtual void read_source(std::string_view name, std::vector<std::byte>& whole) const = 0;
   std::vector<std::byte> read_source(std::string_view name) const;
   virtual void write_source(std::string_view name, std::span<const std::byte> whole) = 0;

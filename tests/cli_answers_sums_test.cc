@@ -81,5 +81,16 @@ TEST(AnswersSums, MemoryPartsOfPipelines) {
   }
 }
 
+// On a GPU weights are kept as their bf16 and the rest of their bits, which are weights, too.
+TEST(AnswersSums, WeightsInTwo) {
+  const Outcome o = cleave_run("plan gpt2:124m --set layers=4 --cluster h100 --json");
+  ASSERT_EQ(o.status, 0) << o.err;
+  const Json memory = Json::parse(o.out)["memory"];
+  const double parameters = (50304.0 + 1024) * 768 + 4 * (12.0 * 768 * 768 + 13 * 768) + 2 * 768;
+  EXPECT_NEAR(memory["weights"].get<double>(), 4 * parameters, 1e-3 * 4 * parameters);
+  EXPECT_NEAR(memory["optimizer"].get<double>(), 8 * parameters, 1e-3 * 8 * parameters);
+  EXPECT_EQ(memory["weight_copies"], 0);
+}
+
 }  // namespace
 }  // namespace cleave

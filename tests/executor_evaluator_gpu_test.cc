@@ -1,7 +1,14 @@
 // On the GPU: an evaluation in the memory of the training that it looks at, which it leaves as it
 // was.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+
+#include "executor/evaluator.h"
 #include "tests/recorded.h"
 
 #ifdef CLEAVE_CUDA
@@ -65,6 +72,32 @@ TEST_P(EvaluatorOnGpu, WorksInTheTrainersMemory) {
     EXPECT_EQ(found[0], found[1]) << step;
     EXPECT_EQ(trained->read_source(weight), weights) << "an evaluation changes nothing";
   }
+}
+
+// The evaluator asks for a program that can.
+TEST_P(EvaluatorOnGpu, LowersWhatSharesTheWeights) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) GTEST_SKIP() << "no GPU here";
+  const auto [model, dtype, weight] = GetParam();
+  ModelConfig config = model_named(model);
+  set_value(config, "hidden=256");
+  const Graph loss_alone = trace(config, {dtype, false, {}});
+  const Plan plan = plan_for(loss_alone, "1", {});
+  const auto trained = runtime_of(training_graph(config, dtype), "1", Processor::kGpu);
+  const std::filesystem::path path =
+      std::filesystem::temp_directory_path() / ("cleave_evaluated_" + std::to_string(::getpid()));
+  std::ofstream(path) << std::string(20000, 'a');
+  const TokenData data({path.string()}, config.sequence);
+  std::filesystem::remove(path);
+  const auto evaluator = [&](const Runtime* beside) {
+    return std::make_unique<Evaluator>(loss_alone, plan, data, BatchOptions{.vocab = config.vocab},
+                                       2, Processor::kGpu, FuseOptions(true),
+                                       RunOptions{.seed = 42, .beside = beside});
+  };
+  const auto shared = evaluator(trained.get()), alone = evaluator(nullptr);
+  EXPECT_GT(alone->allocated_bytes() - shared->allocated_bytes(),
+            lower(loss_alone, plan, true).arena_bytes / 2);
+  EXPECT_NEAR(shared->loss(*trained), alone->loss(*trained), 1e-2);
 }
 
 // Weights of queries, keys and values lie side by side in training, and not in an evaluation.

@@ -360,8 +360,9 @@ TEST(SiblingsByHand, BackwardAlone) {
        }},
       {"results that lie apart before they meet",
        [](const Tensor& x) {
-         return linear(swiglu(tanh(linear(x, weight("a", 64, 32))), linear(x, weight("b", 64, 32))),
-                       weight("down", 32, 64));
+         // In this order: the gradients of both are there before either is multiplied.
+         const Tensor b = linear(x, weight("b", 64, 32)), a = tanh(linear(x, weight("a", 64, 32)));
+         return linear(swiglu(a, b), weight("down", 32, 64));
        }},
   };
   for (const auto& [name, hidden] : programs) {

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <string>
 
+#include "executor/run_state.h"
 #include "kernels/ops.h"
 #include "tests/training_plans.h"
 #include "tests/widened_program.h"
@@ -165,6 +167,13 @@ INSTANTIATE_TEST_SUITE_P(Programs, UpdateFusions,
 
 // --- Parameters in two ---------------------------------------------------------------------------
 
+int made(const Program& p, std::string_view fusion) {
+  for (size_t f = 0; f < fusions().size(); ++f) {
+    if (fusions()[f].name == fusion) return p.fusions[f];
+  }
+  return -1;
+}
+
 // Of what is kept from step to step.
 int64_t kept_bytes(const Program& p) {
   int64_t bytes = 0;
@@ -181,7 +190,8 @@ int64_t parameter_elements(const Program& p) {
   return n;
 }
 
-// The same program, but for where the parameters' bits lie.
+// That the rewrite leaves the program as it was, but for where the parameters' bits lie: the
+// processor runs it with whole parameters again.
 TEST_P(UpdateFusions, RestsTrainToTheSameBits) {
   const Setting& s = GetParam();
   EXPECT_EQ(losses(widened(lowered(s, {"copies", "rest"})), s),
@@ -194,7 +204,7 @@ TEST_P(UpdateFusions, RestsSaveTheCopies) {
   const Setting& s = GetParam();
   const Program p = lowered(s, {"copies", "gradients", "rest"});
   const Program copies = lowered(s, {"copies", "gradients"}), bare = lowered(s, {});
-  EXPECT_EQ(p.fusions[2], parameters(bare));
+  EXPECT_EQ(made(p, "rest"), parameters(bare));
   EXPECT_TRUE(p.kept.empty());
   EXPECT_EQ(count(p, ops::cast, Part::kBegin), 0);
   EXPECT_EQ(kept_bytes(p), kept_bytes(bare));
@@ -238,6 +248,13 @@ TEST(Rests, AreNotSeenFromOutside) {
   EXPECT_GT(compared, 40u);
   const std::vector<std::byte> few(6);
   EXPECT_THROW(two.write_source("wte.weight", few), Error);
+  EXPECT_THROW(two.read_source("wte.weight (rest)"), InternalError);
+  const Snapshot of_two = snapshot_of(two, {}), of_one = snapshot_of(one, {});
+  ASSERT_EQ(of_two.tensors.size(), of_one.tensors.size());
+  for (size_t i = 0; i < of_one.tensors.size(); ++i) {
+    EXPECT_EQ(of_two.tensors[i].name, of_one.tensors[i].name);
+    EXPECT_EQ(of_two.tensors[i].type, of_one.tensors[i].type);
+  }
 }
 
 // A program beside a training one reads parameters as that keeps them, and no others.
@@ -275,6 +292,44 @@ TEST(Rests, AreKeptByTheTrainingProgramAlone) {
   EXPECT_THROW(runtime.read_source("norm.weight"), Error);
 }
 
+// Whether all that the program keeps lies in the other one's memory as it lies here.
+void expect_in_memory_of(const Program& p, const Program& trained) {
+  std::map<int32_t, std::pair<int32_t, int64_t>> base;  // by buffer: one there, and bytes in it
+  for (const ProgramSource& s : p.sources) {
+    if (s.kind == SourceKind::kData) continue;
+    const auto same = std::find_if(trained.sources.begin(), trained.sources.end(),
+                                   [&](const ProgramSource& t) { return t.name == s.name; });
+    ASSERT_NE(same, trained.sources.end()) << s.name;
+    const ProgramTensor &here = p.tensor(s.tensor), &there = trained.tensor(same->tensor);
+    ASSERT_EQ(here.dtype, there.dtype) << s.name;
+    ASSERT_EQ(here.geometry.strides, there.geometry.strides) << s.name;
+    const std::pair begin(there.buffer,
+                          (there.geometry.offset - here.geometry.offset) * size_of(there.dtype));
+    ASSERT_EQ(base.emplace(here.buffer, begin).first->second, begin) << s.name;
+  }
+  EXPECT_FALSE(base.empty());
+}
+
+// Also where training did not put weights side by side, and the other program could.
+TEST(Rests, EvaluationsFindParametersAsTheyLie) {
+  for (const char* model :
+       {"gpt2:tiny", "llama:tiny", "qwen2.5:tiny", "mixtral:tiny", "deepseek:tiny", "mlp:tiny"}) {
+    SCOPED_TRACE(model);
+    const ModelConfig config = model_named(model);
+    const Graph training = testing::training_graph(config, DType::kBF16);
+    const Graph loss = trace(config, {DType::kBF16, false, {}});
+    const Plan plan = testing::plan_for(training, "1", {}),
+               alone = testing::plan_for(loss, "1", {});
+    for (const std::vector<std::string>& off :
+         {std::vector<std::string>{}, {"siblings"}, {"rest"}, {"copies"}}) {
+      const Program trained = lower(training, plan, {true, off});
+      FuseOptions fusing(true);
+      fusing.trained = &trained;
+      expect_in_memory_of(lower(loss, alone, fusing), trained);
+    }
+  }
+}
+
 // What reads a parameter in full, and copies of another type, keep it whole.
 TEST(Rests, AreOfParametersThatAreReadAsBf16Alone) {
   const Setting s = {"gpt2:tiny", Kind::kAdamW, 1};
@@ -283,12 +338,12 @@ TEST(Rests, AreOfParametersThatAreReadAsBf16Alone) {
   options.optimizer = {.kind = s.optimizer, .lr = 1e-3};
   const Graph halves = trace(model_named(s.model), options);
   const Program f16 = lower(halves, testing::plan_for(halves, "1", {}), {true, {}});
-  EXPECT_EQ(f16.fusions[2], 0);
-  EXPECT_GT(f16.fusions[0], 0);
+  EXPECT_EQ(made(f16, "rest"), 0);
+  EXPECT_GT(made(f16, "copies"), 0);
   FuseOptions floats8(true);
   floats8.f8.scaling = F8Scaling::kCurrent;
   const Graph graph = graph_of(s);
-  EXPECT_EQ(lower(graph, testing::plan_for(graph, "1", {}), floats8).fusions[2], 0);
+  EXPECT_EQ(made(lower(graph, testing::plan_for(graph, "1", {}), floats8), "rest"), 0);
 }
 
 // --- The check -----------------------------------------------------------------------------------

@@ -424,6 +424,7 @@ struct CudaRuntime::Impl final : TriedPass {
   }
   size_t kept(std::string_view name) const {
     const size_t s = index_of(name);
+    CLEAVE_ASSERT(!program.sources[s].is_rest, "'{}' is not seen from outside", name);
     if (program.sources[s].kind == SourceKind::kData) {
       fail("'{}' is data, not kept from step to step", name);
     }
@@ -735,15 +736,16 @@ void CudaRuntime::read_source(std::string_view name, std::vector<std::byte>& who
   NarrowBytes parts;
   impl_->from_device(s, parts.narrow);
   impl_->from_device(static_cast<size_t>(source.rest), parts.rest);
-  join(parts, whole);
+  join_f32s(parts, whole);
 }
 
 void CudaRuntime::write_source(std::string_view name, std::span<const std::byte> whole) {
   const size_t s = impl_->kept(name);
   impl_->check_size(s, whole);
+  CLEAVE_ASSERT(!impl_->lent, "'{}' is another runtime's", name);
   impl_->stale = true;
   const ProgramSource& source = impl_->program.sources[s];
-  const NarrowBytes parts = source.narrow ? parted(whole) : NarrowBytes{};
+  const NarrowBytes parts = source.narrow ? split_f32s(whole) : NarrowBytes{};
   impl_->to_device(s, source.narrow ? parts.narrow.data() : whole.data());
   if (source.rest >= 0) {
     impl_->to_device(static_cast<size_t>(source.rest), parts.rest.data());

@@ -174,16 +174,12 @@ struct Rounded : Updated<U> {
 
 // Instead of a copy's type.
 struct NoCopy {};
-struct Rest {};  // there is none: the parameter lies as its bf16 and the rest of its bits
+struct Rest {};  // no copy: the parameter lies as its bf16 and the rest of its bits
 
 __device__ inline float joined(bf16 upper, int16_t rest) {
   return __uint_as_float(f32_bits({upper.bits, rest}));
 }
-__device__ inline void part(float x, bf16& upper, int16_t& rest) {
-  const Bf16AndRest both = bf16_and_rest(__float_as_uint(x));
-  upper.bits = both.bf16;
-  rest = both.rest;
-}
+__device__ inline Bf16AndRest apart(float x) { return bf16_and_rest(__float_as_uint(x)); }
 
 // The parameters of a thread, from its first one on; and N of them in registers.
 template <class P, class H>
@@ -214,7 +210,11 @@ struct Parameters<float, Rest> {
     Vec<bf16, N> upper;
     Vec<int16_t, N> rest;
     __device__ float get(int j) const { return joined(upper.x[j], rest.x[j]); }
-    __device__ void set(int j, float x) { part(x, upper.x[j], rest.x[j]); }
+    __device__ void set(int j, float x) {
+      const Bf16AndRest both = apart(x);
+      upper.x[j].bits = both.bf16;
+      rest.x[j] = both.rest;
+    }
   };
   __device__ Held load(int at) const {
     return {cleave::load<N>(static_cast<const bf16*>(upper) + at),
@@ -225,7 +225,11 @@ struct Parameters<float, Rest> {
     cleave::store(rest + at, held.rest);
   }
   __device__ float get(int at) const { return joined(upper[at], rest[at]); }
-  __device__ void set(int at, float x) const { part(x, upper[at], rest[at]); }
+  __device__ void set(int at, float x) const {
+    const Bf16AndRest both = apart(x);
+    upper[at].bits = both.bf16;
+    rest[at] = both.rest;
+  }
 };
 
 // A block has kTurn vectors of each operand in every thread, and ends: blocks that begin one after
@@ -359,8 +363,9 @@ struct Operands {
   // And its copy.
   __device__ void set_parameter(const int64_t* at, S x) const {
     if (new_rest != nullptr) {
-      part(static_cast<float>(x), static_cast<bf16*>(made[0].data)[at[U::kIn]],
-           new_rest[at[kCopy]]);
+      const Bf16AndRest both = apart(static_cast<float>(x));
+      static_cast<bf16*>(made[0].data)[at[U::kIn]].bits = both.bf16;
+      new_rest[at[kCopy]] = both.rest;
       return;
     }
     set(made[0], at[U::kIn], x);
