@@ -206,23 +206,28 @@ struct Parameters<float, Rest> {
   __device__ Parameters(const auto& item, int64_t begin)
       : upper(static_cast<bf16*>(item.p) + begin), rest(static_cast<int16_t*>(item.copy) + begin) {}
 
+  // Two numbers in each word: by themselves they would take a register each.
   struct Held {
-    Vec<bf16, N> upper;
-    Vec<int16_t, N> rest;
-    __device__ float get(int j) const { return joined(upper.x[j], rest.x[j]); }
+    Vec<unsigned, N / 2> upper, rest;
+    __device__ float get(int j) const {
+      const unsigned u = upper.x[j / 2], r = rest.x[j / 2];
+      return __uint_as_float(j % 2 == 0 ? (u << 16) + static_cast<unsigned>(static_cast<int16_t>(r))
+                                        : (u & 0xffff0000) + (static_cast<int>(r) >> 16));
+    }
     __device__ void set(int j, float x) {
       const Bf16AndRest both = apart(x);
-      upper.x[j].bits = both.bf16;
-      rest.x[j] = both.rest;
+      const unsigned half = j % 2 == 0 ? 0x3254 : 0x5410;  // of the word: the one that changes
+      upper.x[j / 2] = __byte_perm(upper.x[j / 2], both.bf16, half);
+      rest.x[j / 2] = __byte_perm(rest.x[j / 2], static_cast<unsigned>(both.rest), half);
     }
   };
   __device__ Held load(int at) const {
-    return {cleave::load<N>(static_cast<const bf16*>(upper) + at),
-            cleave::load<N>(static_cast<const int16_t*>(rest) + at)};
+    return {cleave::load<N / 2>(reinterpret_cast<const unsigned*>(upper + at)),
+            cleave::load<N / 2>(reinterpret_cast<const unsigned*>(rest + at))};
   }
   __device__ void store(int at, const Held& held) const {
-    cleave::store(upper + at, held.upper);
-    cleave::store(rest + at, held.rest);
+    cleave::store(reinterpret_cast<unsigned*>(upper + at), held.upper);
+    cleave::store(reinterpret_cast<unsigned*>(rest + at), held.rest);
   }
   __device__ float get(int at) const { return joined(upper[at], rest[at]); }
   __device__ void set(int at, float x) const {
