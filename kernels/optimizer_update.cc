@@ -326,16 +326,18 @@ void update_with_rest(const KernelArgs& args, void (*update)(const KernelArgs&))
              });
 }
 
-// One step of AdamW on n elements, with the step's scalars worked out.
+// One step of AdamW, with the step's scalars worked out. Only scalars that are small are rounded to
+// T, 1 - beta and lr * weight_decay, not beta and 1 - lr * weight_decay: one rounding of a scalar
+// moves all elements the same way at every step, and does not average out as theirs do.
 template <class T>
 struct AdamW {
-  T decay, clip, beta1, beta2, step_size, root_correction, eps;
+  T decay, clip, gain1, gain2, step_size, root_correction, eps;
 
   void update(T p, T g, T m, T v, T& new_p, T& new_m, T& new_v) const {
     g *= clip;
-    m += (g - m) * (1 - beta1);
-    v = v * beta2 + g * g * (1 - beta2);
-    new_p = p * decay - step_size * (m / (std::sqrt(v) / root_correction + eps));
+    m += (g - m) * gain1;
+    v += (g * g - v) * gain2;
+    new_p = p - (p * decay + step_size * (m / (std::sqrt(v) / root_correction + eps)));
     new_m = m;
     new_v = v;
   }
@@ -348,10 +350,10 @@ void update_adamw(const KernelArgs& args) {
     const double beta1 = args.attrs.real("beta1"), beta2 = args.attrs.real("beta2");
     const double lr = static_cast<double>(scalar(4)), step = args.in[6].as<const int32_t>()[0];
     const AdamW<T> adam = {
-        .decay = static_cast<T>(1 - lr * args.attrs.real("weight_decay")),
+        .decay = static_cast<T>(lr * args.attrs.real("weight_decay")),
         .clip = scalar(5),
-        .beta1 = static_cast<T>(beta1),
-        .beta2 = static_cast<T>(beta2),
+        .gain1 = static_cast<T>(1 - beta1),
+        .gain2 = static_cast<T>(1 - beta2),
         .step_size = static_cast<T>(lr / (1 - std::pow(beta1, step))),
         .root_correction = static_cast<T>(std::sqrt(1 - std::pow(beta2, step))),
         .eps = static_cast<T>(args.attrs.real("eps")),

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/ops.h"
+#include "tests/kernels_adamw_scalars.h"
 #include "tests/kernels_in_two.h"
 
 namespace cleave {
@@ -49,6 +50,10 @@ TEST(Optimizers, AdamWFollowsThePlainLoop) {
       expect_near(v.numbers, second, tolerance_of(dtype), "second moment");
     }
   }
+}
+
+TEST(Optimizers, AdamWKeepsItsScalars) {
+  expect_exact_scalars([](const Application& a) { return testing::run_op(a); });
 }
 
 TEST(Optimizers, SgdFollowsThePlainLoop) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/ops.h"
+#include "tests/kernels_adamw_scalars.h"
 #include "tests/support/gpu_checks.h"
 #include "tests/support/op_checks.h"
 
@@ -50,6 +51,10 @@ OpCase sgd_case(const Shape& shape, Range clip) {
           .in = {f64(shape), f64(shape), f64(shape), f64({}), f64({})},
           .ranges = {kAny, kAny, kAny, {0.01, 0.1}, clip},
           .in_place = {{0, 0}, {1, 2}}};
+}
+
+TEST_F(RestOnGpu, AdamWKeepsItsScalars) {
+  expect_exact_scalars([](const Application& a) { return testing::run_op_on_gpu(a); });
 }
 
 // Sums of halves that are stored in f32: products added to what there is, in place, and columns.

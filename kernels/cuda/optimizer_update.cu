@@ -58,29 +58,31 @@ struct AdamW {
 
   struct Scalars {
     double rate;
-    S clip, beta1, beta2, step_size, root_correction, eps;
+    S clip, gain1, gain2, step_size, root_correction, eps;
   };
   // 1 - beta^n is -expm1(n log(beta)), which takes a fraction of the time of pow.
   __device__ void work_out(Scalars& c) const {
     if (threadIdx.x == 0) {
       c.rate = get<double>(lr, 0);
       c.clip = get<S>(clip, 0);
-      c.beta1 = static_cast<S>(beta1), c.beta2 = static_cast<S>(beta2);
+      c.gain1 = static_cast<S>(1 - beta1), c.gain2 = static_cast<S>(1 - beta2);
       c.eps = static_cast<S>(eps);
       c.step_size = static_cast<S>(c.rate / -expm1(*step * log_beta1));
     } else if (threadIdx.x == 32) {
       c.root_correction = static_cast<S>(sqrt(-expm1(*step * log_beta2)));
     }
   }
-  // Of a tensor: what its weight decay leaves of a parameter.
+  // Of a tensor: the share of a parameter that its weight decay takes. It and the gains are rounded
+  // as small as they are (kernels/optimizer_update.cc).
   __device__ static S decay(const Scalars& c, double weight_decay) {
-    return static_cast<S>(1 - c.rate * weight_decay);
+    return static_cast<S>(c.rate * weight_decay);
   }
   __device__ static void update(const Scalars& c, S decay, const S (&old)[kIn], S (&made)[kOut]) {
     const S g = times(old[3], c.clip);
-    const S m = fma(g - old[1], 1 - c.beta1, old[1]);
-    const S v = fma(times(g, g), 1 - c.beta2, times(old[2], c.beta2));
-    made[0] = fma(-c.step_size, m / (sqrt_of(v) / c.root_correction + c.eps), times(old[0], decay));
+    const S m = fma(g - old[1], c.gain1, old[1]);
+    const S v = fma(times(g, g) - old[2], c.gain2, old[2]);
+    const S slope = m / (sqrt_of(v) / c.root_correction + c.eps);
+    made[0] = old[0] - fma(c.step_size, slope, times(old[0], decay));
     made[1] = m;
     made[2] = v;
   }
