@@ -29,7 +29,8 @@ wc -l $files | awk '
   $1 > limit { printf "%s: %d lines, more than %d\n", $2, $1, limit; bad = 1 }
   END { exit bad }' || bad=1
 
-# Headers of GPU kernels need the toolkit's.
+# A header that is the first include of a file is compiled alone by the build; others here. Headers
+# of GPU kernels need the toolkit's.
 if nvcc=$(command -v nvcc); then
   cuda="-isystem $(dirname "$nvcc")/../include"
   headers=$(git ls-files '*.h')
@@ -37,7 +38,11 @@ else
   cuda=
   headers=$(git ls-files '*.h' ':!:kernels/cuda/*')
 fi
-echo "$headers" | xargs -P "$(nproc)" -I{} \
+first=$(awk '
+  FNR == 1 { seen = 0 }
+  !seen && /^#include/ { seen = 1; if (split($0, part, "\"") == 3) print part[2] }
+' $(git ls-files '*.cc' ':!:benchmarks/*'))
+{ echo "$first"; echo "$first"; echo "$headers"; } | sort | uniq -u | xargs -P "$(nproc)" -I{} \
   c++ -std=c++20 -fsyntax-only -I. $cuda -DCLEAVE_SOURCE_DIR='""' -DCLEAVE_BINARY_DIR='""' \
   -include {} -x c++ /dev/null ||
   { echo "check-style: a header does not compile alone; see above"; bad=1; }
