@@ -326,17 +326,18 @@ void update_with_rest(const KernelArgs& args, void (*update)(const KernelArgs&))
              });
 }
 
-// One step of AdamW, with the step's scalars worked out. Only scalars that are small are rounded to
-// T, 1 - beta and lr * weight_decay, not beta and 1 - lr * weight_decay: one rounding of a scalar
-// moves all elements the same way at every step, and does not average out as theirs do.
+// One step of AdamW, with the step's scalars worked out. 1 - beta and lr * weight_decay are rounded
+// to T, and no beta or 1 - lr * weight_decay, which would lose their digits: what a scalar is off
+// by moves all elements the same way at every step, and does not average out as their own roundings
+// do.
 template <class T>
 struct AdamW {
   T decay, clip, gain1, gain2, step_size, root_correction, eps;
 
   void update(T p, T g, T m, T v, T& new_p, T& new_m, T& new_v) const {
     g *= clip;
-    m += (g - m) * gain1;
-    v += (g * g - v) * gain2;
+    m = (m - m * gain1) + g * gain1;
+    v = (v - v * gain2) + g * g * gain2;
     new_p = p - (p * decay + step_size * (m / (std::sqrt(v) / root_correction + eps)));
     new_m = m;
     new_v = v;

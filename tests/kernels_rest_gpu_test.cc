@@ -54,7 +54,11 @@ OpCase sgd_case(const Shape& shape, Range clip) {
 }
 
 TEST_F(RestOnGpu, AdamWKeepsItsScalars) {
+  // By the kernel of tensors that lie in any way, and by that of training.
   expect_exact_scalars([](const Application& a) { return testing::run_op_on_gpu(a); });
+  expect_exact_scalars([](const Application& a) {
+    return testing::run_op_on_gpu(a, {.in_place = {{0, 0}, {1, 2}, {2, 3}}});
+  });
 }
 
 // Sums of halves that are stored in f32: products added to what there is, in place, and columns.

@@ -30,6 +30,23 @@ constexpr int kUpdateBlocks = 132 * 8;  // of tensors that lie in any way
 __device__ inline float times(float a, float b) { return __fmul_rn(a, b); }
 __device__ inline double times(double a, double b) { return __dmul_rn(a, b); }
 
+// A square root and a quotient to some units in the last place, far less than what a step is
+// rounded by when it is added to its parameter. Exact ones are half of all instructions, which
+// bound the update where moments are rounded stochastically. Of b from 2^-126 to 2^126; an a below
+// 2^-126 is taken for 0.
+__device__ inline float near_root(float x) {
+  float root;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+__device__ inline double near_root(double x) { return sqrt(x); }
+__device__ inline float near_quotient(float a, float b) {
+  float quotient;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(quotient) : "f"(a), "f"(b));
+  return quotient;
+}
+__device__ inline double near_quotient(double a, double b) { return a / b; }
+
 // Each block works out the step's scalars, then new[0..kOut) of old[0..kIn), whose last is
 // the gradient; new o takes the place of old o. S: what it computes in. kOperands: old as inputs
 // of the op; kStep: that with the step's number.
@@ -58,7 +75,8 @@ struct AdamW {
 
   struct Scalars {
     double rate;
-    S clip, gain1, gain2, step_size, root_correction, eps;
+    // What is rounded to S, and why: kernels/optimizer_update.cc. root_scale: 1 / root_correction.
+    S clip, gain1, gain2, step_size, root_scale, eps;
   };
   // 1 - beta^n is -expm1(n log(beta)), which takes a fraction of the time of pow.
   __device__ void work_out(Scalars& c) const {
@@ -69,19 +87,18 @@ struct AdamW {
       c.eps = static_cast<S>(eps);
       c.step_size = static_cast<S>(c.rate / -expm1(*step * log_beta1));
     } else if (threadIdx.x == 32) {
-      c.root_correction = static_cast<S>(sqrt(-expm1(*step * log_beta2)));
+      c.root_scale = static_cast<S>(rsqrt(-expm1(*step * log_beta2)));
     }
   }
-  // Of a tensor: the share of a parameter that its weight decay takes. It and the gains are rounded
-  // as small as they are (kernels/optimizer_update.cc).
+  // Of a tensor: the share of a parameter that its weight decay takes.
   __device__ static S decay(const Scalars& c, double weight_decay) {
     return static_cast<S>(c.rate * weight_decay);
   }
   __device__ static void update(const Scalars& c, S decay, const S (&old)[kIn], S (&made)[kOut]) {
     const S g = times(old[3], c.clip);
-    const S m = fma(g - old[1], c.gain1, old[1]);
-    const S v = fma(times(g, g) - old[2], c.gain2, old[2]);
-    const S slope = m / (sqrt_of(v) / c.root_correction + c.eps);
+    const S m = fma(g, c.gain1, fma(-c.gain1, old[1], old[1]));
+    const S v = fma(times(g, g), c.gain2, fma(-c.gain2, old[2], old[2]));
+    const S slope = near_quotient(m, fma(near_root(v), c.root_scale, c.eps));
     made[0] = old[0] - fma(c.step_size, slope, times(old[0], decay));
     made[1] = m;
     made[2] = v;
@@ -247,9 +264,7 @@ constexpr int piece_of(int element) { return kThreads * kTurn * 16 / element; }
 // Parameters of type P, moments of type M, gradients of type G, copies of type H, or NoCopy or
 // Rest.
 template <template <class> class Item, class U, class P, class M, class G, class H>
-__global__ void __launch_bounds__(kThreads, sizeof(P) != 4                        ? 2
-                                            : std::is_same_v<Item<U>, Rounded<U>> ? 3
-                                                                                  : 4)
+__global__ void __launch_bounds__(kThreads, sizeof(P) != 4 ? 2 : 4)
     update_pieces(U update, const __grid_constant__ Table<Item<U>> table) {
   using S = typename U::Number;
   constexpr int kMoments = U::kIn - 2, N = kWide<P>;
@@ -305,6 +320,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                      
     return To<P>::of(made[0]);
   };
   const bool updates = scalars.clip >= 0;
+  // Made before the first store, after which the number of the step would be loaded again.
+  [[maybe_unused]] const auto random = [&] {
+    if constexpr (kRounds) {
+      return item.draws.random();
+    } else {
+      return 0;
+    }
+  }();
 #pragma unroll
   for (int u = 0; u < kTurn; ++u) {
     const int at = u * kApart;
@@ -312,7 +335,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                      
       if (updates) {
         unsigned bits[N] = {};
         if constexpr (kRounds) {
-          item.draws.random().draw(static_cast<uint64_t>(item.index(begin + at)) / 4, bits);
+          random.draw(static_cast<uint64_t>(item.index(begin + at)) / 4, bits);
         }
 #pragma unroll
         for (int j = 0; j < N; ++j) {
@@ -340,7 +363,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) != 4                      
         for (int k = 0; k < kMoments; ++k) m_j[k] = m[k] + at + j;
         unsigned bits = 0;
         if constexpr (kRounds) {
-          bits = item.draws.random().at(static_cast<uint64_t>(item.index(begin + at + j)));
+          bits = random.at(static_cast<uint64_t>(item.index(begin + at + j)));
         }
         p.set(at + j, renew(p.get(at + j), m_j, g[at + j], bits));
       }
