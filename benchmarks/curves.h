@@ -32,13 +32,15 @@ inline Plan plan_on_one(const TracedModel& model, const std::string& device) {
   return std::move(*found.plan);
 }
 
-// Trains from the initial weights. `tokens_of(step)`: those of its sequences, one after the other,
-// and the one that follows the last.
+// Trains from the initial weights, or what `begin` makes of them. `tokens_of(step)`: those of its
+// sequences, one after the other, and the one that follows the last.
 inline Curve train_curve(const TracedModel& model, const Plan& plan, const FuseOptions& fusing,
                          Processor processor, const RunOptions& options, int64_t steps,
-                         const std::function<std::vector<int32_t>(int64_t step)>& tokens_of) {
+                         const std::function<std::vector<int32_t>(int64_t step)>& tokens_of,
+                         const std::function<void(Runtime&)>& begin = nullptr) {
   const auto runtime = make_runtime(lower(model.graph, plan, fusing), processor, options);
   runtime->initialize();
+  if (begin) begin(*runtime);
   Curve curve;
   for (int64_t step = 0; step < steps; ++step) {
     const std::vector<int32_t> tokens = tokens_of(step);
@@ -54,11 +56,17 @@ inline Curve train_curve(const TracedModel& model, const Plan& plan, const FuseO
   return curve;
 }
 
-// The largest difference of two curves' losses, relative to the second's.
+// The difference of their losses at step i, relative to the second's.
+inline double apart_at(const Curve& a, const Curve& b, size_t i) {
+  return std::abs(a.loss[i] / b.loss[i] - 1);
+}
+
+// The largest of them; NaN when one is.
 inline double farthest(const Curve& a, const Curve& b) {
   double most = 0;
-  for (size_t i = 0; i < a.loss.size(); ++i) {
-    most = std::max(most, std::abs(a.loss[i] / b.loss[i] - 1));
+  for (size_t i = 0; i < a.loss.size() && !std::isnan(most); ++i) {
+    const double apart = apart_at(a, b, i);
+    if (!(apart <= most)) most = apart;
   }
   return most;
 }
