@@ -488,7 +488,7 @@ Cluster read_cluster(const std::string& path, FindOp find_op) {
   if (file) file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (!file.is_open() || file.bad() || (file.gcount() == 0 && !file.eof())) {
     fail(
-        "cannot read '{}': --cluster takes a kind, as in 8xh100, or the TOML of a cluster, which "
+        "cannot read '{}': devices are a kind, as in 8xh100, or the TOML of a cluster, which "
         "cleave calibrate -o makes",
         path);
   }
