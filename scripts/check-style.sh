@@ -1,5 +1,6 @@
 #!/bin/sh
-# Checks what needs no build: format, file sizes, headers that compile alone.
+# Checks what needs no build: format, file sizes, that headers compile alone which no file of a build
+# includes first.
 # usage: scripts/check-style.sh [--fix]   (--fix formats the files)
 set -eu
 cd "$(dirname "$0")/.."
@@ -29,19 +30,20 @@ wc -l $files | awk '
   $1 > limit { printf "%s: %d lines, more than %d\n", $2, $1, limit; bad = 1 }
   END { exit bad }' || bad=1
 
-# A header that is the first include of a file is compiled alone by the build; others here. Headers
-# of GPU kernels need the toolkit's.
+# A header that is the first include of a file is compiled alone by the build. Those of GPUs need the
+# toolkit's, without which nothing of theirs is built.
 if nvcc=$(command -v nvcc); then
   cuda="-isystem $(dirname "$nvcc")/../include"
-  headers=$(git ls-files '*.h')
+  gpus=
 else
   cuda=
-  headers=$(git ls-files '*.h' ':!:kernels/cuda/*')
+  gpus=':!:*/cuda/*'
 fi
+headers=$(git ls-files '*.h' $gpus)
 first=$(awk '
   FNR == 1 { seen = 0 }
   !seen && /^#include/ { seen = 1; if (split($0, part, "\"") == 3) print part[2] }
-' $(git ls-files '*.cc' ':!:benchmarks/*'))
+' $(git ls-files '*.cc' ':!:benchmarks/*' $gpus))
 { echo "$first"; echo "$first"; echo "$headers"; } | sort | uniq -u | xargs -P "$(nproc)" -I{} \
   c++ -std=c++20 -fsyntax-only -I. $cuda -DCLEAVE_SOURCE_DIR='""' -DCLEAVE_BINARY_DIR='""' \
   -include {} -x c++ /dev/null ||

@@ -3,7 +3,7 @@
 # the output of those that fail. Exits 1 when one does.
 #
 # usage: scripts/sanitize.sh asan|tsan [TEST...]
-#   asan   address and undefined behaviour: all tests but the slow ones and ten that take minutes
+#   asan   address and undefined behaviour: all tests but the slow ones and some that take minutes
 #   tsan   threads: the tests that start any, but three that take minutes and add no new code
 #   TEST   executor_runtime_test, ...: these only
 set -eu
@@ -13,7 +13,8 @@ preset=${1:-}
 case $preset in
   # Leaves out what takes minutes under a sanitizer and runs the same code as others do.
   asan) tests=$(ls tests/*_test.cc | grep -v -e '_slow_test' -e '_gpu_test' -e planner_joint_test \
-    -e planner_memory_test -e cli_answers_test -e cli_answers_kept_test -e cli_plan_again_test \
+    -e planner_memory_test -e planner_exact_test -e planner_wide_test -e training_context_test \
+    -e models_next_token_test -e cli_answers_test -e cli_answers_kept_test -e cli_plan_again_test \
     -e cli_words_test -e cli_export_advice_test -e training_accumulation_test \
     -e training_pipeline_test -e training_plans_test) ;;
   tsan) tests=$(grep -lE 'cpu_runtime.h|communicator.h|rank_threads.h|trainer.h|training_plans.h|thread_team.h|async_writer.h' \
