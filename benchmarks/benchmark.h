@@ -12,12 +12,19 @@
 
 namespace cleave {
 
-// Ends the program after --help and after a mistake.
+inline std::string program_name(const char* path) {
+  return std::filesystem::path(path).filename().string();
+}
+
+// Ends the program after --help, and with status 1 after a mistake, of which it says a line.
 inline void read_arguments(CLI::App& app, int argc, char** argv) {
   try {
     app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
+  } catch (const CLI::Success& e) {
     std::exit(app.exit(e));
+  } catch (const CLI::ParseError& e) {
+    fmt::print(stderr, "{}: {}; see --help\n", program_name(argv[0]), e.what());
+    std::exit(1);
   }
 }
 
@@ -28,8 +35,7 @@ int benchmark_main(int argc, char** argv, const Run& run) {
   try {
     return run(argc, argv);
   } catch (const std::exception& e) {
-    const std::string name = std::filesystem::path(argv[0]).filename().string();
-    fmt::print(stderr, "{}: {}\n", name, e.what());
+    fmt::print(stderr, "{}: {}\n", program_name(argv[0]), e.what());
     return 1;
   }
 }

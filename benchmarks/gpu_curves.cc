@@ -204,15 +204,15 @@ double last_loss(const Curve& c) {
   return sum / static_cast<double>(n);
 }
 
-// Adds the curves to `saved`, as lines.
+// Adds the curves to `saved`, as lines. The GPU's come first: that there is none is said at once.
 bool report(const Case& c, const Arguments& a, std::string& saved) {
   const int64_t steps = a.steps;
   fmt::print("\n{}, {} steps of {} x {} tokens ({} in all), cosine from {}\n", c.model, steps,
              c.batch, c.sequence, steps * c.batch * c.sequence, c.lr);
-  const Curve cpu = a.cpu.empty() ? train(c, DType::kF64, Processor::kCpu, a, {})
-                                  : read_cpu_curve(a.cpu, c, steps);
   const Curve bf16 = train(c, DType::kBF16, Processor::kGpu, a, a.nudge);
   const Curve fp32 = train(c, DType::kF32, Processor::kGpu, a, a.nudge);
+  const Curve cpu = a.cpu.empty() ? train(c, DType::kF64, Processor::kCpu, a, {})
+                                  : read_cpu_curve(a.cpu, c, steps);
   saved += lines_of(c, kCpu, cpu) + lines_of(c, "GPU fp32", fp32) + lines_of(c, "GPU bf16", bf16);
   fmt::print("{:>6}{:>12}{:>12}{:>12}{:>12}{:>12}\n", "step", kCpu, "GPU fp32", "GPU bf16",
              "fp32 apart", "bf16 apart");
@@ -278,13 +278,18 @@ void cost_of_order(const char* model) {
 int run(int argc, char** argv) {
   Arguments a;
   CLI::App app("Training on the GPU beside the CPU in double");
-  app.add_option("--steps", a.steps, "Of each run")->check(CLI::PositiveNumber);
-  app.add_option("--only", a.only, "gpt2:124m, llama:tiny");
-  app.add_option("--batch", a.batch, "Sequences a step, instead of each case's");
+  constexpr int64_t kMost = int64_t{1} << 40;
+  app.add_option("--steps", a.steps, "Of each run")->check(CLI::Range(int64_t{1}, kMost));
+  app.add_option("--only", a.only, "gpt2:124m, llama:tiny")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"gpt2:124m", "llama:tiny"}));
+  app.add_option("--batch", a.batch, "Sequences a step, instead of each case's")
+      ->check(CLI::Range(int64_t{1}, kMost));
   app.add_option("--lr", a.lr, "The highest learning rate, instead of each case's");
   app.add_option("--nudge", a.nudge,
-                 "A seed: begin from weights off by up to a rounding of fp32 (the GPU's; with "
-                 "--cpu-only the CPU's)");
+                 "A seed: begin from weights off by up to a unit in the last place of fp32 (the "
+                 "GPU's; with --cpu-only the CPU's)")
+      ->check(CLI::Range(int64_t{0}, kMost));
   const auto cpu_only =
       app.add_option("--cpu-only", a.cpu_only, "Write the CPU's curves to this file, and no more");
   app.add_option("--precision", a.cpu_precision, "Of --cpu-only: fp64 (if none is said) or fp32")
@@ -299,6 +304,8 @@ int run(int argc, char** argv) {
       ->excludes(cpu_only);
   app.add_flag("--no-cost", a.no_cost, "Without the cost of the fixed order")->excludes(cpu_only);
   read_arguments(app, argc, argv);
+  if (a.lr && !(*a.lr > 0 && *a.lr < 1)) fail("--lr {}: write a number between 0 and 1", *a.lr);
+  if (cpu_only->count() > 0 && a.cpu_only.empty()) fail("--cpu-only: the file has no name");
   no_fuse_of(a.no_fuse, true);
   for (const std::string& path : {a.cpu_only, a.save}) {
     if (!path.empty()) expect_writable(path);
@@ -306,6 +313,9 @@ int run(int argc, char** argv) {
   if (!a.cpu_only.empty()) {
     write_cpu_curves(a);
     return 0;
+  }
+  if (!a.cpu.empty()) {
+    for (const Case& c : a.cases()) read_cpu_curve(a.cpu, c, a.steps);
   }
   bool good = true;
   std::string saved = fmt::format("{}\n", kColumns);
