@@ -34,7 +34,8 @@ echo "$preset: built in $(($(date +%s) - started)) s"
 
 export ASAN_OPTIONS=detect_leaks=1
 export UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=second_deadlock_stack=1
-echo "$tests" | xargs -P "$(nproc)" -I{} sh -c '
+# From the last one: those of training take longest, and are not to be waited for alone.
+echo "$tests" | sort -r | xargs -P "$(nproc)" -I{} sh -c '
   started=$(date +%s)
   log=build-$1/$2.log
   if build-$1/bin/$2 --gtest_brief=1 >$log 2>&1; then result=ok; else result=FAILED; fi
