@@ -143,6 +143,11 @@ std::string key_of(const Case& c, int64_t steps, const std::string& run) {
   return fmt::format("{},{},{},{},{},{},", c.model, c.batch, c.sequence, c.lr, steps, run);
 }
 
+// That of a run whose weights are nudged, if any are.
+std::string run_name(const std::string& run, const Arguments& a) {
+  return a.nudge ? fmt::format("{} nudged {}", run, *a.nudge) : run;
+}
+
 std::string lines_of(const Case& c, const std::string& run, const Curve& curve) {
   std::string text;
   for (size_t i = 0; i < curve.loss.size(); ++i) {
@@ -153,8 +158,7 @@ std::string lines_of(const Case& c, const std::string& run, const Curve& curve) 
 }
 
 void write_cpu_curves(const Arguments& a) {
-  std::string run = "CPU " + a.cpu_precision;
-  if (a.nudge) run += fmt::format(" nudged {}", *a.nudge);
+  const std::string run = run_name("CPU " + a.cpu_precision, a);
   std::string text = fmt::format("{}\n", kColumns);
   for (const Case& c : a.cases()) {
     const DType dtype = a.cpu_precision == "fp32" ? DType::kF32 : DType::kF64;
@@ -213,7 +217,8 @@ bool report(const Case& c, const Arguments& a, std::string& saved) {
   const Curve fp32 = train(c, DType::kF32, Processor::kGpu, a, a.nudge);
   const Curve cpu = a.cpu.empty() ? train(c, DType::kF64, Processor::kCpu, a, {})
                                   : read_cpu_curve(a.cpu, c, steps);
-  saved += lines_of(c, kCpu, cpu) + lines_of(c, "GPU fp32", fp32) + lines_of(c, "GPU bf16", bf16);
+  saved += lines_of(c, kCpu, cpu) + lines_of(c, run_name("GPU fp32", a), fp32) +
+           lines_of(c, run_name("GPU bf16", a), bf16);
   fmt::print("{:>6}{:>12}{:>12}{:>12}{:>12}{:>12}\n", "step", kCpu, "GPU fp32", "GPU bf16",
              "fp32 apart", "bf16 apart");
   for (int64_t s = 0; s < steps; s = s + std::max<int64_t>(steps / 8, 1)) {
