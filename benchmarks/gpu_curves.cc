@@ -6,16 +6,17 @@
 // The CPU takes minutes where the GPU takes seconds, and needs no GPU beside it: --cpu-only FILE
 // writes its curves, and --cpu FILE reads them.
 //
-// How far roundings alone move a curve: --nudge SEED begins from other weights, each off by up to
-// one rounding; --precision fp32 trains the CPU in fp32; --no-fuse leaves fusions of the GPU's out.
+// How far roundings alone move a curve: --nudge SEED begins from other weights, each off by up to a
+// unit in the last place; --precision fp32 trains the CPU in fp32; --no-fuse leaves fusions of the
+// GPU's out.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -99,8 +100,9 @@ std::vector<int32_t> tokens_of(int64_t step, int64_t count, int64_t vocab) {
 template <class T>
 void nudge(std::vector<std::byte>& bytes, uint64_t seed, const std::string& name) {
   T* const weights = reinterpret_cast<T*>(bytes.data());
+  const uint64_t stream = stream_of(name);
   for (size_t i = 0; i < bytes.size() / sizeof(T); ++i) {
-    const double u = 2 * uniform_at(seed, stream_of(name), i) - 1;
+    const double u = 2 * uniform_at(seed, stream, i) - 1;
     weights[i] = static_cast<T>(static_cast<double>(weights[i]) * (1 + u * 0x1p-23));
   }
 }
@@ -173,8 +175,7 @@ void write_cpu_curves(const Arguments& a) {
 }
 
 Curve read_cpu_curve(const std::string& path, const Case& c, int64_t steps) {
-  std::ifstream file(path);
-  if (!file) fail("{}: cannot be read; --cpu takes what --cpu-only wrote", path);
+  std::istringstream file(read_file(path));
   std::string line;
   while (std::getline(file, line) && line.starts_with('#')) continue;
   if (line != kColumns) {
@@ -284,10 +285,10 @@ int run(int argc, char** argv) {
   Arguments a;
   CLI::App app("Training on the GPU beside the CPU in double");
   constexpr int64_t kMost = int64_t{1} << 40;
+  std::vector<std::string> models;
+  for (const Case& c : kCases) models.push_back(c.model);
   app.add_option("--steps", a.steps, "Of each run")->check(CLI::Range(int64_t{1}, kMost));
-  app.add_option("--only", a.only, "gpt2:124m, llama:tiny")
-      ->delimiter(',')
-      ->check(CLI::IsMember({"gpt2:124m", "llama:tiny"}));
+  app.add_option("--only", a.only, "These models")->delimiter(',')->check(CLI::IsMember(models));
   app.add_option("--batch", a.batch, "Sequences a step, instead of each case's")
       ->check(CLI::Range(int64_t{1}, kMost));
   app.add_option("--lr", a.lr, "The highest learning rate, instead of each case's");

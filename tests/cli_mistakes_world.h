@@ -15,23 +15,17 @@
 #include <string>
 #include <vector>
 
+#include "cli/format.h"
 #include "tests/cli_run.h"
 
 namespace cleave::testing {
-
-inline std::string contents(const std::filesystem::path& path) {
-  // At once: one by one, its bytes would take minutes under a sanitizer.
-  std::string bytes(std::filesystem::file_size(path), '\0');
-  EXPECT_TRUE(std::ifstream(path, std::ios::binary).read(bytes.data(), std::ssize(bytes))) << path;
-  return bytes;
-}
 
 // The bytes of every file below a folder; of folders and links, that they are there.
 inline std::map<std::string, std::string> picture_of(const std::filesystem::path& folder) {
   std::map<std::string, std::string> all;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
     const std::string name = entry.path().lexically_relative(folder).string();
-    all[name] = entry.is_regular_file() ? contents(entry.path()) : "not a file";
+    all[name] = entry.is_regular_file() ? read_file(entry.path().string()) : "not a file";
   }
   return all;
 }
@@ -145,8 +139,8 @@ class World {
   void graphs() const {
     right("trace mlp:tiny -o @graph.txt");
     right("trace mlp:tiny -o @graph.json");
-    const std::string text = contents(folder_ / "graph.txt");
-    const std::string json = contents(folder_ / "graph.json");
+    const std::string text = read_file((folder_ / "graph.txt").string());
+    const std::string json = read_file((folder_ / "graph.json").string());
     write("half.txt", text.substr(0, text.size() / 2));
     write("half.json", json.substr(0, json.size() / 2));
     write("shape.txt", "graph x\n\ndata %0 w: f32[2\n");
@@ -161,7 +155,7 @@ class World {
     right("plan gpt2:tiny --set layers=1 hidden=32 --cluster cpu:2 --batch 4 -o @plan.json");
     right("plan mlp:tiny --forward --cluster cpu:2 -o @forward.json");
     right("plan mlp:tiny --precision bf16 --cluster cpu:2 -o @bf16.json");
-    const std::string text = contents(folder_ / "plan.json");
+    const std::string text = read_file((folder_ / "plan.json").string());
     using Json = nlohmann::ordered_json;
     const Json whole = Json::parse(text);
     const auto with = [&](const std::string& name, const auto& change) {
@@ -215,7 +209,7 @@ class World {
       fs::copy(folder_ / "run", folder_ / copy, fs::copy_options::recursive);
     }
     const auto flip = [&](const std::string& name) {
-      std::string bytes = contents(folder_ / name);
+      std::string bytes = read_file((folder_ / name).string());
       bytes[bytes.size() - 9] ^= 16;
       write(name, bytes);
     };
@@ -227,7 +221,7 @@ class World {
     fs::remove(folder_ / "cut/checkpoints/step-00000002/manifest.json");
     write("torn/checkpoints/step-00000003/manifest.json", "{\"format\": \"cleave-checkpoint\",");
     const std::string tensors =
-        contents(folder_ / "run/checkpoints/step-00000003/weights-00001.safetensors");
+        read_file((folder_ / "run/checkpoints/step-00000003/weights-00001.safetensors").string());
     write("st/cut.safetensors", tensors.substr(0, tensors.size() / 2));
     write("st/huge.safetensors", std::string(7, '\xff') + std::string("\x7f{}", 3));
     write("st/words.safetensors", "twelve words or fewer");
