@@ -39,22 +39,22 @@ libraries='*/matmul:*/linear:*/scaled_matmul:*/attention*:*/embedding_backward'
 rows() {
   cat <<END
 memcheck kernels_gpu_test 6 *
-memcheck kernels_rows_gpu_test 2 *
+memcheck kernels_rows_gpu_test 4 *
 memcheck kernels_rest_gpu_test 2 *
 memcheck kernels_experts_gpu_test 4 *
 memcheck kernels_many_gpu_test 1 *
 memcheck kernels_moments_gpu_test 2 *
-memcheck kernels_f8_gpu_test 1 *
+memcheck kernels_f8_gpu_test 2 *
 memcheck kernels_attention_gpu_test 2 *-*MoreWeights*
 memcheck executor_gpu_test 1 *TheSameBitsTwice*
-racecheck kernels_gpu_test 2 */softmax*:*/*norm*:*/sum*:*/max:*/logsumexp:*/cross_entropy*:*/rotary:*/gelu_backward:*/embedding*:*/quantize:*/*slots:*/histogram:*/grouped_matmul*:*/chain:*/combine*
-racecheck kernels_rows_gpu_test 6 *-*Rotary*
-racecheck kernels_experts_gpu_test 9 *-*RowsMove*
-racecheck kernels_f8_gpu_test 1 *Quantizes*
+racecheck kernels_gpu_test 4 */softmax*:*/*norm*:*/sum*:*/max:*/logsumexp:*/cross_entropy*:*/rotary:*/gelu_backward:*/embedding*:*/quantize:*/*slots:*/histogram:*/grouped_matmul*:*/chain:*/combine*
+racecheck kernels_rows_gpu_test 8 *-*Rotary*:*/7x4096:*/3x8192:*/2x*
+racecheck kernels_experts_gpu_test 5 *-*RowsMove*:*/3:*/4:*/5:*/6:*/7
+racecheck kernels_f8_gpu_test 3 *Quantizes*-*/256x392:*/1040x520
 racecheck kernels_many_gpu_test 1 *
 racecheck kernels_moments_gpu_test 2 *
 initcheck kernels_gpu_test 4 *-$libraries
-initcheck kernels_rows_gpu_test 3 *-*Embeddings*
+initcheck kernels_rows_gpu_test 8 *-*Embeddings*
 initcheck kernels_experts_gpu_test 4 *
 initcheck kernels_many_gpu_test 1 *
 initcheck kernels_moments_gpu_test 2 *

@@ -115,39 +115,45 @@ TEST_F(F8OnGpu, RoundsAsTheCpu) {
   }
 }
 
-TEST_F(F8OnGpu, QuantizesAsTheCpu) {
-  const std::vector<Shape> shapes = {{1, 1},     {3, 5},     {16, 8},    {130, 70},
-                                     {128, 128}, {144, 136}, {256, 392}, {1040, 520}};
-  for (const Shape& shape : shapes) {
-    for (const DType type : {DType::kF64, DType::kF32, DType::kBF16, DType::kF16}) {
-      for (const DType dtype : kTypes) {
-        for (const char* results : {"AB,BA,", "AB,", "BA,"}) {
-          for (const MemoryLayout layout : kLayouts) {
-            if (numel(shape) > 20000 && layout != MemoryLayout::kRowMajor) continue;
-            const HostTensor x = drawn(type, shape, 1, -3, 3);
-            Attrs attrs = {{"dtype", std::string(name_of(dtype))}};
-            const std::string what =
-                fmt::format("{} of {} to {}, {}, layout {}", to_string(shape), name_of(type),
-                            name_of(dtype), results, static_cast<int>(layout));
-            expect_same(application(ops::quantize, fmt::format("AB->{}", results), attrs, {x}),
-                        {.layout = layout}, what);
-            attrs.set("index", int64_t{2});
-            for (const double past : {0.0, 0.1, 50.0}) {
-              HostTensor history = drawn(DType::kF32, {4, 3}, 2, 0, 100);
-              for (size_t h = 0; h < 3; ++h) history.numbers[6 + h] = h == 1 ? past : 0;
-              const HostTensor sizes = drawn(DType::kF32, {4}, 3, 0, past == 50 ? 100 : 1);
-              const Application a = application(
-                  ops::quantize, fmt::format("AB,TH,T->{},T", results), attrs, {x, history, sizes});
-              expect_same(a, {.layout = layout}, what + ", delayed");
-              const size_t last = a.signature->outputs().size() - 1;
-              expect_same(a, {.layout = layout, .in_place = {{last, 2}}}, what + ", in place");
-            }
+// A shape each, so that sanitizers can be spared the largest.
+class F8ShapesOnGpu : public F8OnGpu, public ::testing::WithParamInterface<Shape> {};
+
+TEST_P(F8ShapesOnGpu, QuantizesAsTheCpu) {
+  const Shape& shape = GetParam();
+  for (const DType type : {DType::kF64, DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const DType dtype : kTypes) {
+      for (const char* results : {"AB,BA,", "AB,", "BA,"}) {
+        for (const MemoryLayout layout : kLayouts) {
+          if (numel(shape) > 20000 && layout != MemoryLayout::kRowMajor) continue;
+          const HostTensor x = drawn(type, shape, 1, -3, 3);
+          Attrs attrs = {{"dtype", std::string(name_of(dtype))}};
+          const std::string what =
+              fmt::format("{} of {} to {}, {}, layout {}", to_string(shape), name_of(type),
+                          name_of(dtype), results, static_cast<int>(layout));
+          expect_same(application(ops::quantize, fmt::format("AB->{}", results), attrs, {x}),
+                      {.layout = layout}, what);
+          attrs.set("index", int64_t{2});
+          for (const double past : {0.0, 0.1, 50.0}) {
+            HostTensor history = drawn(DType::kF32, {4, 3}, 2, 0, 100);
+            for (size_t h = 0; h < 3; ++h) history.numbers[6 + h] = h == 1 ? past : 0;
+            const HostTensor sizes = drawn(DType::kF32, {4}, 3, 0, past == 50 ? 100 : 1);
+            const Application a = application(
+                ops::quantize, fmt::format("AB,TH,T->{},T", results), attrs, {x, history, sizes});
+            expect_same(a, {.layout = layout}, what + ", delayed");
+            const size_t last = a.signature->outputs().size() - 1;
+            expect_same(a, {.layout = layout, .in_place = {{last, 2}}}, what + ", in place");
           }
         }
       }
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(
+    Sizes, F8ShapesOnGpu,
+    ::testing::Values(Shape{1, 1}, Shape{3, 5}, Shape{16, 8}, Shape{130, 70}, Shape{128, 128},
+                      Shape{144, 136}, Shape{256, 392}, Shape{1040, 520}),
+    [](const auto& of) { return fmt::format("{}x{}", of.param[0], of.param[1]); });
 
 TEST_F(F8OnGpu, QuantizesTensorsOfMoreDimensions) {
   const HostTensor x = drawn(DType::kBF16, {4, 36, 48}, 1, -3, 3);

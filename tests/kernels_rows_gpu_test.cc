@@ -1,5 +1,6 @@
 // Larger and odd shapes of norms, softmax, losses, embeddings, rotary embedding and reductions, and
 // shards of what depends on where a shard lies: on the GPU against the CPU in double.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "kernels/ops.h"
@@ -34,83 +35,95 @@ const std::vector<Shape> kRows = {{3, 1},    {5, 7},     {33, 768},  {9, 1600}, 
                                   {3, 8192}, {2, 16384}, {2, 24576}, {2, 50257}, {2100, 8},
                                   {700, 96}, {1, 1},     {300, 264}};
 
-TEST_F(RowsOnGpu, Norms) {
-  for (const Shape& shape : kRows) {
-    const TensorType x = f64(shape), d = f64({shape[1]}), row = f64({shape[0]});
-    const Attrs eps = {{"eps", 1e-5}};
-    check_on_gpu({.op = &ops::layer_norm, .attrs = eps, .in = {x, d, d}, .ranges = {kAny}});
-    check_on_gpu({.op = &ops::rms_norm, .attrs = eps, .in = {x, d}, .ranges = {kAny}});
-    check_on_gpu({.op = &ops::layer_norm_backward,
-                  .in = {x, x, d, row, row},
-                  .ranges = {{}, {}, kAny, {-0.1, 0.1}, kPositive}});
-    check_on_gpu(
-        {.op = &ops::rms_norm_backward, .in = {x, x, d, row}, .ranges = {{}, {}, kAny, kPositive}});
-    const Attrs more = {{"residual", int64_t{1}}, {"sum", int64_t{1}}, {"wide", int64_t{6}}};
-    check_on_gpu({.op = &ops::layer_norm_backward,
-                  .factors = "bD,bD,D,b,b,bD->bD,D,D,D",
-                  .attrs = more,
-                  .in = {x, x, d, row, row, x},
-                  .ranges = {{}, {}, kAny, {-0.1, 0.1}, kPositive}});
-    check_on_gpu({.op = &ops::rms_norm_backward,
-                  .factors = "bD,bD,D,b,bD->bD,D,D",
-                  .attrs = more,
-                  .in = {x, x, d, row, x},
-                  .ranges = {{}, {}, kAny, kPositive}});
+// A shape each, so that sanitizers can be spared the largest.
+class ShapesOnGpu : public RowsOnGpu, public ::testing::WithParamInterface<Shape> {
+ protected:
+  const int64_t rows_ = GetParam()[0], length_ = GetParam()[1];
+  const TensorType x_ = f64(GetParam()), d_ = f64({length_}), row_ = f64({rows_});
+  const Attrs eps_ = {{"eps", 1e-5}};
+  // The backward pass of a norm also adds a residual's gradient, and sums what it writes.
+  const Attrs more_ = {{"residual", int64_t{1}}, {"sum", int64_t{1}}, {"wide", int64_t{6}}};
+};
+
+TEST_P(ShapesOnGpu, LayerNorm) {
+  check_on_gpu({.op = &ops::layer_norm, .attrs = eps_, .in = {x_, d_, d_}, .ranges = {kAny}});
+}
+
+TEST_P(ShapesOnGpu, RmsNorm) {
+  check_on_gpu({.op = &ops::rms_norm, .attrs = eps_, .in = {x_, d_}, .ranges = {kAny}});
+}
+
+TEST_P(ShapesOnGpu, BackwardOfLayerNorm) {
+  const std::vector<Range> ranges = {{}, {}, kAny, {-0.1, 0.1}, kPositive};
+  check_on_gpu(
+      {.op = &ops::layer_norm_backward, .in = {x_, x_, d_, row_, row_}, .ranges = ranges});
+  check_on_gpu({.op = &ops::layer_norm_backward,
+                .factors = "bD,bD,D,b,b,bD->bD,D,D,D",
+                .attrs = more_,
+                .in = {x_, x_, d_, row_, row_, x_},
+                .ranges = ranges});
+}
+
+TEST_P(ShapesOnGpu, BackwardOfRmsNorm) {
+  const std::vector<Range> ranges = {{}, {}, kAny, kPositive};
+  check_on_gpu({.op = &ops::rms_norm_backward, .in = {x_, x_, d_, row_}, .ranges = ranges});
+  check_on_gpu({.op = &ops::rms_norm_backward,
+                .factors = "bD,bD,D,b,bD->bD,D,D",
+                .attrs = more_,
+                .in = {x_, x_, d_, row_, x_},
+                .ranges = ranges});
+}
+
+TEST_P(ShapesOnGpu, GeluBackwardAndItsSum) {
+  check_on_gpu({.op = &ops::gelu_backward,
+                .factors = "...d,...d->...d,d",
+                .attrs = {{"sum", int64_t{1}}, {"wide", int64_t{2}}},
+                .in = {x_, x_},
+                .ranges = {{-4, 4}},
+                .in_place = {{0, 1}}});
+}
+
+TEST_P(ShapesOnGpu, Softmax) {
+  check_on_gpu({.op = &ops::softmax, .in = {x_}, .ranges = {{-6, 6}}});
+  check_on_gpu({.op = &ops::softmax_backward,
+                .in = {x_, x_},
+                .ranges = {{0, 2.0 / static_cast<double>(length_)}}});
+}
+
+void ignore_every_second(std::vector<HostTensor>& in) {
+  for (size_t i = 0; i < in[1].numbers.size(); i += 2) in[1].numbers[i] = -100;
+}
+
+TEST_P(ShapesOnGpu, Losses) {
+  const TensorType targets = i32({rows_});
+  const Range classes = {0, static_cast<double>(length_)};
+  for (void (*prepare)(std::vector<HostTensor>&) :
+       {+[](std::vector<HostTensor>&) {}, &ignore_every_second}) {
+    check_on_gpu({.op = &ops::cross_entropy,
+                  .in = {x_, targets},
+                  .ranges = {{-8, 8}, classes},
+                  .prepare = prepare});
+    const OpCase backward = {.op = &ops::cross_entropy_backward,
+                             .factors = "bv,b,b,b->bv|v:indexed",
+                             .in = {x_, targets, row_, row_},
+                             .ranges = {kAny, classes, {2, 10}, kAny},
+                             .in_place = {{0, 0}},
+                             .prepare = prepare};
+    check_on_gpu(backward);
+    const OpCase pick = {.op = &ops::pick,
+                         .factors = "bv,b->b|v:indexed",
+                         .in = {x_, targets},
+                         .ranges = {kAny, classes},
+                         .prepare = prepare};
+    check_on_gpu(pick);
+    check_on_gpu(shard_of(backward), backward);
+    check_on_gpu(shard_of(pick), pick);
   }
 }
 
-TEST_F(RowsOnGpu, GeluBackwardAndItsSum) {
-  for (const Shape& shape : kRows) {
-    check_on_gpu({.op = &ops::gelu_backward,
-                  .factors = "...d,...d->...d,d",
-                  .attrs = {{"sum", int64_t{1}}, {"wide", int64_t{2}}},
-                  .in = {f64(shape), f64(shape)},
-                  .ranges = {{-4, 4}},
-                  .in_place = {{0, 1}}});
-  }
-}
-
-TEST_F(RowsOnGpu, Softmax) {
-  for (const Shape& shape : kRows) {
-    check_on_gpu({.op = &ops::softmax, .in = {f64(shape)}, .ranges = {{-6, 6}}});
-    check_on_gpu({.op = &ops::softmax_backward,
-                  .in = {f64(shape), f64(shape)},
-                  .ranges = {{0, 2.0 / static_cast<double>(shape[1])}}});
-  }
-}
-
-TEST_F(RowsOnGpu, Losses) {
-  for (void (*prepare)(std::vector<HostTensor>&) : {+[](std::vector<HostTensor>&) {},
-                                                    +[](std::vector<HostTensor>& in) {
-                                                      for (size_t i = 0; i < in[1].numbers.size();
-                                                           i += 2)
-                                                        in[1].numbers[i] = -100;
-                                                    }}) {
-    for (const Shape& shape : kRows) {
-      const TensorType x = f64(shape), targets = i32({shape[0]}), row = f64({shape[0]});
-      const Range classes = {0, static_cast<double>(shape[1])};
-      check_on_gpu({.op = &ops::cross_entropy,
-                    .in = {x, targets},
-                    .ranges = {{-8, 8}, classes},
-                    .prepare = prepare});
-      const OpCase backward = {.op = &ops::cross_entropy_backward,
-                               .factors = "bv,b,b,b->bv|v:indexed",
-                               .in = {x, targets, row, row},
-                               .ranges = {kAny, classes, {2, 10}, kAny},
-                               .in_place = {{0, 0}},
-                               .prepare = prepare};
-      check_on_gpu(backward);
-      const OpCase pick = {.op = &ops::pick,
-                           .factors = "bv,b->b|v:indexed",
-                           .in = {x, targets},
-                           .ranges = {kAny, classes},
-                           .prepare = prepare};
-      check_on_gpu(pick);
-      check_on_gpu(shard_of(backward), backward);
-      check_on_gpu(shard_of(pick), pick);
-    }
-  }
-}
+INSTANTIATE_TEST_SUITE_P(Rows, ShapesOnGpu, ::testing::ValuesIn(kRows), [](const auto& of) {
+  return fmt::format("{}x{}", of.param[0], of.param[1]);
+});
 
 // Of rows in the shared memory of one, two, four or eight blocks, by the type, and longer ones.
 TEST_F(RowsOnGpu, LossesWithTheirGradients) {
@@ -184,36 +197,65 @@ TEST_F(RowsOnGpu, Rotary) {
   }
 }
 
-TEST_F(RowsOnGpu, Reductions) {
-  struct Case {
-    const char *sum, *max, *lse;
-    Shape shape;
-  };
-  const std::vector<Case> cases = {
-      {"a->", "a->|a:max", "a->|a:lse", {1}},
-      {"a->", "a->|a:max", "a->|a:lse", {70001}},
-      {"a->", "a->|a:max", "a->|a:lse", {1 << 18}},
-      {"ab->a", "ab->a|b:max", "ab->a|b:lse", {300, 768}},
-      {"ab->a", "ab->a|b:max", "ab->a|b:lse", {3, 50257}},
-      {"ab->a", "ab->a|b:max", "ab->a|b:lse", {5, 16384}},
-      {"ab->a", "ab->a|b:max", "ab->a|b:lse", {5000, 7}},
-      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {1024, 768}},
-      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {513, 1600}},
-      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {7, 12288}},
-      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {20000, 3}},
-      {"ab->b", "ab->b|a:max", "ab->b|a:lse", {4000, 8}},
-      {"abc->b", "abc->b|a:max,c:max", "abc->b|a:lse,c:lse", {16, 12, 640}},
-      {"abc->b", "abc->b|a:max,c:max", "abc->b|a:lse,c:lse", {700, 3, 5}},
-      {"abc->ac", "abc->ac|b:max", "abc->ac|b:lse", {33, 65, 72}},
-      {"abc->ca", "abc->ca|b:max", "abc->ca|b:lse", {5, 300, 16}},
-      {"abcd->bd", "abcd->bd|a:max,c:max", "abcd->bd|a:lse,c:lse", {6, 7, 8, 24}},
-  };
-  for (const Case& c : cases) {
+// The loops of a reduction's operand and result, without what it does to those that it lacks.
+struct Reduction {
+  const char* factors;
+  Shape shape;
+};
+
+const std::vector<Reduction> kReductions = {
+    {"a->", {1}},
+    {"a->", {70001}},
+    {"a->", {1 << 18}},
+    {"ab->a", {300, 768}},
+    {"ab->a", {3, 50257}},
+    {"ab->a", {5, 16384}},
+    {"ab->a", {5000, 7}},
+    {"ab->b", {1024, 768}},
+    {"ab->b", {513, 1600}},
+    {"ab->b", {7, 12288}},
+    {"ab->b", {20000, 3}},
+    {"ab->b", {4000, 8}},
+    {"abc->b", {16, 12, 640}},
+    {"abc->b", {700, 3, 5}},
+    {"abc->ac", {33, 65, 72}},
+    {"abc->ca", {5, 300, 16}},
+    {"abcd->bd", {6, 7, 8, 24}},
+};
+
+// The factors with each loop that the result lacks combined by `how`: "ab->a|b:max".
+std::string combined(const Reduction& r, const std::string& how) {
+  const std::string factors = r.factors, from = factors.substr(0, factors.find('-'));
+  const std::string to = factors.substr(factors.find('>') + 1);
+  std::string out = factors;
+  char before = '|';
+  for (const char loop : from) {
+    if (to.find(loop) != std::string::npos) continue;
+    out += before + std::string(1, loop) + ":" + how;
+    before = ',';
+  }
+  return out;
+}
+
+TEST_F(RowsOnGpu, Sums) {
+  for (const Reduction& r : kReductions) {
     check_on_gpu(
-        {.op = &ops::sum, .factors = c.sum, .in = {f64(c.shape)}, .ranges = {{-0.3, 0.3}}});
-    check_on_gpu({.op = &ops::max, .factors = c.max, .in = {f64(c.shape)}});
-    check_on_gpu(
-        {.op = &ops::logsumexp, .factors = c.lse, .in = {f64(c.shape)}, .ranges = {{-8, 8}}});
+        {.op = &ops::sum, .factors = r.factors, .in = {f64(r.shape)}, .ranges = {{-0.3, 0.3}}});
+  }
+}
+
+TEST_F(RowsOnGpu, Maxima) {
+  for (const Reduction& r : kReductions) {
+    check_on_gpu({.op = &ops::max, .factors = combined(r, "max"), .in = {f64(r.shape)}});
+  }
+}
+
+TEST_F(RowsOnGpu, LogarithmsOfSums) {
+  for (const Reduction& r : kReductions) {
+    check_on_gpu({.op = &ops::logsumexp,
+                  .factors = combined(r, "lse"),
+                  .in = {f64(r.shape)},
+                  .ranges = {{-8, 8}}});
   }
 }
 

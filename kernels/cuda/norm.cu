@@ -164,7 +164,7 @@ template <class T, int N, int K, bool kLayer, bool kMore>
 __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     backward_of_rows(Backward<T> b, int threads) {
   using A = Statistic<T>;
-  static_assert(kBackwardThreads<K> / 64 <= 15);  // over_threads
+  static_assert(kBackwardThreads<K> / 64 <= 15);  // meet
   __shared__ A shared[2][2][32];
   extern __shared__ double2 columns_memory[];
   A* const columns = reinterpret_cast<A*>(columns_memory);  // [groups, n], of some groups
@@ -244,6 +244,8 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     });
     if (!kRoom && r < b.rows.count) read(r, next);
   }
+  // The block's first group had one row more than this one.
+  if (threads > 32 && r - group < b.rows.count) meet(threads, group);
   // The sums of the block's groups, added in their order.
   constexpr int kOwn = kLayer ? 2 : 1, kSums = kMore ? kOwn + 1 : kOwn;
 #pragma unroll
