@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The training step of `build/benchmarks/train_step MODEL --gpu h100 --precision bf16` in PyTorch on the
-same GPU: torch.compile, SDPA, autocast to bf16 over fp32 weights, fused AdamW, clipping, random tokens.
-Prints the median of the timed steps, tokens/s and the most memory that was allocated."""
+same GPU: torch.compile, SDPA, autocast to bf16 over fp32 weights, the residual stream in bf16 too, fused
+AdamW, clipping, random tokens. Prints the median of the timed steps, tokens/s and the most memory that was
+allocated."""
 
 import argparse
 import statistics
@@ -16,7 +17,7 @@ from pytorch_models import add_options, loss_of, make_model, make_optimizer, ran
 def main():
     parser = argparse.ArgumentParser()
     add_options(parser)
-    parser.set_defaults(tied=1)
+    parser.set_defaults(tied=1, stream="bf16")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=5)
     c = parser.parse_args()

@@ -14,6 +14,12 @@ def merge_heads(x):
     return x.transpose(1, 2).flatten(2)
 
 
+def as_stream(x, stream):
+    """The residual stream is of the weights' type, under autocast too (f32), unless it is cast; in bf16
+    it takes half of the memory and the traffic."""
+    return x.bfloat16() if stream == "bf16" else x
+
+
 class GptBlock(nn.Module):
     def __init__(self, c):
         super().__init__()
@@ -34,6 +40,7 @@ class GptBlock(nn.Module):
 class Gpt2(nn.Module):
     def __init__(self, c):
         super().__init__()
+        self.stream = c.stream
         self.wte = nn.Embedding(c.vocab, c.hidden)
         self.wpe = nn.Parameter(torch.empty(c.sequence, c.hidden))
         self.blocks = nn.ModuleList(GptBlock(c) for _ in range(c.layers))
@@ -43,7 +50,7 @@ class Gpt2(nn.Module):
             self.head.weight = self.wte.weight
 
     def forward(self, tokens):
-        x = self.wte(tokens) + self.wpe
+        x = as_stream(self.wte(tokens) + self.wpe, self.stream)
         for block in self.blocks:
             x = block(x)
         return self.head(self.ln_f(x)), None
@@ -144,6 +151,7 @@ class Llama(nn.Module):
 
     def __init__(self, c):
         super().__init__()
+        self.stream = c.stream
         self.balance_loss = c.balance_loss
         self.embed = nn.Embedding(c.vocab, c.hidden)
         self.layers = nn.ModuleList(LlamaBlock(c) for _ in range(c.layers))
@@ -158,7 +166,7 @@ class Llama(nn.Module):
         self.register_buffer("sin", torch.cat((angle, angle), dim=-1).sin())
 
     def forward(self, tokens):
-        x = self.embed(tokens)
+        x = as_stream(self.embed(tokens), self.stream)
         balances = []
         for block in self.layers:
             x, balance = block(x, self.cos, self.sin)
@@ -183,6 +191,8 @@ def add_options(parser):
     for name in ["layers", "hidden", "heads", "kv-heads", "ffn", "vocab", "sequence", "batch"]:
         parser.add_argument("--" + name, type=int, required=True)
     parser.add_argument("--tied", type=int, default=0)
+    parser.add_argument("--stream", choices=["weights", "bf16"], default="weights",
+                        help="the residual stream: of the weights' type, or bf16")
     parser.add_argument("--qkv-bias", type=int, default=0, help="of llama, as Qwen2.5 has")
     parser.add_argument("--theta", type=float, default=500000.0)
     parser.add_argument("--eps", type=float, default=1e-5, help="of llama's norms")
