@@ -195,7 +195,7 @@ void take_fastest(Alone& alone, DeviceContext& device, void* workspace, int batc
 // `workspace`: the program's largest, and enough for the search.
 void print_products(const Program& p, const std::vector<Kind>& kinds, double all) {
   DeviceContext ours(0), best(0);
-  best.product_search = {kBestCandidates, kBestWorkspace, true};
+  best.product_search = {kBestCandidates, kBestWorkspace, true, DeviceContext::OwnProducts::kNone};
   const DeviceMemory workspace(std::max(kBestWorkspace, p.memory.at(0).workspace_bytes));
   Table table({"product", ">runs", ">ms", ">us each", ">TFLOP/s", ">of best", "operands"});
   double weighted = 0, sum = 0;

@@ -137,8 +137,8 @@ TEST_P(F8ShapesOnGpu, QuantizesAsTheCpu) {
             HostTensor history = drawn(DType::kF32, {4, 3}, 2, 0, 100);
             for (size_t h = 0; h < 3; ++h) history.numbers[6 + h] = h == 1 ? past : 0;
             const HostTensor sizes = drawn(DType::kF32, {4}, 3, 0, past == 50 ? 100 : 1);
-            const Application a = application(
-                ops::quantize, fmt::format("AB,TH,T->{},T", results), attrs, {x, history, sizes});
+            const Application a = application(ops::quantize, fmt::format("AB,TH,T->{},T", results),
+                                              attrs, {x, history, sizes});
             expect_same(a, {.layout = layout}, what + ", delayed");
             const size_t last = a.signature->outputs().size() - 1;
             expect_same(a, {.layout = layout, .in_place = {{last, 2}}}, what + ", in place");
@@ -149,11 +149,13 @@ TEST_P(F8ShapesOnGpu, QuantizesAsTheCpu) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Sizes, F8ShapesOnGpu,
-    ::testing::Values(Shape{1, 1}, Shape{3, 5}, Shape{16, 8}, Shape{130, 70}, Shape{128, 128},
-                      Shape{144, 136}, Shape{256, 392}, Shape{1040, 520}),
-    [](const auto& of) { return fmt::format("{}x{}", of.param[0], of.param[1]); });
+INSTANTIATE_TEST_SUITE_P(Sizes, F8ShapesOnGpu,
+                         ::testing::Values(Shape{1, 1}, Shape{3, 5}, Shape{16, 8}, Shape{130, 70},
+                                           Shape{128, 128}, Shape{144, 136}, Shape{256, 392},
+                                           Shape{1040, 520}),
+                         [](const auto& of) {
+                           return fmt::format("{}x{}", of.param[0], of.param[1]);
+                         });
 
 TEST_F(F8OnGpu, QuantizesTensorsOfMoreDimensions) {
   const HostTensor x = drawn(DType::kBF16, {4, 36, 48}, 1, -3, 3);

@@ -55,8 +55,7 @@ TEST_P(ShapesOnGpu, RmsNorm) {
 
 TEST_P(ShapesOnGpu, BackwardOfLayerNorm) {
   const std::vector<Range> ranges = {{}, {}, kAny, {-0.1, 0.1}, kPositive};
-  check_on_gpu(
-      {.op = &ops::layer_norm_backward, .in = {x_, x_, d_, row_, row_}, .ranges = ranges});
+  check_on_gpu({.op = &ops::layer_norm_backward, .in = {x_, x_, d_, row_, row_}, .ranges = ranges});
   check_on_gpu({.op = &ops::layer_norm_backward,
                 .factors = "bD,bD,D,b,b,bD->bD,D,D,D",
                 .attrs = more_,

@@ -1,14 +1,13 @@
 // What the kernels on tensor cores share: tensor maps of the operands, and which block does what.
 #pragma once
 
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 
 #include "graph/error.h"
 #include "kernels/cuda/attention_hopper.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/tensor_map.h"
 
 namespace cleave {
 
@@ -54,34 +53,10 @@ inline HopperCall hopper_call(const AttentionShape& shape, const AttentionWork& 
 // chunk of columns are moved.
 inline CUtensorMap map_of(const AttentionShape& shape, const AttentionWork& w, int which, int rows,
                           int chunk) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                cudaEnableDefault, &found));
-    CLEAVE_ASSERT(found == cudaDriverEntryPointSuccess, "the driver has no tensor maps");
-    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
-  }();
   const AttentionShape::Place& place = shape.places[static_cast<size_t>(which)];
-  const cuuint64_t sizes[] = {
-      static_cast<cuuint64_t>(shape.width(which)), static_cast<cuuint64_t>(shape.rows(which)),
-      static_cast<cuuint64_t>(shape.heads(which)), static_cast<cuuint64_t>(shape.b)};
-  const cuuint64_t steps[] = {2 * static_cast<cuuint64_t>(place.row),
-                              2 * static_cast<cuuint64_t>(place.head),
-                              2 * static_cast<cuuint64_t>(place.batch)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(chunk), static_cast<cuuint32_t>(rows), 1, 1};
-  const cuuint32_t every[] = {1, 1, 1, 1};
-  CUtensorMap map;
-  const CUresult result =
-      encode(&map,
-             shape.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                         : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-             4, w.matrices[which].data, sizes, steps, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             chunk == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  CLEAVE_ASSERT(result == CUDA_SUCCESS, "a tensor map for {} was refused: {}", shape.text(),
-                static_cast<int>(result));
-  return map;
+  return tensor_map(shape.dtype, w.matrices[which].data,
+                    {shape.width(which), shape.rows(which), shape.heads(which), shape.b},
+                    {place.row, place.head, place.batch}, rows, chunk);
 }
 
 // Blocks of the device's multiprocessors take the own blocks in turn: some heads after the others,

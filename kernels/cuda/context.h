@@ -44,6 +44,9 @@ class DeviceContext {
   int64_t scratch_bytes() const;  // in all slots
   // Products of f32 in TF32: faster, with the mantissa of f16.
   bool tf32 = false;
+  // Kernels of our own beside those of cuBLASLt: before them, which makes them what is proposed,
+  // behind them, or not at all.
+  enum class OwnProducts : uint8_t { kNone, kLast, kFirst };
   // How the algorithm of a product is searched for: among so many, with so much scratch memory,
   // which KernelArgs::workspace must then have; `any_order`: also those whose sums may come out in
   // another order each time. Before the first product.
@@ -51,6 +54,7 @@ class DeviceContext {
     int candidates = 16;
     int64_t workspace = kProductWorkspace;
     bool any_order = false;
+    OwnProducts own = OwnProducts::kNone;
   };
   ProductSearch product_search;
   // Attention of 16 bits by our own kernels on tensor cores where they can; off: by cuDNN.

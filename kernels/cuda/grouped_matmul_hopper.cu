@@ -161,23 +161,6 @@ __device__ inline void multiply_lines(float (&sums)[kBroad / 2], const Lines<T>&
   hold(sums);
 }
 
-// Of four threads side by side, thread i gets all numbers i.
-__device__ inline void transpose_quad(uint32_t (&x)[4]) {
-  const bool odd = threadIdx.x % 2 != 0, upper = threadIdx.x % 4 >= 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t got = __shfl_xor_sync(~0u, odd ? x[i] : x[i + 1], 1);
-    x[i] = odd ? got : x[i];
-    x[i + 1] = odd ? x[i + 1] : got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(~0u, upper ? x[i] : x[i + 2], 2);
-    x[i] = upper ? got : x[i];
-    x[i + 2] = upper ? x[i + 2] : got;
-  }
-}
-
 // kAlongA, kAlongB: whether the operands lie dense along what is summed over, or along y.
 template <class T, bool kAlongA, bool kAlongB, bool kRowsSummed>
 __global__ void __launch_bounds__(kThreads, 1) tensor_product(Product<T> p) {

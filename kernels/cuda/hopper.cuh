@@ -41,6 +41,16 @@ struct Barrier {
         "r"(bytes)
         : "memory");
   }
+  // Arrives at the barrier in the same place of another block of the cluster, or of this one.
+  __device__ void arrive_at(uint32_t block) {
+    asm volatile(
+        "{\n.reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(
+            shared_address(this)),
+        "r"(block)
+        : "memory");
+  }
   // Until the phase of this parity has ended.
   __device__ void wait(uint32_t parity) {
     uint32_t done = 0;
@@ -65,6 +75,10 @@ struct Ring {
 
   __device__ void next() {
     if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+  __device__ void skip(int stages) {
+    const int to = stage + stages;
+    stage = to % kStages, parity ^= static_cast<uint32_t>(to / kStages) & 1;
   }
   __device__ int last() const { return stage == 0 ? kStages - 1 : stage - 1; }
 };
@@ -91,6 +105,18 @@ __device__ inline void leave_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// --- Clusters ------------------------------------------------------------------------------------
+
+__device__ inline uint32_t rank_in_cluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// All threads of all blocks of a cluster.
+__device__ inline void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // --- Copies ------------------------------------------------------------------------------------
 
 // The box of a tensor of four dimensions that begins there, the innermost first. Elements outside
@@ -101,6 +127,16 @@ __device__ inline void load_box(void* to, const CUtensorMap& map, Barrier& barri
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(&barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+      : "memory");
+}
+// The same, to the same place of several blocks of a cluster, by bits, each of which learns of it
+// by its own barrier.
+__device__ inline void load_box_to(uint16_t blocks, void* to, const CUtensorMap& map,
+                                   Barrier& barrier, int x0, int x1, int x2, int x3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%4, %5, %6, %7}], [%2], %3;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "h"(blocks), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
       : "memory");
 }
 // A multiple of 16 bytes, both ends aligned to 16.
@@ -233,19 +269,24 @@ __device__ inline int anew(int x) {
 #define CLEAVE_R64                                                                                 \
   CLEAVE_R48 ", " CLEAVE_R8(48, 49, 50, 51, 52, 53, 54, 55) ", " CLEAVE_R8(56, 57, 58, 59, 60, 61, \
                                                                            62, 63)
-#define CLEAVE_R128 \
-  CLEAVE_R64 ", " CLEAVE_R8(64, 65, 66, 67, 68, 69, 70, 71) ", " CLEAVE_R8(                        \
-      72, 73, 74, 75, 76, 77, 78, 79) ", " CLEAVE_R8(80, 81, 82, 83, 84, 85, 86, 87) ", " CLEAVE_R8( \
-      88, 89, 90, 91, 92, 93, 94, 95) ", " CLEAVE_R8(96, 97, 98, 99, 100, 101, 102, 103) ", "     \
-      CLEAVE_R8(104, 105, 106, 107, 108, 109, 110, 111) ", " CLEAVE_R8(112, 113, 114, 115, 116,   \
-                                                                       117, 118, 119) ", "      \
-      CLEAVE_R8(120, 121, 122, 123, 124, 125, 126, 127)
+#define CLEAVE_R96                                                                              \
+  CLEAVE_R64 ", " CLEAVE_R8(64, 65, 66, 67, 68, 69, 70, 71) ", " CLEAVE_R8(                     \
+      72, 73, 74, 75, 76, 77, 78, 79) ", " CLEAVE_R8(80, 81, 82, 83, 84, 85, 86,                \
+                                                     87) ", " CLEAVE_R8(88, 89, 90, 91, 92, 93, \
+                                                                        94, 95)
+#define CLEAVE_R128                                                             \
+  CLEAVE_R96 ", " CLEAVE_R8(96, 97, 98, 99, 100, 101, 102, 103) ", " CLEAVE_R8( \
+      104, 105, 106, 107, 108, 109, 110,                                        \
+      111) ", " CLEAVE_R8(112, 113, 114, 115, 116, 117, 118,                    \
+                          119) ", " CLEAVE_R8(120, 121, 122, 123, 124, 125, 126, 127)
 #define CLEAVE_D8(d, i)                                                                       \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define CLEAVE_D32(d) CLEAVE_D8(d, 0), CLEAVE_D8(d, 8), CLEAVE_D8(d, 16), CLEAVE_D8(d, 24)
 #define CLEAVE_D48(d) CLEAVE_D32(d), CLEAVE_D8(d, 32), CLEAVE_D8(d, 40)
 #define CLEAVE_D64(d) CLEAVE_D48(d), CLEAVE_D8(d, 48), CLEAVE_D8(d, 56)
+#define CLEAVE_D96(d) \
+  CLEAVE_D64(d), CLEAVE_D8(d, 64), CLEAVE_D8(d, 72), CLEAVE_D8(d, 80), CLEAVE_D8(d, 88)
 #define CLEAVE_D128(d)                                                                   \
   CLEAVE_D64(d), CLEAVE_D8(d, 64), CLEAVE_D8(d, 72), CLEAVE_D8(d, 80), CLEAVE_D8(d, 88), \
       CLEAVE_D8(d, 96), CLEAVE_D8(d, 104), CLEAVE_D8(d, 112), CLEAVE_D8(d, 120)
@@ -285,6 +326,12 @@ __device__ inline void product(float (&d)[kN], uint64_t a, uint64_t b, int add) 
     } else {
       CLEAVE_PRODUCT_SS(128, "f16", CLEAVE_R64, CLEAVE_D64(d), 64, 65, 66, 67, 68);
     }
+  } else if constexpr (kN == 96) {
+    if constexpr (kBf16) {
+      CLEAVE_PRODUCT_SS(192, "bf16", CLEAVE_R96, CLEAVE_D96(d), 96, 97, 98, 99, 100);
+    } else {
+      CLEAVE_PRODUCT_SS(192, "f16", CLEAVE_R96, CLEAVE_D96(d), 96, 97, 98, 99, 100);
+    }
   } else {
     static_assert(kN == 128);
     if constexpr (kBf16) {
@@ -323,11 +370,13 @@ __device__ inline void product(float (&d)[kN], const uint32_t (&a)[4], uint64_t 
 #undef CLEAVE_R32
 #undef CLEAVE_R48
 #undef CLEAVE_R64
+#undef CLEAVE_R96
 #undef CLEAVE_R128
 #undef CLEAVE_D8
 #undef CLEAVE_D32
 #undef CLEAVE_D48
 #undef CLEAVE_D64
+#undef CLEAVE_D96
 #undef CLEAVE_D128
 #undef CLEAVE_PRODUCT_SS
 #undef CLEAVE_PRODUCT_RS
@@ -342,6 +391,23 @@ __device__ inline uint32_t pair(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   }
   return both;
+}
+
+// Of four threads side by side, thread i gets all numbers i.
+__device__ inline void transpose_quad(uint32_t (&x)[4]) {
+  const bool odd = threadIdx.x % 2 != 0, upper = threadIdx.x % 4 >= 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(~0u, odd ? x[i] : x[i + 1], 1);
+    x[i] = odd ? got : x[i];
+    x[i + 1] = odd ? x[i + 1] : got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(~0u, upper ? x[i] : x[i + 2], 2);
+    x[i] = upper ? got : x[i];
+    x[i + 2] = upper ? x[i + 2] : got;
+  }
 }
 
 // The first operand of products whose columns 16 k, ... are these of sums, as halves.

@@ -9,6 +9,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/libraries.h"
+#include "kernels/cuda/product_hopper.h"
 #include "kernels/cuda/product_operands.h"
 
 namespace cleave {
@@ -30,12 +31,24 @@ cudaDataType type_of(DType dtype) {
 
 }  // namespace
 
+// An algorithm of cuBLASLt, or a kernel of our own.
+struct ProductAlgorithms::Algorithm {
+  cublasLtMatmulAlgo_t library = {};
+  int own = -1;  // its number; -1: none
+
+  // As it is kept. A kernel of ours that adds in another order than before is another one.
+  std::string bytes() const {
+    if (own >= 0) return fmt::format("own kernel {}, 1", own);
+    return {reinterpret_cast<const char*>(&library), sizeof library};
+  }
+};
+
 struct ProductAlgorithms::Prepared {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, d = nullptr;
-  cublasLtMatmulAlgo_t algorithm = {};
-  std::vector<cublasLtMatmulAlgo_t> offered;  // its own choice first; none: it has no such product
-  bool tried = false;                         // in a training step
+  Algorithm algorithm;
+  std::vector<Algorithm> offered;  // the library's own choice first; none: there is no such product
+  bool tried = false;              // in a training step
 
   explicit Prepared(const Product& p);
   Prepared(const Prepared&) = delete;
@@ -46,15 +59,16 @@ struct ProductAlgorithms::Prepared {
     if (operation != nullptr) cublas_lt().MatmulDescDestroy(operation);
   }
 
-  std::string bytes() const {
-    return {reinterpret_cast<const char*>(&algorithm), sizeof algorithm};
-  }
-
-  // Asks cuBLASLt what it offers.
+  // Asks cuBLASLt what it offers, and adds our own kernels.
   void ask(const Product& p, const DeviceContext& device);
 
-  // An algorithm as it was kept; false when it is none that this library takes.
+  // An algorithm as it was kept; false when it is none that there is now.
   bool take(const std::string& bytes, const DeviceContext& device) {
+    for (const Algorithm& offer : offered) {
+      if (offer.own < 0 || offer.bytes() != bytes) continue;
+      algorithm = offer;
+      return true;
+    }
     cublasLtMatmulAlgo_t kept;
     if (bytes.size() != sizeof kept) return false;
     std::memcpy(&kept, bytes.data(), sizeof kept);
@@ -65,12 +79,16 @@ struct ProductAlgorithms::Prepared {
         result.workspaceSize > static_cast<size_t>(device.product_search.workspace)) {
       return false;
     }
-    algorithm = kept;
+    algorithm = {kept};
     return true;
   }
 
   void run(const Product& p, const ProductData& data, void* workspace, const DeviceContext& device,
            cudaStream_t stream, const ProductScales& scales) const {
+    if (algorithm.own >= 0) {
+      run_own_kernel(p, data, static_cast<size_t>(algorithm.own), device.multiprocessors(), stream);
+      return;
+    }
     const double one = 1, beta = p.has_c ? 1 : 0;
     const auto one_f = static_cast<float>(one), beta_f = static_cast<float>(beta);
     const bool f64 = p.in == DType::kF64;
@@ -86,7 +104,7 @@ struct ProductAlgorithms::Prepared {
     cuda_check(cublas_lt().Matmul(
         device.blas(), operation, f64 ? static_cast<const void*>(&one) : &one_f, data.a, a, data.b,
         b, f64 ? static_cast<const void*>(&beta) : &beta_f, p.has_c ? data.c : data.d,
-        p.has_c ? c : d, data.d, d, &algorithm, workspace,
+        p.has_c ? c : d, data.d, d, &algorithm.library, workspace,
         static_cast<size_t>(device.product_search.workspace), stream));
   }
 };
@@ -114,14 +132,14 @@ std::string key_of(const Product& p, const DeviceContext& device) {
   return fmt::format(
       "in a step, {}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, "
       "{} {} {} {}, adds {} {}, tf32 {}, aligned {}, quick {}{}; "
-      "{} candidates, {} bytes, any order {}",
+      "{} candidates, {} bytes, any order {}, own {}",
       device.properties().name, cublas_lt().GetVersion(), p.m, p.n, p.k, p.batch, name_of(p.in),
       name_of(p.b_type()), name_of(p.out), p.transpose_a, p.transpose_b, matrix(p.a), matrix(p.b),
       matrix(p.c), matrix(p.d), p.has_c, p.has_bias, p.tf32, p.alignment, p.quick,
       p.epilogue == Epilogue::kNone   ? ""
       : p.epilogue == Epilogue::kGelu ? ", then GELU"
                                       : ", then GELU's gradient",
-      search.candidates, search.workspace, search.any_order);
+      search.candidates, search.workspace, search.any_order, static_cast<int>(search.own));
 }
 
 }  // namespace
@@ -196,8 +214,15 @@ void ProductAlgorithms::Prepared::ask(const Product& p, const DeviceContext& dev
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) cuda_check(status);
   for (int i = 0; i < count; ++i) {
     const auto& candidate = candidates[static_cast<size_t>(i)];
-    if (candidate.state == CUBLAS_STATUS_SUCCESS) offered.push_back(candidate.algo);
+    if (candidate.state == CUBLAS_STATUS_SUCCESS) offered.push_back({candidate.algo});
   }
+  if (search.own == DeviceContext::OwnProducts::kNone) return;
+  std::vector<Algorithm> own;
+  for (size_t i = 0; i < own_kernels(p, device.properties().major); ++i) {
+    own.push_back({{}, static_cast<int>(i)});
+  }
+  const bool first = search.own == DeviceContext::OwnProducts::kFirst;
+  offered.insert(first ? offered.begin() : offered.end(), own.begin(), own.end());
 }
 
 ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, DeviceContext& device,
@@ -251,7 +276,7 @@ bool ProductAlgorithms::tried(const Product& p, DeviceContext& device) {
 
 void ProductAlgorithms::keep(const Product& p, DeviceContext& device) {
   Prepared& of = known(p);
-  of.take(cache_.keep(key_of(p, device), of.bytes()), device);
+  of.take(cache_.keep(key_of(p, device), of.algorithm.bytes()), device);
   of.tried = true;
 }
 

@@ -1,6 +1,7 @@
-// Matrix products by cuBLASLt. Each is computed by the algorithm that the library proposes, but in
-// programs which try them all in their places (executor/cuda/product_trials.h): there by the one
-// that was the fastest. That is kept on disk: later runs give the same bits.
+// Matrix products by cuBLASLt, or by kernels of our own (product_hopper.h). Each is computed by the
+// algorithm that the library proposes, but in programs which try them all in their places
+// (executor/cuda/product_trials.h): there by the one that was the fastest. That is kept on disk:
+// later runs give the same bits.
 #pragma once
 
 #include <cublasLt.h>
@@ -68,8 +69,8 @@ class ProductAlgorithms {
   ProductAlgorithms();
   ~ProductAlgorithms();
 
-  // Launches the product with the best algorithm that is known for it. False: cuBLASLt has none
-  // with such an epilogue, and nothing was launched.
+  // Launches the product with the best algorithm that is known for it. False: there is none with
+  // such an epilogue, and nothing was launched.
   bool run(const Product& product, const ProductData& data, void* workspace, DeviceContext& device,
            cudaStream_t stream, const ProductScales& scales = {});
 
@@ -90,6 +91,7 @@ class ProductAlgorithms {
   void keep(const Product& product, DeviceContext& device);
 
  private:
+  struct Algorithm;
   struct Prepared;
   // `stream`: which must not be captured when the product is a new one.
   Prepared& prepared(const Product& product, DeviceContext& device, cudaStream_t stream);

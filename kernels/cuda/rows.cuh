@@ -42,16 +42,16 @@ __device__ inline A over_group(A x, A* shared, Fn fn) {
   return x;
 }
 
-// Waits for the `threads` threads, two warps at least, of a group of the block, of which it has 15 at
-// most. compute-sanitizer's racecheck reports races behind the block's next barrier (CUDA 13.0)
+// Waits for the `threads` threads, two warps at least, of a group of the block, of which it has 15
+// at most. compute-sanitizer's racecheck reports races behind the block's next barrier (CUDA 13.0)
 // unless its groups have met equally often.
 __device__ inline void meet(int threads, int group) {
   asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
 }
 
-// Adds M numbers over the `threads` threads, whole warps and 16 at most, of a group of the block; the
-// same in all of them. Groups of several warps meet(). Calls that follow each other take turns with
-// two pieces of `shared`.
+// Adds M numbers over the `threads` threads, whole warps and 16 at most, of a group of the block;
+// the same in all of them. Groups of several warps meet(). Calls that follow each other take turns
+// with two pieces of `shared`.
 template <int M, class A>
 __device__ inline void over_threads(A (&x)[M], A (&shared)[M][32], int threads, int group) {
 #pragma unroll

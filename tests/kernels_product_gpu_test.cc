@@ -1,0 +1,202 @@
+// Our own products of bf16 on tensor cores, with what stands behind them, beside sums in double.
+#include <gtest/gtest.h>
+
+#ifdef CLEAVE_CUDA
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "executor/cuda/memory.h"
+#include "graph/half.h"
+#include "graph/philox.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/product_hopper.h"
+#include "tests/support/gpu_checks.h"
+
+namespace cleave {
+namespace {
+
+// A result [rows, columns] of sums over k, and how far its rows are apart.
+struct Sizes {
+  int64_t rows, columns, k, apart;
+};
+
+class OwnProducts : public ::testing::TestWithParam<Sizes> {
+ protected:
+  void SetUp() override {
+    if (!testing::has_gpu()) GTEST_SKIP() << "no GPU here";
+    cudaDeviceProp properties;
+    cuda_check(cudaGetDeviceProperties(&properties, 0));
+    multiprocessors_ = properties.multiProcessorCount;
+    major_ = properties.major;
+  }
+  int multiprocessors_ = 0, major_ = 0;
+};
+
+// Numbers of bf16 on the device and, as doubles, here.
+class Matrix {
+ public:
+  Matrix(int64_t rows, int64_t columns, int64_t apart, uint64_t stream)
+      : rows_(rows),
+        columns_(columns),
+        apart_(apart),
+        bits_(static_cast<size_t>(rows * apart)),
+        memory_(rows * apart * 2) {
+    for (size_t i = 0; i < bits_.size(); ++i) {
+      bits_[i] = bf16_bits(uniform_at(7, stream, i) * 2 - 1);
+    }
+    cuda_check(cudaMemcpy(memory_.data(), bits_.data(), bits_.size() * 2, cudaMemcpyHostToDevice));
+  }
+  void read() {
+    cuda_check(cudaMemcpy(bits_.data(), memory_.data(), bits_.size() * 2, cudaMemcpyDeviceToHost));
+  }
+  double at(int64_t row, int64_t column) const {
+    return bf16_number(bits_[static_cast<size_t>(row * apart_ + column)]);
+  }
+  const std::vector<uint16_t>& bits() const { return bits_; }
+  // Whether what lies between the rows is the same in both.
+  bool same_between(const Matrix& other) const {
+    for (int64_t r = 0; r < rows_; ++r) {
+      for (int64_t c = columns_; c < apart_; ++c) {
+        const auto i = static_cast<size_t>(r * apart_ + c);
+        if (bits_[i] != other.bits_[i]) return false;
+      }
+    }
+    return true;
+  }
+  void* data() const { return memory_.data(); }
+
+ private:
+  int64_t rows_, columns_, apart_;
+  std::vector<uint16_t> bits_;
+  DeviceMemory memory_;
+};
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double gelu(double x) { return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x)); }
+double slope(double x) { return (gelu(x + 1e-5) - gelu(x - 1e-5)) / 2e-5; }
+
+TEST_P(OwnProducts, AreNearSumsInDouble) {
+  const auto [rows, columns, k, apart] = GetParam();
+  for (const Epilogue epilogue : {Epilogue::kNone, Epilogue::kGelu, Epilogue::kGeluBackward}) {
+    const bool backward = epilogue == Epilogue::kGeluBackward;
+    const Matrix a(rows, k, k + 8, 1);
+    const Matrix b(backward ? k : columns, backward ? columns : k, (backward ? columns : k) + 16,
+                   2);
+    const Matrix bias(1, columns, columns, 3), before(rows, columns, apart, 4),
+        beside_before(rows, columns, apart, 5);
+    std::vector<double> sums(static_cast<size_t>(rows * columns), 0);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < k; ++i) {
+        const double x = a.at(r, i);
+        double* const to = &sums[static_cast<size_t>(r * columns)];
+        for (int64_t c = 0; c < columns; ++c) to[c] += x * (backward ? b.at(i, c) : b.at(c, i));
+      }
+    }
+    for (const bool has_bias : {false, true}) {
+      if (has_bias && backward) continue;
+      Product p;
+      p.m = columns, p.n = rows, p.k = k;
+      p.transpose_a = !backward;
+      p.a.leading = (backward ? columns : k) + 16, p.b.leading = k + 8, p.d.leading = apart;
+      p.in = p.out = DType::kBF16;
+      p.has_bias = has_bias;
+      p.epilogue = epilogue;
+      const size_t kernels = own_kernels(p, major_);
+      ASSERT_EQ(kernels > 0, major_ == 9);
+      for (size_t which = 0; which < kernels; ++which) {
+        const std::string what =
+            fmt::format("[{}, {}] over {}, epilogue {}, bias {}, kernel {}", rows, columns, k,
+                        static_cast<int>(epilogue), has_bias, which);
+        std::vector<uint16_t> first;
+        for (int turn = 0; turn < 2; ++turn) {
+          Matrix y(rows, columns, apart, 4), beside(rows, columns, apart, 5);
+          run_own_kernel(p, {b.data(), a.data(), nullptr, bias.data(), y.data(), beside.data()},
+                         which, multiprocessors_, nullptr);
+          cuda_check(cudaDeviceSynchronize());
+          y.read();
+          beside.read();
+          EXPECT_TRUE(y.same_between(before)) << what;
+          EXPECT_TRUE(beside.same_between(beside_before)) << what;
+          if (epilogue != Epilogue::kGelu) {
+            EXPECT_EQ(beside.bits(), beside_before.bits()) << what;
+          }
+          if (turn == 1) {
+            EXPECT_EQ(y.bits(), first) << what << ", again";
+            continue;
+          }
+          first = y.bits();
+          const auto near = [](double got, double want) {
+            return std::abs(got - want) <= 4e-3 * std::abs(want) + 1e-3;
+          };
+          int wrong = 0;
+          for (int64_t r = 0; r < rows && wrong < 3; ++r) {
+            for (int64_t c = 0; c < columns && wrong < 3; ++c) {
+              const double sum =
+                  sums[static_cast<size_t>(r * columns + c)] + (has_bias ? bias.at(0, c) : 0);
+              const double want = epilogue == Epilogue::kNone ? sum
+                                  : backward                  ? sum * slope(beside_before.at(r, c))
+                                                              : gelu(sum);
+              const bool good = near(y.at(r, c), want) &&
+                                (epilogue != Epilogue::kGelu || near(beside.at(r, c), sum));
+              EXPECT_TRUE(good) << what << ": at " << r << ", " << c << " " << y.at(r, c)
+                                << " instead of " << want << "; " << beside.at(r, c)
+                                << " of a sum of " << sum;
+              if (!good) ++wrong;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// One tile, parts of tiles, more than one of a cluster, more than multiprocessors, and sums that
+// are longer than the ring of stages.
+INSTANTIATE_TEST_SUITE_P(Sizes, OwnProducts,
+                         ::testing::Values(Sizes{1, 8, 8, 8}, Sizes{77, 200, 72, 208},
+                                           Sizes{128, 192, 64, 192}, Sizes{129, 400, 136, 400},
+                                           Sizes{300, 136, 1032, 144}, Sizes{700, 768, 200, 768},
+                                           Sizes{2300, 3080, 264, 3080}),
+                         [](const auto& of) {
+                           return fmt::format("{}x{}x{}", of.param.rows, of.param.columns,
+                                              of.param.k);
+                         });
+
+// What our kernels do not compute is left to cuBLASLt.
+TEST(OwnProductsOfOtherKinds, AreNone) {
+  Product p;
+  p.m = 64, p.n = 64, p.k = 64;
+  p.transpose_a = true;
+  p.a.leading = p.b.leading = p.d.leading = 64;
+  p.in = p.out = DType::kBF16;
+  ASSERT_GT(own_kernels(p, 9), 0U);
+  const auto none = [&](auto change) {
+    Product other = p;
+    change(other);
+    return own_kernels(other, 9) == 0;
+  };
+  EXPECT_TRUE(none([](Product& o) { o.in = DType::kF32; }));
+  EXPECT_TRUE(none([](Product& o) { o.out = DType::kF32; }));
+  EXPECT_TRUE(none([](Product& o) { o.batch = 2; }));
+  EXPECT_TRUE(none([](Product& o) { o.has_c = true; }));
+  EXPECT_TRUE(none([](Product& o) { o.alignment = 8; }));
+  EXPECT_TRUE(none([](Product& o) { o.m = 68; }));
+  EXPECT_TRUE(none([](Product& o) { o.transpose_b = true; }));
+  EXPECT_TRUE(none([](Product& o) { o.transpose_a = false; }));
+  EXPECT_TRUE(none([](Product& o) { o.epilogue = Epilogue::kGeluBackward; }));
+  EXPECT_EQ(own_kernels(p, 8), 0U);
+  EXPECT_EQ(own_kernels(p, 10), 0U);
+}
+
+#else
+
+TEST(OwnProducts, NeedsABuildWithCuda) { GTEST_SKIP() << "built without CUDA"; }
+
+#endif
+
+}  // namespace
+}  // namespace cleave
