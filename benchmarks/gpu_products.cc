@@ -1,6 +1,6 @@
-// Products of bf16 with what stands behind them, alone on this machine's GPU: our own kernels beside
-// the best algorithm of cuBLASLt, and beside its best for the product with nothing behind it. The
-// products are those of a layer's MLP, and of queries, keys and values; random numbers.
+// Products of bf16 with what stands behind them, alone on this machine's GPU: our own kernels
+// beside the best algorithm of cuBLASLt, and beside its best for the product with nothing behind
+// it. The products are those of a layer's MLP, and of queries, keys and values; random numbers.
 #include <fmt/format.h>
 
 #ifdef CLEAVE_CUDA
@@ -139,8 +139,8 @@ int run(int argc, char** argv) {
         product_of(w.rows, w.hidden, w.ffn, Epilogue::kNone, true),
     };
     for (const Product& p : products) {
-      const double flops = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) *
-                           static_cast<double>(p.k);
+      const double flops =
+          2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
       const auto text = [&](double ms) {
         return fmt::format("{:.3f} ({:.0f})", ms, flops / ms * 1e-9);
       };
@@ -152,7 +152,8 @@ int run(int argc, char** argv) {
         return static_cast<std::ptrdiff_t>(own_kernels(of, device.properties().major));
       };
       const auto best = [](auto begin, auto end) {
-        return begin == end ? std::numeric_limits<double>::infinity() : *std::min_element(begin, end);
+        return begin == end ? std::numeric_limits<double>::infinity()
+                            : *std::min_element(begin, end);
       };
       const double library = best(ms.begin(), ms.end() - own(p));
       std::string ours;

@@ -33,7 +33,8 @@ __device__ inline void turn_of(double position, double frequency, double& cosine
   sincos(position * frequency, &sine, &cosine);
 }
 
-// A block has `each` positions, one after the other.
+// A block has `each` positions, one after the other. Its first vectors are on their way while it
+// works out their angles, and later ones while it turns those before.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads) rotate(Rotary<T> r, int each) {
   using A = Statistic<T>;
@@ -42,6 +43,35 @@ __global__ void __launch_bounds__(kThreads) rotate(Rotary<T> r, int each) {
   A* const sines = cosines + each * r.half;               // [each, half]
   const int64_t begin = blockIdx.x * int64_t{each};
   const int here = static_cast<int>(min(int64_t{each}, r.count - begin));
+  const int64_t first = blockIdx.y * static_cast<int64_t>(kThreads) + threadIdx.x;
+  const int64_t step = gridDim.y * static_cast<int64_t>(kThreads);
+  // Vector i of all that the block has, of `n` in each head: its head's elements, position and
+  // number. Where there are several positions, there are few vectors.
+  struct Place {
+    const T* x;
+    T* y;
+    int position, vector;
+  };
+  const auto place_of = [&](int n, int64_t i) {
+    const int64_t all = r.others.count * n;  // of a position
+    const int p = each == 1 ? 0 : static_cast<int>(i) / static_cast<int>(all);
+    const int64_t other = (i - p * all) / n;
+    int64_t at[2];
+    r.others.offsets(other, at);
+    return Place{r.x + (begin + p) * r.x_position + at[0], r.y + (begin + p) * r.y_position + at[1],
+                 p, static_cast<int>(i - p * all - other * n)};
+  };
+  const int vectors = r.half / N, starts = r.start / N;
+  const int64_t turned = here * r.others.count * vectors, copied = here * r.others.count * starts;
+  Place next = {};
+  Vec<T, N> next_a = {}, next_b = {};  // from both halves
+  const auto read = [&](int64_t i) {
+    next = place_of(vectors, i);
+    const T* const from = next.x + r.start * r.x_step;
+    next_a = row_load<N>(from, r.x_step, next.vector);
+    next_b = row_load<N>(from + r.half * r.x_step, r.x_step, next.vector);
+  };
+  if (first < turned) read(first);
   for (int i = threadIdx.x; i < here * r.half; i += kThreads) {
     const auto position = static_cast<double>(r.positions.position(begin + i / r.half));
     A sine;
@@ -49,40 +79,27 @@ __global__ void __launch_bounds__(kThreads) rotate(Rotary<T> r, int each) {
     sines[i] = static_cast<A>(r.sign) * sine;
   }
   __syncthreads();
-  const int vectors = r.half / N, starts = r.start / N;
-  const int64_t first = blockIdx.y * static_cast<int64_t>(kThreads) + threadIdx.x;
-  const int64_t step = gridDim.y * static_cast<int64_t>(kThreads);
-  // Calls fn(x, y, position, vector) for each of n vectors of every head.
-  const auto each_vector = [&](int n, auto fn) {
-    const int64_t all = r.others.count * n;  // of a position
-    for (int64_t i = first; i < here * all; i += step) {
-      // Where there are several positions, there are few vectors.
-      const int p = each == 1 ? 0 : static_cast<int>(i) / static_cast<int>(all);
-      const int64_t other = (i - p * all) / n;
-      int64_t at[2];
-      r.others.offsets(other, at);
-      fn(r.x + (begin + p) * r.x_position + at[0], r.y + (begin + p) * r.y_position + at[1], p,
-         static_cast<int>(i - p * all - other * n));
-    }
-  };
-  each_vector(vectors, [&](const T* x, T* y, int p, int v) {
-    const T* const from = x + r.start * r.x_step;
-    T* const to = y + r.start * r.y_step;
-    const auto a = row_load<N>(from, r.x_step, v);
-    const auto b = row_load<N>(from + r.half * r.x_step, r.x_step, v);
+  for (int64_t i = first; i < turned;) {
+    const Place at = next;
+    const Vec<T, N> a = next_a, b = next_b;
+    i += step;
+    if (i < turned) read(i);
     Vec<T, N> left, right;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const A cosine = cosines[p * r.half + v * N + j], sine = sines[p * r.half + v * N + j];
+      const int angle = at.position * r.half + at.vector * N + j;
+      const A cosine = cosines[angle], sine = sines[angle];
       left.x[j] = To<T>::of(number(a.x[j]) * cosine - number(b.x[j]) * sine);
       right.x[j] = To<T>::of(number(b.x[j]) * cosine + number(a.x[j]) * sine);
     }
-    row_store(to, r.y_step, v, left);
-    row_store(to + r.half * r.y_step, r.y_step, v, right);
-  });
-  each_vector(starts, [&](const T* x, T* y, int, int v) {
-    row_store(y, r.y_step, v, row_load<N>(x, r.x_step, v));
-  });
+    T* const to = at.y + r.start * r.y_step;
+    row_store(to, r.y_step, at.vector, left);
+    row_store(to + r.half * r.y_step, r.y_step, at.vector, right);
+  }
+  for (int64_t i = first; i < copied; i += step) {
+    const Place at = place_of(starts, i);
+    row_store(at.y, r.y_step, at.vector, row_load<N>(at.x, r.x_step, at.vector));
+  }
 }
 
 }  // namespace
