@@ -77,7 +77,7 @@ class Bench {
     const auto launch = [&] {
       return device_.products().run(p, data, workspace_.data(), device_, stream_);
     };
-    if (!launch()) return {};
+    if (launch() == ProductAlgorithms::Made::kNothing) return {};
     std::vector<double> result;
     for (size_t i = 0; i < device_.products().count(p); ++i) {
       device_.products().choose(p, i);

@@ -84,7 +84,10 @@ bool fuse_column_sum(Fuser& fuser, size_t i) {
   std::optional<size_t> m = attention ? attention : norm_of(fuser, summed, sum);
   if (!m) {
     m = fuser.maker(summed, sum);
-    if (!m || fuser.instr(*m).op != &ops::gelu_backward) return false;
+    if (!m) return false;
+    const Instr& maker = fuser.instr(*m);
+    const bool product = maker.op == &ops::linear && maker.attrs.has("gelu_backward");
+    if (maker.op != &ops::gelu_backward && !product) return false;
   }
   Instr& made = fuser.instr(*m);
   if (made.attrs.has("sum")) return false;

@@ -4,7 +4,9 @@
 //
 //   a, b [, bias] [, residual] -> c       bias: the last factor of c; residual: as c
 //   a, b [, bias] -> c, y                 `gelu`: y = gelu(c)
-//   a, b, x -> c                          `gelu_backward`: of the product, the gradient of gelu(x)
+//   a, b, x -> c [, sums]                 `gelu_backward`: of the product, the gradient of gelu(x);
+//                                         `sum`: those of c over all but its last factor, in f32
+//                                         of halves with bit 1 of `wide`
 //
 // What is summed over is whole, or each partial sum would add the rest. With the attribute `dtype`,
 // f32, products of halves are stored as they are summed, and what is added is f32, too: a gradient
@@ -40,12 +42,21 @@ std::vector<TensorType> infer_linear(const OpCall& call) {
     fail("linear: {} operands, and its attributes say {}", call.in.size(), operands_of(call.attrs));
   }
   const bool gelu = has(call.attrs, "gelu"), backward = has(call.attrs, "gelu_backward");
+  const bool sum = has(call.attrs, "sum");
+  if (sum && !backward) fail("linear: only behind GELU's gradient are there sums");
   if ((gelu || backward) && (call.attrs.has("dtype") || has(call.attrs, "residual") ||
                              (backward && (gelu || has(call.attrs, "bias"))))) {
     fail("linear: its attributes ask for more beside GELU than there is");
   }
   std::vector<TensorType> out = infer_from_factors(call);
-  if (out.size() != (gelu ? 2 : 1)) fail("linear: {} results", out.size());
+  if (out.size() != (gelu || sum ? 2 : 1)) fail("linear: {} results", out.size());
+  if (sum) {
+    const OperandDims &c = call.signature.outputs()[0], &of = call.signature.outputs()[1];
+    if (of.size() != 1 || c.empty() || of[0] != c.back() || of[0].size() != 1) {
+      fail("'{}' does not sum over all but the last dimension", call.signature.text());
+    }
+    if ((call.attrs.integer_or("wide", 0) & 2) != 0) out[1].dtype = statistics_dtype(out[1].dtype);
+  }
   if (call.attrs.has("dtype")) out[0].dtype = dtype_named(call.attrs.text("dtype"));
   const bool wide = out[0].dtype != call.in[0].dtype;
   if (wide && (out[0].dtype != DType::kF32 || !is_half(call.in[0].dtype))) {
@@ -89,6 +100,8 @@ void linear_cpu(const KernelArgs& args) {
            args.out[0]);
   if (has(args.attrs, "gelu_backward")) {
     run_part(ops::gelu_backward, c + "," + c + "->" + c, args, {last, args.out[0]}, args.out[0]);
+    if (!has(args.attrs, "sum")) return;
+    run_part(ops::sum, c + "->" + s.output_text(1), args, {args.out[0]}, args.out[1]);
     return;
   }
   for (size_t i = 2; i < in.size(); ++i) {

@@ -63,21 +63,24 @@ TEST(Fusion, Linears) {
   }
 }
 
-// Of each layer of GPT, one product makes GELU too, and one its gradient, in halves as well; what
-// they compute, TrainsLikeTheParts compares. Products of 8 bits have neither.
+// Of each layer of GPT, one product makes GELU too, and one its gradient and that of the bias in
+// front, in halves as well; what they compute, TrainsLikeTheParts compares. Products of 8 bits have
+// neither.
 TEST(Fusion, Gelu) {
   const ModelConfig config = testing::config_for(testing::models()[0], 1);
   for (const DType dtype : {DType::kF64, DType::kBF16}) {
     const Graph graph = training_graph(config, dtype);
     const Plan plan = plan_for(graph, "1", {});
     const Program fused = lower(graph, plan, true), off = lower(graph, plan, {true, {"gelu"}});
-    int64_t forward = 0, backward = 0;
+    int64_t forward = 0, backward = 0, sums = 0;
     for (const Instr& i : fused.instrs) {
       forward += i.op == &ops::linear && i.attrs.has("gelu");
       backward += i.op == &ops::linear && i.attrs.has("gelu_backward");
+      sums += i.op == &ops::linear && i.attrs.has("sum");
     }
     EXPECT_EQ(forward, config.layers) << name_of(dtype);
     EXPECT_EQ(backward, config.layers) << name_of(dtype);
+    EXPECT_EQ(sums, config.layers) << name_of(dtype);
     EXPECT_EQ(count(fused, ops::gelu) + count(fused, ops::gelu_backward), 0) << name_of(dtype);
     EXPECT_EQ(count(off, ops::gelu_backward), config.layers) << name_of(dtype);
     if (dtype != DType::kBF16) continue;

@@ -57,6 +57,7 @@ class Matrix {
     return bf16_number(bits_[static_cast<size_t>(row * apart_ + column)]);
   }
   const std::vector<uint16_t>& bits() const { return bits_; }
+  const uint16_t* row(int64_t r) const { return bits_.data() + r * apart_; }
   // Whether what lies between the rows is the same in both.
   bool same_between(const Matrix& other) const {
     for (int64_t r = 0; r < rows_; ++r) {
@@ -96,39 +97,60 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
         for (int64_t c = 0; c < columns; ++c) to[c] += x * (backward ? b.at(i, c) : b.at(c, i));
       }
     }
-    for (const bool has_bias : {false, true}) {
-      if (has_bias && backward) continue;
+    for (const bool more : {false, true}) {  // a bias; behind GELU's slope, sums over rows
+      const bool has_bias = more && !backward;
       Product p;
       p.m = columns, p.n = rows, p.k = k;
       p.transpose_a = !backward;
       p.a.leading = (backward ? columns : k) + 16, p.b.leading = k + 8, p.d.leading = apart;
       p.in = p.out = DType::kBF16;
       p.has_bias = has_bias;
+      p.sums = more && backward;
       p.epilogue = epilogue;
       const size_t kernels = own_kernels(p, major_);
       ASSERT_EQ(kernels > 0, major_ == 9);
       for (size_t which = 0; which < kernels; ++which) {
         const std::string what =
-            fmt::format("[{}, {}] over {}, epilogue {}, bias {}, kernel {}", rows, columns, k,
-                        static_cast<int>(epilogue), has_bias, which);
+            fmt::format("[{}, {}] over {}, epilogue {}{}, kernel {}", rows, columns, k,
+                        static_cast<int>(epilogue), more ? " and more" : "", which);
+        const int64_t parts = (rows + kSummedColumns - 1) / kSummedColumns;
         std::vector<uint16_t> first;
-        for (int turn = 0; turn < 2; ++turn) {
-          Matrix y(rows, columns, apart, 4), beside(rows, columns, apart, 5);
-          run_own_kernel(p, {b.data(), a.data(), nullptr, bias.data(), y.data(), beside.data()},
-                         which, multiprocessors_, nullptr);
+        std::vector<float> over_rows(static_cast<size_t>(parts * columns)), first_over_rows;
+        const DeviceMemory parts_memory(parts * columns * 4);
+        // Also by one cluster and by three, whose warpgroups then have many turns; and, of the
+        // slope, in the place of what is beside.
+        for (const int multiprocessors : {multiprocessors_, 2, 6, -2}) {
+          if (multiprocessors < 0 && !backward) continue;
+          const bool in_place = multiprocessors < 0;
+          Matrix y(rows, columns, apart, in_place ? 5 : 4), beside(rows, columns, apart, 5);
+          cuda_check(cudaMemset(parts_memory.data(), 0xff, over_rows.size() * 4));  // NaN
+          run_own_kernel(
+              p,
+              {b.data(), a.data(), nullptr, bias.data(), y.data(),
+               in_place ? y.data() : beside.data(), reinterpret_cast<float*>(parts_memory.data())},
+              which, std::abs(multiprocessors), nullptr);
           cuda_check(cudaDeviceSynchronize());
+          cuda_check(cudaMemcpy(over_rows.data(), parts_memory.data(), over_rows.size() * 4,
+                                cudaMemcpyDeviceToHost));
           y.read();
           beside.read();
-          EXPECT_TRUE(y.same_between(before)) << what;
+          EXPECT_TRUE(y.same_between(in_place ? beside_before : before)) << what;
           EXPECT_TRUE(beside.same_between(beside_before)) << what;
           if (epilogue != Epilogue::kGelu) {
             EXPECT_EQ(beside.bits(), beside_before.bits()) << what;
           }
-          if (turn == 1) {
-            EXPECT_EQ(y.bits(), first) << what << ", again";
+          if (!first.empty()) {
+            for (int64_t r = 0; r < rows; ++r) {
+              EXPECT_TRUE(std::equal(y.row(r), y.row(r) + columns, first.data() + r * apart))
+                  << what << ", by " << multiprocessors << ", row " << r;
+            }
+            if (p.sums) {
+              EXPECT_EQ(over_rows, first_over_rows) << what << ", by " << multiprocessors;
+            }
             continue;
           }
           first = y.bits();
+          first_over_rows = over_rows;
           const auto near = [](double got, double want) {
             return std::abs(got - want) <= 4e-3 * std::abs(want) + 1e-3;
           };
@@ -148,6 +170,16 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
               if (!good) ++wrong;
             }
           }
+          for (int64_t c = 0; p.sums && c < columns; ++c) {
+            double got = 0, want = 0;
+            for (int64_t part = 0; part < parts; ++part) {
+              got += over_rows[static_cast<size_t>(part * columns + c)];
+            }
+            for (int64_t r = 0; r < rows; ++r) {
+              want += sums[static_cast<size_t>(r * columns + c)] * slope(beside_before.at(r, c));
+            }
+            ASSERT_NEAR(got, want, 1e-3 * static_cast<double>(rows)) << what << ", sum " << c;
+          }
         }
       }
     }
@@ -160,7 +192,7 @@ INSTANTIATE_TEST_SUITE_P(Sizes, OwnProducts,
                          ::testing::Values(Sizes{1, 8, 8, 8}, Sizes{77, 200, 72, 208},
                                            Sizes{128, 192, 64, 192}, Sizes{129, 400, 136, 400},
                                            Sizes{300, 136, 1032, 144}, Sizes{700, 768, 200, 768},
-                                           Sizes{2300, 3080, 264, 3080}),
+                                           Sizes{900, 584, 776, 592}, Sizes{2300, 3080, 264, 3080}),
                          [](const auto& of) {
                            return fmt::format("{}x{}x{}", of.param.rows, of.param.columns,
                                               of.param.k);

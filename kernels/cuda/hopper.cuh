@@ -41,13 +41,13 @@ struct Barrier {
         "r"(bytes)
         : "memory");
   }
-  // Arrives at the barrier in the same place of another block of the cluster, or of this one.
+  // Arrives at the barrier in the same place of another block of the cluster, or of this one. For
+  // who has only read: what it has written need not be seen there.
   __device__ void arrive_at(uint32_t block) {
     asm volatile(
         "{\n.reg .b32 there;\n"
         "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(
-            shared_address(this)),
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(this)),
         "r"(block)
         : "memory");
   }

@@ -7,8 +7,11 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/generated.h"
+#include "kernels/cuda/product_hopper.h"
 #include "kernels/cuda/product_operands.h"
 #include "kernels/cuda/products.h"
+#include "kernels/ops.h"
+#include "kernels/run_part.h"
 
 namespace cleave {
 namespace {
@@ -44,11 +47,12 @@ int alignment_of(const void* data, int64_t elements, int64_t element) {
 struct Behind {
   int bias = -1, residual = -1;
   Epilogue epilogue = Epilogue::kNone;
+  bool sums = false;
 };
 
-// The product of the first two operands, with what stands behind it. False: cuBLASLt has no product
-// with this epilogue, and no result was made.
-bool contract(const KernelArgs& args, const Behind& behind) {
+// The product of the first two operands, with what stands behind it. Sums are the second result.
+using Made = ProductAlgorithms::Made;
+Made contract(const KernelArgs& args, const Behind& behind) {
   const int bias = behind.bias, residual = behind.residual;
   const Classes of = classify(args.signature);
   const ProductOperands operands = product_operands(args, of, residual);
@@ -63,7 +67,7 @@ bool contract(const KernelArgs& args, const Behind& behind) {
   const int64_t m = size_of(args, of.m), n = size_of(args, of.n), k = size_of(args, of.k);
   LoopNest<4> nest = nest_over<4>(
       args, of.batch, {a.strides, b.strides, c.strides, residual < 0 ? c.strides : r.strides});
-  if (nest.count() * m * n == 0) return true;
+  if (nest.count() * m * n == 0) return Made::kResult;
   CLEAVE_ASSERT(k > 0, "a product over nothing");
 
   Product p;
@@ -90,12 +94,15 @@ bool contract(const KernelArgs& args, const Behind& behind) {
   p.has_bias = bias >= 0, p.has_c = residual >= 0;
   if (p.has_c) p.c = {leading(r), step[3]};
   p.epilogue = behind.epilogue;
+  p.sums = behind.sums && swapped;
+  // The workspace is the library's, where an algorithm of its is used.
+  auto* const sums = p.sums ? static_cast<float*>(args.workspace) : nullptr;
   // Of GELU the first result is what cuBLASLt writes beside the product.
   const bool gelu = p.epilogue == Epilogue::kGelu;
   void* const aux = gelu                                    ? args.out[0].data
                     : p.epilogue == Epilogue::kGeluBackward ? args.in.back().data
                                                             : nullptr;
-  bool launched = true;
+  Made made = Made::kResult;
   for_each_element(nest, [&](const auto& at) {
     const auto moved = [](const Matrices& x, int64_t offset) {
       return static_cast<std::byte*>(x.data) + offset * size_of(x.dtype);
@@ -113,17 +120,35 @@ bool contract(const KernelArgs& args, const Behind& behind) {
          alignment_of(c_data, p.c.batch_stride, out), alignment_of(with(bias).data, 0, out),
          alignment_of(aux, 0, out)});
     // What cuBLASLt wants of the matrix beside the result.
-    launched = p.epilogue == Epilogue::kNone || (p.alignment == 16 && p.d.leading % 8 == 0);
-    launched =
-        launched && args.device->products().run(
-                        p, {a_data, b_data, c_data, with(bias).data, d_data, aux}, args.workspace,
-                        *args.device, static_cast<cudaStream_t>(args.stream));
+    if (p.epilogue != Epilogue::kNone && (p.alignment != 16 || p.d.leading % 8 != 0)) {
+      made = Made::kNothing;
+      return;
+    }
+    made = args.device->products().run(
+        p, {a_data, b_data, c_data, with(bias).data, d_data, aux, sums}, args.workspace,
+        *args.device, static_cast<cudaStream_t>(args.stream));
   });
-  if (!launched) return false;
+  if (made == Made::kNothing) return made;
+  if (made == Made::kSumsToo) add_own_sums(args, sums, (p.n + kSummedColumns - 1) / kSummedColumns);
   if (c.copied) {
     copy(args, args.signature.outputs()[0], args.out[0], out_strides(args, 0), c, false);
   }
-  return true;
+  return made;
+}
+
+// The second result: the sums of the first over all but its last factor.
+void add_sums(const KernelArgs& args) {
+  const Signature& s = args.signature;
+  const Signature& sum = Signature::get(s.output_text(0) + "->" + s.output_text(1));
+  const std::vector<Extent> extents = part_extents(sum, args);
+  ops::sum.cuda({.signature = sum,
+                 .attrs = args.attrs,
+                 .in = args.out.first(1),
+                 .out = args.out.subspan(1),
+                 .extents = extents,
+                 .workspace = args.workspace,
+                 .device = args.device,
+                 .stream = args.stream});
 }
 
 // An operand or result over all factors of the first result.
@@ -188,10 +213,15 @@ void linear_cuda(const KernelArgs& args) {
   const bool matrix = out.dtype != DType::kF64 && out.contiguous() && of.batch.empty();
   const bool at_once =
       matrix && (in_rows || bias < 0) && plain_operand(bias) && plain_operand(residual);
+  const bool sums = has("sum");
   if (gelu || backward) {
     const TensorView& beside = gelu ? args.out[1] : args.in.back();
     const Epilogue epilogue = gelu ? Epilogue::kGelu : Epilogue::kGeluBackward;
-    if (at_once && in_rows && plain(beside) && contract(args, {bias, -1, epilogue})) return;
+    const Made made = at_once && in_rows && plain(beside)
+                          ? contract(args, {bias, -1, epilogue, sums})
+                          : Made::kNothing;
+    if (made == Made::kResult && sums) add_sums(args);
+    if (made != Made::kNothing) return;
   }
   add_all(args, at_once, bias, residual);
   const Elements c = {out, out_strides(args, 0)};
@@ -200,6 +230,7 @@ void linear_cuda(const KernelArgs& args) {
     each_element(args, {{args.in.back(), in_strides(args, args.in.size() - 1)}, c}, c,
                  "b * gelu_slope(a)");
   }
+  if (sums) add_sums(args);
 }
 
 }  // namespace cleave

@@ -4,8 +4,10 @@
 
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/columns.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/workspace.h"
 
 namespace cleave {
 namespace {
@@ -13,10 +15,12 @@ namespace {
 using namespace hopper;  // NOLINT
 
 constexpr int kTall = 128, kDeep = 64;  // rows of a tile, and what is summed at a time
+static_assert(kTall == kSummedColumns);
 // Blocks of a cluster: their tiles lie one below the other, and share what is copied of b.
 constexpr int kCluster = 2;
 constexpr int kThreads = 384;            // a warpgroup that copies, and two that multiply
-constexpr int kLeft = 32, kTaken = 240;  // registers of theirs
+constexpr int kLeft = 24, kTaken = 240;  // registers of theirs, of those that a block begins with
+static_assert(128 * (kLeft + 2 * kTaken) <= 168 * kThreads);
 
 // y = a b, in rows: a is [rows, k] and dense along k; b is dense along k, or along y's rows.
 struct Call {
@@ -26,6 +30,7 @@ struct Call {
   const bf16* bias;          // null: none
   bf16* y;
   bf16* beside;  // the sums, of GELU; read, of its slope
+  float* sums;   // of the rows of each tile, [tiles down, columns]; null: not wanted
 };
 struct Maps {
   CUtensorMap a, b;
@@ -52,8 +57,11 @@ struct Block {
   static constexpr int kPart = (kAlongB ? kBroad : kDeep) / kCluster;
   static_assert(kPart * B::kRowBytes % 1024 == 0);
   static constexpr int kStageBytes = A::kBytes + B::kBytes;
-  static constexpr int kStages = 220000 / kStageBytes;
-  static constexpr int kBytes = kStages * kStageBytes + 1024 + 2 * kStages * 8;
+  static constexpr int kStages = 210000 / kStageBytes;
+  // Of each warpgroup: a row of sums a warp.
+  static constexpr int kSumBytes = 2 * 4 * kBroad * 4;
+  static constexpr int kBytes = kStages * kStageBytes + 1024 + kSumBytes + (2 * kStages + 2) * 8;
+  static_assert(kBytes <= 227 << 10);
 };
 
 // Two numbers of a register.
@@ -61,42 +69,100 @@ __device__ inline float2 apart(uint32_t both) {
   return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
 }
 
-// What becomes of a warpgroup's sums: those of rows 64 h and on are sums[h].
+// 1 / (1 + 2^x).
+__device__ inline float fraction(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1 + exp2_of(x)));
+  return y;
+}
+// GELU and its slope (prelude.cuh) in as few instructions as there are: x / (1 + 2^(x (c + a c
+// x^2))).
+constexpr float kGeluC = -1.5957691216057308 * 1.4426950408889634, kGeluA = 0.044715;
+__device__ inline float gelu_of(float x) {
+  return x * fraction(x * fmaf(x * x, kGeluA * kGeluC, kGeluC));
+}
+__device__ inline float gelu_slope_of(float x) {
+  constexpr float c = 1.5957691216057308;
+  const float square = x * x, s = fraction(x * fmaf(square, kGeluA * kGeluC, kGeluC));
+  return fmaf(x * fmaf(square, 3 * kGeluA * c, c) * (1 - s), s, s);
+}
+
+// Where a thread's results are. Of its four rows, q is that of the sums [q / 2] (of rows 64 h and
+// on) with i = q % 2 (hopper.cuh); of 32 columns it has eight, once they are transposed.
+struct Results {
+  const Call& call;
+  int row, column;  // the first of all
+
+  __device__ Results(const Call& c, const Place& place)
+      : call(c),
+        row(place.row + static_cast<int>(threadIdx.x) % 128 / 32 * 16 +
+            static_cast<int>(threadIdx.x) % 32 / 4),
+        column(place.column) {}
+  __device__ int row_of(int q) const { return row + q / 2 * 64 + q % 2 * 8; }
+  // Of the 32 from 8 j on.
+  __device__ int column_of(int j) const {
+    return column + 8 * (j + static_cast<int>(threadIdx.x) % 4);
+  }
+  __device__ bool there(int q, int j) const {
+    return row_of(q) < call.rows && column_of(j) < call.columns;
+  }
+  __device__ int64_t at(int q, int j) const { return row_of(q) * call.leading + column_of(j); }
+};
+
+// x[0]: the sum of one of the eight numbers over the threads of a warp that lie four apart. Which
+// one that is; each of these threads has another.
+__device__ inline int add_up_rows(float (&x)[8]) {
+  int which = 0;
+#pragma unroll
+  for (int half = 4; half > 0; half /= 2) {
+    const bool upper = (threadIdx.x & 4 * half) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float got = __shfl_xor_sync(~0u, upper ? x[i] : x[i + half], 4 * half);
+      x[i] = (upper ? x[i + half] : x[i]) + got;
+    }
+    which += upper ? half : 0;
+  }
+  return which;
+}
+
+// What becomes of a warpgroup's sums. `kept`: [4, kBroad], for sums over rows.
 template <int kBroad, Epilogue kEpilogue>
-__device__ inline void finish(const Call& call, const Place& place,
-                              const float (&sums)[2][kBroad / 2]) {
+__device__ inline void finish(const Results& results, const float (&sums)[2][kBroad / 2],
+                              float* kept) {
+  constexpr bool kSlope = kEpilogue == Epilogue::kGeluBackward;
+  const Call& call = results.call;
   const int lane = static_cast<int>(threadIdx.x) % 32, quad = lane % 4;
-  const int first = place.row + static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane / 4;
-  // Row q of a thread's four: numbers of sums[q / 2] with i = q % 2.
-  const auto row_of = [&](int q) { return first + q / 2 * 64 + q % 2 * 8; };
+  float* const own_kept = kept + static_cast<int>(threadIdx.x) % 128 / 32 * kBroad;
+  if (kSlope && call.sums != nullptr) {
+    meet_warpgroup(static_cast<int>(threadIdx.x) / 128);  // those of the tile before are read
+  }
 #pragma unroll
   for (int j = 0; j < kBroad / 8; j += 4) {
-    const int column = place.column + 8 * (j + quad);  // of eight, once they are transposed
-    if (place.column + 8 * j >= call.columns) break;
-    const auto at = [&](int q) { return row_of(q) * call.leading + column; };
+    if (results.column + 8 * j >= call.columns) break;
     uint4 beside[4];
-    if constexpr (kEpilogue == Epilogue::kGeluBackward) {
+    if constexpr (kSlope) {
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         beside[q] = make_uint4(0, 0, 0, 0);
-        if (row_of(q) < call.rows && column < call.columns) {
-          beside[q] = __ldcs(reinterpret_cast<const uint4*>(call.beside + at(q)));
-        }
+        if (!results.there(q, j)) continue;
+        beside[q] = __ldcs(reinterpret_cast<const uint4*>(call.beside + results.at(q, j)));
       }
     }
     float2 bias[4];
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       bias[s] = {0, 0};
-      const int c = place.column + 8 * (j + s) + 2 * quad;
-      if (kEpilogue != Epilogue::kGeluBackward && call.bias != nullptr && c < call.columns) {
+      const int c = results.column + 8 * (j + s) + 2 * quad;
+      if (!kSlope && call.bias != nullptr && c < call.columns) {
         bias[s] = apart(__ldg(reinterpret_cast<const unsigned*>(call.bias + c)));
       }
     }
+    float over_rows[8] = {};
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       uint32_t x[4], z[4];
-      if constexpr (kEpilogue == Epilogue::kGeluBackward) {
+      if constexpr (kSlope) {
         z[0] = beside[q].x, z[1] = beside[q].y, z[2] = beside[q].z, z[3] = beside[q].w;
         transpose_quad(z);
       }
@@ -106,21 +172,36 @@ __device__ inline void finish(const Call& call, const Place& place,
         float low = sums[q / 2][n] + bias[s].x, high = sums[q / 2][n + 1] + bias[s].y;
         if constexpr (kEpilogue == Epilogue::kGelu) {
           z[s] = pair<bf16>(low, high);
-          low = gelu(low), high = gelu(high);
-        } else if constexpr (kEpilogue == Epilogue::kGeluBackward) {
+          low = gelu_of(low), high = gelu_of(high);
+        } else if constexpr (kSlope) {
           const float2 of = apart(z[s]);
-          low *= gelu_slope(of.x), high *= gelu_slope(of.y);
+          low *= gelu_slope_of(of.x), high *= gelu_slope_of(of.y);
+          over_rows[2 * s] += low, over_rows[2 * s + 1] += high;
         }
         x[s] = pair<bf16>(low, high);
       }
       transpose_quad(x);
       if constexpr (kEpilogue == Epilogue::kGelu) transpose_quad(z);
-      if (row_of(q) >= call.rows || column >= call.columns) continue;
-      *reinterpret_cast<uint4*>(call.y + at(q)) = make_uint4(x[0], x[1], x[2], x[3]);
+      if (!results.there(q, j)) continue;
+      const int64_t at = results.at(q, j);
+      *reinterpret_cast<uint4*>(call.y + at) = make_uint4(x[0], x[1], x[2], x[3]);
       if constexpr (kEpilogue == Epilogue::kGelu) {
-        *reinterpret_cast<uint4*>(call.beside + at(q)) = make_uint4(z[0], z[1], z[2], z[3]);
+        __stcs(reinterpret_cast<uint4*>(call.beside + at), make_uint4(z[0], z[1], z[2], z[3]));
       }
     }
+    if constexpr (kSlope) {
+      if (call.sums == nullptr) continue;
+      const int s = add_up_rows(over_rows);
+      own_kept[8 * (j + s / 2) + 2 * quad + s % 2] = over_rows[0];
+    }
+  }
+  if (!kSlope || call.sums == nullptr) return;
+  meet_warpgroup(static_cast<int>(threadIdx.x) / 128);
+  const int tile = (results.row - results.row % kTall) / kTall;
+  for (int c = static_cast<int>(threadIdx.x) % 128; c < kBroad; c += 128) {
+    if (results.column + c >= call.columns || tile * kTall >= call.rows) break;
+    call.sums[static_cast<int64_t>(tile) * call.columns + results.column + c] =
+        (kept[c] + kept[kBroad + c]) + (kept[2 * kBroad + c] + kept[3 * kBroad + c]);
   }
 }
 
@@ -133,13 +214,16 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   constexpr int kStages = Own::kStages;
   extern __shared__ unsigned char raw[];
   unsigned char* const stages = aligned_shared(raw);
-  auto* const full = reinterpret_cast<Barrier*>(stages + kStages * Own::kStageBytes);
-  Barrier* const empty = full + kStages;
+  auto* const kept = reinterpret_cast<float*>(stages + kStages * Own::kStageBytes);
+  auto* const full =
+      reinterpret_cast<Barrier*>(stages + kStages * Own::kStageBytes + Own::kSumBytes);
+  Barrier *const empty = full + kStages, *const turns_of = empty + kStages;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       full[i].init(1);
       empty[i].init(4 * kCluster);  // the warps of the warpgroup whose turn it is, in all blocks
     }
+    for (int i = 0; i < 2; ++i) turns_of[i].init(4);  // the warps of the other one
     barriers_ready();
   }
   meet_cluster();
@@ -187,11 +271,26 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     for (uint32_t block = 0; block < kCluster; ++block) empty[stage].arrive_at(block);
   };
   int mine = 1;  // the warpgroup whose turn it is
+  uint32_t turn_parity = warpgroup == 1 ? 1 : 0;
   for (int turn = first; turn < turns; turn += clusters, mine ^= 3) {
     if (mine != warpgroup) {
       ring.skip(call.steps);
       continue;
     }
+    Place place = place_of(call, turn, kBroad);
+    place.row += rank * kTall;
+    if constexpr (kEpilogue == Epilogue::kGeluBackward) {
+      // What is beside is in the L2 cache when it is read.
+      const int row = place.row + static_cast<int>(threadIdx.x) % 128;
+      const bf16* const from = call.beside + row * call.leading + place.column;
+      for (int c = 0; c < kBroad && row < call.rows && place.column + c < call.columns; c += 64) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + c));
+      }
+    }
+    // When the other one has seen all stages of its turn: else the parity of a stage's barrier
+    // could be that of a fill before.
+    turns_of[warpgroup - 1].wait(turn_parity);
+    turn_parity ^= 1;
     float sums[2][kBroad / 2];
     for (int step = 0; step < call.steps; ++step, ring.next()) {
       full[ring.stage].wait(ring.parity);
@@ -212,13 +311,12 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
       wait_products<1>();
       if (step > 0) release(ring.last());
     }
+    if (speaks) turns_of[2 - warpgroup].arrive();
     wait_products<0>();
     hold(sums[0]);
     hold(sums[1]);
     release(ring.last());
-    Place place = place_of(call, turn, kBroad);
-    place.row += rank * kTall;
-    finish<kBroad, kEpilogue>(call, place, sums);
+    finish<kBroad, kEpilogue>(Results(call, place), sums, kept + (warpgroup - 1) * 4 * kBroad);
   }
   // The other block arrives at this one's barriers until it is done.
   meet_cluster();
@@ -234,9 +332,10 @@ void launch(const Product& p, const ProductData& data, int multiprocessors, cuda
                      .pairs = static_cast<int>((p.n + kCluster * kTall - 1) / (kCluster * kTall)),
                      .across = static_cast<int>((p.m + kBroad - 1) / kBroad),
                      .leading = p.d.leading,
-                     .bias = of(data.bias),
+                     .bias = p.has_bias ? of(data.bias) : nullptr,
                      .y = of(data.d),
-                     .beside = of(data.aux)};
+                     .beside = of(data.aux),
+                     .sums = p.sums ? data.sums : nullptr};
   const auto map = [&](const void* matrix, int64_t width, int64_t rows, int64_t leading, int box) {
     return tensor_map(DType::kBF16, of(matrix), {width, rows, 1, 1},
                       {leading, rows * leading, rows * leading}, box, 64);
@@ -271,6 +370,8 @@ size_t own_kernels(const Product& p, int major) {
   if (p.batch != 1 || p.has_c || p.alignment != 16 || p.transpose_b || p.m % 8 != 0) return 0;
   const bool slope = p.epilogue == Epilogue::kGeluBackward;
   if (p.transpose_a == slope || (slope && p.has_bias)) return 0;
+  // Where parts of sums are kept.
+  if (p.sums && (!slope || (p.n + kTall - 1) / kTall * p.m * 4 > kProductWorkspace)) return 0;
   // Tiles are counted, and rows found, in 32 bits.
   if (std::max({p.m, p.n, p.k}) > INT32_MAX / 2 || p.m * p.n / kTall > INT32_MAX) return 0;
   return 2;
@@ -281,6 +382,11 @@ void run_own_kernel(const Product& p, const ProductData& data, size_t which, int
   CLEAVE_ASSERT(which < 2, "there is no kernel {}", which);
   which == 0 ? launch<192>(p, data, multiprocessors, stream)
              : launch<128>(p, data, multiprocessors, stream);
+}
+
+void add_own_sums(const KernelArgs& args, const float* sums, int64_t parts) {
+  const auto n = static_cast<size_t>(args.signature.outputs()[1][0][0]);
+  add_partials(args, sums, parts, args.extents[n].local, 1, n);
 }
 
 }  // namespace cleave

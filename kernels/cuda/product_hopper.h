@@ -9,6 +9,7 @@
 #include <cstddef>
 
 #include "kernels/cuda/products.h"
+#include "kernels/geometry.h"
 
 namespace cleave {
 
@@ -20,5 +21,8 @@ size_t own_kernels(const Product& product, int major);
 // Launches one of them. Every sum has a fixed order.
 void run_own_kernel(const Product& product, const ProductData& data, size_t which,
                     int multiprocessors, cudaStream_t stream);
+
+// Adds up the parts of sums that it has kept, in their order, to the second result.
+void add_own_sums(const KernelArgs& args, const float* sums, int64_t parts);
 
 }  // namespace cleave

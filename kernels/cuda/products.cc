@@ -36,9 +36,9 @@ struct ProductAlgorithms::Algorithm {
   cublasLtMatmulAlgo_t library = {};
   int own = -1;  // its number; -1: none
 
-  // As it is kept. A kernel of ours that adds in another order than before is another one.
+  // As it is kept.
   std::string bytes() const {
-    if (own >= 0) return fmt::format("own kernel {}, 1", own);
+    if (own >= 0) return fmt::format("own kernel {}", own);
     return {reinterpret_cast<const char*>(&library), sizeof library};
   }
 };
@@ -123,7 +123,8 @@ cublasLtEpilogue_t epilogue_of(const Product& p) {
 }
 
 // All that the fastest algorithm depends on, beside the program around it. Chosen once on this
-// machine: another choice may add in another order.
+// machine: another choice may add in another order. "own 1": our kernels, whose order has this
+// number.
 std::string key_of(const Product& p, const DeviceContext& device) {
   const auto matrix = [](const ProductMatrix& m) {
     return fmt::format("{}+{}", m.leading, m.batch_stride);
@@ -132,14 +133,18 @@ std::string key_of(const Product& p, const DeviceContext& device) {
   return fmt::format(
       "in a step, {}, cuBLASLt {}: {} x {} x {}, {} times, {} {} to {}, transposed {} {}, "
       "{} {} {} {}, adds {} {}, tf32 {}, aligned {}, quick {}{}; "
-      "{} candidates, {} bytes, any order {}, own {}",
+      "{} candidates, {} bytes, any order {}{}{}",
       device.properties().name, cublas_lt().GetVersion(), p.m, p.n, p.k, p.batch, name_of(p.in),
       name_of(p.b_type()), name_of(p.out), p.transpose_a, p.transpose_b, matrix(p.a), matrix(p.b),
       matrix(p.c), matrix(p.d), p.has_c, p.has_bias, p.tf32, p.alignment, p.quick,
       p.epilogue == Epilogue::kNone   ? ""
       : p.epilogue == Epilogue::kGelu ? ", then GELU"
                                       : ", then GELU's gradient",
-      search.candidates, search.workspace, search.any_order, static_cast<int>(search.own));
+      search.candidates, search.workspace, search.any_order,
+      search.own == DeviceContext::OwnProducts::kNone    ? ""
+      : search.own == DeviceContext::OwnProducts::kFirst ? ", own 1 first"
+                                                         : ", own 1",
+      p.sums ? ", with sums" : "");
 }
 
 }  // namespace
@@ -242,14 +247,14 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   return *found;
 }
 
-bool ProductAlgorithms::run(const Product& p, const ProductData& data, void* workspace,
-                            DeviceContext& device, cudaStream_t stream,
-                            const ProductScales& scales) {
+ProductAlgorithms::Made ProductAlgorithms::run(const Product& p, const ProductData& data,
+                                               void* workspace, DeviceContext& device,
+                                               cudaStream_t stream, const ProductScales& scales) {
   const Prepared& known = prepared(p, device, stream);
-  if (known.offered.empty()) return false;
+  if (known.offered.empty()) return Made::kNothing;
   if (heard) heard(p);
   known.run(p, data, workspace, device, stream, scales);
-  return true;
+  return p.sums && known.algorithm.own >= 0 ? Made::kSumsToo : Made::kResult;
 }
 
 // --- Trials --------------------------------------------------------------------------------------

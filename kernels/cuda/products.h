@@ -49,6 +49,7 @@ struct Product {
   int alignment = 16;        // bytes, of all pointers and of their columns; a power of two <= 16
   bool quick = false;        // of 8 bits: sums are kept in fewer bits inside the tensor cores
   Epilogue epilogue = Epilogue::kNone;
+  bool sums = false;  // the sums of d's rows (m of them) are wanted, too
   DType b_type() const { return in_b == DType::kI32 ? in : in_b; }
   auto operator<=>(const Product&) const = default;
 };
@@ -57,7 +58,10 @@ struct Product {
 struct ProductData {
   const void *a = nullptr, *b = nullptr, *c = nullptr, *bias = nullptr;
   void *d = nullptr, *aux = nullptr;
+  // Of product.sums: of every kSummedColumns columns of d, [parts, m].
+  float* sums = nullptr;
 };
+inline constexpr int64_t kSummedColumns = 128;
 
 // On the device, what the numbers of operands of 8 bits are to be multiplied by.
 struct ProductScales {
@@ -69,9 +73,10 @@ class ProductAlgorithms {
   ProductAlgorithms();
   ~ProductAlgorithms();
 
-  // Launches the product with the best algorithm that is known for it. False: there is none with
-  // such an epilogue, and nothing was launched.
-  bool run(const Product& product, const ProductData& data, void* workspace, DeviceContext& device,
+  // Launches the product with the best algorithm that is known for it, and tells what that makes:
+  // nothing, when there is none with such an epilogue; sums only of a kernel of ours.
+  enum class Made : uint8_t { kNothing, kResult, kSumsToo };
+  Made run(const Product& product, const ProductData& data, void* workspace, DeviceContext& device,
            cudaStream_t stream, const ProductScales& scales = {});
 
   // Is called with every product that is launched.

@@ -59,6 +59,14 @@ void add_linears(std::vector<OpCase>& cases) {
   add("bsK,nK,bsn->bsn", backward, {x, f64({12, 12}), f64({4, 8, 12})});
   add("bsK,nK,n->bsn,bsn", bias_gelu, {x, f64({1, 12}), f64({1})});
   add("bsK,nK,bsn->bsn", backward, {x, f64({1, 12}), f64({4, 8, 1})});
+  // And with the sums of that gradient.
+  const Attrs sums = {{"gelu_backward", int64_t{1}}, {"sum", int64_t{1}}, {"wide", int64_t{2}}};
+  add("bsN,Nk,bsk->bsk,k", sums, {made, weight, wide});
+  add("bsK,nK,bsn->bsn,n", sums, {wide, weight, made});
+  add("bsN,Nk,bsk->bsk,k", sums, {f64({4, 8, 20}), f64({20, 12}), x});
+  add("bsN,Nk,bsk->bsk,k", sums, {f64({4, 8, 20}), f64({20, 1}), f64({4, 8, 1})});
+  add("bsN,Nk,bsk->bsk,k", {{"gelu_backward", int64_t{1}}, {"sum", int64_t{1}}},
+      {made, weight, wide});
 }
 
 TensorType f8(DType dtype, Shape shape) { return {dtype, std::move(shape)}; }
