@@ -14,7 +14,9 @@
 #include "graph/philox.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/product_hopper.h"
+#include "kernels/ops.h"
 #include "tests/support/gpu_checks.h"
+#include "tests/support/op_checks.h"
 
 namespace cleave {
 namespace {
@@ -76,12 +78,33 @@ class Matrix {
   DeviceMemory memory_;
 };
 
+// Of a [rows, k] and b [k, columns] or, when it is not `across`, [columns, k].
+std::vector<double> sums_of(const Matrix& a, const Matrix& b, bool across, const Sizes& n) {
+  std::vector<double> of_b(static_cast<size_t>(n.k * n.columns)),
+      sums(static_cast<size_t>(n.rows * n.columns), 0);
+  for (int64_t i = 0; i < n.k; ++i) {
+    for (int64_t c = 0; c < n.columns; ++c) {
+      of_b[static_cast<size_t>(i * n.columns + c)] = across ? b.at(i, c) : b.at(c, i);
+    }
+  }
+  for (int64_t r = 0; r < n.rows; ++r) {
+    double* const to = &sums[static_cast<size_t>(r * n.columns)];
+    for (int64_t i = 0; i < n.k; ++i) {
+      const double x = a.at(r, i);
+      const double* const from = &of_b[static_cast<size_t>(i * n.columns)];
+      for (int64_t c = 0; c < n.columns; ++c) to[c] += x * from[c];
+    }
+  }
+  return sums;
+}
+
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 double gelu(double x) { return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x)); }
 double slope(double x) { return (gelu(x + 1e-5) - gelu(x - 1e-5)) / 2e-5; }
 
 TEST_P(OwnProducts, AreNearSumsInDouble) {
   const auto [rows, columns, k, apart] = GetParam();
+  std::vector<double> sums;
   for (const Epilogue epilogue : {Epilogue::kNone, Epilogue::kGelu, Epilogue::kGeluBackward}) {
     const bool backward = epilogue == Epilogue::kGeluBackward;
     const Matrix a(rows, k, k + 8, 1);
@@ -89,14 +112,7 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
                    2);
     const Matrix bias(1, columns, columns, 3), before(rows, columns, apart, 4),
         beside_before(rows, columns, apart, 5);
-    std::vector<double> sums(static_cast<size_t>(rows * columns), 0);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < k; ++i) {
-        const double x = a.at(r, i);
-        double* const to = &sums[static_cast<size_t>(r * columns)];
-        for (int64_t c = 0; c < columns; ++c) to[c] += x * (backward ? b.at(i, c) : b.at(c, i));
-      }
-    }
+    if (epilogue != Epilogue::kGelu) sums = sums_of(a, b, backward, GetParam());
     for (const bool more : {false, true}) {  // a bias; behind GELU's slope, sums over rows
       const bool has_bias = more && !backward;
       Product p;
@@ -197,6 +213,15 @@ INSTANTIATE_TEST_SUITE_P(Sizes, OwnProducts,
                            return fmt::format("{}x{}x{}", of.param.rows, of.param.columns,
                                               of.param.k);
                          });
+
+// As linear has them, with what is added up where.
+TEST(OwnProductsInLinear, AreWhatTheReferenceIs) {
+  if (!testing::has_gpu()) GTEST_SKIP() << "no GPU here";
+  const testing::OwnProductsFirst first;
+  for (const testing::OpCase& c : testing::basic_op_cases()) {
+    if (c.op == &ops::linear || c.op == &ops::matmul) testing::check_on_gpu(c);
+  }
+}
 
 // What our kernels do not compute is left to cuBLASLt.
 TEST(OwnProductsOfOtherKinds, AreNone) {

@@ -33,9 +33,10 @@ __global__ void __launch_bounds__(512)
 }
 
 // Makes the results after the first, of n elements along this factor, of the partials.
+// Of each file by itself: the kernel is compiled for its GPUs.
 template <class A>
-void add_partials(const KernelArgs& args, const A* partials, int64_t count, int64_t n, int sums,
-                  size_t along) {
+static void add_partials(const KernelArgs& args, const A* partials, int64_t count, int64_t n,
+                         int sums, size_t along) {
   Columns to;
   CLEAVE_ASSERT(sums <= Columns::kMost, "{} sums", sums);
   for (int s = 0; s < sums; ++s) {

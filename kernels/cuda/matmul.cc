@@ -50,7 +50,8 @@ struct Behind {
   bool sums = false;
 };
 
-// The product of the first two operands, with what stands behind it. Sums are the second result.
+// The product of the first two operands, with what stands behind it; sums are the second result.
+// Nothing: what stands behind it does not lie as the product's own result.
 using Made = ProductAlgorithms::Made;
 Made contract(const KernelArgs& args, const Behind& behind) {
   const int bias = behind.bias, residual = behind.residual;
@@ -58,6 +59,16 @@ Made contract(const KernelArgs& args, const Behind& behind) {
   const ProductOperands operands = product_operands(args, of, residual);
   const Matrices &a = operands.a, &b = operands.b, &c = operands.c, &r = operands.residual;
   const auto with = [&](int i) { return i < 0 ? TensorView{} : args.in[static_cast<size_t>(i)]; };
+  // In columns a result [m, n] in rows is [n, m]: then the factors change places.
+  const bool swapped = c.row != 1;
+  // A bias, and sums, are of the factor that is the fastest in the result.
+  const std::vector<int8_t>& fastest = swapped ? of.n : of.m;
+  const OperandDims& dims = args.signature.outputs()[0];
+  const bool by_last = !c.copied && !dims.empty() && dims.back().size() == 1 &&
+                       fastest.size() == 1 && fastest[0] == dims.back()[0];
+  if ((bias >= 0 && !by_last) || (behind.epilogue != Epilogue::kNone && c.copied)) {
+    return Made::kNothing;
+  }
   for (const auto& [i, to] : {std::pair(0, &a), std::pair(1, &b), std::pair(residual, &r)}) {
     if (!to->copied) continue;
     const auto operand = static_cast<size_t>(i);
@@ -73,8 +84,6 @@ Made contract(const KernelArgs& args, const Behind& behind) {
   Product p;
   p.in = args.in[0].dtype, p.out = args.out[0].dtype;
   p.tf32 = args.device->tf32 && p.in == DType::kF32;
-  // In columns a result [m, n] in rows is [n, m]: then the factors change places.
-  const bool swapped = c.row != 1;
   const Matrices& left = swapped ? b : a;
   const Matrices& right = swapped ? a : b;
   p.m = swapped ? n : m, p.n = swapped ? m : n, p.k = k;
@@ -94,7 +103,7 @@ Made contract(const KernelArgs& args, const Behind& behind) {
   p.has_bias = bias >= 0, p.has_c = residual >= 0;
   if (p.has_c) p.c = {leading(r), step[3]};
   p.epilogue = behind.epilogue;
-  p.sums = behind.sums && swapped;
+  p.sums = behind.sums && swapped && by_last;
   // The workspace is the library's, where an algorithm of its is used.
   auto* const sums = p.sums ? static_cast<float*>(args.workspace) : nullptr;
   // Of GELU the first result is what cuBLASLt writes beside the product.
@@ -180,10 +189,7 @@ void each_element(const KernelArgs& args, const std::vector<Elements>& in, const
 // that lie otherwise than the result. One that the result overwrites lies as it does, and is always
 // added at once.
 void add_all(const KernelArgs& args, bool at_once, int bias, int residual) {
-  if (at_once) {
-    contract(args, {bias, residual});
-    return;
-  }
+  if (at_once && contract(args, {bias, residual}) != Made::kNothing) return;
   const bool in_place = residual >= 0 && args.in.back().data == args.out[0].data;
   contract(args, {-1, in_place ? residual : -1});
   std::vector<Elements> in = {{args.out[0], out_strides(args, 0)}};

@@ -84,7 +84,7 @@ __device__ inline float gelu_of(float x) {
 __device__ inline float gelu_slope_of(float x) {
   constexpr float c = 1.5957691216057308;
   const float square = x * x, s = fraction(x * fmaf(square, kGeluA * kGeluC, kGeluC));
-  return fmaf(x * fmaf(square, 3 * kGeluA * c, c) * (1 - s), s, s);
+  return fmaf(x * (s * (1 - s)), fmaf(square, 3 * kGeluA * c, c), s);
 }
 
 // Where a thread's results are. Of its four rows, q is that of the sums [q / 2] (of rows 64 h and

@@ -17,9 +17,14 @@
 namespace cleave::testing {
 namespace {
 
+bool own_products_first = false;
+
 DeviceContext& device() {
   static DeviceContext context(0);
-  return context;
+  if (!own_products_first) return context;
+  static DeviceContext own(0);
+  own.product_search.own = DeviceContext::OwnProducts::kFirst;
+  return own;
 }
 
 // What is in the blocks goes to the device, the kernel runs there, and all comes back. A byte
@@ -127,6 +132,9 @@ void as_f64(std::vector<HostTensor>& tensors) {
 }
 
 }  // namespace
+
+OwnProductsFirst::OwnProductsFirst() { own_products_first = true; }
+OwnProductsFirst::~OwnProductsFirst() { own_products_first = false; }
 
 bool has_gpu() {
   int count = 0;

@@ -9,6 +9,14 @@ namespace cleave::testing {
 
 bool has_gpu();
 
+// While it lives, products are by our own kernels wherever they can be.
+struct OwnProductsFirst {
+  OwnProductsFirst();
+  ~OwnProductsFirst();
+  OwnProductsFirst(const OwnProductsFirst&) = delete;
+  OwnProductsFirst& operator=(const OwnProductsFirst&) = delete;
+};
+
 // The case in f64, f32, bf16 and f16, with operands that lie in any way, and in place; two runs of
 // it have the same bits. Mistakes are failures of the test that calls.
 void check_on_gpu(const OpCase& c);

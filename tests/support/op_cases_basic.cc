@@ -45,6 +45,9 @@ void add_linears(std::vector<OpCase>& cases) {
   // One column lies as rows do and as columns do.
   add("bsK,nK,n->bsn", bias, {x, f64({1, 12}), f64({1})});
   add("bsK,nK,n,bsn->bsn", both, {x, f64({1, 12}), f64({1}), f64({4, 8, 1})});
+  // Results whose last factor is not all of what one operand alone has.
+  add("bsK,hdK,d->bshd", bias, {x, f64({4, 8, 12}), f64({8})});
+  add("mK,bKn,n->bmn", bias, {f64({8, 12}), f64({4, 12, 16}), f64({16})});
   // With GELU; rows of 32 bytes and more, of every type, can be made with the product on a GPU.
   const Attrs gelu = {{"gelu", int64_t{1}}}, backward = {{"gelu_backward", int64_t{1}}};
   const Attrs bias_gelu = {{"bias", int64_t{1}}, {"gelu", int64_t{1}}};
@@ -59,12 +62,16 @@ void add_linears(std::vector<OpCase>& cases) {
   add("bsK,nK,bsn->bsn", backward, {x, f64({12, 12}), f64({4, 8, 12})});
   add("bsK,nK,n->bsn,bsn", bias_gelu, {x, f64({1, 12}), f64({1})});
   add("bsK,nK,bsn->bsn", backward, {x, f64({1, 12}), f64({4, 8, 1})});
+  add("mK,bKn->bmn,bmn", gelu, {f64({8, 32}), f64({4, 32, 16})});
+  add("mK,bKn,bmn->bmn", backward, {f64({8, 32}), f64({4, 32, 16}), f64({4, 8, 16})});
   // And with the sums of that gradient.
   const Attrs sums = {{"gelu_backward", int64_t{1}}, {"sum", int64_t{1}}, {"wide", int64_t{2}}};
   add("bsN,Nk,bsk->bsk,k", sums, {made, weight, wide});
   add("bsK,nK,bsn->bsn,n", sums, {wide, weight, made});
   add("bsN,Nk,bsk->bsk,k", sums, {f64({4, 8, 20}), f64({20, 12}), x});
   add("bsN,Nk,bsk->bsk,k", sums, {f64({4, 8, 20}), f64({20, 1}), f64({4, 8, 1})});
+  add("bsN,Nhd,bshd->bshd,d", sums, {made, f64({48, 4, 16}), f64({4, 8, 4, 16})});
+  add("mK,bKn,bmn->bmn,n", sums, {f64({8, 32}), f64({4, 32, 16}), f64({4, 8, 16})});
   add("bsN,Nk,bsk->bsk,k", {{"gelu_backward", int64_t{1}}, {"sum", int64_t{1}}},
       {made, weight, wide});
 }
