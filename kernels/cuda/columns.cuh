@@ -12,23 +12,26 @@ struct Columns {
   int64_t step[kMost] = {};
 };
 
-// to.out[s][column] = the sum of the partials, [count, sums, n], of sum s: blockIdx.y.
+// to.out[s][column] = the sum of the partials, [count, sums, n], of sum s: blockIdx.y. By many
+// threads: there is little to read, and what takes time is to wait for it.
+inline constexpr int kPartialRows = 32;  // of a block's threads
 template <class A>
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(32 * kPartialRows)
     add_partials_of(const A* partials, int count, int64_t n, Columns to) {
-  __shared__ A shared[16][32];
+  __shared__ A shared[kPartialRows][32];
   const int x = threadIdx.x % 32, y = threadIdx.x / 32;
   const int64_t column = blockIdx.x * int64_t{32} + x, sums = gridDim.y;
   A sum = 0;
   if (column < n) {
 #pragma unroll 4
-    for (int p = y; p < count; p += 16) sum += partials[(p * sums + blockIdx.y) * n + column];
+    for (int p = y; p < count; p += kPartialRows)
+      sum += partials[(p * sums + blockIdx.y) * n + column];
   }
   shared[y][x] = sum;
   __syncthreads();
   if (y > 0 || column >= n) return;
 #pragma unroll
-  for (int i = 1; i < 16; ++i) sum += shared[i][x];
+  for (int i = 1; i < kPartialRows; ++i) sum += shared[i][x];
   set(to.out[blockIdx.y], column * to.step[blockIdx.y], sum);
 }
 
@@ -45,7 +48,7 @@ static void add_partials(const KernelArgs& args, const A* partials, int64_t coun
     to.step[s] = out_strides(args, o)[along];
   }
   const dim3 blocks(static_cast<unsigned>(ceil_div(n, 32)), static_cast<unsigned>(sums));
-  add_partials_of<A><<<blocks, 512, 0, static_cast<cudaStream_t>(args.stream)>>>(
+  add_partials_of<A><<<blocks, 32 * kPartialRows, 0, static_cast<cudaStream_t>(args.stream)>>>(
       partials, static_cast<int>(count), n, to);
   cuda_check(cudaGetLastError());
 }

@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
   static_assert(kBackwardThreads<K> / 64 <= 15);  // meet
   __shared__ A shared[2][2][32];
   extern __shared__ double2 columns_memory[];
-  A* const columns = reinterpret_cast<A*>(columns_memory);  // [groups, n], of some groups
+  A* const columns = reinterpret_cast<A*>(columns_memory);  // [groups, sums, n], of some groups
   const int groups = blockDim.x / threads, group = threadIdx.x / threads;
   const int lane = threadIdx.x % threads, vectors = b.n / N;
   const auto each_vector = [&](auto fn) {
@@ -248,12 +248,12 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
   if (threads > 32 && r - group < b.rows.count) meet(threads, group);
   // The sums of the block's groups, added in their order.
   constexpr int kOwn = kLayer ? 2 : 1, kSums = kMore ? kOwn + 1 : kOwn;
+  const int all = b.sums * b.n;
+  A* const to = b.partials + static_cast<int64_t>(blockIdx.x) * all;
 #pragma unroll
   for (int s = 0; s < kSums; ++s) {
     if (s == b.sums) break;
-    A* const to = b.partials + (static_cast<int64_t>(blockIdx.x) * b.sums + s) * b.n;
-    A* const own = groups == 1 ? to : columns + group * b.n;
-    if (s > 0) __syncthreads();
+    A* const own = (groups == 1 ? to : columns + group * all) + s * b.n;
     each_vector([&](int k, int v) {
       constexpr int kAtOnce = 16 / sizeof(A);
 #pragma unroll
@@ -266,13 +266,13 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
         store(own + v * N + j, sums);
       }
     });
-    if (groups == 1) continue;
-    __syncthreads();
-    for (int i = threadIdx.x; i < b.n; i += blockDim.x) {
-      A sum = columns[i];
-      for (int g = 1; g < groups; ++g) sum += columns[g * b.n + i];
-      to[i] = sum;
-    }
+  }
+  if (groups == 1) return;
+  __syncthreads();
+  for (int i = threadIdx.x; i < all; i += blockDim.x) {
+    A sum = columns[i];
+    for (int g = 1; g < groups; ++g) sum += columns[g * all + i];
+    to[i] = sum;
   }
 }
 
@@ -422,10 +422,11 @@ int64_t backward_by_rows(const Backward<T>& k, cudaStream_t stream) {
   const int threads = static_cast<int>(ceil_div(ceil_div(vectors, K), 32) * 32);
   const int groups = kBackwardThreads<K> / threads;
   const int64_t blocks = std::min<int64_t>(kNormPartials, ceil_div(k.rows.count, groups));
-  const size_t columns = groups > 1 ? static_cast<size_t>(groups * k.n) * sizeof(A) : 0;
-  backward_of_rows<T, kWide<T>, K, kLayer, kMore>
-      <<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads * groups), columns, stream>>>(
-          k, threads);
+  const int columns = groups > 1 ? groups * k.sums * k.n * static_cast<int>(sizeof(A)) : 0;
+  auto* const kernel = backward_of_rows<T, kWide<T>, K, kLayer, kMore>;
+  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, columns));
+  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads * groups),
+           static_cast<size_t>(columns), stream>>>(k, threads);
   return blocks;
 }
 
