@@ -9,12 +9,12 @@
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
 
 #include "benchmarks/benchmark.h"
+#include "benchmarks/launch_times.h"
 #include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
@@ -112,27 +112,6 @@ class Call {
   void* workspace_ = nullptr;
 };
 
-double median_ms(const Call& call, DeviceContext& device, cudaStream_t stream) {
-  constexpr int kRuns = 31;
-  std::vector<cudaEvent_t> events(kRuns + 1);
-  for (cudaEvent_t& e : events) cuda_check(cudaEventCreate(&e));
-  for (int i = 0; i < 5; ++i) call.launch(device, stream);
-  for (int i = 0; i <= kRuns; ++i) {
-    cuda_check(cudaEventRecord(events[static_cast<size_t>(i)], stream));
-    if (i < kRuns) call.launch(device, stream);
-  }
-  cuda_check(cudaStreamSynchronize(stream));
-  std::vector<float> times;
-  for (size_t i = 0; i < kRuns; ++i) {
-    float ms = 0;
-    cuda_check(cudaEventElapsedTime(&ms, events[i], events[i + 1]));
-    times.push_back(ms);
-  }
-  for (cudaEvent_t e : events) cudaEventDestroy(e);
-  std::nth_element(times.begin(), times.begin() + kRuns / 2, times.end());
-  return static_cast<double>(times[kRuns / 2]);
-}
-
 int run(int, char**) {
   DeviceContext device(0);
   cudaStream_t stream = nullptr;
@@ -153,7 +132,7 @@ int run(int, char**) {
         device.tensor_core_attention = which == 0;
         device.cudnn_attention = which != 0;
         device.deterministic_attention = which != 2;
-        ms[which] = median_ms(call, device, stream);
+        ms[which] = median_ms([&] { call.launch(device, stream); }, stream);
         row += fmt::format(
             "{:>20}", fmt::format("{:.3f} ({:.0f})", ms[which], call.flops() / ms[which] * 1e-9));
       }

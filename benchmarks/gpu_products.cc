@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "benchmarks/benchmark.h"
+#include "benchmarks/launch_times.h"
 #include "executor/cuda/memory.h"
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
@@ -81,34 +82,12 @@ class Bench {
     std::vector<double> result;
     for (size_t i = 0; i < device_.products().count(p); ++i) {
       device_.products().choose(p, i);
-      result.push_back(median(launch));
+      result.push_back(median_ms(launch, stream_));
     }
     return result;
   }
 
  private:
-  template <class Launch>
-  double median(const Launch& launch) {
-    constexpr int kRuns = 25;
-    std::vector<cudaEvent_t> events(kRuns + 1);
-    for (cudaEvent_t& e : events) cuda_check(cudaEventCreate(&e));
-    for (int i = 0; i < 3; ++i) launch();
-    for (int i = 0; i <= kRuns; ++i) {
-      cuda_check(cudaEventRecord(events[static_cast<size_t>(i)], stream_));
-      if (i < kRuns) launch();
-    }
-    cuda_check(cudaStreamSynchronize(stream_));
-    std::vector<float> times;
-    for (size_t i = 0; i < kRuns; ++i) {
-      float ms = 0;
-      cuda_check(cudaEventElapsedTime(&ms, events[i], events[i + 1]));
-      times.push_back(ms);
-    }
-    for (cudaEvent_t e : events) cudaEventDestroy(e);
-    std::nth_element(times.begin(), times.begin() + kRuns / 2, times.end());
-    return static_cast<double>(times[kRuns / 2]);
-  }
-
   DeviceContext& device_;
   DeviceMemory workspace_;
   cudaStream_t stream_ = nullptr;

@@ -98,24 +98,9 @@ void for_each_head(const AttentionCall& call, int64_t heads, const Fn& fn) {
   });
 }
 
-// The backward's sums: calls fn(factors, from, to) for the sum of each of the three results:
-// "bs(gr)E->(grE)", "btgE->(gE)", "btgV->(gV)".
-template <class Fn>
-void each_attention_sum(const KernelArgs& args, const AttentionFactors& f, const Fn& fn) {
-  for (size_t o = 0; o < 3; ++o) {
-    std::string kept;
-    TensorView to = args.out[3];
-    to.shape = {1};
-    for (const int8_t factor : {f.g, o == 0 ? f.r : int8_t{-1}, o < 2 ? f.e : f.v}) {
-      if (factor < 0) continue;
-      kept += args.signature.factors()[static_cast<size_t>(factor)].letter;
-      to.shape[0] *= args.extents[static_cast<size_t>(factor)].local;
-    }
-    to.data = static_cast<char*>(to.data) +
-              static_cast<int64_t>(o) * to.shape[0] * to.strides[0] * size_of(to.dtype);
-    fn(args.signature.output_text(o) + "->(" + kept + ")", args.out[o], to);
-  }
-}
+// The backward's sums of its three results, which are there: "bs(gr)E->(grE)", "btgE->(gE)",
+// "btgV->(gV)".
+void sum_attention_results(const KernelArgs& args, const AttentionFactors& f);
 
 // Dropout of the weights of one query: nothing when the rate is 0.
 class AttentionDropout {

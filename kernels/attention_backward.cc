@@ -189,13 +189,26 @@ void attend_backward(const KernelArgs& args) {
 void attention_backward_cpu(const KernelArgs& args) {
   with_float(args.in[0].dtype, [&]<class T>(T) { attend_backward<T>(args); });
   if (args.out.size() == 3) return;
-  each_attention_sum(args, backward_factors(args.signature),
-                     [&](const std::string& factors, const TensorView& from, const TensorView& to) {
-                       run_part(ops::sum, factors, args, {from}, to);
-                     });
+  sum_attention_results(args, backward_factors(args.signature));
 }
 
 }  // namespace
+
+void sum_attention_results(const KernelArgs& args, const AttentionFactors& f) {
+  for (size_t o = 0; o < 3; ++o) {
+    std::string kept;
+    TensorView to = args.out[3];
+    to.shape = {1};
+    for (const int8_t factor : {f.g, o == 0 ? f.r : int8_t{-1}, o < 2 ? f.e : f.v}) {
+      if (factor < 0) continue;
+      kept += args.signature.factors()[static_cast<size_t>(factor)].letter;
+      to.shape[0] *= args.extents[static_cast<size_t>(factor)].local;
+    }
+    to.data = static_cast<char*>(to.data) +
+              static_cast<int64_t>(o) * to.shape[0] * to.strides[0] * size_of(to.dtype);
+    run_part(ops::sum, args.signature.output_text(o) + "->(" + kept + ")", args, {args.out[o]}, to);
+  }
+}
 
 constinit const OpDef ops::attention_backward = {
     .name = "attention_backward",

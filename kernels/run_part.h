@@ -1,4 +1,5 @@
-// The reference of a fused op is its parts, one after the other.
+// The reference of a fused op is its parts, one after the other, and so is what a GPU has no kernel
+// for.
 #pragma once
 
 #include <span>
@@ -16,19 +17,24 @@ inline std::vector<Extent> part_extents(const Signature& part, const KernelArgs&
   return extents;
 }
 
-// Runs the reference of an op on some of another's operands, with the factors that it has of them.
+// Runs an op's kernel, where the other one runs, on some of its operands, with the factors that it
+// has of them. On a GPU the op's workspace is to fit into the other's.
 inline void run_part(const OpDef& op, const std::string& factors, const KernelArgs& args,
                      const std::vector<TensorView>& in, std::span<const TensorView> out) {
   const Signature& signature = Signature::get(factors);
   const std::vector<Extent> extents = part_extents(signature, args);
-  op.cpu({.signature = signature,
+  const auto kernel = args.device == nullptr ? op.cpu : op.cuda;
+  kernel({.signature = signature,
           .attrs = args.attrs,
           .in = in,
           .out = out,
           .extents = extents,
           .workspace = args.workspace,
           .seed = args.seed,
-          .team = args.team});
+          .team = args.team,
+          .device = args.device,
+          .stream = args.stream,
+          .element = op.element});
 }
 inline void run_part(const OpDef& op, const std::string& factors, const KernelArgs& args,
                      const std::vector<TensorView>& in, const TensorView& out) {

@@ -10,8 +10,6 @@
 #include "kernels/cuda/attention_room.h"
 #include "kernels/cuda/attention_work.h"
 #include "kernels/cuda/context.h"
-#include "kernels/ops.h"
-#include "kernels/run_part.h"
 
 namespace cleave {
 namespace {
@@ -113,23 +111,6 @@ AttentionSizes sizes_of(const AttentionShape& s) {
   return {.b = s.b, .g = s.g, .r = s.r, .s = s.s, .t = s.t, .e = s.e, .v = s.v};
 }
 
-// The backward's sums of results that are there.
-void add_sums(const KernelArgs& args, const AttentionFactors& f) {
-  each_attention_sum(args, f,
-                     [&](const std::string& text, const TensorView& from, const TensorView& to) {
-                       const Signature& factors = Signature::get(text);
-                       const std::vector<Extent> extents = part_extents(factors, args);
-                       ops::sum.cuda({.signature = factors,
-                                      .attrs = args.attrs,
-                                      .in = {&from, 1},
-                                      .out = {&to, 1},
-                                      .extents = extents,
-                                      .workspace = args.workspace,
-                                      .device = args.device,
-                                      .stream = args.stream});
-                     });
-}
-
 // Those kernels are made of instructions that only this generation has.
 bool has_tensor_core_attention(const DeviceContext& device) {
   return device.tensor_core_attention && device.properties().major == 9;
@@ -197,7 +178,7 @@ void attention_backward_cuda(const KernelArgs& args) {
       if (kept != nullptr) {
         add_attention_sums(kept, attention_sum_parts(n), n.g * n.e, args.out[3], stream);
       } else if (sums) {
-        add_sums(args, factors);
+        sum_attention_results(args, factors);
       }
       return;
     }
@@ -208,7 +189,7 @@ void attention_backward_cuda(const KernelArgs& args) {
     work.delta = args.workspace;
     attend_backward(work, stream);
   }
-  if (sums) add_sums(args, factors);
+  if (sums) sum_attention_results(args, factors);
 }
 
 }  // namespace cleave

@@ -7,6 +7,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/generated.h"
+#include "kernels/cuda/loops.h"
 #include "kernels/cuda/product_hopper.h"
 #include "kernels/cuda/product_operands.h"
 #include "kernels/cuda/products.h"
@@ -138,7 +139,7 @@ Made contract(const KernelArgs& args, const Behind& behind) {
         *args.device, static_cast<cudaStream_t>(args.stream));
   });
   if (made == Made::kNothing) return made;
-  if (made == Made::kSumsToo) add_own_sums(args, sums, (p.n + kSummedColumns - 1) / kSummedColumns);
+  if (made == Made::kSumsToo) add_own_sums(args, sums, ceil_div(p.n, kSummedColumns));
   if (c.copied) {
     copy(args, args.signature.outputs()[0], args.out[0], out_strides(args, 0), c, false);
   }
@@ -148,16 +149,7 @@ Made contract(const KernelArgs& args, const Behind& behind) {
 // The second result: the sums of the first over all but its last factor.
 void add_sums(const KernelArgs& args) {
   const Signature& s = args.signature;
-  const Signature& sum = Signature::get(s.output_text(0) + "->" + s.output_text(1));
-  const std::vector<Extent> extents = part_extents(sum, args);
-  ops::sum.cuda({.signature = sum,
-                 .attrs = args.attrs,
-                 .in = args.out.first(1),
-                 .out = args.out.subspan(1),
-                 .extents = extents,
-                 .workspace = args.workspace,
-                 .device = args.device,
-                 .stream = args.stream});
+  run_part(ops::sum, s.output_text(0) + "->" + s.output_text(1), args, {args.out[0]}, args.out[1]);
 }
 
 // An operand or result over all factors of the first result.

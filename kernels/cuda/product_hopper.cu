@@ -328,9 +328,9 @@ void launch(const Product& p, const ProductData& data, int multiprocessors, cuda
   const auto of = [](const void* x) { return const_cast<bf16*>(static_cast<const bf16*>(x)); };
   const Call call = {.rows = static_cast<int>(p.n),
                      .columns = static_cast<int>(p.m),
-                     .steps = static_cast<int>((p.k + kDeep - 1) / kDeep),
-                     .pairs = static_cast<int>((p.n + kCluster * kTall - 1) / (kCluster * kTall)),
-                     .across = static_cast<int>((p.m + kBroad - 1) / kBroad),
+                     .steps = static_cast<int>(ceil_div(p.k, kDeep)),
+                     .pairs = static_cast<int>(ceil_div(p.n, kCluster * kTall)),
+                     .across = static_cast<int>(ceil_div(p.m, kBroad)),
                      .leading = p.d.leading,
                      .bias = p.has_bias ? of(data.bias) : nullptr,
                      .y = of(data.d),
@@ -371,7 +371,7 @@ size_t own_kernels(const Product& p, int major) {
   const bool slope = p.epilogue == Epilogue::kGeluBackward;
   if (p.transpose_a == slope || (slope && p.has_bias)) return 0;
   // Where parts of sums are kept.
-  if (p.sums && (!slope || (p.n + kTall - 1) / kTall * p.m * 4 > kProductWorkspace)) return 0;
+  if (p.sums && (!slope || ceil_div(p.n, kTall) * p.m * 4 > kProductWorkspace)) return 0;
   // Tiles are counted, and rows found, in 32 bits.
   if (std::max({p.m, p.n, p.k}) > INT32_MAX / 2 || p.m * p.n / kTall > INT32_MAX) return 0;
   return 2;

@@ -43,8 +43,8 @@ __device__ inline A over_group(A x, A* shared, Fn fn) {
 }
 
 // Waits for the `threads` threads, two warps at least, of a group of the block, of which it has 15
-// at most. compute-sanitizer's racecheck reports races behind the block's next barrier (CUDA 13.0)
-// unless its groups have met equally often.
+// at most. compute-sanitizer's racecheck (CUDA 13.0) has reported races behind the block's next
+// barrier where its groups had not met equally often.
 __device__ inline void meet(int threads, int group) {
   asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
 }
