@@ -50,8 +50,18 @@ class Matrix {
     for (size_t i = 0; i < bits_.size(); ++i) {
       bits_[i] = bf16_bits(uniform_at(7, stream, i) * 2 - 1);
     }
-    cuda_check(cudaMemcpy(memory_.data(), bits_.data(), bits_.size() * 2, cudaMemcpyHostToDevice));
+    write();
   }
+  // The same numbers, in a place of their own.
+  Matrix(const Matrix& like)
+      : rows_(like.rows_),
+        columns_(like.columns_),
+        apart_(like.apart_),
+        bits_(like.bits_),
+        memory_(rows_ * apart_ * 2) {
+    write();
+  }
+  Matrix& operator=(const Matrix&) = delete;
   void read() {
     cuda_check(cudaMemcpy(bits_.data(), memory_.data(), bits_.size() * 2, cudaMemcpyDeviceToHost));
   }
@@ -73,6 +83,10 @@ class Matrix {
   void* data() const { return memory_.data(); }
 
  private:
+  void write() {
+    cuda_check(cudaMemcpy(memory_.data(), bits_.data(), bits_.size() * 2, cudaMemcpyHostToDevice));
+  }
+
   int64_t rows_, columns_, apart_;
   std::vector<uint16_t> bits_;
   DeviceMemory memory_;
@@ -138,7 +152,7 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
         for (const int multiprocessors : {multiprocessors_, 2, 6, -2}) {
           if (multiprocessors < 0 && !backward) continue;
           const bool in_place = multiprocessors < 0;
-          Matrix y(rows, columns, apart, in_place ? 5 : 4), beside(rows, columns, apart, 5);
+          Matrix y(in_place ? beside_before : before), beside(beside_before);
           cuda_check(cudaMemset(parts_memory.data(), 0xff, over_rows.size() * 4));  // NaN
           run_own_kernel(
               p,

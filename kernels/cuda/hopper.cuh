@@ -156,9 +156,27 @@ __device__ inline void store_box(const CUtensorMap& map, const void* from, int x
       "r"(shared_address(from)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
       : "memory");
 }
-// All that this thread has stored is read out of shared memory.
+// What this thread has stored since the last call is one group.
+__device__ inline void end_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// All but the last so many groups of this thread's are read out of shared memory.
+template <int kGroups = 0>
 __device__ inline void stores_read() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kGroups) : "memory");
+}
+
+// Four matrices [8, 8] of 16-bit numbers, in shared memory and, two numbers to a register, as a
+// product has its sums: lane l has row l / 4, columns 2 (l % 4) and on, of each. `row`: address of
+// the 16 bytes of row l % 8 of matrix l / 8.
+__device__ inline void load_matrices(uint32_t (&x)[4], uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(row)
+               : "memory");
+}
+__device__ inline void store_matrices(uint32_t row, const uint32_t (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
 }
 
 // --- Tiles -------------------------------------------------------------------------------------
@@ -223,7 +241,7 @@ __device__ inline void store_tile(const CUtensorMap& map, const void* from, int 
     store_box(map, static_cast<const char*>(from) + c * Shape::kChunkBytes, c * Shape::kChunk, x1,
               x2, x3);
   }
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  end_stores();
 }
 
 // --- Products ----------------------------------------------------------------------------------

@@ -26,14 +26,12 @@ static_assert(128 * (kLeft + 2 * kTaken) <= 168 * kThreads);
 struct Call {
   int rows, columns, steps;  // steps: of kDeep
   int pairs, across;         // tiles of a cluster down the rows, and tiles across
-  int64_t leading;           // from row to row of y and of `beside`
   const bf16* bias;          // null: none
-  bf16* y;
-  bf16* beside;  // the sums, of GELU; read, of its slope
-  float* sums;   // of the rows of each tile, [tiles down, columns]; null: not wanted
+  float* sums;               // of the rows of each tile, [tiles down, columns]; null: not wanted
 };
 struct Maps {
-  CUtensorMap a, b;
+  CUtensorMap a, b, y;
+  CUtensorMap beside;  // the sums, of GELU; read, of its slope
 };
 
 // A tile's place.
@@ -49,19 +47,28 @@ __device__ inline Place place_of(const Call& call, int turn, int columns) {
   return {(band * kBand + rest - column * members) * kCluster * kTall, column * columns};
 }
 
-template <int kBroad, bool kAlongB>
+// What a warp's results pass through on their way to memory: a piece at a time.
+constexpr int kPieceRows = 16, kPieceColumns = 64, kPieceBytes = 2 * kPieceRows * kPieceColumns;
+
+template <int kBroad, bool kAlongB, Epilogue kEpilogue>
 struct Block {
   using A = Tile<kTall, kDeep>;
   using B = Tile<kAlongB ? kBroad : kDeep, kAlongB ? kDeep : kBroad>;
   // Of b a block copies a part, for all of the cluster.
   static constexpr int kPart = (kAlongB ? kBroad : kDeep) / kCluster;
   static_assert(kPart * B::kRowBytes % 1024 == 0);
+  // Rooms of a warp, for a piece each: one; two for results and two for the sums of GELU; three for
+  // what is read, where its slope's results follow.
+  static constexpr bool kSlope = kEpilogue == Epilogue::kGeluBackward;
+  static constexpr int kRooms = kEpilogue == Epilogue::kGelu ? 4 : kSlope ? 3 : 1;
+  static constexpr int kRoomBytes = 8 * kRooms * kPieceBytes;
+  static constexpr int kSumBytes = kSlope ? 8 * kBroad * 4 : 0;  // a row of sums a warp
+  static constexpr int kOther = 1024 + kRoomBytes + kSumBytes + 512;
   static constexpr int kStageBytes = A::kBytes + B::kBytes;
-  static constexpr int kStages = 210000 / kStageBytes;
-  // Of each warpgroup: a row of sums a warp.
-  static constexpr int kSumBytes = 2 * 4 * kBroad * 4;
-  static constexpr int kBytes = kStages * kStageBytes + 1024 + kSumBytes + (2 * kStages + 2) * 8;
-  static_assert(kBytes <= 227 << 10);
+  static constexpr int kStages = ((227 << 10) - kOther) / kStageBytes;
+  static constexpr int kBarriers = 2 * kStages + 2 + (kSlope ? 8 * kRooms : 0);
+  static_assert(8 * kBarriers <= 512);
+  static constexpr int kBytes = kStages * kStageBytes + kOther;
 };
 
 // Two numbers of a register.
@@ -87,28 +94,6 @@ __device__ inline float gelu_slope_of(float x) {
   return fmaf(x * (s * (1 - s)), fmaf(square, 3 * kGeluA * c, c), s);
 }
 
-// Where a thread's results are. Of its four rows, q is that of the sums [q / 2] (of rows 64 h and
-// on) with i = q % 2 (hopper.cuh); of 32 columns it has eight, once they are transposed.
-struct Results {
-  const Call& call;
-  int row, column;  // the first of all
-
-  __device__ Results(const Call& c, const Place& place)
-      : call(c),
-        row(place.row + static_cast<int>(threadIdx.x) % 128 / 32 * 16 +
-            static_cast<int>(threadIdx.x) % 32 / 4),
-        column(place.column) {}
-  __device__ int row_of(int q) const { return row + q / 2 * 64 + q % 2 * 8; }
-  // Of the 32 from 8 j on.
-  __device__ int column_of(int j) const {
-    return column + 8 * (j + static_cast<int>(threadIdx.x) % 4);
-  }
-  __device__ bool there(int q, int j) const {
-    return row_of(q) < call.rows && column_of(j) < call.columns;
-  }
-  __device__ int64_t at(int q, int j) const { return row_of(q) * call.leading + column_of(j); }
-};
-
 // x[0]: the sum of one of the eight numbers over the threads of a warp that lie four apart. Which
 // one that is; each of these threads has another.
 __device__ inline int add_up_rows(float (&x)[8]) {
@@ -126,104 +111,203 @@ __device__ inline int add_up_rows(float (&x)[8]) {
   return which;
 }
 
-// What becomes of a warpgroup's sums. `kept`: [4, kBroad], for sums over rows.
-template <int kBroad, Epilogue kEpilogue>
-__device__ inline void finish(const Results& results, const float (&sums)[2][kBroad / 2],
-                              float* kept) {
-  constexpr bool kSlope = kEpilogue == Epilogue::kGeluBackward;
-  const Call& call = results.call;
-  const int lane = static_cast<int>(threadIdx.x) % 32, quad = lane % 4;
-  float* const own_kept = kept + static_cast<int>(threadIdx.x) % 128 / 32 * kBroad;
-  if (kSlope && call.sums != nullptr) {
-    meet_warpgroup(static_cast<int>(threadIdx.x) / 128);  // those of the tile before are read
-  }
-#pragma unroll
-  for (int j = 0; j < kBroad / 8; j += 4) {
-    if (results.column + 8 * j >= call.columns) break;
-    uint4 beside[4];
+// What becomes of a warpgroup's sums, tile after tile. A warp's pieces are those of its rows, 64
+// columns at a time, first of the upper half of the tile, then of the lower one.
+template <class Own, int kBroad, Epilogue kEpilogue>
+class Finish {
+ public:
+  // `kept`: [8, kBroad], for sums over rows; `there`: a barrier for each room, of GELU's slope.
+  __device__ Finish(const Maps& maps, const Call& call, unsigned char* rooms, float* kept,
+                    Barrier* there)
+      : maps_(maps),
+        call_(call),
+        rooms_(rooms + warp() * kRooms * kPieceBytes),
+        kept_(kept),
+        there_(there + warp() * kRooms) {}
+
+  // Of the tile that is to be finished next: fetches what stands beside it.
+  __device__ void begin(const Place& place) {
+    row_ = place.row + warp() % 4 * kPieceRows;
+    column_ = place.column;
+    pieces_ = 2 * min(kBroad / kPieceColumns,
+                      (call_.columns - column_ + kPieceColumns - 1) / kPieceColumns);
     if constexpr (kSlope) {
+      if (speaks()) {
+        stores_read();
+        for (int i = 0; i < min(kRooms, pieces_); ++i) fetch(i);
+      }
+    } else if (call_.bias != nullptr) {
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        beside[q] = make_uint4(0, 0, 0, 0);
-        if (!results.there(q, j)) continue;
-        beside[q] = __ldcs(reinterpret_cast<const uint4*>(call.beside + results.at(q, j)));
+      for (int i = 0; i < kBroad / 64; ++i) {
+        const int column = column_ + 64 * i + 2 * lane();
+        bias_[i] = column < call_.columns
+                       ? __ldg(reinterpret_cast<const uint32_t*>(call_.bias + column))
+                       : 0;
       }
     }
-    float2 bias[4];
+    __syncwarp();
+  }
+
+  __device__ void finish(const float (&sums)[2][kBroad / 2]) {
+    if (kSlope && call_.sums != nullptr) meet();  // those of the tile before are read
 #pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      bias[s] = {0, 0};
-      const int c = results.column + 8 * (j + s) + 2 * quad;
-      if (!kSlope && call.bias != nullptr && c < call.columns) {
-        bias[s] = apart(__ldg(reinterpret_cast<const unsigned*>(call.bias + c)));
+    for (int chunk = 0; chunk < kBroad / kPieceColumns; ++chunk) {
+      if (2 * chunk >= pieces_) break;
+      float2 bias[8];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        // That of columns 8 n, ... of the chunk, two a lane.
+        bias[n] = kSlope ? float2{0, 0} : apart(__shfl_sync(~0u, bias_[chunk], 4 * n + lane() % 4));
       }
-    }
-    float over_rows[8] = {};
+      float over_rows[2][8] = {};
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      uint32_t x[4], z[4];
-      if constexpr (kSlope) {
-        z[0] = beside[q].x, z[1] = beside[q].y, z[2] = beside[q].z, z[3] = beside[q].w;
-        transpose_quad(z);
-      }
+      for (int half = 0; half < 2; ++half) {
+        const int piece = 2 * chunk + half;
+        const uint32_t room = enter(piece);
 #pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        const int n = 4 * (j + s) + 2 * (q % 2);
-        float low = sums[q / 2][n] + bias[s].x, high = sums[q / 2][n + 1] + bias[s].y;
-        if constexpr (kEpilogue == Epilogue::kGelu) {
-          z[s] = pair<bf16>(low, high);
-          low = gelu_of(low), high = gelu_of(high);
-        } else if constexpr (kSlope) {
-          const float2 of = apart(z[s]);
-          low *= gelu_slope_of(of.x), high *= gelu_slope_of(of.y);
-          over_rows[2 * s] += low, over_rows[2 * s + 1] += high;
+        for (int s = 0; s < 4; ++s) {
+          // Of 16 rows and columns: matrices below each other, then beside each other.
+          const uint32_t at =
+              room + static_cast<uint32_t>(16 * ((2 * s + lane() / 16) ^ lane() % 8));
+          uint32_t x[4], z[4];
+          if constexpr (kSlope) load_matrices(z, at);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int n = 2 * s + i / 2, from = 4 * (8 * chunk + n) + 2 * (i % 2);
+            float low = sums[half][from] + bias[n].x, high = sums[half][from + 1] + bias[n].y;
+            if constexpr (kEpilogue == Epilogue::kGelu) {
+              z[i] = pair<bf16>(low, high);
+              low = gelu_of(low), high = gelu_of(high);
+            } else if constexpr (kSlope) {
+              const float2 of = apart(z[i]);
+              low *= gelu_slope_of(of.x), high *= gelu_slope_of(of.y);
+              over_rows[n / 4][n % 4 * 2] += low, over_rows[n / 4][n % 4 * 2 + 1] += high;
+            }
+            x[i] = pair<bf16>(low, high);
+          }
+          store_matrices(at, x);
+          if constexpr (kEpilogue == Epilogue::kGelu) store_matrices(at + kPieceBytes, z);
         }
-        x[s] = pair<bf16>(low, high);
+        leave(piece);
       }
-      transpose_quad(x);
-      if constexpr (kEpilogue == Epilogue::kGelu) transpose_quad(z);
-      if (!results.there(q, j)) continue;
-      const int64_t at = results.at(q, j);
-      *reinterpret_cast<uint4*>(call.y + at) = make_uint4(x[0], x[1], x[2], x[3]);
-      if constexpr (kEpilogue == Epilogue::kGelu) {
-        __stcs(reinterpret_cast<uint4*>(call.beside + at), make_uint4(z[0], z[1], z[2], z[3]));
+      if constexpr (kSlope) {
+        if (call_.sums == nullptr) continue;
+        float* const own = kept_ + warp() * kBroad;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int s = add_up_rows(over_rows[i]);
+          own[8 * (8 * chunk + 4 * i + s / 2) + 2 * (lane() % 4) + s % 2] = over_rows[i][0];
+        }
       }
     }
+    if (kSlope && call_.sums != nullptr) write_sums();
+  }
+
+  // What is in the rooms is read.
+  __device__ void end() const {
+    if (speaks()) stores_read();
+  }
+
+ private:
+  static constexpr bool kSlope = Own::kSlope;
+  static constexpr int kRooms = Own::kRooms;
+
+  static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  static __device__ bool speaks() { return lane() == 0; }
+  static __device__ void meet() { meet_warpgroup(static_cast<int>(threadIdx.x) / 128); }
+
+  static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32 % 8; }
+  __device__ int row_of(int piece) const { return row_ + piece % 2 * (kTall / 2); }
+  // By one thread, when what was in the room is read.
+  __device__ void fetch(int piece) {
+    const int room = (first_room_ + piece) % kRooms;
+    there_[room].expect(kPieceBytes);
+    load_box(rooms_ + room * kPieceBytes, maps_.beside, there_[room],
+             column_ + piece / 2 * kPieceColumns, row_of(piece), 0, 0);
+  }
+  __device__ int room_of(int piece) const {
+    if constexpr (kSlope) return (first_room_ + piece) % kRooms;
+    return kRooms == 1 ? 0 : piece % 2 * 2;
+  }
+  // The address of this lane's row of the first matrices in the piece's room, which is free now or
+  // has what was fetched.
+  __device__ uint32_t enter(int piece) {
+    const int room = room_of(piece);
     if constexpr (kSlope) {
-      if (call.sums == nullptr) continue;
-      const int s = add_up_rows(over_rows);
-      own_kept[8 * (j + s / 2) + 2 * quad + s % 2] = over_rows[0];
+      there_[room].wait(parities_ >> room & 1);
+      parities_ ^= 1u << room;
+    } else {
+      if (speaks()) stores_read<kRooms == 1 ? 0 : 1>();
+      __syncwarp();
+    }
+    return shared_address(rooms_ + room * kPieceBytes) + static_cast<uint32_t>(lane() % 16 * 128);
+  }
+  // Sends what is in it to memory.
+  __device__ void leave(int piece) {
+    shared_written();
+    __syncwarp();
+    if (speaks()) {
+      const unsigned char* const from = rooms_ + room_of(piece) * kPieceBytes;
+      const int column = column_ + piece / 2 * kPieceColumns, row = row_of(piece);
+      store_box(maps_.y, from, column, row, 0, 0);
+      if constexpr (kEpilogue == Epilogue::kGelu) {
+        store_box(maps_.beside, from + kPieceBytes, column, row, 0, 0);
+      }
+      end_stores();
+      if constexpr (kSlope) {
+        // Into the room of the piece before this one.
+        const int next = piece - 1 + kRooms;
+        if (piece > 0 && next < pieces_) {
+          stores_read<1>();
+          fetch(next);
+        }
+      }
+    }
+    __syncwarp();
+    if (kSlope && piece == pieces_ - 1) first_room_ = (first_room_ + pieces_) % kRooms;
+  }
+  __device__ void write_sums() const {
+    meet();
+    const int tile = row_ / kTall;
+    const float* const kept = kept_ + warp() / 4 * 4 * kBroad;
+    for (int c = static_cast<int>(threadIdx.x) % 128; c < kBroad; c += 128) {
+      if (column_ + c >= call_.columns || tile * kTall >= call_.rows) break;
+      call_.sums[static_cast<int64_t>(tile) * call_.columns + column_ + c] =
+          (kept[c] + kept[kBroad + c]) + (kept[2 * kBroad + c] + kept[3 * kBroad + c]);
     }
   }
-  if (!kSlope || call.sums == nullptr) return;
-  meet_warpgroup(static_cast<int>(threadIdx.x) / 128);
-  const int tile = (results.row - results.row % kTall) / kTall;
-  for (int c = static_cast<int>(threadIdx.x) % 128; c < kBroad; c += 128) {
-    if (results.column + c >= call.columns || tile * kTall >= call.rows) break;
-    call.sums[static_cast<int64_t>(tile) * call.columns + results.column + c] =
-        (kept[c] + kept[kBroad + c]) + (kept[2 * kBroad + c] + kept[3 * kBroad + c]);
-  }
-}
+
+  const Maps& maps_;
+  const Call& call_;
+  unsigned char* rooms_;
+  float* kept_;
+  Barrier* there_;
+  uint32_t parities_ = 0;            // of the next phase of each room's barrier
+  uint32_t bias_[kBroad / 64] = {};  // of columns 64 i + 2 lane, ...
+  int first_room_ = 0, row_ = 0, column_ = 0, pieces_ = 0;
+};
 
 template <int kBroad, bool kAlongB, Epilogue kEpilogue>
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     multiply(const __grid_constant__ Maps maps, const Call call) {
-  using Own = Block<kBroad, kAlongB>;
+  using Own = Block<kBroad, kAlongB, kEpilogue>;
   using A = typename Own::A;
   using B = typename Own::B;
   constexpr int kStages = Own::kStages;
   extern __shared__ unsigned char raw[];
   unsigned char* const stages = aligned_shared(raw);
-  auto* const kept = reinterpret_cast<float*>(stages + kStages * Own::kStageBytes);
-  auto* const full =
-      reinterpret_cast<Barrier*>(stages + kStages * Own::kStageBytes + Own::kSumBytes);
-  Barrier *const empty = full + kStages, *const turns_of = empty + kStages;
+  unsigned char* const rooms = stages + kStages * Own::kStageBytes;
+  auto* const kept = reinterpret_cast<float*>(rooms + Own::kRoomBytes);
+  auto* const full = reinterpret_cast<Barrier*>(rooms + Own::kRoomBytes + Own::kSumBytes);
+  Barrier *const empty = full + kStages, *const turns_of = empty + kStages,
+                 *const there = turns_of + 2;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       full[i].init(1);
       empty[i].init(4 * kCluster);  // the warps of the warpgroup whose turn it is, in all blocks
     }
     for (int i = 0; i < 2; ++i) turns_of[i].init(4);  // the warps of the other one
+    for (int i = 0; Own::kSlope && i < 8 * Own::kRooms; ++i) there[i].init(1);
     barriers_ready();
   }
   meet_cluster();
@@ -270,6 +354,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (uint32_t block = 0; block < kCluster; ++block) empty[stage].arrive_at(block);
   };
+  Finish<Own, kBroad, kEpilogue> finish(maps, call, rooms, kept, there);
   int mine = 1;  // the warpgroup whose turn it is
   uint32_t turn_parity = warpgroup == 1 ? 1 : 0;
   for (int turn = first; turn < turns; turn += clusters, mine ^= 3) {
@@ -279,14 +364,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     }
     Place place = place_of(call, turn, kBroad);
     place.row += rank * kTall;
-    if constexpr (kEpilogue == Epilogue::kGeluBackward) {
-      // What is beside is in the L2 cache when it is read.
-      const int row = place.row + static_cast<int>(threadIdx.x) % 128;
-      const bf16* const from = call.beside + row * call.leading + place.column;
-      for (int c = 0; c < kBroad && row < call.rows && place.column + c < call.columns; c += 64) {
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + c));
-      }
-    }
+    finish.begin(place);
     // When the other one has seen all stages of its turn: else the parity of a stage's barrier
     // could be that of a fill before.
     turns_of[warpgroup - 1].wait(turn_parity);
@@ -316,33 +394,32 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     hold(sums[0]);
     hold(sums[1]);
     release(ring.last());
-    finish<kBroad, kEpilogue>(Results(call, place), sums, kept + (warpgroup - 1) * 4 * kBroad);
+    finish.finish(sums);
   }
+  finish.end();
   // The other block arrives at this one's barriers until it is done.
   meet_cluster();
 }
 
 template <int kBroad, bool kAlongB, Epilogue kEpilogue>
 void launch(const Product& p, const ProductData& data, int multiprocessors, cudaStream_t stream) {
-  using Own = Block<kBroad, kAlongB>;
-  const auto of = [](const void* x) { return const_cast<bf16*>(static_cast<const bf16*>(x)); };
+  using Own = Block<kBroad, kAlongB, kEpilogue>;
   const Call call = {.rows = static_cast<int>(p.n),
                      .columns = static_cast<int>(p.m),
                      .steps = static_cast<int>(ceil_div(p.k, kDeep)),
                      .pairs = static_cast<int>(ceil_div(p.n, kCluster * kTall)),
                      .across = static_cast<int>(ceil_div(p.m, kBroad)),
-                     .leading = p.d.leading,
-                     .bias = p.has_bias ? of(data.bias) : nullptr,
-                     .y = of(data.d),
-                     .beside = of(data.aux),
+                     .bias = p.has_bias ? static_cast<const bf16*>(data.bias) : nullptr,
                      .sums = p.sums ? data.sums : nullptr};
   const auto map = [&](const void* matrix, int64_t width, int64_t rows, int64_t leading, int box) {
-    return tensor_map(DType::kBF16, of(matrix), {width, rows, 1, 1},
+    return tensor_map(DType::kBF16, const_cast<void*>(matrix), {width, rows, 1, 1},
                       {leading, rows * leading, rows * leading}, box, 64);
   };
+  const auto result = [&](void* matrix) { return map(matrix, p.m, p.n, p.d.leading, kPieceRows); };
   const Maps maps = {map(data.b, p.k, p.n, p.b.leading, kTall),
                      kAlongB ? map(data.a, p.k, p.m, p.a.leading, Own::kPart)
-                             : map(data.a, p.m, p.k, p.a.leading, Own::kPart)};
+                             : map(data.a, p.m, p.k, p.a.leading, Own::kPart),
+                     result(data.d), result(kEpilogue == Epilogue::kNone ? data.d : data.aux)};
   auto* const kernel = multiply<kBroad, kAlongB, kEpilogue>;
   cuda_check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Own::kBytes));
