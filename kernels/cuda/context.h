@@ -54,7 +54,7 @@ class DeviceContext {
     int candidates = 16;
     int64_t workspace = kProductWorkspace;
     bool any_order = false;
-    OwnProducts own = OwnProducts::kNone;
+    OwnProducts own = OwnProducts::kLast;
   };
   ProductSearch product_search;
   // Attention of 16 bits by our own kernels on tensor cores where they can; off: by cuDNN.
