@@ -164,29 +164,36 @@ class Finish {
       for (int half = 0; half < 2; ++half) {
         const int piece = 2 * chunk + half;
         const uint32_t room = enter(piece);
+        // Of 16 rows and columns: matrices below each other, then beside each other.
+        const auto at = [&](int s) {
+          return room + static_cast<uint32_t>(16 * ((2 * s + lane() / 16) ^ lane() % 8));
+        };
+        // What is beside is read so far ahead: there is more to do while it comes.
+        constexpr int kAhead = kBroad == 128 ? 4 : 1;
+        uint32_t z[4][4];
+#pragma unroll
+        for (int s = 0; kSlope && s < kAhead; ++s) load_matrices(z[s], at(s));
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
-          // Of 16 rows and columns: matrices below each other, then beside each other.
-          const uint32_t at =
-              room + static_cast<uint32_t>(16 * ((2 * s + lane() / 16) ^ lane() % 8));
-          uint32_t x[4], z[4];
-          if constexpr (kSlope) load_matrices(z, at);
+          if (kSlope && s > 0 && s + kAhead <= 4)
+            load_matrices(z[s + kAhead - 1], at(s + kAhead - 1));
+          uint32_t x[4];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int n = 2 * s + i / 2, from = 4 * (8 * chunk + n) + 2 * (i % 2);
             float low = sums[half][from] + bias[n].x, high = sums[half][from + 1] + bias[n].y;
             if constexpr (kEpilogue == Epilogue::kGelu) {
-              z[i] = pair<bf16>(low, high);
+              z[s][i] = pair<bf16>(low, high);
               low = gelu_of(low), high = gelu_of(high);
             } else if constexpr (kSlope) {
-              const float2 of = apart(z[i]);
+              const float2 of = apart(z[s][i]);
               low *= gelu_slope_of(of.x), high *= gelu_slope_of(of.y);
               over_rows[n / 4][n % 4 * 2] += low, over_rows[n / 4][n % 4 * 2 + 1] += high;
             }
             x[i] = pair<bf16>(low, high);
           }
-          store_matrices(at, x);
-          if constexpr (kEpilogue == Epilogue::kGelu) store_matrices(at + kPieceBytes, z);
+          store_matrices(at(s), x);
+          if constexpr (kEpilogue == Epilogue::kGelu) store_matrices(at(s) + kPieceBytes, z[s]);
         }
         leave(piece);
       }
