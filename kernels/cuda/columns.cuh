@@ -35,8 +35,16 @@ __global__ void __launch_bounds__(32 * kPartialRows)
   set(to.out[blockIdx.y], column * to.step[blockIdx.y], sum);
 }
 
-// Makes the results after the first, of n elements along this factor, of the partials.
 // Of each file by itself: the kernel is compiled for its GPUs.
+template <class A>
+static void add_partials(const A* partials, int64_t count, int64_t n, int sums, const Columns& to,
+                         cudaStream_t stream) {
+  const dim3 blocks(static_cast<unsigned>(ceil_div(n, 32)), static_cast<unsigned>(sums));
+  add_partials_of<A>
+      <<<blocks, 32 * kPartialRows, 0, stream>>>(partials, static_cast<int>(count), n, to);
+  cuda_check(cudaGetLastError());
+}
+// Makes the results after the first, of n elements along this factor, of the partials.
 template <class A>
 static void add_partials(const KernelArgs& args, const A* partials, int64_t count, int64_t n,
                          int sums, size_t along) {
@@ -47,10 +55,7 @@ static void add_partials(const KernelArgs& args, const A* partials, int64_t coun
     to.out[s] = any_float(args.out[o]);
     to.step[s] = out_strides(args, o)[along];
   }
-  const dim3 blocks(static_cast<unsigned>(ceil_div(n, 32)), static_cast<unsigned>(sums));
-  add_partials_of<A><<<blocks, 32 * kPartialRows, 0, static_cast<cudaStream_t>(args.stream)>>>(
-      partials, static_cast<int>(count), n, to);
-  cuda_check(cudaGetLastError());
+  add_partials(partials, count, n, sums, to, static_cast<cudaStream_t>(args.stream));
 }
 
 }  // namespace cleave
