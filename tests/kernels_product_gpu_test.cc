@@ -121,9 +121,9 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
   std::vector<double> sums;
   for (const Epilogue epilogue : {Epilogue::kNone, Epilogue::kGelu, Epilogue::kGeluBackward}) {
     const bool backward = epilogue == Epilogue::kGeluBackward;
-    const Matrix a(rows, k, k + 8, 1);
-    const Matrix b(backward ? k : columns, backward ? columns : k, (backward ? columns : k) + 16,
-                   2);
+    const int64_t apart_a = (k + 15) / 8 * 8, apart_b = ((backward ? columns : k) + 23) / 8 * 8;
+    const Matrix a(rows, k, apart_a, 1);
+    const Matrix b(backward ? k : columns, backward ? columns : k, apart_b, 2);
     const Matrix bias(1, columns, columns, 3), before(rows, columns, apart, 4),
         beside_before(rows, columns, apart, 5);
     if (epilogue != Epilogue::kGelu) sums = sums_of(a, b, backward, GetParam());
@@ -132,7 +132,7 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
       Product p;
       p.m = columns, p.n = rows, p.k = k;
       p.transpose_a = !backward;
-      p.a.leading = (backward ? columns : k) + 16, p.b.leading = k + 8, p.d.leading = apart;
+      p.a.leading = apart_b, p.b.leading = apart_a, p.d.leading = apart;
       p.in = p.out = DType::kBF16;
       p.has_bias = has_bias;
       p.sums = more && backward;
@@ -149,7 +149,7 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
         const DeviceMemory parts_memory(parts * columns * 4);
         // Also by one cluster and by three, whose warpgroups then have many turns; and, of the
         // slope, in the place of what is beside.
-        for (const int multiprocessors : {multiprocessors_, 2, 6, -2}) {
+        for (const int multiprocessors : {multiprocessors_, 2, 6, -2, -multiprocessors_}) {
           if (multiprocessors < 0 && !backward) continue;
           const bool in_place = multiprocessors < 0;
           Matrix y(in_place ? beside_before : before), beside(beside_before);
@@ -208,7 +208,8 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
             for (int64_t r = 0; r < rows; ++r) {
               want += sums[static_cast<size_t>(r * columns + c)] * slope(beside_before.at(r, c));
             }
-            ASSERT_NEAR(got, want, 1e-3 * static_cast<double>(rows)) << what << ", sum " << c;
+            ASSERT_NEAR(got, want, 2e-5 * static_cast<double>(rows) + 2e-3)
+                << what << ", sum " << c;
           }
         }
       }
@@ -221,8 +222,9 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
 INSTANTIATE_TEST_SUITE_P(Sizes, OwnProducts,
                          ::testing::Values(Sizes{1, 8, 8, 8}, Sizes{77, 200, 72, 208},
                                            Sizes{128, 192, 64, 192}, Sizes{129, 400, 136, 400},
-                                           Sizes{300, 136, 1032, 144}, Sizes{700, 768, 200, 768},
-                                           Sizes{900, 584, 776, 592}, Sizes{2300, 3080, 264, 3080}),
+                                           Sizes{200, 264, 77, 264}, Sizes{300, 136, 1032, 144},
+                                           Sizes{700, 768, 200, 768}, Sizes{900, 584, 776, 592},
+                                           Sizes{2300, 3080, 264, 3080}),
                          [](const auto& of) {
                            return fmt::format("{}x{}x{}", of.param.rows, of.param.columns,
                                               of.param.k);
@@ -259,6 +261,14 @@ TEST(OwnProductsOfOtherKinds, AreNone) {
   EXPECT_TRUE(none([](Product& o) { o.transpose_b = true; }));
   EXPECT_TRUE(none([](Product& o) { o.transpose_a = false; }));
   EXPECT_TRUE(none([](Product& o) { o.epilogue = Epilogue::kGeluBackward; }));
+  EXPECT_TRUE(none([](Product& o) { o.sums = true; }));
+  Product slope = p;
+  slope.transpose_a = false, slope.epilogue = Epilogue::kGeluBackward, slope.sums = true;
+  ASSERT_GT(own_kernels(slope, 9), 0U);
+  std::swap(p, slope);
+  EXPECT_TRUE(none([](Product& o) { o.has_bias = true; }));
+  EXPECT_TRUE(none([](Product& o) { o.n = int64_t{1} << 25; }));  // parts of sums have no room
+  std::swap(p, slope);
   EXPECT_EQ(own_kernels(p, 8), 0U);
   EXPECT_EQ(own_kernels(p, 10), 0U);
 }

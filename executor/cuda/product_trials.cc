@@ -54,7 +54,7 @@ void try_products(TriedPass& pass, const std::vector<TriedLaunch>& launches, Dev
   }
   if (open.empty()) return;
   const std::vector<Product> tasks(open.begin(), open.end());
-  const Choice before(tasks.size(), 0);  // what the library proposes
+  const Choice before(tasks.size(), 0);  // the first that is offered
   Choice counts;
   for (const Product& p : tasks) counts.push_back(products.count(p));
   const auto use = [&](const Choice& choice) {

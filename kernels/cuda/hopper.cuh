@@ -83,7 +83,7 @@ struct Ring {
   __device__ int last() const { return stage == 0 ? kStages - 1 : stage - 1; }
 };
 
-// Makes initialised barriers known to the copy engine; before __syncthreads().
+// Makes initialised barriers known to the copy engine; before the threads meet.
 __device__ inline void barriers_ready() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }

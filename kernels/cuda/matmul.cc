@@ -1,4 +1,5 @@
-// Contractions as cuBLASLt's products. Operands that do not lie as matrices are copied first.
+// Contractions as products (kernels/cuda/products.h). Operands that do not lie as matrices are
+// copied first.
 #include <algorithm>
 #include <array>
 #include <utility>
@@ -107,7 +108,7 @@ Made contract(const KernelArgs& args, const Behind& behind) {
   p.sums = behind.sums && swapped && by_last;
   // The workspace is the library's, where an algorithm of its is used.
   auto* const sums = p.sums ? static_cast<float*>(args.workspace) : nullptr;
-  // Of GELU the first result is what cuBLASLt writes beside the product.
+  // Of GELU the first result is what is written beside the product.
   const bool gelu = p.epilogue == Epilogue::kGelu;
   void* const aux = gelu                                    ? args.out[0].data
                     : p.epilogue == Epilogue::kGeluBackward ? args.in.back().data

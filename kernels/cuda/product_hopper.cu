@@ -18,7 +18,8 @@ constexpr int kTall = 128, kDeep = 64;  // rows of a tile, and what is summed at
 static_assert(kTall == kSummedColumns);
 // Blocks of a cluster: their tiles lie one below the other, and share what is copied of b.
 constexpr int kCluster = 2;
-constexpr int kThreads = 384;            // a warpgroup that copies, and two that multiply
+constexpr int kThreads = 384;            // a warpgroup that copies, and two that multiply,
+constexpr int kWarps = 8;                // of so many warps
 constexpr int kLeft = 24, kTaken = 240;  // registers of theirs, of those that a block begins with
 static_assert(128 * (kLeft + 2 * kTaken) <= 168 * kThreads);
 
@@ -61,13 +62,14 @@ struct Block {
   // what is read, where its slope's results follow.
   static constexpr bool kSlope = kEpilogue == Epilogue::kGeluBackward;
   static constexpr int kRooms = kEpilogue == Epilogue::kGelu ? 4 : kSlope ? 3 : 1;
-  static constexpr int kRoomBytes = 8 * kRooms * kPieceBytes;
-  static constexpr int kSumBytes = kSlope ? 8 * kBroad * 4 : 0;  // a row of sums a warp
-  static constexpr int kOther = 1024 + kRoomBytes + kSumBytes + 512;
+  static constexpr int kRoomBytes = kWarps * kRooms * kPieceBytes, kBarrierBytes = 512;
+  static constexpr int kSumBytes = kSlope ? kWarps * kBroad * 4 : 0;  // a row of sums a warp
+  // What the stages have to leave: also to begin at a multiple of 1024, and for barriers.
+  static constexpr int kOther = 1024 + kRoomBytes + kSumBytes + kBarrierBytes;
   static constexpr int kStageBytes = A::kBytes + B::kBytes;
   static constexpr int kStages = ((227 << 10) - kOther) / kStageBytes;
-  static constexpr int kBarriers = 2 * kStages + 2 + (kSlope ? 8 * kRooms : 0);
-  static_assert(8 * kBarriers <= 512);
+  static constexpr int kBarriers = 2 * kStages + 2 + (kSlope ? kWarps * kRooms : 0);
+  static_assert(8 * kBarriers <= kBarrierBytes);
   static constexpr int kBytes = kStages * kStageBytes + kOther;
 };
 
@@ -82,7 +84,8 @@ __device__ inline float fraction(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1 + exp2_of(x)));
   return y;
 }
-// GELU and its slope (prelude.cuh) in as few instructions as there are: x / (1 + 2^(x (c + a c
+// GELU and its slope (prelude.cuh) in few instructions, and as exact as f32 is where they are
+// small, as by an approximate tanh they are not: x / (1 + 2^(x (c + a c
 // x^2))).
 constexpr float kGeluC = -1.5957691216057308 * 1.4426950408889634, kGeluA = 0.044715;
 __device__ inline float gelu_of(float x) {
@@ -116,7 +119,8 @@ __device__ inline int add_up_rows(float (&x)[8]) {
 template <class Own, int kBroad, Epilogue kEpilogue>
 class Finish {
  public:
-  // `kept`: [8, kBroad], for sums over rows; `there`: a barrier for each room, of GELU's slope.
+  // `kept`: [kWarps, kBroad], for sums over rows; `there`: a barrier for each room, of GELU's
+  // slope.
   __device__ Finish(const Maps& maps, const Call& call, unsigned char* rooms, float* kept,
                     Barrier* there)
       : maps_(maps),
@@ -168,7 +172,7 @@ class Finish {
         const auto at = [&](int s) {
           return room + static_cast<uint32_t>(16 * ((2 * s + lane() / 16) ^ lane() % 8));
         };
-        // What is beside is read so far ahead: there is more to do while it comes.
+        // What is beside is read so far ahead, for more to do while it comes: as registers allow.
         constexpr int kAhead = kBroad == 128 ? 4 : 1;
         uint32_t z[4][4];
 #pragma unroll
@@ -223,7 +227,7 @@ class Finish {
   static __device__ bool speaks() { return lane() == 0; }
   static __device__ void meet() { meet_warpgroup(static_cast<int>(threadIdx.x) / 128); }
 
-  static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32 % 8; }
+  static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32 % kWarps; }
   __device__ int row_of(int piece) const { return row_ + piece % 2 * (kTall / 2); }
   // By one thread, when what was in the room is read.
   __device__ void fetch(int piece) {
@@ -306,15 +310,15 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   unsigned char* const rooms = stages + kStages * Own::kStageBytes;
   auto* const kept = reinterpret_cast<float*>(rooms + Own::kRoomBytes);
   auto* const full = reinterpret_cast<Barrier*>(rooms + Own::kRoomBytes + Own::kSumBytes);
-  Barrier *const empty = full + kStages, *const turns_of = empty + kStages,
-                 *const there = turns_of + 2;
+  Barrier *const empty = full + kStages, *const may_multiply = empty + kStages,
+                 *const there = may_multiply + 2;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       full[i].init(1);
       empty[i].init(4 * kCluster);  // the warps of the warpgroup whose turn it is, in all blocks
     }
-    for (int i = 0; i < 2; ++i) turns_of[i].init(4);  // the warps of the other one
-    for (int i = 0; Own::kSlope && i < 8 * Own::kRooms; ++i) there[i].init(1);
+    for (int i = 0; i < 2; ++i) may_multiply[i].init(4);  // the warps of the other warpgroup
+    for (int i = 0; Own::kSlope && i < kWarps * Own::kRooms; ++i) there[i].init(1);
     barriers_ready();
   }
   meet_cluster();
@@ -333,18 +337,18 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
       for (int step = 0; step < call.steps; ++step, ring.next()) {
         unsigned char* const to_a = stages + ring.stage * Own::kStageBytes;
         unsigned char* const to_b = to_a + A::kBytes + rank * Own::kPart * B::kRowBytes;
-        Barrier& there = full[ring.stage];
+        Barrier& filled = full[ring.stage];
         empty[ring.stage].wait(ring.parity ^ 1);
-        there.expect(Own::kStageBytes);
-        load_box(to_a, maps.a, there, step * kDeep, place.row + rank * kTall, 0, 0);
+        filled.expect(Own::kStageBytes);
+        load_box(to_a, maps.a, filled, step * kDeep, place.row + rank * kTall, 0, 0);
         constexpr uint16_t kAll = (1 << kCluster) - 1;
         if constexpr (kAlongB) {
-          load_box_to(kAll, to_b, maps.b, there, step * kDeep, place.column + rank * Own::kPart, 0,
+          load_box_to(kAll, to_b, maps.b, filled, step * kDeep, place.column + rank * Own::kPart, 0,
                       0);
         } else {
 #pragma unroll
           for (int c = 0; c < B::kChunks; ++c) {
-            load_box_to(kAll, to_b + c * B::kChunkBytes, maps.b, there,
+            load_box_to(kAll, to_b + c * B::kChunkBytes, maps.b, filled,
                         place.column + c * B::kChunk, step * kDeep + rank * Own::kPart, 0, 0);
           }
         }
@@ -362,10 +366,10 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     for (uint32_t block = 0; block < kCluster; ++block) empty[stage].arrive_at(block);
   };
   Finish<Own, kBroad, kEpilogue> finish(maps, call, rooms, kept, there);
-  int mine = 1;  // the warpgroup whose turn it is
+  int next = 1;  // the warpgroup that takes the next tile: 1, 2, 1, ...
   uint32_t turn_parity = warpgroup == 1 ? 1 : 0;
-  for (int turn = first; turn < turns; turn += clusters, mine ^= 3) {
-    if (mine != warpgroup) {
+  for (int turn = first; turn < turns; turn += clusters, next = 3 - next) {
+    if (next != warpgroup) {
       ring.skip(call.steps);
       continue;
     }
@@ -374,7 +378,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     finish.begin(place);
     // When the other one has seen all stages of its turn: else the parity of a stage's barrier
     // could be that of a fill before.
-    turns_of[warpgroup - 1].wait(turn_parity);
+    may_multiply[warpgroup - 1].wait(turn_parity);
     turn_parity ^= 1;
     float sums[2][kBroad / 2];
     for (int step = 0; step < call.steps; ++step, ring.next()) {
@@ -396,7 +400,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
       wait_products<1>();
       if (step > 0) release(ring.last());
     }
-    if (speaks) turns_of[2 - warpgroup].arrive();
+    if (speaks) may_multiply[2 - warpgroup].arrive();  // the other one
     wait_products<0>();
     hold(sums[0]);
     hold(sums[1]);
@@ -409,7 +413,8 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 }
 
 template <int kBroad, bool kAlongB, Epilogue kEpilogue>
-void launch(const Product& p, const ProductData& data, int multiprocessors, cudaStream_t stream) {
+void launch_one(const Product& p, const ProductData& data, int multiprocessors,
+                cudaStream_t stream) {
   using Own = Block<kBroad, kAlongB, kEpilogue>;
   const Call call = {.rows = static_cast<int>(p.n),
                      .columns = static_cast<int>(p.m),
@@ -423,10 +428,12 @@ void launch(const Product& p, const ProductData& data, int multiprocessors, cuda
                       {leading, rows * leading, rows * leading}, box, 64);
   };
   const auto result = [&](void* matrix) { return map(matrix, p.m, p.n, p.d.leading, kPieceRows); };
+  // In rows the product's second matrix comes first.
   const Maps maps = {map(data.b, p.k, p.n, p.b.leading, kTall),
                      kAlongB ? map(data.a, p.k, p.m, p.a.leading, Own::kPart)
                              : map(data.a, p.m, p.k, p.a.leading, Own::kPart),
-                     result(data.d), result(kEpilogue == Epilogue::kNone ? data.d : data.aux)};
+                     result(data.d),
+                     kEpilogue == Epilogue::kNone ? CUtensorMap{} : result(data.aux)};
   auto* const kernel = multiply<kBroad, kAlongB, kEpilogue>;
   cuda_check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Own::kBytes));
@@ -439,11 +446,11 @@ template <int kBroad>
 void launch(const Product& p, const ProductData& data, int multiprocessors, cudaStream_t stream) {
   switch (p.epilogue) {
     case Epilogue::kNone:
-      return launch<kBroad, true, Epilogue::kNone>(p, data, multiprocessors, stream);
+      return launch_one<kBroad, true, Epilogue::kNone>(p, data, multiprocessors, stream);
     case Epilogue::kGelu:
-      return launch<kBroad, true, Epilogue::kGelu>(p, data, multiprocessors, stream);
+      return launch_one<kBroad, true, Epilogue::kGelu>(p, data, multiprocessors, stream);
     case Epilogue::kGeluBackward:
-      return launch<kBroad, false, Epilogue::kGeluBackward>(p, data, multiprocessors, stream);
+      return launch_one<kBroad, false, Epilogue::kGeluBackward>(p, data, multiprocessors, stream);
   }
 }
 
@@ -451,6 +458,7 @@ void launch(const Product& p, const ProductData& data, int multiprocessors, cuda
 
 size_t own_kernels(const Product& p, int major) {
   if (major != 9 || p.in != DType::kBF16 || p.out != DType::kBF16 || p.b_type() != p.in) return 0;
+  // Columns of the result, and what is added to them, go two to a register.
   if (p.batch != 1 || p.has_c || p.alignment != 16 || p.transpose_b || p.m % 8 != 0) return 0;
   const bool slope = p.epilogue == Epilogue::kGeluBackward;
   if (p.transpose_a == slope || (slope && p.has_bias)) return 0;
@@ -464,8 +472,11 @@ size_t own_kernels(const Product& p, int major) {
 void run_own_kernel(const Product& p, const ProductData& data, size_t which, int multiprocessors,
                     cudaStream_t stream) {
   CLEAVE_ASSERT(which < 2, "there is no kernel {}", which);
-  which == 0 ? launch<192>(p, data, multiprocessors, stream)
-             : launch<128>(p, data, multiprocessors, stream);
+  if (which == 0) {
+    launch<192>(p, data, multiprocessors, stream);
+  } else {
+    launch<128>(p, data, multiprocessors, stream);
+  }
 }
 
 void add_own_sums(const KernelArgs& args, const float* sums, int64_t parts) {

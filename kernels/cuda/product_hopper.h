@@ -7,22 +7,25 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 
+#include "graph/kernel_args.h"
 #include "kernels/cuda/products.h"
-#include "kernels/geometry.h"
 
 namespace cleave {
 
-// How many of our kernels compute the product on a device of this capability, by number from 0:
-// those of operands that lie dense along what is summed over, without GELU or with it, and those
-// with its slope, whose second matrix lies dense along the rows of the result.
+// How many of our kernels compute the product on a device of this capability, by number: 0 with
+// tiles of 128 x 192 of the result, 1 of 128 x 128. None but of one product of bf16, aligned to 16
+// bytes, to which nothing but a bias is added. Both operands lie dense along what is summed over;
+// those of GELU's slope do not: their first one (Product::a) lies dense along the result's columns.
 size_t own_kernels(const Product& product, int major);
 
 // Launches one of them. Every sum has a fixed order.
 void run_own_kernel(const Product& product, const ProductData& data, size_t which,
                     int multiprocessors, cudaStream_t stream);
 
-// Adds up the parts of sums that it has kept, in their order, to the second result.
+// Makes the second result of the parts of sums (ProductData::sums) that such a kernel has kept, in
+// a fixed order.
 void add_own_sums(const KernelArgs& args, const float* sums, int64_t parts);
 
 }  // namespace cleave

@@ -49,7 +49,9 @@ struct Product {
   int alignment = 16;        // bytes, of all pointers and of their columns; a power of two <= 16
   bool quick = false;        // of 8 bits: sums are kept in fewer bits inside the tensor cores
   Epilogue epilogue = Epilogue::kNone;
-  bool sums = false;  // the sums of d's rows (m of them) are wanted, too
+  // The sums of d's rows (m of them) are wanted, too: as our kernels make them, of what d is before
+  // it is rounded.
+  bool sums = false;
   DType b_type() const { return in_b == DType::kI32 ? in : in_b; }
   auto operator<=>(const Product&) const = default;
 };
@@ -85,7 +87,7 @@ class ProductAlgorithms {
   // --- Trials ------------------------------------------------------------------------------------
   // Of products that were launched before.
 
-  // How many algorithms there are, by number from 0, which the library proposes and which is in use
+  // How many algorithms there are, by number from 0, which is the first that is offered, and in use
   // until another is chosen.
   size_t count(const Product& product);
   void choose(const Product& product, size_t algorithm);
