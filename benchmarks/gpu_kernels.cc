@@ -276,8 +276,8 @@ int main(int argc, char** argv) { return cleave::benchmark_main(argc, argv, clea
 #else
 
 int main() {
-  fmt::print("built without CUDA\n");
-  return 0;
+  fmt::print(stderr, "gpu_kernels: built without CUDA\n");
+  return 1;
 }
 
 #endif

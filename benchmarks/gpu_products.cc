@@ -137,13 +137,14 @@ int run(int argc, char** argv) {
       const double library = best(ms.begin(), ms.end() - own(p));
       std::string ours;
       for (auto i = ms.end() - own(p); i != ms.end(); ++i) ours += text(*i) + "  ";
-      fmt::print("{:<14}{:<24}{:<16}{:>16}{:>16}   {:<36}{:>6.2f}\n", w.name,
-                 fmt::format("[{}, {}], {}", p.n, p.m, p.k),
-                 p.epilogue == Epilogue::kGelu           ? "bias, GELU"
-                 : p.epilogue == Epilogue::kGeluBackward ? "GELU's slope"
-                                                         : "bias",
-                 text(best(without.begin(), without.end() - own(plain))), text(library), ours,
-                 library / best(ms.end() - own(p), ms.end()));
+      fmt::print(
+          "{:<14}{:<24}{:<16}{:>16}{:>16}   {:<36}{:>6}\n", w.name,
+          fmt::format("[{}, {}], {}", p.n, p.m, p.k),
+          p.epilogue == Epilogue::kGelu           ? "bias, GELU"
+          : p.epilogue == Epilogue::kGeluBackward ? "GELU's slope"
+                                                  : "bias",
+          text(best(without.begin(), without.end() - own(plain))), text(library), ours,
+          ours.empty() ? "-" : fmt::format("{:.2f}", library / best(ms.end() - own(p), ms.end())));
       std::fflush(stdout);
     }
   }

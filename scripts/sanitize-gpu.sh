@@ -46,6 +46,7 @@ memcheck kernels_many_gpu_test 1 *
 memcheck kernels_moments_gpu_test 2 *
 memcheck kernels_f8_gpu_test 2 *
 memcheck kernels_attention_gpu_test 2 *-*MoreWeights*
+memcheck kernels_product_gpu_test 2 *Sizes*-*/2300x*
 memcheck executor_gpu_test 1 *TheSameBitsTwice*
 racecheck kernels_gpu_test 4 */softmax*:*/*norm*:*/sum*:*/max:*/logsumexp:*/cross_entropy*:*/rotary:*/gelu_backward:*/embedding*:*/quantize:*/*slots:*/histogram:*/grouped_matmul*:*/chain:*/combine*
 racecheck kernels_rows_gpu_test 8 *-*Rotary*:*/7x4096:*/3x8192:*/2x*
