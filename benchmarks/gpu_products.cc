@@ -1,6 +1,7 @@
 // Products of bf16 with what stands behind them, alone on this machine's GPU: our own kernels
 // beside the best algorithm of cuBLASLt, and beside its best for the product with nothing behind
-// it. The products are those of a layer's MLP, and of queries, keys and values; random numbers.
+// it. What cuBLASLt has no epilogue for, sums over rows, is another launch, whose time counts. The
+// products are those of a layer's MLP, and of queries, keys and values; random numbers.
 #include <fmt/format.h>
 
 #ifdef CLEAVE_CUDA
@@ -8,8 +9,10 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <deque>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "benchmarks/benchmark.h"
@@ -21,6 +24,7 @@
 #include "kernels/cuda/product_hopper.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/random_fill.h"
+#include "kernels/ops.h"
 
 namespace cleave {
 namespace {
@@ -36,58 +40,96 @@ constexpr Width kWidths[] = {
     {"megatron:1.2b", 8192, 1536, 6144, 4608},
 };
 
-class RandomNumbers {
- public:
-  RandomNumbers(int64_t count, uint64_t seed) : memory_(2 * count) {
-    fill_random(memory_.data(), DType::kBF16, count, seed, nullptr);
-  }
-  void* data() const { return memory_.data(); }
+// What is launched: a result of rows r and columns c, of sums over K.
+struct Kind {
+  const char* name;
+  const OpDef* op;
+  const char* factors;
+  Attrs attrs;
+};
+const Kind kGelu = {
+    "bias, GELU", &ops::linear, "rK,cK,c->rc,rc", {{"bias", int64_t{1}}, {"gelu", int64_t{1}}}};
+const Kind kSlope = {"GELU's slope, sums",
+                     &ops::linear,
+                     "rK,Kc,rc->rc,c",
+                     {{"gelu_backward", int64_t{1}}, {"sum", int64_t{1}}, {"wide", int64_t{2}}}};
+const Kind kBias = {"bias", &ops::linear, "rK,cK,c->rc", {{"bias", int64_t{1}}}};
+const Kind kForward = {"", &ops::matmul, "rK,cK->rc", {}};
+const Kind kBackward = {"", &ops::matmul, "rK,Kc->rc", {}};
 
- private:
-  DeviceMemory memory_;
+struct Sizes {
+  int64_t rows, columns, k;
 };
 
-// A result [rows, columns] of sums over k.
-Product product_of(int64_t rows, int64_t columns, int64_t k, Epilogue epilogue, bool bias) {
-  Product p;
-  p.m = columns, p.n = rows, p.k = k;
-  p.transpose_a = epilogue != Epilogue::kGeluBackward;
-  p.a.leading = p.transpose_a ? k : columns;
-  p.b.leading = k, p.d.leading = columns;
-  p.in = p.out = DType::kBF16;
-  p.has_bias = bias;
-  p.epilogue = epilogue;
-  return p;
-}
+// The median of each algorithm of its product, in ms; of our kernels those behind `own`.
+struct Times {
+  std::vector<double> ms;
+  std::ptrdiff_t own;
+};
 
 class Bench {
  public:
-  explicit Bench(DeviceContext& device) : device_(device), workspace_(kProductWorkspace) {
+  explicit Bench(DeviceContext& device) : device_(device), workspace_(kWorkspace) {
     cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
   ~Bench() { cudaStreamDestroy(stream_); }
   Bench(const Bench&) = delete;
   Bench& operator=(const Bench&) = delete;
 
-  // The median of each algorithm, in ms, in the order of their numbers.
-  std::vector<double> medians(const Product& p) {
-    const RandomNumbers a(p.m * p.k, 1), b(p.n * p.k, 2), bias(p.m, 3), d(p.m * p.n, 4),
-        aux(p.m * p.n, 5);
-    cuda_check(cudaDeviceSynchronize());
-    const ProductData data = {a.data(), b.data(), nullptr, bias.data(), d.data(), aux.data()};
-    const auto launch = [&] {
-      return device_.products().run(p, data, workspace_.data(), device_, stream_);
-    };
-    if (launch() == ProductAlgorithms::Made::kNothing) return {};
-    std::vector<double> result;
-    for (size_t i = 0; i < device_.products().count(p); ++i) {
-      device_.products().choose(p, i);
-      result.push_back(median_ms(launch, stream_));
+  Times times(const Kind& kind, const Sizes& sizes) {
+    const Signature& signature = Signature::get(kind.factors);
+    std::vector<Extent> extents;
+    for (const Factor& f : signature.factors()) {
+      const int64_t size = f.letter == 'r' ? sizes.rows : f.letter == 'c' ? sizes.columns : sizes.k;
+      extents.push_back({size, size, {}});
     }
+    std::deque<DeviceMemory> memory;
+    const auto tensors = [&](const std::vector<OperandDims>& all) {
+      std::vector<TensorView> views;
+      for (const OperandDims& dims : all) {
+        Shape shape;
+        for (const DimFactors& dim : dims) {
+          shape.push_back(extents[static_cast<size_t>(dim[0])].local);
+        }
+        // Sums over rows are wide.
+        const bool sums = &all == &signature.outputs() && dims.size() == 1;
+        const DType dtype = sums ? DType::kF32 : DType::kBF16;
+        const DeviceMemory& m = memory.emplace_back(numel(shape) * size_of(dtype));
+        fill_random(m.data(), dtype, numel(shape), memory.size(), nullptr);
+        views.push_back({m.data(), dtype, shape, contiguous_strides(shape)});
+      }
+      return views;
+    };
+    const std::vector<TensorView> in = tensors(signature.inputs()),
+                                  out = tensors(signature.outputs());
+    cuda_check(cudaDeviceSynchronize());
+    const auto launch = [&] {
+      kind.op->cuda({.signature = signature,
+                     .attrs = kind.attrs,
+                     .in = in,
+                     .out = out,
+                     .extents = extents,
+                     .workspace = workspace_.data(),
+                     .device = &device_,
+                     .stream = stream_});
+    };
+    Product product;
+    ProductAlgorithms& products = device_.products();
+    products.heard = [&](const Product& p) { product = p; };
+    launch();
+    products.heard = nullptr;
+    Times result;
+    for (size_t i = 0; i < products.count(product); ++i) {
+      products.choose(product, i);
+      result.ms.push_back(median_ms(launch, stream_));
+    }
+    result.own = static_cast<std::ptrdiff_t>(result.ms.size() -
+                                             own_kernels(product, device_.properties().major));
     return result;
   }
 
  private:
+  static constexpr int64_t kWorkspace = int64_t{256} << 20;  // more than any of these takes
   DeviceContext& device_;
   DeviceMemory workspace_;
   cudaStream_t stream_ = nullptr;
@@ -106,45 +148,35 @@ int run(int argc, char** argv) {
   device.product_search.own = DeviceContext::OwnProducts::kLast;
   Bench bench(device);
   fmt::print("{}, bf16; ms (TFLOP/s)\n\n", device.properties().name);
-  fmt::print("{:<14}{:<24}{:<16}{:>16}{:>16}   {:<36}{:>6}\n", "", "result, over", "behind it",
+  fmt::print("{:<14}{:<24}{:<20}{:>16}{:>16}   {:<36}{:>6}\n", "", "result, over", "behind it",
              "cuBLASLt, none", "cuBLASLt", "ours", "ratio");
   for (const Width& w : kWidths) {
     if (!wanted(w)) continue;
-    const Product products[] = {
-        product_of(w.rows, w.ffn, w.hidden, Epilogue::kGelu, true),
-        product_of(w.rows, w.ffn, w.hidden, Epilogue::kGeluBackward, false),
-        product_of(w.rows, w.qkv, w.hidden, Epilogue::kNone, true),
-        product_of(w.rows, w.hidden, w.hidden, Epilogue::kNone, true),
-        product_of(w.rows, w.hidden, w.ffn, Epilogue::kNone, true),
-    };
-    for (const Product& p : products) {
-      const double flops =
-          2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
+    const std::pair<const Kind*, Sizes> all[] = {{&kGelu, {w.rows, w.ffn, w.hidden}},
+                                                 {&kSlope, {w.rows, w.ffn, w.hidden}},
+                                                 {&kBias, {w.rows, w.qkv, w.hidden}},
+                                                 {&kBias, {w.rows, w.hidden, w.hidden}},
+                                                 {&kBias, {w.rows, w.hidden, w.ffn}}};
+    for (const auto& [kind, sizes] : all) {
+      const double flops = 2.0 * static_cast<double>(sizes.rows) *
+                           static_cast<double>(sizes.columns) * static_cast<double>(sizes.k);
       const auto text = [&](double ms) {
         return fmt::format("{:.3f} ({:.0f})", ms, flops / ms * 1e-9);
       };
-      Product plain = p;
-      plain.epilogue = Epilogue::kNone;
-      plain.has_bias = false;
-      std::vector<double> ms = bench.medians(p), without = bench.medians(plain);
-      const auto own = [&](const Product& of) {
-        return static_cast<std::ptrdiff_t>(own_kernels(of, device.properties().major));
-      };
+      const Times whole = bench.times(*kind, sizes),
+                  plain = bench.times(kind == &kSlope ? kBackward : kForward, sizes);
       const auto best = [](auto begin, auto end) {
         return begin == end ? std::numeric_limits<double>::infinity()
                             : *std::min_element(begin, end);
       };
-      const double library = best(ms.begin(), ms.end() - own(p));
+      const auto own = whole.ms.begin() + whole.own;
+      const double library = best(whole.ms.begin(), own);
       std::string ours;
-      for (auto i = ms.end() - own(p); i != ms.end(); ++i) ours += text(*i) + "  ";
-      fmt::print(
-          "{:<14}{:<24}{:<16}{:>16}{:>16}   {:<36}{:>6}\n", w.name,
-          fmt::format("[{}, {}], {}", p.n, p.m, p.k),
-          p.epilogue == Epilogue::kGelu           ? "bias, GELU"
-          : p.epilogue == Epilogue::kGeluBackward ? "GELU's slope"
-                                                  : "bias",
-          text(best(without.begin(), without.end() - own(plain))), text(library), ours,
-          ours.empty() ? "-" : fmt::format("{:.2f}", library / best(ms.end() - own(p), ms.end())));
+      for (auto i = own; i != whole.ms.end(); ++i) ours += text(*i) + "  ";
+      fmt::print("{:<14}{:<24}{:<20}{:>16}{:>16}   {:<36}{:>6}\n", w.name,
+                 fmt::format("[{}, {}], {}", sizes.rows, sizes.columns, sizes.k), kind->name,
+                 text(best(plain.ms.begin(), plain.ms.begin() + plain.own)), text(library), ours,
+                 ours.empty() ? "-" : fmt::format("{:.2f}", library / best(own, whole.ms.end())));
       std::fflush(stdout);
     }
   }
