@@ -84,24 +84,23 @@ class Bench {
       extents.push_back({size, size, {}});
     }
     std::deque<DeviceMemory> memory;
-    const auto tensors = [&](const std::vector<OperandDims>& all) {
+    // `vectors`: the type of those of one dimension.
+    const auto tensors = [&](const std::vector<OperandDims>& all, DType vectors) {
       std::vector<TensorView> views;
       for (const OperandDims& dims : all) {
         Shape shape;
         for (const DimFactors& dim : dims) {
           shape.push_back(extents[static_cast<size_t>(dim[0])].local);
         }
-        // Sums over rows are wide.
-        const bool sums = &all == &signature.outputs() && dims.size() == 1;
-        const DType dtype = sums ? DType::kF32 : DType::kBF16;
+        const DType dtype = dims.size() == 1 ? vectors : DType::kBF16;
         const DeviceMemory& m = memory.emplace_back(numel(shape) * size_of(dtype));
         fill_random(m.data(), dtype, numel(shape), memory.size(), nullptr);
         views.push_back({m.data(), dtype, shape, contiguous_strides(shape)});
       }
       return views;
     };
-    const std::vector<TensorView> in = tensors(signature.inputs()),
-                                  out = tensors(signature.outputs());
+    const std::vector<TensorView> in = tensors(signature.inputs(), DType::kBF16),
+                                  out = tensors(signature.outputs(), DType::kF32);
     cuda_check(cudaDeviceSynchronize());
     const auto launch = [&] {
       kind.op->cuda({.signature = signature,
@@ -145,7 +144,6 @@ int run(int argc, char** argv) {
     throw Error(fmt::format("there are no products of '{}'", only));
   }
   DeviceContext device(0);
-  device.product_search.own = DeviceContext::OwnProducts::kLast;
   Bench bench(device);
   fmt::print("{}, bf16; ms (TFLOP/s)\n\n", device.properties().name);
   fmt::print("{:<14}{:<24}{:<20}{:>16}{:>16}   {:<36}{:>6}\n", "", "result, over", "behind it",

@@ -129,7 +129,7 @@ class Finish {
         kept_(kept),
         there_(there + warp() * kRooms) {}
 
-  // Of the tile that is to be finished next: fetches what stands beside it.
+  // Of the tile that is to be finished next: fetches what stands beside it, or its bias.
   __device__ void begin(const Place& place) {
     row_ = place.row + warp() % 4 * kPieceRows;
     column_ = place.column;
@@ -241,7 +241,7 @@ class Finish {
     return kRooms == 1 ? 0 : piece % 2 * 2;
   }
   // The address of this lane's row of the first matrices in the piece's room, which is free now or
-  // has what was fetched.
+  // has what was fetched. With what finish() adds it is Tile::place, in fewer instructions.
   __device__ uint32_t enter(int piece) {
     const int room = room_of(piece);
     if constexpr (kSlope) {

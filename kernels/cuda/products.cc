@@ -47,7 +47,7 @@ struct ProductAlgorithms::Prepared {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, d = nullptr;
   Algorithm algorithm;
-  std::vector<Algorithm> offered;  // the library's own choice first; none: there is no such product
+  std::vector<Algorithm> offered;  // none: there is no such product
   bool tried = false;              // in a training step
 
   explicit Prepared(const Product& p);
