@@ -23,10 +23,8 @@ class Collected {
       return false;
     }
     if (workspace_ + workspace > program_.memory[0].workspace_bytes) return false;
-    const auto apart = [&](TensorId t, const std::vector<ByteRange>& ranges) {
-      const ByteRange range = range_of(t);
-      return std::none_of(ranges.begin(), ranges.end(),
-                          [&](const ByteRange& r) { return r.overlaps(range); });
+    const auto apart = [&](TensorId t, const std::vector<TensorId>& others) {
+      return std::none_of(others.begin(), others.end(), [&](TensorId o) { return meet(t, o); });
     };
     return std::all_of(instr.in.begin(), instr.in.end(),
                        [&](TensorId t) { return apart(t, written_); }) &&
@@ -39,8 +37,8 @@ class Collected {
     batch_.instrs.push_back(i);
     batch_.workspaces.push_back(workspace_);
     workspace_ += workspace;
-    for (TensorId t : instr.in) read_.push_back(range_of(t));
-    for (TensorId t : instr.out) written_.push_back(range_of(t));
+    read_.insert(read_.end(), instr.in.begin(), instr.in.end());
+    written_.insert(written_.end(), instr.out.begin(), instr.out.end());
   }
 
   InstrBatch take() {
@@ -51,9 +49,14 @@ class Collected {
   }
 
  private:
-  // In the arena: buffers that are live at different times may lie on each other.
-  ByteRange range_of(TensorId t) const {
-    const ProgramTensor& tensor = program_.tensor(t);
+  // In the arena: buffers that are live at different times may lie on each other, and parts of one
+  // may lie between each other.
+  bool meet(TensorId a, TensorId b) const {
+    const ProgramTensor &x = program_.tensor(a), &y = program_.tensor(b);
+    if (x.buffer == y.buffer) return may_overlap(x, y);
+    return range_of(x).overlaps(range_of(y));
+  }
+  ByteRange range_of(const ProgramTensor& tensor) const {
     const int64_t offset = program_.buffers[static_cast<size_t>(tensor.buffer)].offset;
     ByteRange range = byte_range(tensor.geometry, tensor.dtype);
     range.first += offset, range.last += offset;
@@ -63,7 +66,7 @@ class Collected {
   const Program& program_;
   InstrBatch batch_;
   int64_t workspace_ = 0;
-  std::vector<ByteRange> read_, written_;
+  std::vector<TensorId> read_, written_;
 };
 
 }  // namespace

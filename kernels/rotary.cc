@@ -12,7 +12,9 @@
 
 namespace cleave {
 
-void rotary_cuda(const KernelArgs&);  // cuda/rotary.cu
+// cuda/rotary.cu
+void rotary_cuda(const KernelArgs&);
+void rotary_cuda_many(std::span<const KernelArgs>);
 
 namespace {
 
@@ -110,6 +112,7 @@ constinit const OpDef ops::rotary = {
     .linear = true,
     .cpu = rotary_cpu,
     .cuda = cuda_kernel<rotary_cuda>(),
+    .cuda_many = cuda_kernels<rotary_cuda_many>(),
 };
 
 }  // namespace cleave

@@ -140,6 +140,32 @@ TEST(Batches, HaveAllOfAnUpdate) {
   }
   EXPECT_EQ(large, std::vector<size_t>(2, static_cast<size_t>(updates)));
 }
+
+// Queries and keys are turned by one launch, forward and backward.
+TEST(Batches, TurnQueriesAndKeysTogether) {
+  for (const char* name : {"llama:tiny", "llama:1b", "qwen2.5:1.5b", "mixtral:tiny"}) {
+    ModelConfig config = model_named(name);
+    config.layers = 3;
+    config.batch = 2;
+    const Graph graph = testing::training_graph(config, DType::kBF16);
+    PlannerOptions options;
+    options.mesh = parse_mesh("1");
+    const PlanResult found = find_plan(graph, parse_cluster("h100"), options);
+    ASSERT_TRUE(found.plan);
+    Program p = lower(*found.graph, *found.plan, true);
+    p.gpu = true;
+    plan_memory(p);
+    std::vector<int32_t> all(p.instrs.size());
+    std::iota(all.begin(), all.end(), 0);
+    int64_t alone = 0, pairs = 0;
+    for (const InstrBatch& b : instr_batches(p, all)) {
+      if (p.instrs[static_cast<size_t>(b.instrs[0])].op != &ops::rotary) continue;
+      alone += b.instrs.size() == 1, pairs += b.instrs.size() == 2;
+    }
+    EXPECT_EQ(alone, 0) << name;
+    EXPECT_EQ(pairs, 2 * config.layers) << name;
+  }
+}
 #endif
 
 }  // namespace

@@ -210,6 +210,21 @@ TEST_F(ManyOnGpu, SumsOfSquares) {
   expect_same(many);
 }
 
+// More than one launch takes, of several types, with whole vectors and without, in place and not.
+TEST_F(ManyOnGpu, Rotary) {
+  Many many(ops::rotary);
+  for (int i = 0; i < 23; ++i) {
+    const DType type = static_cast<DType>(i / 3 % 4);  // f64, f32, bf16, f16
+    const int64_t start = i % 4 == 1 ? 16 : 0, size = i % 5 == 2 ? 22 : 32 << i % 4;
+    const Shape shape = {1 + i % 3, 1 + 97 * i % 700, 1 + i % 6, start + size};
+    const TensorView x = many.tensor(type, shape);
+    many.add("bshE->bshE|s:indexed",
+             {{"theta", i % 2 == 0 ? 1e4 : 5e5}, {"inverse", int64_t{i % 2}}, {"start", start}},
+             {x}, {i % 3 == 0 ? x : many.tensor(type, shape)});
+  }
+  expect_same(many);
+}
+
 // Squares that f16 has no numbers for.
 TEST_F(ManyOnGpu, SquaresOfHalvesDoNotOverflow) {
   testing::OpCase c{.op = &ops::sum_squares,

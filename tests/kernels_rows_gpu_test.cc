@@ -183,8 +183,9 @@ TEST_F(RowsOnGpu, Rotary) {
   struct Heads {
     int64_t b, s, h, e, start;
   };
-  for (const Heads& n : {Heads{1, 1, 1, 2, 0}, Heads{2, 130, 3, 64, 0}, Heads{1, 64, 5, 192, 128},
-                         Heads{3, 33, 2, 20, 6}, Heads{1, 1500, 2, 128, 0}}) {
+  for (const Heads& n :
+       {Heads{1, 1, 1, 2, 0}, Heads{2, 130, 3, 64, 0}, Heads{1, 64, 5, 192, 128},
+        Heads{3, 33, 2, 20, 6}, Heads{1, 1500, 2, 128, 0}, Heads{2, 50, 9, 200, 0}}) {
     for (const int64_t inverse : {0, 1}) {
       const OpCase c = {.op = &ops::rotary,
                         .attrs = {{"theta", 10000.0}, {"inverse", inverse}, {"start", n.start}},

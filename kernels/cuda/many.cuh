@@ -12,9 +12,9 @@ namespace cleave {
 // CUDA 12.1 and later take 32,764 bytes of parameters; the rest is for other ones.
 inline constexpr int kTableBytes = 32256;
 
-template <class Item>
+template <class Item, int kBytes = kTableBytes>
 struct Table {
-  static constexpr int kMost = (kTableBytes - 16) / static_cast<int>(sizeof(Item) + 4);
+  static constexpr int kMost = (kBytes - 16) / static_cast<int>(sizeof(Item) + 4);
   int count = 0;
   unsigned first[kMost];  // the number of each item's first piece
   Item items[kMost];
@@ -36,9 +36,9 @@ struct Table {
 
 // Calls launch(table, pieces) with all items of which pieces_of(item) is not 0, in as many tables
 // as it takes.
-template <class Item, class PiecesOf, class Launch>
+template <int kBytes = kTableBytes, class Item, class PiecesOf, class Launch>
 void in_tables(const std::vector<Item>& items, const PiecesOf& pieces_of, const Launch& launch) {
-  Table<Item> table;
+  Table<Item, kBytes> table;
   int64_t pieces = 0;
   const auto flush = [&] {
     if (table.count > 0) launch(table, static_cast<unsigned>(pieces));
@@ -48,7 +48,7 @@ void in_tables(const std::vector<Item>& items, const PiecesOf& pieces_of, const 
   for (const Item& item : items) {
     const int64_t more = pieces_of(item);
     if (more == 0) continue;
-    if (table.count == Table<Item>::kMost || pieces + more > INT32_MAX) flush();
+    if (table.count == table.kMost || pieces + more > INT32_MAX) flush();
     table.first[table.count] = static_cast<unsigned>(pieces);
     table.items[table.count++] = item;
     pieces += more;

@@ -1,8 +1,12 @@
 // Rotary position embedding. A block has one position, or some where there is little to turn, whose
 // cosines and sines it works out once for all heads and sequences: angles in double, since
-// positions are large.
+// positions are large. Queries and keys go in one launch.
 #include <cmath>
+#include <set>
+#include <utility>
+#include <vector>
 
+#include "kernels/cuda/many.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/rows.h"
 
@@ -10,6 +14,25 @@ namespace cleave {
 namespace {
 
 constexpr int kThreads = 256;
+
+constexpr int kTogether = 2;     // vectors of each half that a thread has on their way
+constexpr int kLaunched = 4096;  // bytes that applications of one launch take among its parameters
+constexpr int kPowers = 80;
+
+// theta^(-i / half) for i < kPowers * kPowers, as a product of two numbers.
+struct Frequencies {
+  double low[kPowers], high[kPowers];
+
+  static Frequencies from(double theta, int64_t half) {
+    const auto power = [&](int i) {
+      return std::pow(theta, -static_cast<double>(i) / static_cast<double>(half));
+    };
+    Frequencies f;
+    for (int i = 0; i < kPowers; ++i) f.low[i] = power(i), f.high[i] = power(i * kPowers);
+    return f;
+  }
+  __device__ double of(unsigned i) const { return low[i % kPowers] * high[i / kPowers]; }
+};
 
 template <class T>
 struct Rotary {
@@ -19,9 +42,16 @@ struct Rotary {
   int64_t count;    // of positions
   int start, half;  // a head is [start, 2 half]
   int64_t x_position, y_position, x_step, y_step;
-  double log2_theta, sign;
+  Frequencies frequencies;
+  double sign;
   Shard positions;
+  int each, parts;  // positions of a block, and blocks that share them
+
+  unsigned blocks() const { return static_cast<unsigned>(ceil_div(count, each) * parts); }
+  size_t table_bytes() const { return static_cast<size_t>(each) * half * 2 * sizeof(Statistic<T>); }
 };
+template <class T>
+using Rotaries = Table<Rotary<T>, kLaunched>;
 
 // The cosine and sine of position * theta^(-i / half).
 __device__ inline void turn_of(double position, double frequency, float& cosine, float& sine) {
@@ -33,133 +63,187 @@ __device__ inline void turn_of(double position, double frequency, double& cosine
   sincos(position * frequency, &sine, &cosine);
 }
 
-// A block has `each` positions, one after the other. Its first vectors are on their way while it
-// works out their angles, and later ones while it turns those before.
+// A vector of a row, as row_load makes it, that waits for its turn.
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads) rotate(Rotary<T> r, int each) {
+struct Waiting {
+  Raw raw;
+
+  __device__ void load(const T* row, int64_t, int v) { raw = Raw::at(row + int64_t{v} * N); }
+  __device__ Statistic<T> number_at(int j) const { return raw.template number_at<T>(j); }
+};
+template <class T>
+struct Waiting<T, 1> {
+  T x;
+
+  __device__ void load(const T* row, int64_t step, int v) { x = row[v * step]; }
+  __device__ Statistic<T> number_at(int) const { return number(x); }
+};
+
+// The first vectors of a block are on their way while it works out its angles.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads, 4) rotate(const __grid_constant__ Rotaries<T> table) {
   using A = Statistic<T>;
   extern __shared__ double2 table_memory[];
+  const int which = table.item_of(blockIdx.x);
+  const Rotary<T>& r = table.items[which];
+  const unsigned block = blockIdx.x - table.first[which], group = block / r.parts;
+  const int64_t begin = group * int64_t{r.each};
+  const int here = static_cast<int>(min(int64_t{r.each}, r.count - begin));
   A* const cosines = reinterpret_cast<A*>(table_memory);  // [each, half]
-  A* const sines = cosines + each * r.half;               // [each, half]
-  const int64_t begin = blockIdx.x * int64_t{each};
-  const int here = static_cast<int>(min(int64_t{each}, r.count - begin));
-  const int64_t first = blockIdx.y * static_cast<int64_t>(kThreads) + threadIdx.x;
-  const int64_t step = gridDim.y * static_cast<int64_t>(kThreads);
+  A* const sines = cosines + r.each * r.half;             // [each, half]
+  const unsigned first = (block - group * r.parts) * kThreads + threadIdx.x;
+  const unsigned step = r.parts * kThreads;
   // Vector i of all that the block has, of `n` in each head: its head's elements, position and
-  // number. Where there are several positions, there are few vectors.
+  // number.
   struct Place {
     const T* x;
     T* y;
     int position, vector;
   };
-  const auto place_of = [&](int n, int64_t i) {
-    const int64_t all = r.others.count * n;  // of a position
-    const int p = each == 1 ? 0 : static_cast<int>(i) / static_cast<int>(all);
-    const int64_t other = (i - p * all) / n;
+  const auto others = static_cast<unsigned>(r.others.count);
+  const auto place_of = [&](unsigned n, unsigned i) {
+    const unsigned row = i / n, p = r.each == 1 ? 0 : row / others;
     int64_t at[2];
-    r.others.offsets(other, at);
+    r.others.offsets(row - p * others, at);
     return Place{r.x + (begin + p) * r.x_position + at[0], r.y + (begin + p) * r.y_position + at[1],
-                 p, static_cast<int>(i - p * all - other * n)};
+                 static_cast<int>(p), static_cast<int>(i - row * n)};
   };
-  const int vectors = r.half / N, starts = r.start / N;
-  const int64_t turned = here * r.others.count * vectors, copied = here * r.others.count * starts;
-  Place next = {};
-  Vec<T, N> next_a = {}, next_b = {};  // from both halves
-  const auto read = [&](int64_t i) {
-    next = place_of(vectors, i);
-    const T* const from = next.x + r.start * r.x_step;
-    next_a = row_load<N>(from, r.x_step, next.vector);
-    next_b = row_load<N>(from + r.half * r.x_step, r.x_step, next.vector);
+  const auto vectors = static_cast<unsigned>(r.half / N),
+             starts = static_cast<unsigned>(r.start / N);
+  const unsigned turned = here * others * vectors, copied = here * others * starts;
+  Place at[kTogether];
+  Waiting<T, N> a[kTogether], b[kTogether];  // from both halves
+  const auto read = [&](unsigned from) {
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      const unsigned i = from + k * step;
+      if (i >= turned) break;
+      at[k] = place_of(vectors, i);
+      const T* const head = at[k].x + r.start * r.x_step;
+      a[k].load(head, r.x_step, at[k].vector);
+      b[k].load(head + r.half * r.x_step, r.x_step, at[k].vector);
+    }
   };
-  if (first < turned) read(first);
+  read(first);
   for (int i = threadIdx.x; i < here * r.half; i += kThreads) {
     const auto position = static_cast<double>(r.positions.position(begin + i / r.half));
     A sine;
-    turn_of(position, exp2(-r.log2_theta * (i % r.half) / r.half), cosines[i], sine);
+    turn_of(position, r.frequencies.of(i % r.half), cosines[i], sine);
     sines[i] = static_cast<A>(r.sign) * sine;
   }
   __syncthreads();
-  for (int64_t i = first; i < turned;) {
-    const Place at = next;
-    const Vec<T, N> a = next_a, b = next_b;
-    i += step;
-    if (i < turned) read(i);
-    Vec<T, N> left, right;
+  for (unsigned from = first; from < turned;) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      const int angle = at.position * r.half + at.vector * N + j;
-      const A cosine = cosines[angle], sine = sines[angle];
-      left.x[j] = To<T>::of(number(a.x[j]) * cosine - number(b.x[j]) * sine);
-      right.x[j] = To<T>::of(number(b.x[j]) * cosine + number(a.x[j]) * sine);
+    for (int k = 0; k < kTogether; ++k) {
+      if (from + k * step >= turned) break;
+      Vec<T, N> left, right;
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const int angle = at[k].position * r.half + at[k].vector * N + j;
+        const A cosine = cosines[angle], sine = sines[angle];
+        const A x = a[k].number_at(j), y = b[k].number_at(j);
+        left.x[j] = To<T>::of(x * cosine - y * sine);
+        right.x[j] = To<T>::of(y * cosine + x * sine);
+      }
+      T* const to = at[k].y + r.start * r.y_step;
+      row_store(to, r.y_step, at[k].vector, left);
+      row_store(to + r.half * r.y_step, r.y_step, at[k].vector, right);
     }
-    T* const to = at.y + r.start * r.y_step;
-    row_store(to, r.y_step, at.vector, left);
-    row_store(to + r.half * r.y_step, r.y_step, at.vector, right);
+    from += kTogether * step;
+    read(from);
   }
-  for (int64_t i = first; i < copied; i += step) {
-    const Place at = place_of(starts, i);
-    row_store(at.y, r.y_step, at.vector, row_load<N>(at.x, r.x_step, at.vector));
+  for (unsigned i = first; i < copied; i += step) {
+    const Place place = place_of(starts, i);
+    row_store(place.y, r.y_step, place.vector, row_load<N>(place.x, r.x_step, place.vector));
   }
 }
 
-}  // namespace
-
-void rotary_cuda(const KernelArgs& args) {
+// One application, but for how it is shared among blocks, and whether 16 bytes at a time will do.
+template <class T>
+Rotary<T> rotary_of(const KernelArgs& args, bool& wide) {
   const OperandDims& dims = args.signature.inputs()[0];
   const int e = dims.back()[0];
   size_t s = 0;  // the factor along which positions count
   for (size_t f = 0; f < args.extents.size(); ++f) {
     if (args.signature.factors()[f].indexed) s = f;
   }
-  with_gpu_float(args.in[0].dtype, [&]<class T>(T) {
-    const Shape x = in_strides(args, 0), y = out_strides(args, 0);
-    std::vector<int8_t> factors = factors_without(dims, e);
-    const auto rows = nest_over<2>(args, factors, {x, y});
-    std::erase(factors, static_cast<int8_t>(s));
-    const auto others = nest_over<2>(args, factors, {x, y});
-    const auto along = static_cast<size_t>(e);
-    const int64_t size = args.extents[along].local, positions = args.extents[s].local;
-    const int64_t start = args.attrs.integer_or("start", 0), half = (size - start) / 2;
-    CLEAVE_ASSERT(half * 2 * static_cast<int64_t>(sizeof(Statistic<T>)) <= 48 << 10,
-                  "a head of {} numbers", size);
-    if (rows.count() == 0) return;
-    const Rotary<T> k = {.x = args.in[0].as<const T>(),
-                         .y = args.out[0].as<T>(),
-                         .others = loops_of(others),
-                         .count = positions,
-                         .start = static_cast<int>(start),
-                         .half = static_cast<int>(half),
-                         .x_position = x[s],
-                         .y_position = y[s],
-                         .x_step = x[along],
-                         .y_step = y[along],
-                         .log2_theta = std::log2(args.attrs.real("theta")),
-                         .sign = args.attrs.integer_or("inverse", 0) != 0 ? -1.0 : 1.0,
-                         .positions = shard_of(args.extents[s])};
-    const bool wide = start % kWide<T> == 0 && half % kWide<T> == 0 &&
-                      wide_rows<T>(rows, 0, k.x, k.x_step, size) &&
-                      wide_rows<T>(rows, 1, k.y, k.y_step, size);
-    const auto go = [&]<int N>() {
-      // So many positions that every thread has two vectors; enough blocks for every multiprocessor
-      // where there are few positions.
-      const int64_t vectors = others.count() * (half / N);
-      const int64_t each = std::clamp<int64_t>(std::min(2 * kThreads / vectors, positions / 512), 1,
-                                               kThreads / half + 1);
-      const int64_t groups = ceil_div(positions, each);
-      const int64_t parts =
-          std::clamp<int64_t>(ceil_div(1024, groups), 1, ceil_div(each * vectors, kThreads));
-      const dim3 blocks(static_cast<unsigned>(groups), static_cast<unsigned>(parts));
-      const auto table = static_cast<size_t>(each * half) * 2 * sizeof(Statistic<T>);
-      rotate<T, N><<<blocks, kThreads, table, static_cast<cudaStream_t>(args.stream)>>>(
-          k, static_cast<int>(each));
-    };
-    if (wide) {
-      go.template operator()<kWide<T>>();
-    } else {
-      go.template operator()<1>();
-    }
-    cuda_check(cudaGetLastError());
-  });
+  const Shape x = in_strides(args, 0), y = out_strides(args, 0);
+  std::vector<int8_t> factors = factors_without(dims, e);
+  const auto rows = nest_over<2>(args, factors, {x, y});
+  std::erase(factors, static_cast<int8_t>(s));
+  const auto others = nest_over<2>(args, factors, {x, y});
+  const auto along = static_cast<size_t>(e);
+  const int64_t size = args.extents[along].local;
+  const int64_t start = args.attrs.integer_or("start", 0), half = (size - start) / 2;
+  CLEAVE_ASSERT(half * 2 * static_cast<int64_t>(sizeof(Statistic<T>)) <= 48 << 10 &&
+                    half <= kPowers * kPowers,
+                "a head of {} numbers", size);
+  Rotary<T> r = {.x = args.in[0].as<const T>(),
+                 .y = args.out[0].as<T>(),
+                 .others = loops_of(others),
+                 .count = args.extents[s].local,
+                 .start = static_cast<int>(start),
+                 .half = static_cast<int>(half),
+                 .x_position = x[s],
+                 .y_position = y[s],
+                 .x_step = x[along],
+                 .y_step = y[along],
+                 .frequencies = Frequencies::from(args.attrs.real("theta"), half),
+                 .sign = args.attrs.integer_or("inverse", 0) != 0 ? -1.0 : 1.0,
+                 .positions = shard_of(args.extents[s]),
+                 .each = 1,
+                 .parts = 1};
+  wide = start % kWide<T> == 0 && half % kWide<T> == 0 &&
+         wide_rows<T>(rows, 0, r.x, r.x_step, size) && wide_rows<T>(rows, 1, r.y, r.y_step, size);
+  return r;
 }
+
+// So many positions a block that every thread has kTogether vectors; enough blocks for every
+// multiprocessor where there are few positions.
+template <int N, class T>
+void share_out(Rotary<T>& r) {
+  const int64_t vectors = r.others.count * std::max(r.half, r.start) / N;
+  CLEAVE_ASSERT(vectors <= INT32_MAX / 4, "{} numbers at one position", vectors * N);
+  const int64_t most = std::min(kTogether * kThreads / vectors, r.count / 512);
+  r.each = static_cast<int>(std::clamp<int64_t>(most, 1, kThreads / r.half + 1));
+  const int64_t groups = ceil_div(r.count, r.each);
+  r.parts = static_cast<int>(
+      std::clamp<int64_t>(ceil_div(1024, groups), 1, ceil_div(r.each * vectors, kThreads)));
+}
+
+template <int N, class T>
+void launch(std::vector<Rotary<T>> items, void* stream) {
+  for (Rotary<T>& r : items) share_out<N>(r);
+  in_tables<kLaunched>(
+      items, [](const Rotary<T>& r) { return r.blocks(); },
+      [&](const Rotaries<T>& table, unsigned blocks) {
+        size_t bytes = 0;
+        for (int i = 0; i < table.count; ++i) bytes = std::max(bytes, table.items[i].table_bytes());
+        rotate<T, N><<<blocks, kThreads, bytes, static_cast<cudaStream_t>(stream)>>>(table);
+        cuda_check(cudaGetLastError());
+      });
+}
+
+}  // namespace
+
+void rotary_cuda_many(std::span<const KernelArgs> all) {
+  std::set<DType> dtypes;
+  for (const KernelArgs& args : all) dtypes.insert(args.in[0].dtype);
+  for (const DType dtype : dtypes) {
+    with_gpu_float(dtype, [&]<class T>(T) {
+      std::vector<Rotary<T>> wide, narrow;
+      for (const KernelArgs& args : all) {
+        if (args.in[0].dtype != dtype || args.in[0].numel() == 0) continue;
+        bool is_wide = false;
+        const Rotary<T> r = rotary_of<T>(args, is_wide);
+        (is_wide ? wide : narrow).push_back(r);
+      }
+      launch<kWide<T>>(std::move(wide), all[0].stream);
+      launch<1>(std::move(narrow), all[0].stream);
+    });
+  }
+}
+
+void rotary_cuda(const KernelArgs& args) { rotary_cuda_many({&args, 1}); }
 
 }  // namespace cleave
