@@ -157,6 +157,23 @@ Placing place(std::span<const Lifetime> lifetimes) {
   return best;
 }
 
+// Whether an instruction is given to a GPU together with those from `first` to it: see
+// OpDef::together.
+static bool goes_with(const Program& program, int32_t first, int32_t i) {
+  const Instr& instr = program.instrs[static_cast<size_t>(i)];
+  if (instr.kind != InstrKind::kCompute || !instr.op->together) return false;
+  for (int32_t k = first; k < i; ++k) {
+    const Instr& other = program.instrs[static_cast<size_t>(k)];
+    if (other.kind != InstrKind::kCompute || other.op != instr.op || other.part != instr.part) {
+      return false;
+    }
+    for (TensorId made : other.out) {
+      if (std::count(instr.in.begin(), instr.in.end(), made) > 0) return false;
+    }
+  }
+  return true;
+}
+
 std::vector<Lifetime> buffer_lifetimes(const Program& program) {
   std::vector<Lifetime> lives(program.buffers.size());
   const auto touch = [&](TensorId t, int32_t time) {
@@ -186,6 +203,16 @@ std::vector<Lifetime> buffer_lifetimes(const Program& program) {
     for (TensorId t : instr.out) touch(t, i);
   }
   for (const ProgramOutput& o : program.outputs) touch(o.tensor, end);
+  for (int32_t i = 0; program.gpu && i < end;) {
+    int32_t last = i;
+    while (last + 1 < end && goes_with(program, i, last + 1)) ++last;
+    for (int32_t k = i; k <= last && last > i; ++k) {
+      const Instr& instr = program.instrs[static_cast<size_t>(k)];
+      for (TensorId t : instr.in) touch(t, last);
+      for (TensorId t : instr.out) touch(t, i);
+    }
+    i = last + 1;
+  }
   for (size_t b = 0; b < lives.size(); ++b) {
     lives[b].bytes = program.buffers[b].bytes;
     if (program.buffers[b].persistent) lives[b].first = 0, lives[b].last = end;

@@ -140,6 +140,9 @@ struct OpDef {
   // each has a workspace of its own. The bits are those of one after the other. Null: `cuda` is
   // called for each.
   KernelsFn cuda_many = nullptr;
+  // In every build: a GPU's memory is laid out so that neighbours which need nothing of each other
+  // can be given to cuda_many.
+  bool together = false;
   // For kernels that are generated: each output at one place, in CUDA C++, of the operands there,
   // a, b, c, ...; several are separated by ";". "$value" stands for the attribute `value`. Numbers
   // are float, or double where an operand is f64; functions are those of kernels/cuda/prelude.h.

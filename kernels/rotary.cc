@@ -113,6 +113,7 @@ constinit const OpDef ops::rotary = {
     .cpu = rotary_cpu,
     .cuda = cuda_kernel<rotary_cuda>(),
     .cuda_many = cuda_kernels<rotary_cuda_many>(),
+    .together = true,
 };
 
 }  // namespace cleave
