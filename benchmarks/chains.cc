@@ -103,8 +103,8 @@ int run(int argc, char** argv) {
   int steps = 60;
   bool unfused = false, dump = false;
   CLI::App app("Times chains that are generated kernels");
-  app.add_option("--gpu", gpu, "h100, h200");
-  app.add_option("--steps", steps, "Timed runs");
+  app.add_option("--gpu", gpu)->check(CLI::IsMember({"h100", "h200"}));
+  app.add_option("--steps", steps, "Timed runs")->check(CLI::Range(1, 1'000'000));
   app.add_flag("--unfused", unfused, "Every op by itself");
   app.add_flag("--dump", dump, "The programs");
   read_arguments(app, argc, argv);

@@ -42,11 +42,13 @@ Arguments parse(int argc, char** argv) {
   a.spec.optimizer.lr = 3e-4, a.spec.optimizer.min_lr = 3e-5;
   CLI::App app("Trains in bf16 and in 8 bits, side by side");
   app.add_option("MODEL", a.spec.name, "As for cleave train")->required();
-  app.add_option("--batch", a.spec.batch, "Sequences in a step");
-  app.add_option("--steps", a.steps, "Of each run");
-  app.add_option("--every", a.every, "Steps between the losses that are printed");
-  app.add_option("--gpu", a.gpu, "h100, h200");
-  app.add_option("--scalings", a.scalings, "none (bf16), current, delayed");
+  app.add_option("--batch", a.spec.batch, "Sequences in a step")->check(CLI::Range(1, 1'000'000));
+  app.add_option("--steps", a.steps, "Of each run")->check(CLI::Range(1, 1'000'000));
+  app.add_option("--every", a.every, "Steps between the losses that are printed")
+      ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--gpu", a.gpu)->check(CLI::IsMember({"h100", "h200"}));
+  app.add_option("--scalings", a.scalings, "none: bf16")
+      ->check(CLI::IsMember({"none", "current", "delayed"}));
   read_arguments(app, argc, argv);
   a.spec.optimizer.warmup = a.steps / 10;
   a.spec.optimizer.total_steps = a.steps;

@@ -112,7 +112,9 @@ class Call {
   void* workspace_ = nullptr;
 };
 
-int run(int, char**) {
+int run(int argc, char** argv) {
+  CLI::App app("Attention in bf16, our kernels beside cuDNN's");
+  read_arguments(app, argc, argv);
   DeviceContext device(0);
   cudaStream_t stream = nullptr;
   cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));

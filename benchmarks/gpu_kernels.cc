@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@
 #include "cli/benching.h"
 #include "cli/format.h"
 #include "executor/cuda/memory.h"
+#include "executor/fuse.h"
 #include "executor/typing.h"
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
@@ -223,20 +225,25 @@ void print_products(const Program& p, const std::vector<Kind>& kinds, double all
 }
 
 // "gpt2:124m", "gpt2:124m@32", "llama:1b@4x2048": a model, its batch, and the tokens of a sequence.
-void read_model(const std::string& text, ModelArguments& model) {
-  const size_t at = text.find('@'), by = text.find('x', at);
-  model.model = text.substr(0, at);
-  if (at == std::string::npos) return;
-  model.batch = std::stoll(text.substr(at + 1));
-  if (by != std::string::npos) model.set = {"sequence=" + text.substr(by + 1)};
-}
-
-void report(const std::string& model, const std::string& no_fuse, double copy) {
+BenchArguments arguments_of(const std::string& text, const std::string& no_fuse) {
+  static const std::regex form("([^@]+)(@([1-9][0-9]{0,8})(x([1-9][0-9]{0,8}))?)?");
+  std::smatch found;
+  if (!std::regex_match(text, found, form)) {
+    fail("'{}' is not MODEL, MODEL@BATCH or MODEL@BATCHxTOKENS", text);
+  }
   BenchArguments a;
-  read_model(model, a.model);
+  a.model.model = found[1];
+  if (found[3].matched) a.model.batch = std::stoll(found[3]);
+  if (found[5].matched) a.model.set = {"sequence=" + found[5].str()};
   a.model.precision = "bf16";
   a.devices = "h100";
   a.no_fuse = no_fuse;
+  model_named(a.model.model);  // throws when there is none
+  fusions_in(no_fuse.empty() ? "all" : no_fuse);
+  return a;
+}
+
+void report(const BenchArguments& a, double copy) {
   std::unique_ptr<PreparedBench> prepared = prepare_bench(a);
   const BenchResult result = measure(*prepared, 5, 20);
   const StepResult& step = result.recorded;
@@ -256,13 +263,15 @@ int run(int argc, char** argv) {
   app.add_option("MODEL", models, "Built-in models: MODEL, MODEL@BATCH or MODEL@BATCHxTOKENS");
   app.add_option("--no-fuse", no_fuse, "Fusions that are not made, or all");
   read_arguments(app, argc, argv);
+  std::vector<BenchArguments> wanted;
+  for (const std::string& m : models) wanted.push_back(arguments_of(m, no_fuse));
   cudaDeviceProp device{};
   cuda_check(cudaGetDeviceProperties(&device, 0));
   const double copy = copy_rate();
   fmt::print("{}: copies {:.0f} GB/s; algorithms of products: the best of {} with {} MiB\n",
              device.name, copy / 1e9, kBestCandidates, kBestWorkspace >> 20);
-  for (const std::string& m : models) {
-    report(m, no_fuse, copy);
+  for (const BenchArguments& a : wanted) {
+    report(a, copy);
     std::fflush(stdout);
   }
   return 0;

@@ -15,6 +15,17 @@ here=$(dirname "$0")
 cleave=${CLEAVE:-$here/../build/bin/cleave}
 python=${PYTHON:-python3}
 devices=${DEVICES:-h100}
+limit=${LIMIT:-600}
+if [ "${1:-}" = --help ]; then sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit; fi
+case $limit in
+  *[!0-9]* | '') echo "gpu_step.sh: LIMIT '$limit' is not a number of seconds" >&2; exit 1 ;;
+esac
+for command in "$cleave" "$python"; do
+  if ! command -v "$command" >/dev/null; then
+    echo "gpu_step.sh: there is no program '$command': CLEAVE and PYTHON name them" >&2
+    exit 1
+  fi
+done
 if [ $# -eq 0 ]; then set -- gpt2:124m gpt2:355m megatron:1.2b llama:1b; fi
 
 # What makes a model's benchmark: options of cleave's; after '/', the peer's.
@@ -40,7 +51,11 @@ options_of() {
       "sequence=1024 capacity_factor=0 / --family llama --layers 4 --hidden 2048 --heads 16" \
       "--kv-heads 4 --ffn 7168 --vocab 32000 --sequence 1024 --batch 8 --tied 0 --theta 1000000" \
       "--experts 8 --top-k 2" ;;
-    *) echo "gpu_step.sh: there is no model '$1'; see its first lines" >&2; exit 1 ;;
+    *)
+      echo "gpu_step.sh: there is no model '$1': gpt2:124m gpt2:355m megatron:1.2b llama:1b" \
+        "gpt2:1558m qwen2.5:1.5b llama:7b mixtral:8x7b" >&2
+      exit 1
+      ;;
   esac
 }
 for model in "$@"; do options_of "$model" >/dev/null || exit 1; done
@@ -54,9 +69,13 @@ for model in "$@"; do
   options=$(options_of "$model")
   # shellcheck disable=SC2086  # words
   "$cleave" bench "$model" --devices "$devices" --precision "${PRECISION:-bf16}" ${options%%/*} \
-    ${OPTIONS:-} --json >"$logs/ours" 2>"$logs/errors" || cat "$logs/errors"
+    ${OPTIONS:-} --json >"$logs/ours" 2>"$logs/errors" || {
+    cat "$logs/errors" >&2
+    failed=1
+    continue
+  }
   # shellcheck disable=SC2086
-  timeout "${LIMIT:-600}" "$python" "$here/peers/pytorch_gpu_step.py" --steps 20 --warm-up 5 \
+  timeout "$limit" "$python" "$here/peers/pytorch_gpu_step.py" --steps 20 --warm-up 5 \
     ${options#*/ } >"$logs/peer" 2>&1 || echo "PyTorch: $(tail -n 1 "$logs/peer")" >&2
   "$python" - "$model" "$logs/ours" "$logs/peer" <<'END' || failed=1
 import json

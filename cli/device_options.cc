@@ -53,8 +53,8 @@ F8Options f8_of(const std::string& scaling, bool gpu, DType precision) {
   F8Options options;
   if (scaling.empty()) return options;
   if (!gpu) fail("--fp8 {}: floats of 8 bits are for GPUs", scaling);
-  if (precision == DType::kF64) {
-    fail("--fp8 {}: beside --precision fp64, it would make no sense; write bf16", scaling);
+  if (precision != DType::kBF16) {
+    fail("--fp8 {}: it goes with --precision bf16, not {}", scaling, precision_name(precision));
   }
   options.scaling = scaling == "delayed" ? F8Scaling::kDelayed : F8Scaling::kCurrent;
   return options;

@@ -168,7 +168,7 @@ Finding cuda_toolkit() {
   if (kForGpus) {
     return {"CUDA toolkit",
             Status::kOk,
-            fmt::format("{} when built: kernels for H100, H200 and later", kVersion),
+            fmt::format("{} when built: kernels for H100 and H200", kVersion),
             {},
             {}};
   }

@@ -26,7 +26,7 @@ void check_arguments(const GenerateArguments& a) {
     fail("--prompt and --prompt-file: write one of them");
   }
   if (!a.devices.starts_with("cpu:")) {
-    fail("--devices {}: this build generates on cpu:N only", a.devices);
+    fail("--devices {}: generate runs on cpu:N only", a.devices);
   }
 }
 

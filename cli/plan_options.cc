@@ -25,10 +25,16 @@ std::vector<Option> planning_options(std::string& cluster, std::string& mesh, st
            .keys_repeat = true}};
 }
 
-void say_precision(std::vector<Option>& options) {
+// What is left to the search here.
+void say_what_is_searched(std::vector<Option>& options) {
   for (Option& o : options) {
-    if (o.flag == "--precision")
+    if (o.flag == "--precision") {
       o.automatic = "bf16 (or fp16) where the devices are faster in it, or fp32";
+    } else if (o.flag == "--batch") {
+      o.help = "Sequences in a step, or with --accumulate in a micro-batch, over all devices";
+    } else if (o.flag == "--accumulate") {
+      o.automatic = "as many as are fastest make the --batch";
+    }
   }
 }
 
@@ -54,7 +60,7 @@ std::vector<Option> options_of(PlanArguments& a) {
         .choices = {"time", "memory", "gpus"}},
        json_option(a.json),
        {.flag = "-o,--out", .type = "FILE", .help = "Write the plan as JSON", .target = &a.out}});
-  say_precision(options);
+  say_what_is_searched(options);
   return options;
 }
 
@@ -68,7 +74,7 @@ std::vector<Option> options_of(FitArguments& a) {
                     .target = &a.seconds,
                     .at_least = 0},
                    json_option(a.json)});
-  say_precision(options);
+  say_what_is_searched(options);
   return options;
 }
 

@@ -204,6 +204,7 @@ void train_command(const TrainArguments& a) {
   if (a.checkpoint_every > 0 && a.out.empty()) {
     fail("--checkpoint-every {}: name the run's folder with --out", a.checkpoint_every);
   }
+  if (!a.profile.empty()) expect_writable(a.profile);
   const std::vector<std::string> no_fuse = no_fuse_of(a.no_fuse, on_gpu(a.devices));
   const std::optional<Checkpoint> resume = checkpoint_of(a);
   Telemetry telemetry({.out_dir = a.out,

@@ -25,8 +25,10 @@ std::string advice(const TracedModel& model, const UserModel* user, const Cluste
                    double limit) {
   const std::optional<FittingBatch> fits = batch_that_fits(model.spec, user, cluster, limit);
   if (!fits) {
-    return model.config.batch == 1 ? "; not even one sequence at once does: use a smaller model"
-                                   : "; not even --batch 1 does: use a smaller model";
+    return fmt::format(
+        "; not even {} does, nothing recomputed: cleave plan --pin offload=off -o FILE may find a "
+        "plan that recomputes, which is trained by its file; or use a smaller model",
+        model.config.batch == 1 ? "one sequence at once" : "--batch 1");
   }
   return fmt::format("; --batch {} --accumulate {} makes the same step and fits, with {}",
                      fits->batch, fits->micro_batches,

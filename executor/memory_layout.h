@@ -30,8 +30,8 @@ int64_t most_live_bytes(std::span<const Lifetime> lifetimes);
 
 // By buffer, in instructions of the program's list, as one micro-batch runs them. Persistent ones
 // are always live; data from the first instruction of their part to their last reader; what an
-// output lies in, to the end; what instructions that go to a GPU together (OpDef::together) read and
-// make, while the first and the last of them run. A buffer that nothing touches has last -1.
+// output lies in, to the end; what instructions that go to a GPU together (OpDef::together) read
+// and make, while the first and the last of them run. A buffer that nothing touches has last -1.
 std::vector<Lifetime> buffer_lifetimes(const Program& program);
 // Scratch memory of the instruction's kernel, where its operands lie as they do.
 int64_t workspace_bytes_of(const Program& program, const Instr& instr);

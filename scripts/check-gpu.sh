@@ -13,9 +13,10 @@
 #   chains    generated kernels beside torch.compile's (benchmarks/chains)
 #   FOLDER    for the output; gpu-out in the checkout when it is left out
 #
-# All parts, in this order, if none is named. BUILD names the build (build), PYTHON a Python that has
-# torch (python3), PART_LIMIT the seconds that one part may take (3600), MODELS the models of step
-# (its own).
+# All parts, in this order, if none is named. Of what is built: tests and benchmarks, as by
+# `cmake --preset check -DCLEAVE_BENCHMARKS=ON && cmake --build --preset check`. BUILD names the
+# build (build), PYTHON a Python that has torch (python3), PART_LIMIT the seconds that one part may
+# take (3600), MODELS the models of step (its own).
 set -u
 started_in=$PWD
 cd "$(dirname "$0")/.." || exit 1
@@ -30,14 +31,38 @@ if [ "${1:-}" = --out ]; then
   shift 2
 fi
 build=${BUILD:-build}
-for part in "$@"; do
-  case $part in
-    tests | sanitize | curves | fp8 | step | kernels | chains) ;;
-    *) sed -n '2,19s/^# \{0,1\}//p' scripts/check-gpu.sh >&2; exit 1 ;;
+limit=${PART_LIMIT:-3600}
+case $limit in
+  *[!0-9]* | '') echo "check-gpu: PART_LIMIT '$limit' is not a number of seconds" >&2; exit 1 ;;
+esac
+if [ "${1:-}" = --help ]; then sed -n '2,/^set/s/^# \{0,1\}//p' scripts/check-gpu.sh; exit; fi
+
+# What a part runs, of the build.
+needs() {
+  case $1 in
+    tests | sanitize) echo bin/kernels_gpu_test ;;
+    curves) echo benchmarks/gpu_curves ;;
+    fp8) echo benchmarks/fp8 ;;
+    step) echo bin/cleave ;;
+    kernels) echo benchmarks/gpu_kernels ;;
+    chains) echo benchmarks/chains ;;
   esac
+}
+for part in ${*:-tests sanitize curves fp8 step kernels chains}; do
+  needed=$(needs "$part")
+  if [ -z "$needed" ]; then
+    echo "check-gpu: there is no part '$part': tests, sanitize, curves, fp8, step, kernels, chains;" \
+      "--out FOLDER stands before them; see --help" >&2
+    exit 1
+  fi
+  if ! [ -x "$build/$needed" ]; then
+    echo "check-gpu: $part needs $build/$needed: build tests and benchmarks (see --help), or name" \
+      "the build by BUILD" >&2
+    exit 1
+  fi
 done
-if ! [ -x "$build/bin/cleave" ]; then
-  echo "check-gpu: $build/bin has no cleave: build it, or name the build by BUILD" >&2
+if ! nvidia-smi -L >/dev/null 2>&1; then
+  echo "check-gpu: there is no NVIDIA GPU here (nvidia-smi -L shows none)" >&2
   exit 1
 fi
 mkdir -p "$out" || exit 1
@@ -100,7 +125,7 @@ fi
 failed=0
 for part in ${*:-tests sanitize curves fp8 step kernels chains}; do
   started=$(date +%s)
-  CHECK_GPU_PART=$part timeout "${PART_LIMIT:-3600}" scripts/check-gpu.sh --out "$out" \
+  CHECK_GPU_PART=$part timeout "$limit" scripts/check-gpu.sh --out "$out" \
     >"$out/$part.txt" 2>&1
   status=$?
   case $status in

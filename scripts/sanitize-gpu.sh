@@ -13,15 +13,24 @@
 set -u
 
 folder=build/bin
+if [ "${1:-}" = --help ]; then sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit; fi
 if [ $# -gt 0 ] && [ -d "$1" ]; then folder=$1 && shift; fi
 tools=${*:-memcheck racecheck initcheck}
 for tool in $tools; do
   case $tool in
     memcheck | racecheck | initcheck) ;;
-    *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 1 ;;
+    *)
+      echo "sanitize-gpu: '$tool' is no folder that is there, and no tool: memcheck, racecheck," \
+        "initcheck; see --help" >&2
+      exit 1
+      ;;
   esac
 done
 sanitizer=${SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
+if [ -n "${SANITIZER:-}" ] && ! [ -x "$sanitizer" ]; then
+  echo "sanitize-gpu: there is no program '$SANITIZER', which SANITIZER names" >&2
+  exit 1
+fi
 if ! [ -x "$sanitizer" ]; then
   echo "there is no compute-sanitizer in PATH or /usr/local/cuda/bin: it comes with the CUDA toolkit" >&2
   exit 1

@@ -248,7 +248,7 @@ TEST_F(Generate, MistakesAreOneLine) {
       {{gpt_, "--prompt", "a", "--top-k", "0"}, "--top-k 0"},
       {{gpt_, "--prompt", "a", "--top-p", "0"}, "--top-p 0"},
       {{gpt_, "--prompt", "a", "--seed", "-1"}, "--seed -1"},
-      {{gpt_, "--prompt", "a", "--devices", "8xh100"}, "generates on cpu:N only"},
+      {{gpt_, "--prompt", "a", "--devices", "8xh100"}, "generate runs on cpu:N only"},
       {{gpt_, "--prompt", "a", "--devices", "cpu:0"}, "cpu:0"},
       {{gpt_, "--prompt", "a", "--devices", "cpu:2", "--mesh", "dp=2"}, "try --samples 2"},
       {{gpt_, "--prompt", "a", "--devices", "cpu:2", "--mesh", "4"}, "4 devices"},

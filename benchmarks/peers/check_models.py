@@ -7,7 +7,10 @@ import argparse
 import pathlib
 import sys
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit("check_models.py: this Python has no torch: name one that has, or pip install torch numpy")
 from torch.nn import functional as F
 
 import pytorch_models as peers

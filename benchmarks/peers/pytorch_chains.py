@@ -4,8 +4,12 @@ what that program printed, prints the ratio of the medians beside each: above 1,
 
 import argparse
 import statistics
+import sys
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit("pytorch_chains.py: this Python has no torch: name one that has, or pip install torch numpy")
 from torch.nn import functional as F
 
 ROWS, WIDTH = 8192, 4096

@@ -6,9 +6,13 @@ allocated."""
 
 import argparse
 import statistics
+import sys
 import time
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit("pytorch_gpu_step.py: this Python has no torch: name one that has, or pip install torch numpy")
 from torch import nn
 
 from pytorch_models import add_options, loss_of, make_model, make_optimizer, random_tokens

@@ -128,7 +128,7 @@ struct CudaRuntime::Impl final : TriedPass {
   static Program prepared(Program p, const RunOptions& options) {
     if (p.ranks() != 1) fail("a GPU runs one rank, and the plan has {}", p.ranks());
     for (const ProgramSource& s : p.sources) {
-      if (s.on_host) fail("{} lies in the host's memory, which GPUs do not reach yet", s.name);
+      if (s.on_host) fail("{} lies on the host: plan with --pin offload=off for a GPU", s.name);
     }
     for (const Instr& instr : p.instrs) {
       if (instr.kind == InstrKind::kCompute && !is_view(p, instr) && instr.op->cuda == nullptr) {
