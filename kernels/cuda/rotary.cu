@@ -52,6 +52,7 @@ struct Rotary {
 };
 template <class T>
 using Rotaries = Table<Rotary<T>, kLaunched>;
+static_assert(Rotaries<double>::kMost >= 2);  // queries and keys
 
 // The cosine and sine of position * theta^(-i / half).
 __device__ inline void turn_of(double position, double frequency, float& cosine, float& sine) {
