@@ -20,9 +20,9 @@
 
 #include "benchmarks/benchmark.h"
 #include "cli/benching.h"
+#include "cli/device_options.h"
 #include "cli/format.h"
 #include "executor/cuda/memory.h"
-#include "executor/fuse.h"
 #include "executor/typing.h"
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
@@ -238,8 +238,8 @@ BenchArguments arguments_of(const std::string& text, const std::string& no_fuse)
   a.model.precision = "bf16";
   a.devices = "h100";
   a.no_fuse = no_fuse;
-  model_named(a.model.model);  // throws when there is none
-  fusions_in(no_fuse.empty() ? "all" : no_fuse);
+  model_named(a.model.model);  // throws when there is no such model
+  no_fuse_of(no_fuse, true);   // or no such fusion
   return a;
 }
 

@@ -48,7 +48,8 @@ needs() {
     chains) echo benchmarks/chains ;;
   esac
 }
-for part in ${*:-tests sanitize curves fp8 step kernels chains}; do
+if [ $# -eq 0 ]; then set -- tests sanitize curves fp8 step kernels chains; fi
+for part in "$@"; do
   needed=$(needs "$part")
   if [ -z "$needed" ]; then
     echo "check-gpu: there is no part '$part': tests, sanitize, curves, fp8, step, kernels, chains;" \
@@ -123,9 +124,9 @@ if [ -n "${CHECK_GPU_PART:-}" ]; then
   exit
 fi
 failed=0
-for part in ${*:-tests sanitize curves fp8 step kernels chains}; do
+for part in "$@"; do
   started=$(date +%s)
-  CHECK_GPU_PART=$part timeout "$limit" scripts/check-gpu.sh --out "$out" \
+  CHECK_GPU_PART=$part timeout "$limit" scripts/check-gpu.sh --out "$out" "$part" \
     >"$out/$part.txt" 2>&1
   status=$?
   case $status in
