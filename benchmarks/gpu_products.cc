@@ -1,7 +1,8 @@
 // Products of bf16 with what stands behind them, alone on this machine's GPU: our own kernels
 // beside the best algorithm of cuBLASLt, and beside its best for the product with nothing behind
-// it. What cuBLASLt has no epilogue for, sums over rows, is another launch, whose time counts. The
-// products are those of a layer's MLP, and of queries, keys and values; random numbers.
+// it. What cuBLASLt has no epilogue for, sums over rows and SwiGLU, is another launch, whose time
+// counts. The products are those of a layer's MLP, and of queries, keys and values of GPTs; random
+// numbers.
 #include <fmt/format.h>
 
 #ifdef CLEAVE_CUDA
@@ -11,6 +12,7 @@
 #include <algorithm>
 #include <deque>
 #include <limits>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -32,16 +34,16 @@ namespace {
 
 struct Width {
   const char* name;
-  int64_t rows, hidden, ffn, qkv;
+  int64_t rows, hidden, ffn, qkv;  // qkv 0: an MLP with SwiGLU
 };
 constexpr Width kWidths[] = {
-    {"gpt2:124m", 32768, 768, 3072, 2304},
-    {"gpt2:355m", 16384, 1024, 4096, 3072},
-    {"gpt2:1558m", 8192, 1600, 6400, 4800},
-    {"megatron:1.2b", 8192, 1536, 6144, 4608},
+    {"gpt2:124m", 32768, 768, 3072, 2304},  {"gpt2:355m", 16384, 1024, 4096, 3072},
+    {"gpt2:1558m", 8192, 1600, 6400, 4800}, {"megatron:1.2b", 8192, 1536, 6144, 4608},
+    {"llama:1b", 8192, 2048, 8192, 0},      {"qwen2.5:1.5b", 8192, 1536, 8960, 0},
+    {"llama:7b", 8192, 4096, 11008, 0},
 };
 
-// What is launched: a result of rows r and columns c, of sums over K.
+// What is launched: a result of rows r and columns c, of sums over K; H: two of them.
 struct Kind {
   const char* name;
   const OpDef* op;
@@ -55,6 +57,12 @@ const Kind kSlope = {"GELU's slope, sums",
                      "rK,Kc,rc->rc,c",
                      {{"gelu_backward", int64_t{1}}, {"sum", int64_t{1}}, {"wide", int64_t{2}}}};
 const Kind kBias = {"bias", &ops::linear, "rK,cK,c->rc", {{"bias", int64_t{1}}}};
+const Kind kSwiglu = {"SwiGLU", &ops::linear, "rK,HcK->rHc,rc", {{"swiglu", int64_t{1}}}};
+const Kind kSwigluBackward = {
+    "SwiGLU's gradients", &ops::linear, "rK,Kc,rc,rc->rc,rc", {{"swiglu_backward", int64_t{1}}}};
+const Kind kBoth = {"", &ops::matmul, "rK,HcK->rHc", {}};
+const Kind kSwigluAlone = {"", &ops::swiglu, "rc,rc->rc", {}};
+const Kind kSwigluBackwardAlone = {"", &ops::swiglu_backward, "rc,rc,rc->rc,rc", {}};
 const Kind kForward = {"", &ops::matmul, "rK,cK->rc", {}};
 const Kind kBackward = {"", &ops::matmul, "rK,Kc->rc", {}};
 
@@ -62,7 +70,8 @@ struct Sizes {
   int64_t rows, columns, k;
 };
 
-// The median of each algorithm of its product, in ms; of our kernels those behind `own`.
+// The median of each algorithm of its product, in ms, or of what has none; of our kernels those
+// behind `own`.
 struct Times {
   std::vector<double> ms;
   std::ptrdiff_t own;
@@ -81,7 +90,10 @@ class Bench {
     const Signature& signature = Signature::get(kind.factors);
     std::vector<Extent> extents;
     for (const Factor& f : signature.factors()) {
-      const int64_t size = f.letter == 'r' ? sizes.rows : f.letter == 'c' ? sizes.columns : sizes.k;
+      const int64_t size = f.letter == 'r'   ? sizes.rows
+                           : f.letter == 'c' ? sizes.columns
+                           : f.letter == 'H' ? 2
+                                             : sizes.k;
       extents.push_back({size, size, {}});
     }
     std::deque<DeviceMemory> memory;
@@ -113,18 +125,19 @@ class Bench {
                      .device = &device_,
                      .stream = stream_});
     };
-    Product product;
+    std::optional<Product> product;
     ProductAlgorithms& products = device_.products();
     products.heard = [&](const Product& p) { product = p; };
     launch();
     products.heard = nullptr;
+    if (!product) return {{median_ms(launch, stream_)}, 1};
     Times result;
-    for (size_t i = 0; i < products.count(product); ++i) {
-      products.choose(product, i);
+    for (size_t i = 0; i < products.count(*product); ++i) {
+      products.choose(*product, i);
       result.ms.push_back(median_ms(launch, stream_));
     }
     result.own = static_cast<std::ptrdiff_t>(result.ms.size() -
-                                             own_kernels(product, device_.properties().major));
+                                             own_kernels(*product, device_.properties().major));
     return result;
   }
 
@@ -150,30 +163,42 @@ int run(int argc, char** argv) {
              "cuBLASLt, none", "cuBLASLt", "ours", "ratio");
   for (const Width& w : kWidths) {
     if (!wanted(w)) continue;
-    const std::pair<const Kind*, Sizes> all[] = {{&kGelu, {w.rows, w.ffn, w.hidden}},
-                                                 {&kSlope, {w.rows, w.ffn, w.hidden}},
-                                                 {&kBias, {w.rows, w.qkv, w.hidden}},
-                                                 {&kBias, {w.rows, w.hidden, w.hidden}},
-                                                 {&kBias, {w.rows, w.hidden, w.ffn}}};
-    for (const auto& [kind, sizes] : all) {
-      const double flops = 2.0 * static_cast<double>(sizes.rows) *
+    // What is looked at, the product alone, and what is launched behind it where cuBLASLt has no
+    // such epilogue.
+    struct Compared {
+      const Kind *kind, *plain;
+      Sizes sizes;
+      const Kind* behind = nullptr;
+    };
+    const Sizes mlp = {w.rows, w.ffn, w.hidden};
+    const std::vector<Compared> of_gpt = {{&kGelu, &kForward, mlp},
+                                          {&kSlope, &kBackward, mlp},
+                                          {&kBias, &kForward, {w.rows, w.qkv, w.hidden}},
+                                          {&kBias, &kForward, {w.rows, w.hidden, w.hidden}},
+                                          {&kBias, &kForward, {w.rows, w.hidden, w.ffn}}},
+                                gated = {
+                                    {&kSwiglu, &kBoth, mlp, &kSwigluAlone},
+                                    {&kSwigluBackward, &kBackward, mlp, &kSwigluBackwardAlone}};
+    for (const auto& [kind, alone, sizes, behind] : w.qkv > 0 ? of_gpt : gated) {
+      const double flops = (kind == &kSwiglu ? 4.0 : 2.0) * static_cast<double>(sizes.rows) *
                            static_cast<double>(sizes.columns) * static_cast<double>(sizes.k);
       const auto text = [&](double ms) {
         return fmt::format("{:.3f} ({:.0f})", ms, flops / ms * 1e-9);
       };
-      const Times whole = bench.times(*kind, sizes),
-                  plain = bench.times(kind == &kSlope ? kBackward : kForward, sizes);
+      const Times whole = bench.times(*kind, sizes), plain = bench.times(*alone, sizes);
       const auto best = [](auto begin, auto end) {
         return begin == end ? std::numeric_limits<double>::infinity()
                             : *std::min_element(begin, end);
       };
       const auto own = whole.ms.begin() + whole.own;
-      const double library = best(whole.ms.begin(), own);
+      const double library_alone = best(plain.ms.begin(), plain.ms.begin() + plain.own);
+      const double library = behind == nullptr ? best(whole.ms.begin(), own)
+                                               : library_alone + bench.times(*behind, sizes).ms[0];
       std::string ours;
       for (auto i = own; i != whole.ms.end(); ++i) ours += text(*i) + "  ";
       fmt::print("{:<14}{:<24}{:<20}{:>16}{:>16}   {:<36}{:>6}\n", w.name,
                  fmt::format("[{}, {}], {}", sizes.rows, sizes.columns, sizes.k), kind->name,
-                 text(best(plain.ms.begin(), plain.ms.begin() + plain.own)), text(library), ours,
+                 text(library_alone), text(library), ours,
                  ours.empty() ? "-" : fmt::format("{:.2f}", library / best(own, whole.ms.end())));
       std::fflush(stdout);
     }

@@ -37,6 +37,9 @@ constexpr std::array kFusions = {
     Entry{{"loss", "a loss also makes the gradient of its scores"}, nullptr, fuse_loss},
     Entry{{"gelu", "a product also makes GELU of itself, or the gradient of what GELU was made of"},
           fuse_gelu},
+    Entry{{"swiglu",
+           "a product also makes SwiGLU of itself, or the gradients of what SwiGLU was made of"},
+          fuse_swiglu},
     Entry{{"norm_residual", "the backward of a norm adds the gradient that goes around it"},
           fuse_norm_residual},
     Entry{{"column_sum",
@@ -61,8 +64,8 @@ void expect_known(const std::string& name) {
 // of the step that makes them.
 bool excludes(const F8Options& f8, const Entry& e) {
   if (f8.scaling == F8Scaling::kNone) return false;
-  return e.rewrite == fuse_rest || e.rewrite == fuse_gelu || e.pass == fuse_siblings ||
-         e.pass == fuse_chunks || e.pass == fuse_loss;
+  return e.rewrite == fuse_rest || e.rewrite == fuse_gelu || e.rewrite == fuse_swiglu ||
+         e.pass == fuse_siblings || e.pass == fuse_chunks || e.pass == fuse_loss;
 }
 
 }  // namespace

@@ -10,14 +10,15 @@
 namespace cleave {
 namespace {
 
-// The product becomes a linear with this attribute, and with these factors of an operand more, or
-// of a result.
-void become_linear(Instr& product, std::string_view attribute, const std::string& operand,
-                   const std::string& result) {
+// The product becomes a linear with this attribute, and with these factors of operands more, and
+// of results.
+void become_linear(Instr& product, std::string_view attribute,
+                   const std::vector<std::string>& operands,
+                   const std::vector<std::string>& results) {
   const Signature& s = *product.signature;
   SignatureParts factors = s.parts();
-  if (!operand.empty()) factors.inputs.push_back(operand);
-  if (!result.empty()) factors.outputs.push_back(result);
+  factors.inputs.insert(factors.inputs.end(), operands.begin(), operands.end());
+  factors.outputs.insert(factors.outputs.end(), results.begin(), results.end());
   // What is summed over is whole: partial sums would each add the rest.
   for (size_t f = 0; f < s.factors().size(); ++f) {
     const char letter = s.factors()[f].letter;
@@ -36,7 +37,7 @@ void become_linear(Instr& product, std::string_view attribute, const std::string
 
 void add_operand(Instr& product, TensorId operand, const std::string& text,
                  std::string_view attribute) {
-  become_linear(product, attribute, text, "");
+  become_linear(product, attribute, {text}, {});
   product.in.push_back(operand);
 }
 
@@ -51,6 +52,28 @@ std::optional<size_t> product_of(const Fuser& fuser, TensorId t, const Instr& re
   if (!m) return {};
   return has(fuser.instr(*m), "residual") || has(fuser.instr(*m), "gelu_backward") ? std::nullopt
                                                                                    : m;
+}
+
+// The product with the gate and what it lets through side by side (fuse_siblings.cc), of which an
+// instruction reads both.
+std::optional<size_t> product_of_both(const Fuser& fuser, const Instr& reader) {
+  const std::optional<size_t> parts = fuser.maker(reader.in[0], reader);
+  if (!parts) return {};
+  const Instr& unbind = fuser.instr(*parts);
+  if (unbind.op != &ops::unbind || unbind.out != reader.in) return {};
+  const std::optional<size_t> m = fuser.maker(unbind.in[0], reader, &ops::matmul);
+  if (!m || has(fuser.instr(*m), "dtype")) return {};
+  // They are parts along the last dimension but one, which the second operand alone has.
+  const Signature& s = *fuser.instr(*m).signature;
+  const OperandDims &c = s.outputs()[0], &whole = unbind.signature->inputs()[0];
+  OperandDims without = whole;
+  if (c.size() < 2 || c.size() != whole.size()) return {};
+  without.erase(without.end() - 2);
+  if (unbind.signature->outputs()[0] != without) return {};
+  for (const size_t d : {c.size() - 2, c.size() - 1}) {
+    if (c[d].size() != 1 || Signature::carries(s.inputs()[0], c[d][0])) return {};
+  }
+  return m;
 }
 
 }  // namespace
@@ -159,10 +182,39 @@ bool fuse_gelu(Fuser& fuser, size_t i) {
     add_operand(made, instr.in[0], c, "gelu_backward");
     fuser.take_result(*m, i);
   } else {
-    become_linear(made, "gelu", "", c);
+    become_linear(made, "gelu", {}, {c});
     fuser.give_result(*m, 1, i);
     fuser.mark(*m);
   }
+  return true;
+}
+
+// SwiGLU of the products that make its operands, which are one; and its backward, of a product that
+// nobody else reads.
+bool fuse_swiglu(Fuser& fuser, size_t i) {
+  const Instr& instr = fuser.instr(i);
+  if (instr.op == &ops::swiglu) {
+    const std::optional<size_t> m = product_of_both(fuser, instr);
+    if (!m || fuser.dtype(fuser.instr(*m).out[0]) != fuser.dtype(instr.out[0])) return false;
+    Instr& made = fuser.instr(*m);
+    OperandDims dims = made.signature->outputs()[0];
+    dims.erase(dims.end() - 2);
+    become_linear(made, "swiglu", {}, {made.signature->operand_text(dims)});
+    fuser.give_result(*m, 1, i);
+    fuser.mark(*m);
+    return true;
+  }
+  if (instr.op != &ops::swiglu_backward) return false;
+  const std::optional<size_t> m = fuser.maker(instr.in[2], instr, &ops::matmul);
+  if (!m || has(fuser.instr(*m), "dtype") ||
+      fuser.dtype(instr.in[2]) != fuser.dtype(instr.out[0])) {
+    return false;
+  }
+  Instr& made = fuser.instr(*m);
+  const std::string c = made.signature->output_text(0);
+  become_linear(made, "swiglu_backward", {c, c}, {c});
+  made.in.insert(made.in.end(), {instr.in[0], instr.in[1]});
+  fuser.take_result(*m, i);
   return true;
 }
 

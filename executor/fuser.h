@@ -118,6 +118,7 @@ bool fuse_wide(Fuser& fuser, size_t i);
 bool fuse_bias(Fuser& fuser, size_t i);
 bool fuse_residual(Fuser& fuser, size_t i);
 bool fuse_gelu(Fuser& fuser, size_t i);
+bool fuse_swiglu(Fuser& fuser, size_t i);
 
 // fuse_loss.cc; over a whole program: how many losses make their gradients then, which get the bit.
 int fuse_loss(Fuser& fuser, uint32_t bit);

@@ -7,6 +7,10 @@
 //   a, b, x -> c [, sums]                 `gelu_backward`: of the product, the gradient of gelu(x);
 //                                         `sum`: those of c over all but its last factor, in f32
 //                                         of halves with bit 1 of `wide`
+//   a, b -> c, y                          `swiglu`: the last factor of c but one is of size 2, for
+//                                         the gate and what it lets through; y = swiglu(both)
+//   a, b, gate, up -> dgate, dup          `swiglu_backward`: of the product, the gradient of
+//                                         swiglu(gate, up)
 //
 // What is summed over is whole, or each partial sum would add the rest. With the attribute `dtype`,
 // f32, products of halves are stored as they are summed, and what is added is f32, too: a gradient
@@ -16,6 +20,7 @@
 
 #include "kernels/cuda/product_operands.h"
 #include "kernels/cuda_kernel.h"
+#include "kernels/gated_part.h"
 #include "kernels/loops.h"
 #include "kernels/op_parts.h"
 #include "kernels/ops.h"
@@ -29,12 +34,30 @@ namespace {
 
 bool has(const Attrs& attrs, std::string_view name) { return attrs.integer_or(name, 0) != 0; }
 
+bool is_gated(const Attrs& attrs) { return has(attrs, "swiglu") || has(attrs, "swiglu_backward"); }
+
 size_t operands_of(const Attrs& attrs) {
-  size_t operands = 2;
+  size_t operands = has(attrs, "swiglu_backward") ? 4 : 2;
   for (const auto* name : {"bias", "residual", "gelu_backward"}) {
     operands += static_cast<size_t>(has(attrs, name));
   }
   return operands;
+}
+
+// Of `swiglu`: that the first result has both factors, as dimension of size 2 before the last one,
+// and the second one's dimensions are the others; of the product's second operand alone.
+void expect_two_factors(const OpCall& call) {
+  const OperandDims &both = call.signature.outputs()[0], &made = call.signature.outputs()[1];
+  const size_t n = both.size();
+  OperandDims without = both;
+  if (n >= 2) without.erase(without.end() - 2);
+  const auto of_b = [&](const DimFactors& dim) {
+    return dim.size() == 1 && !Signature::carries(call.signature.inputs()[0], dim[0]);
+  };
+  if (n < 2 || !of_b(both[n - 2]) || !of_b(both[n - 1]) || made != without ||
+      call.extents[static_cast<size_t>(both[n - 2][0])] != 2) {
+    fail("'{}' has no gate and what it lets through side by side", call.signature.text());
+  }
 }
 
 std::vector<TensorType> infer_linear(const OpCall& call) {
@@ -42,14 +65,20 @@ std::vector<TensorType> infer_linear(const OpCall& call) {
     fail("linear: {} operands, and its attributes say {}", call.in.size(), operands_of(call.attrs));
   }
   const bool gelu = has(call.attrs, "gelu"), backward = has(call.attrs, "gelu_backward");
-  const bool sum = has(call.attrs, "sum");
+  const bool sum = has(call.attrs, "sum"), gated = is_gated(call.attrs);
+  if (gated && (call.attrs.has("dtype") || has(call.attrs, "residual") || gelu || backward || sum ||
+                has(call.attrs, "bias") ||
+                has(call.attrs, "swiglu") == has(call.attrs, "swiglu_backward"))) {
+    fail("linear: its attributes ask for more beside SwiGLU than there is");
+  }
   if (sum && !backward) fail("linear: only behind GELU's gradient are there sums");
   if ((gelu || backward) && (call.attrs.has("dtype") || has(call.attrs, "residual") ||
                              (backward && (gelu || has(call.attrs, "bias"))))) {
     fail("linear: its attributes ask for more beside GELU than there is");
   }
   std::vector<TensorType> out = infer_from_factors(call);
-  if (out.size() != (gelu || sum ? 2 : 1)) fail("linear: {} results", out.size());
+  if (out.size() != (gelu || sum || gated ? 2 : 1)) fail("linear: {} results", out.size());
+  if (has(call.attrs, "swiglu")) expect_two_factors(call);
   if (sum) {
     const OperandDims &c = call.signature.outputs()[0], &of = call.signature.outputs()[1];
     if (of.size() != 1 || c.empty() || of[0] != c.back() || of[0].size() != 1) {
@@ -98,6 +127,7 @@ void linear_cpu(const KernelArgs& args) {
   }
   run_part(ops::matmul, s.input_text(0) + "," + s.input_text(1) + "->" + c, args, {in[0], in[1]},
            args.out[0]);
+  if (is_gated(args.attrs)) return run_gated_part(args);
   if (has(args.attrs, "gelu_backward")) {
     run_part(ops::gelu_backward, c + "," + c + "->" + c, args, {last, args.out[0]}, args.out[0]);
     if (!has(args.attrs, "sum")) return;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 
 #include "executor/fuse.h"
@@ -86,6 +87,38 @@ TEST(Fusion, Gelu) {
     if (dtype != DType::kBF16) continue;
     const Program eighths = lower(graph, plan, {true, {}, {.scaling = F8Scaling::kCurrent}});
     EXPECT_EQ(count(eighths, ops::gelu_backward), config.layers);
+  }
+}
+
+// Of each layer of Llama, one product makes SwiGLU too, and one the gradients of both of its
+// operands; without `siblings` there is no such product in the forward.
+TEST(Fusion, Swiglu) {
+  ModelConfig config = model_named("llama:tiny");
+  for (const char* s : {"layers=2", "hidden=32", "ffn=64", "sequence=16", "batch=2"}) {
+    set_value(config, s);
+  }
+  for (const DType dtype : {DType::kF64, DType::kBF16}) {
+    const Graph graph = training_graph(config, dtype);
+    const Plan plan = plan_for(graph, "1", {});
+    const auto made = [&](const Program& program) {
+      std::array<int64_t, 2> made = {};  // forward, backward
+      for (const Instr& i : program.instrs) {
+        made[0] += i.op == &ops::linear && i.attrs.has("swiglu");
+        made[1] += i.op == &ops::linear && i.attrs.has("swiglu_backward");
+      }
+      return made;
+    };
+    const std::array<int64_t, 2> none = {}, both = {config.layers, config.layers},
+                                 backward = {0, config.layers};
+    const Program fused = lower(graph, plan, true);
+    EXPECT_EQ(made(fused), both) << name_of(dtype);
+    EXPECT_EQ(count(fused, ops::swiglu) + count(fused, ops::swiglu_backward), 0);
+    EXPECT_EQ(made(lower(graph, plan, {true, {"siblings"}})), backward) << name_of(dtype);
+    EXPECT_EQ(made(lower(graph, plan, {true, {"swiglu"}})), none) << name_of(dtype);
+    EXPECT_EQ(made(lower(graph, plan, {true, {}, {.scaling = F8Scaling::kCurrent}})), none);
+    if (dtype != DType::kF64) continue;
+    const testing::Curve whole = testing::run(lower(graph, plan), config);
+    EXPECT_LT(distance(testing::run(fused, config), whole), 1e-10);
   }
 }
 

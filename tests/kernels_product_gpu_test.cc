@@ -218,6 +218,107 @@ TEST_P(OwnProducts, AreNearSumsInDouble) {
   }
 }
 
+double silu(double x) { return x * sigmoid(x); }
+double silu_slope(double x) { return sigmoid(x) * (1 + x * (1 - sigmoid(x))); }
+
+// What a kernel has made, and what it should have; where they differ most, in words.
+void expect_near(const Matrix& got, const std::vector<double>& want, const Sizes& n,
+                 const std::string& what) {
+  double worst = 0;
+  int64_t at = 0;
+  for (int64_t i = 0; i < n.rows * n.columns; ++i) {
+    const double w = want[static_cast<size_t>(i)];
+    const double off =
+        std::abs(got.at(i / n.columns, i % n.columns) - w) / (4e-3 * std::abs(w) + 1e-3);
+    if (!(off <= worst)) worst = off, at = i;
+  }
+  EXPECT_LE(worst, 1) << what << ": at " << at / n.columns << ", " << at % n.columns << " "
+                      << got.at(at / n.columns, at % n.columns) << " instead of "
+                      << want[static_cast<size_t>(at)];
+}
+
+// SwiGLU of two products of the same, and, of one, the gradients of its operands.
+TEST_P(OwnProducts, MakeSwigluAndItsBackward) {
+  const Sizes n = GetParam();
+  const auto [rows, columns, k, apart] = n;
+  const int64_t apart_a = (k + 15) / 8 * 8, apart_y = apart + 8;
+  const Matrix a(rows, k, apart_a, 1);
+  for (const bool backward : {false, true}) {
+    const int64_t apart_b = ((backward ? columns : k) + 23) / 8 * 8;
+    const Matrix b(backward ? k : columns, backward ? columns : k, apart_b, 2),
+        other_b(columns, k, apart_b, 3);
+    const Matrix y_before(rows, columns, apart_y, 4), other_y_before(rows, columns, apart_y, 5),
+        gate_before(rows, columns, apart, 6), up_before(rows, columns, apart, 7);
+    const std::vector<double> sums = sums_of(a, b, backward, n);
+    std::vector<double> of_gate = sums, of_up, made = sums;
+    if (backward) {
+      of_up = sums;
+      for (int64_t i = 0; i < rows * columns; ++i) {
+        const double g = gate_before.at(i / columns, i % columns),
+                     u = up_before.at(i / columns, i % columns);
+        of_gate[static_cast<size_t>(i)] *= u * silu_slope(g);
+        of_up[static_cast<size_t>(i)] *= silu(g);
+      }
+    } else {
+      of_up = sums_of(a, other_b, false, n);
+      for (size_t i = 0; i < made.size(); ++i) made[i] = silu(of_gate[i]) * of_up[i];
+    }
+    Product p;
+    p.m = columns, p.n = rows, p.k = k;
+    p.transpose_a = !backward;
+    p.a.leading = apart_b, p.b.leading = apart_a, p.d.leading = apart_y, p.beside.leading = apart;
+    p.in = p.out = DType::kBF16;
+    p.epilogue = backward ? Epilogue::kSwigluBackward : Epilogue::kSwiglu;
+    const size_t kernels = own_kernels(p, major_);
+    ASSERT_EQ(kernels > 0, major_ == 9);
+    for (size_t which = 0; which < kernels; ++which) {
+      std::vector<std::vector<uint16_t>> first;
+      for (const int multiprocessors : {multiprocessors_, 2, 6, -2, -multiprocessors_}) {
+        if (multiprocessors < 0 && !backward) continue;
+        const bool in_place = multiprocessors < 0;
+        if (in_place) p.d.leading = apart;
+        const std::string what =
+            fmt::format("[{}, {}] over {}, {}, kernel {}, by {}", rows, columns, k,
+                        backward ? "backward" : "forward", which, multiprocessors);
+        Matrix gate(gate_before), up(up_before);
+        Matrix y(in_place ? gate_before : y_before), other_y(in_place ? up_before : other_y_before);
+        ProductData data = {.a = b.data(), .b = a.data()};
+        data.d = y.data(), data.aux = in_place ? y.data() : gate.data();
+        if (!backward) data.other.a = other_b.data();
+        if (backward) data.other.d = other_y.data();
+        data.other.aux = in_place ? other_y.data() : up.data();
+        run_own_kernel(p, data, which, std::abs(multiprocessors), nullptr);
+        cuda_check(cudaDeviceSynchronize());
+        for (Matrix* m : {&gate, &up, &y, &other_y}) m->read();
+        EXPECT_TRUE(gate.same_between(gate_before) && up.same_between(up_before)) << what;
+        EXPECT_TRUE(y.same_between(in_place ? gate_before : y_before)) << what;
+        EXPECT_TRUE(other_y.same_between(in_place ? up_before : other_y_before)) << what;
+        if (backward) {
+          EXPECT_TRUE(gate.bits() == gate_before.bits() && up.bits() == up_before.bits()) << what;
+          expect_near(y, of_gate, n, what + ", of the gate");
+          expect_near(other_y, of_up, n, what + ", of the other");
+        } else {
+          EXPECT_EQ(other_y.bits(), other_y_before.bits()) << what;
+          expect_near(gate, of_gate, n, what + ", the gate");
+          expect_near(up, of_up, n, what + ", the other");
+          expect_near(y, made, n, what);
+        }
+        // The same bits, by however many.
+        std::vector<std::vector<uint16_t>> results;
+        for (const Matrix* m : {&y, backward ? &other_y : &gate, backward ? &other_y : &up}) {
+          results.emplace_back();
+          for (int64_t r = 0; r < rows; ++r) {
+            results.back().insert(results.back().end(), m->row(r), m->row(r) + columns);
+          }
+        }
+        if (first.empty()) first = results;
+        EXPECT_EQ(results, first) << what;
+      }
+      p.d.leading = apart_y;
+    }
+  }
+}
+
 // One tile, parts of tiles, more than one of a cluster, more than multiprocessors, and sums that
 // are longer than the ring of stages.
 INSTANTIATE_TEST_SUITE_P(Sizes, OwnProducts,
@@ -263,6 +364,8 @@ TEST(OwnProductsOfOtherKinds, AreNone) {
   EXPECT_TRUE(none([](Product& o) { o.transpose_a = false; }));
   EXPECT_TRUE(none([](Product& o) { o.epilogue = Epilogue::kGeluBackward; }));
   EXPECT_TRUE(none([](Product& o) { o.sums = true; }));
+  EXPECT_TRUE(none([](Product& o) { o.epilogue = Epilogue::kSwigluBackward; }));
+  EXPECT_TRUE(none([](Product& o) { o.epilogue = Epilogue::kSwiglu, o.has_bias = true; }));
   Product slope = p;
   slope.transpose_a = false, slope.epilogue = Epilogue::kGeluBackward, slope.sums = true;
   ASSERT_GT(own_kernels(slope, 9), 0U);

@@ -12,6 +12,7 @@
 #include "kernels/cuda/product_hopper.h"
 #include "kernels/cuda/product_operands.h"
 #include "kernels/cuda/products.h"
+#include "kernels/gated_part.h"
 #include "kernels/ops.h"
 #include "kernels/run_part.h"
 
@@ -51,6 +52,43 @@ struct Behind {
   Epilogue epilogue = Epilogue::kNone;
   bool sums = false;
 };
+
+// How a tensor lies as rows and columns of the product's result, columns side by side; 0: not so.
+int64_t row_step(const KernelArgs& args, const Classes& of, std::span<const int8_t> columns,
+                 const Shape& strides) {
+  const int64_t width = size_of(args, columns);
+  if (width > 1 && common_stride(args, columns, strides) != 1) return 0;
+  if (size_of(args, of.m) == 1) return width;
+  const int64_t step = common_stride(args, of.m, strides);
+  return step >= width ? step : 0;
+}
+
+// Makes of the product with both factors side by side (linear's `swiglu`) that of the gate, with
+// the other beside it; and adds what its backward reads and makes. False: they do not lie so.
+bool add_gated(const KernelArgs& args, const Classes& of, Product& p, ProductData& data) {
+  const auto moved = [](const void* from, int64_t offset) {
+    return const_cast<std::byte*>(static_cast<const std::byte*>(from)) +
+           offset * size_of(DType::kBF16);
+  };
+  if (p.epilogue == Epilogue::kSwiglu) {
+    // The last two factors of the result are which of both, and its columns.
+    const std::span<const int8_t> columns(&of.n.back(), 1);
+    p.m /= 2;
+    p.beside.leading = p.d.leading;
+    p.d.leading = row_step(args, of, columns, out_strides(args, 1));
+    data.other.a = moved(data.a, p.m * p.a.leading);
+    data.aux = data.d;
+    data.other.aux = moved(data.d, p.m);
+    data.d = args.out[1].data;
+    return p.d.leading > 0 && size_of(args, columns) == p.m;
+  }
+  p.beside.leading = row_step(args, of, of.n, in_strides(args, 2));
+  data.aux = args.in[2].data, data.other.aux = args.in[3].data;
+  data.other.d = args.out[1].data;
+  return p.beside.leading > 0 &&
+         row_step(args, of, of.n, in_strides(args, 3)) == p.beside.leading &&
+         row_step(args, of, of.n, out_strides(args, 1)) == p.d.leading;
+}
 
 // The product of the first two operands, with what stands behind it; sums are the second result.
 // Nothing: what stands behind it does not lie as the product's own result.
@@ -114,6 +152,7 @@ Made contract(const KernelArgs& args, const Behind& behind) {
                     : p.epilogue == Epilogue::kGeluBackward ? args.in.back().data
                                                             : nullptr;
   Made made = Made::kResult;
+  const bool gated = is_gated(p.epilogue);
   for_each_element(nest, [&](const auto& at) {
     const auto moved = [](const Matrices& x, int64_t offset) {
       return static_cast<std::byte*>(x.data) + offset * size_of(x.dtype);
@@ -130,14 +169,25 @@ Made contract(const KernelArgs& args, const Behind& behind) {
          alignment_of(d_data, p.d.batch_stride, out), alignment_of(c_data, p.c.leading, out),
          alignment_of(c_data, p.c.batch_stride, out), alignment_of(with(bias).data, 0, out),
          alignment_of(aux, 0, out)});
+    ProductData data = {a_data, b_data, c_data, with(bias).data, d_data, aux, {}, sums};
+    if (gated) {
+      if (!swapped || !add_gated(args, of, p, data)) {
+        made = Made::kNothing;
+        return;
+      }
+      for (const void* beside : std::initializer_list<const void*>{data.d, data.aux, data.other.a,
+                                                                   data.other.d, data.other.aux}) {
+        p.alignment = std::min({p.alignment, alignment_of(beside, p.beside.leading, out)});
+      }
+      p.alignment = std::min(p.alignment, alignment_of(nullptr, p.d.leading, out));
+    }
     // What cuBLASLt wants of the matrix beside the result.
     if (p.epilogue != Epilogue::kNone && (p.alignment != 16 || p.d.leading % 8 != 0)) {
       made = Made::kNothing;
       return;
     }
-    made = args.device->products().run(
-        p, {a_data, b_data, c_data, with(bias).data, d_data, aux, sums}, args.workspace,
-        *args.device, static_cast<cudaStream_t>(args.stream));
+    made = args.device->products().run(p, data, args.workspace, *args.device,
+                                       static_cast<cudaStream_t>(args.stream));
   });
   if (made == Made::kNothing) return made;
   if (made == Made::kSumsToo) add_own_sums(args, sums, ceil_div(p.n, kSummedColumns));
@@ -199,8 +249,22 @@ void add_all(const KernelArgs& args, bool at_once, int bias, int residual) {
 
 void matmul_cuda(const KernelArgs& args) { contract(args, {}); }
 
+// Of `swiglu` and its backward.
+void gated_linear_cuda(const KernelArgs& args, bool backward) {
+  const Epilogue epilogue = backward ? Epilogue::kSwigluBackward : Epilogue::kSwiglu;
+  if (args.in[0].dtype == DType::kBF16 &&
+      contract(args, {.epilogue = epilogue}) != Made::kNothing) {
+    return;
+  }
+  contract(args, {});
+  run_gated_part(args);
+}
+
 void linear_cuda(const KernelArgs& args) {
   const auto has = [&](std::string_view name) { return args.attrs.integer_or(name, 0) != 0; };
+  if (has("swiglu") || has("swiglu_backward")) {
+    return gated_linear_cuda(args, has("swiglu_backward"));
+  }
   const bool gelu = has("gelu"), backward = has("gelu_backward");
   const int bias = has("bias") ? 2 : -1;
   const int residual = residual_operand(args.attrs);

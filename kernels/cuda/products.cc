@@ -61,6 +61,7 @@ struct ProductAlgorithms::Prepared {
 
   // Asks cuBLASLt what it offers, and adds our own kernels.
   void ask(const Product& p, const DeviceContext& device);
+  void ask_library(const Product& p, const DeviceContext& device);
 
   // An algorithm as it was kept; false when it is none that there is now.
   bool take(const std::string& bytes, const DeviceContext& device) {
@@ -122,6 +123,18 @@ cublasLtEpilogue_t epilogue_of(const Product& p) {
   return p.has_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
+std::string behind(const Product& p) {
+  switch (p.epilogue) {
+    case Epilogue::kNone: return "";
+    case Epilogue::kGelu: return ", then GELU";
+    case Epilogue::kGeluBackward: return ", then GELU's gradient";
+    case Epilogue::kSwiglu: return fmt::format(", then SwiGLU, beside {}", p.beside.leading);
+    case Epilogue::kSwigluBackward:
+      return fmt::format(", then SwiGLU's gradient, beside {}", p.beside.leading);
+  }
+  return "";
+}
+
 // All that the fastest algorithm depends on, beside the program around it. Chosen once on this
 // machine: another choice may add in another order. "own 1": our kernels, whose order has this
 // number.
@@ -136,10 +149,7 @@ std::string key_of(const Product& p, const DeviceContext& device) {
       "{} candidates, {} bytes, any order {}{}{}",
       device.properties().name, cublas_lt().GetVersion(), p.m, p.n, p.k, p.batch, name_of(p.in),
       name_of(p.b_type()), name_of(p.out), p.transpose_a, p.transpose_b, matrix(p.a), matrix(p.b),
-      matrix(p.c), matrix(p.d), p.has_c, p.has_bias, p.tf32, p.alignment, p.quick,
-      p.epilogue == Epilogue::kNone   ? ""
-      : p.epilogue == Epilogue::kGelu ? ", then GELU"
-                                      : ", then GELU's gradient",
+      matrix(p.c), matrix(p.d), p.has_c, p.has_bias, p.tf32, p.alignment, p.quick, behind(p),
       search.candidates, search.workspace, search.any_order,
       search.own == DeviceContext::OwnProducts::kNone    ? ""
       : search.own == DeviceContext::OwnProducts::kFirst ? ", own 1 first"
@@ -186,13 +196,24 @@ ProductAlgorithms::Prepared::Prepared(const Product& p) {
   const cublasLtEpilogue_t epilogue = epilogue_of(p);
   cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                                 sizeof epilogue));
-  if (p.epilogue != Epilogue::kNone) {
+  if (p.epilogue == Epilogue::kGelu || p.epilogue == Epilogue::kGeluBackward) {
     cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
                                                   &p.d.leading, sizeof p.d.leading));
   }
 }
 
 void ProductAlgorithms::Prepared::ask(const Product& p, const DeviceContext& device) {
+  if (!is_gated(p.epilogue)) ask_library(p, device);
+  if (device.product_search.own == DeviceContext::OwnProducts::kNone) return;
+  std::vector<Algorithm> own;
+  for (size_t i = 0; i < own_kernels(p, device.properties().major); ++i) {
+    own.push_back({{}, static_cast<int>(i)});
+  }
+  const bool first = device.product_search.own == DeviceContext::OwnProducts::kFirst;
+  offered.insert(first ? offered.begin() : offered.end(), own.begin(), own.end());
+}
+
+void ProductAlgorithms::Prepared::ask_library(const Product& p, const DeviceContext& device) {
   cublasLtMatmulPreference_t preference = nullptr;
   cuda_check(cublas_lt().MatmulPreferenceCreate(&preference));
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t which, auto value) {
@@ -221,13 +242,6 @@ void ProductAlgorithms::Prepared::ask(const Product& p, const DeviceContext& dev
     const auto& candidate = candidates[static_cast<size_t>(i)];
     if (candidate.state == CUBLAS_STATUS_SUCCESS) offered.push_back({candidate.algo});
   }
-  if (search.own == DeviceContext::OwnProducts::kNone) return;
-  std::vector<Algorithm> own;
-  for (size_t i = 0; i < own_kernels(p, device.properties().major); ++i) {
-    own.push_back({{}, static_cast<int>(i)});
-  }
-  const bool first = search.own == DeviceContext::OwnProducts::kFirst;
-  offered.insert(first ? offered.begin() : offered.end(), own.begin(), own.end());
 }
 
 ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, DeviceContext& device,

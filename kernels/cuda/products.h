@@ -28,12 +28,23 @@ struct ProductMatrix {
   auto operator<=>(const ProductMatrix&) const = default;
 };
 
-// What becomes of a sum before it is stored. `aux` lies as d does.
+// What becomes of a sum before it is stored. `aux` lies as d does, but for SwiGLU's.
 enum class Epilogue : uint8_t {
   kNone,
   kGelu,          // d = gelu(sum), aux = sum
   kGeluBackward,  // d = sum gelu'(aux)
+  // Of two products with the same b, of a and of other.a, each [m, n]: aux = the first sum,
+  // other.aux = the second, d = silu(first) second. By our kernels alone, as is the next.
+  kSwiglu,
+  // The gradients of that: d = sum other.aux silu'(aux), other.d = sum silu(aux).
+  kSwigluBackward,
 };
+constexpr bool is_gated(Epilogue e) {
+  return e == Epilogue::kSwiglu || e == Epilogue::kSwigluBackward;
+}
+constexpr bool is_slope(Epilogue e) {
+  return e == Epilogue::kGeluBackward || e == Epilogue::kSwigluBackward;
+}
 
 // d[m, n] = op(a)[m, k] op(b)[k, n] + beta c + bias, for each of `batch`. In columns; op transposes
 // or not.
@@ -41,6 +52,7 @@ struct Product {
   int64_t m = 0, n = 0, k = 0, batch = 1;
   bool transpose_a = false, transpose_b = false;
   ProductMatrix a = {}, b = {}, c = {}, d = {};
+  ProductMatrix beside = {};  // of SwiGLU: how aux lies
   DType in = DType::kF32, out = DType::kF32;
   DType in_b = DType::kI32;  // of b, when it is another float of 8 bits than that of a
   bool has_c = false;        // of the type of d
@@ -60,6 +72,11 @@ struct Product {
 struct ProductData {
   const void *a = nullptr, *b = nullptr, *c = nullptr, *bias = nullptr;
   void *d = nullptr, *aux = nullptr;
+  // Of SwiGLU and its backward: the same of the second product and operand.
+  struct Other {
+    const void* a = nullptr;
+    void *d = nullptr, *aux = nullptr;
+  } other = {};
   // Of product.sums: of every kSummedColumns columns of d, [parts, m].
   float* sums = nullptr;
 };

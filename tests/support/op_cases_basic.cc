@@ -74,6 +74,18 @@ void add_linears(std::vector<OpCase>& cases) {
   add("mK,bKn,bmn->bmn,n", sums, {f64({8, 32}), f64({4, 32, 16}), f64({4, 8, 16})});
   add("bsN,Nk,bsk->bsk,k", {{"gelu_backward", int64_t{1}}, {"sum", int64_t{1}}},
       {made, weight, wide});
+  // With SwiGLU of both halves of the result, and the gradients of these; by several products, too.
+  const Attrs swiglu = {{"swiglu", int64_t{1}}}, of_both = {{"swiglu_backward", int64_t{1}}};
+  add("bsK,AnK->bsAn,bsn", swiglu, {wide, f64({2, 48, 32})});
+  add("bsK,KAn->bsAn,bsn", swiglu, {wide, f64({32, 2, 48})});
+  add("bsK,AnK->bsAn,bsn", swiglu, {x, f64({2, 20, 12})});
+  add("bsK,AnK->bsAn,bsn", swiglu, {x, f64({2, 1, 12})});
+  add("mK,bAnK->bmAn,bmn", swiglu, {f64({8, 32}), f64({4, 2, 16, 32})});
+  add("bsN,Nk,bsk,bsk->bsk,bsk", of_both, {made, weight, wide, wide});
+  add("bsN,kN,bsk,bsk->bsk,bsk", of_both, {wide, weight, made, made});
+  add("bsN,Nk,bsk,bsk->bsk,bsk", of_both, {f64({4, 8, 20}), f64({20, 12}), x, x});
+  add("mN,bNk,bmk,bmk->bmk,bmk", of_both,
+      {f64({8, 32}), f64({4, 32, 16}), f64({4, 8, 16}), f64({4, 8, 16})});
 }
 
 TensorType f8(DType dtype, Shape shape) { return {dtype, std::move(shape)}; }
