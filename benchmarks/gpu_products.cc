@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <deque>
 #include <limits>
-#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -61,8 +60,6 @@ const Kind kSwiglu = {"SwiGLU", &ops::linear, "rK,HcK->rHc,rc", {{"swiglu", int6
 const Kind kSwigluBackward = {
     "SwiGLU's gradients", &ops::linear, "rK,Kc,rc,rc->rc,rc", {{"swiglu_backward", int64_t{1}}}};
 const Kind kBoth = {"", &ops::matmul, "rK,HcK->rHc", {}};
-const Kind kSwigluAlone = {"", &ops::swiglu, "rc,rc->rc", {}};
-const Kind kSwigluBackwardAlone = {"", &ops::swiglu_backward, "rc,rc,rc->rc,rc", {}};
 const Kind kForward = {"", &ops::matmul, "rK,cK->rc", {}};
 const Kind kBackward = {"", &ops::matmul, "rK,Kc->rc", {}};
 
@@ -70,8 +67,7 @@ struct Sizes {
   int64_t rows, columns, k;
 };
 
-// The median of each algorithm of its product, in ms, or of what has none; of our kernels those
-// behind `own`.
+// The median of each algorithm of its product, in ms; of our kernels those behind `own`.
 struct Times {
   std::vector<double> ms;
   std::ptrdiff_t own;
@@ -125,19 +121,18 @@ class Bench {
                      .device = &device_,
                      .stream = stream_});
     };
-    std::optional<Product> product;
+    Product product;
     ProductAlgorithms& products = device_.products();
     products.heard = [&](const Product& p) { product = p; };
     launch();
     products.heard = nullptr;
-    if (!product) return {{median_ms(launch, stream_)}, 1};
     Times result;
-    for (size_t i = 0; i < products.count(*product); ++i) {
-      products.choose(*product, i);
+    for (size_t i = 0; i < products.count(product); ++i) {
+      products.choose(product, i);
       result.ms.push_back(median_ms(launch, stream_));
     }
     result.own = static_cast<std::ptrdiff_t>(result.ms.size() -
-                                             own_kernels(*product, device_.properties().major));
+                                             own_kernels(product, device_.properties().major));
     return result;
   }
 
@@ -163,12 +158,9 @@ int run(int argc, char** argv) {
              "cuBLASLt, none", "cuBLASLt", "ours", "ratio");
   for (const Width& w : kWidths) {
     if (!wanted(w)) continue;
-    // What is looked at, the product alone, and what is launched behind it where cuBLASLt has no
-    // such epilogue.
     struct Compared {
-      const Kind *kind, *plain;
+      const Kind *kind, *plain;  // what is looked at, and the product alone
       Sizes sizes;
-      const Kind* behind = nullptr;
     };
     const Sizes mlp = {w.rows, w.ffn, w.hidden};
     const std::vector<Compared> of_gpt = {{&kGelu, &kForward, mlp},
@@ -176,10 +168,9 @@ int run(int argc, char** argv) {
                                           {&kBias, &kForward, {w.rows, w.qkv, w.hidden}},
                                           {&kBias, &kForward, {w.rows, w.hidden, w.hidden}},
                                           {&kBias, &kForward, {w.rows, w.hidden, w.ffn}}},
-                                gated = {
-                                    {&kSwiglu, &kBoth, mlp, &kSwigluAlone},
-                                    {&kSwigluBackward, &kBackward, mlp, &kSwigluBackwardAlone}};
-    for (const auto& [kind, alone, sizes, behind] : w.qkv > 0 ? of_gpt : gated) {
+                                gated = {{&kSwiglu, &kBoth, mlp},
+                                         {&kSwigluBackward, &kBackward, mlp}};
+    for (const auto& [kind, alone, sizes] : w.qkv > 0 ? of_gpt : gated) {
       const double flops = (kind == &kSwiglu ? 4.0 : 2.0) * static_cast<double>(sizes.rows) *
                            static_cast<double>(sizes.columns) * static_cast<double>(sizes.k);
       const auto text = [&](double ms) {
@@ -192,8 +183,7 @@ int run(int argc, char** argv) {
       };
       const auto own = whole.ms.begin() + whole.own;
       const double library_alone = best(plain.ms.begin(), plain.ms.begin() + plain.own);
-      const double library = behind == nullptr ? best(whole.ms.begin(), own)
-                                               : library_alone + bench.times(*behind, sizes).ms[0];
+      const double library = best(whole.ms.begin(), own);
       std::string ours;
       for (auto i = own; i != whole.ms.end(); ++i) ours += text(*i) + "  ";
       fmt::print("{:<14}{:<24}{:<20}{:>16}{:>16}   {:<36}{:>6}\n", w.name,

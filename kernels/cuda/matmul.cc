@@ -169,7 +169,7 @@ Made contract(const KernelArgs& args, const Behind& behind) {
          alignment_of(d_data, p.d.batch_stride, out), alignment_of(c_data, p.c.leading, out),
          alignment_of(c_data, p.c.batch_stride, out), alignment_of(with(bias).data, 0, out),
          alignment_of(aux, 0, out)});
-    ProductData data = {a_data, b_data, c_data, with(bias).data, d_data, aux, {}, sums};
+    ProductData data = {a_data, b_data, c_data, with(bias).data, d_data, aux, sums};
     if (gated) {
       if (!swapped || !add_gated(args, of, p, data)) {
         made = Made::kNothing;
@@ -252,11 +252,10 @@ void matmul_cuda(const KernelArgs& args) { contract(args, {}); }
 // Of `swiglu` and its backward.
 void gated_linear_cuda(const KernelArgs& args, bool backward) {
   const Epilogue epilogue = backward ? Epilogue::kSwigluBackward : Epilogue::kSwiglu;
-  if (args.in[0].dtype == DType::kBF16 &&
-      contract(args, {.epilogue = epilogue}) != Made::kNothing) {
-    return;
-  }
-  contract(args, {});
+  const Made made =
+      args.in[0].dtype == DType::kBF16 ? contract(args, {.epilogue = epilogue}) : Made::kNothing;
+  if (made == Made::kResult) return;
+  if (made == Made::kNothing) contract(args, {});
   run_gated_part(args);
 }
 

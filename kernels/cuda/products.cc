@@ -29,6 +29,13 @@ cudaDataType type_of(DType dtype) {
   fail("there are no matrix products of {}", name_of(dtype));
 }
 
+// What cuBLASLt computes of a product: SwiGLU is left to who asks.
+Product of_library(Product p) {
+  if (p.epilogue == Epilogue::kSwiglu) p.m *= 2, p.d = p.beside;
+  if (is_gated(p.epilogue)) p.epilogue = Epilogue::kNone, p.beside = {};
+  return p;
+}
+
 }  // namespace
 
 // An algorithm of cuBLASLt, or a kernel of our own.
@@ -50,6 +57,7 @@ struct ProductAlgorithms::Prepared {
   std::vector<Algorithm> offered;  // none: there is no such product
   bool tried = false;              // in a training step
 
+  // For what of_library() makes of it.
   explicit Prepared(const Product& p);
   Prepared(const Prepared&) = delete;
   ~Prepared() {
@@ -97,15 +105,18 @@ struct ProductAlgorithms::Prepared {
       cuda_check(cublas_lt().MatmulDescSetAttribute(operation, which, &pointer, sizeof pointer));
     };
     if (p.has_bias) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, data.bias);
-    if (p.epilogue != Epilogue::kNone) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, data.aux);
+    if (p.epilogue != Epilogue::kNone && !is_gated(p.epilogue)) {
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, data.aux);
+    }
+    void* const result = p.epilogue == Epilogue::kSwiglu ? data.aux : data.d;
     if (is_f8(p.in)) {
       set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales.a);
       set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales.b);
     }
     cuda_check(cublas_lt().Matmul(
         device.blas(), operation, f64 ? static_cast<const void*>(&one) : &one_f, data.a, a, data.b,
-        b, f64 ? static_cast<const void*>(&beta) : &beta_f, p.has_c ? data.c : data.d,
-        p.has_c ? c : d, data.d, d, &algorithm.library, workspace,
+        b, f64 ? static_cast<const void*>(&beta) : &beta_f, p.has_c ? data.c : result,
+        p.has_c ? c : d, result, d, &algorithm.library, workspace,
         static_cast<size_t>(device.product_search.workspace), stream));
   }
 };
@@ -196,14 +207,14 @@ ProductAlgorithms::Prepared::Prepared(const Product& p) {
   const cublasLtEpilogue_t epilogue = epilogue_of(p);
   cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                                 sizeof epilogue));
-  if (p.epilogue == Epilogue::kGelu || p.epilogue == Epilogue::kGeluBackward) {
+  if (p.epilogue != Epilogue::kNone) {
     cuda_check(cublas_lt().MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
                                                   &p.d.leading, sizeof p.d.leading));
   }
 }
 
 void ProductAlgorithms::Prepared::ask(const Product& p, const DeviceContext& device) {
-  if (!is_gated(p.epilogue)) ask_library(p, device);
+  ask_library(p, device);
   if (device.product_search.own == DeviceContext::OwnProducts::kNone) return;
   std::vector<Algorithm> own;
   for (size_t i = 0; i < own_kernels(p, device.properties().major); ++i) {
@@ -249,7 +260,7 @@ ProductAlgorithms::Prepared& ProductAlgorithms::prepared(const Product& p, Devic
   std::unique_ptr<Prepared>& found = prepared_[p];
   if (found != nullptr) return *found;
   expect_not_captured(stream, "the algorithm of the product " + key_of(p, device));
-  auto made = std::make_unique<Prepared>(p);
+  auto made = std::make_unique<Prepared>(of_library(p));
   made->ask(p, device);
   const bool none = made->offered.empty();
   CLEAVE_ASSERT(!none || p.epilogue != Epilogue::kNone,
@@ -268,7 +279,8 @@ ProductAlgorithms::Made ProductAlgorithms::run(const Product& p, const ProductDa
   if (known.offered.empty()) return Made::kNothing;
   if (heard) heard(p);
   known.run(p, data, workspace, device, stream, scales);
-  return p.sums && known.algorithm.own >= 0 ? Made::kSumsToo : Made::kResult;
+  if (known.algorithm.own < 0) return is_gated(p.epilogue) ? Made::kProduct : Made::kResult;
+  return p.sums ? Made::kSumsToo : Made::kResult;
 }
 
 // --- Trials --------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ enum class Epilogue : uint8_t {
   kGelu,          // d = gelu(sum), aux = sum
   kGeluBackward,  // d = sum gelu'(aux)
   // Of two products with the same b, of a and of other.a, each [m, n]: aux = the first sum,
-  // other.aux = the second, d = silu(first) second. By our kernels alone, as is the next.
+  // other.aux = the second, d = silu(first) second. cuBLASLt leaves that, and the next, to who
+  // asks.
   kSwiglu,
   // The gradients of that: d = sum other.aux silu'(aux), other.d = sum silu(aux).
   kSwigluBackward,
@@ -72,13 +73,14 @@ struct Product {
 struct ProductData {
   const void *a = nullptr, *b = nullptr, *c = nullptr, *bias = nullptr;
   void *d = nullptr, *aux = nullptr;
-  // Of SwiGLU and its backward: the same of the second product and operand.
+  // Of product.sums: of every kSummedColumns columns of d, [parts, m].
+  float* sums = nullptr;
+  // Of SwiGLU and its backward: the same of the second product and operand. Of a product that
+  // cuBLASLt may compute, other.a and other.aux lie right behind a and aux.
   struct Other {
     const void* a = nullptr;
     void *d = nullptr, *aux = nullptr;
   } other = {};
-  // Of product.sums: of every kSummedColumns columns of d, [parts, m].
-  float* sums = nullptr;
 };
 inline constexpr int64_t kSummedColumns = 128;
 
@@ -93,8 +95,10 @@ class ProductAlgorithms {
   ~ProductAlgorithms();
 
   // Launches the product with the best algorithm that is known for it, and tells what that makes:
-  // nothing, when there is none with such an epilogue; sums only of a kernel of ours.
-  enum class Made : uint8_t { kNothing, kResult, kSumsToo };
+  // nothing, when there is none with such an epilogue; the product alone, which lies where aux
+  // would (both of SwiGLU's) or d, where SwiGLU or its backward are still to be made of it; sums
+  // only of a kernel of ours.
+  enum class Made : uint8_t { kNothing, kProduct, kResult, kSumsToo };
   Made run(const Product& product, const ProductData& data, void* workspace, DeviceContext& device,
            cudaStream_t stream, const ProductScales& scales = {});
 
