@@ -55,8 +55,8 @@ class Fuser {
   bool before(TensorId t, size_t i) const {
     return makers_[static_cast<size_t>(t)] < static_cast<int32_t>(i);
   }
-  // Instruction m makes what i made, in the place of i, where the operands of both are there. Both
-  // have one result.
+  // Instruction m makes what i made, in the place of i, where the operands of both are there. m has
+  // one result.
   void take_result(size_t m, size_t i);
   // Instruction m makes what i made, its only result, as result o, and i goes.
   void give_result(size_t m, size_t o, size_t i);

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "graph/error.h"
 #include "kernels/ops.h"
 #include "kernels/run_part.h"
 
@@ -13,6 +14,9 @@ inline void run_gated_part(const KernelArgs& args) {
   const Signature& s = args.signature;
   if (args.attrs.integer_or("swiglu_backward", 0) != 0) {
     const std::string c = s.output_text(0);
+    CLEAVE_ASSERT(args.out[0].data == nullptr ||
+                      (args.out[0].data != args.in[2].data && args.out[0].data != args.in[3].data),
+                  "linear: the product overwrites an operand of SwiGLU");
     run_part(ops::swiglu_backward, c + "," + c + "," + c + "->" + c + "," + c, args,
              {args.in[2], args.in[3], args.out[0]}, args.out);
     return;

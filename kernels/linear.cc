@@ -44,19 +44,36 @@ size_t operands_of(const Attrs& attrs) {
   return operands;
 }
 
-// Of `swiglu`: that the first result has both factors, as dimension of size 2 before the last one,
-// and the second one's dimensions are the others; of the product's second operand alone.
-void expect_two_factors(const OpCall& call) {
-  const OperandDims &both = call.signature.outputs()[0], &made = call.signature.outputs()[1];
-  const size_t n = both.size();
-  OperandDims without = both;
-  if (n >= 2) without.erase(without.end() - 2);
+// Of `swiglu` the first result has both factors in a dimension of size 2 before the last one, which
+// the product's second operand alone has, and the second result has its other dimensions. Of its
+// backward all but the product's operands lie as the first result.
+void expect_gated(const OpCall& call) {
+  const Signature& s = call.signature;
+  const OperandDims& c = s.outputs()[0];
+  const size_t n = c.size();
+  if (has(call.attrs, "swiglu_backward")) {
+    if (s.inputs()[2] == c && s.inputs()[3] == c && s.outputs()[1] == c) return;
+    fail(
+        "linear: '{}' is not the backward of SwiGLU: operands 3 and 4 and both results have the "
+        "same "
+        "factors there",
+        s.text());
+  }
   const auto of_b = [&](const DimFactors& dim) {
-    return dim.size() == 1 && !Signature::carries(call.signature.inputs()[0], dim[0]);
+    return dim.size() == 1 && !Signature::carries(s.inputs()[0], dim[0]);
   };
-  if (n < 2 || !of_b(both[n - 2]) || !of_b(both[n - 1]) || made != without ||
-      call.extents[static_cast<size_t>(both[n - 2][0])] != 2) {
-    fail("'{}' has no gate and what it lets through side by side", call.signature.text());
+  bool good = n >= 2 && of_b(c[n - 2]) && of_b(c[n - 1]);
+  if (good) {
+    OperandDims without = c;
+    without.erase(without.end() - 2);
+    const auto both = static_cast<size_t>(c[n - 2][0]);
+    good = s.outputs()[1] == without && s.factors()[both].whole && call.extents[both] == 2;
+  }
+  if (!good) {
+    fail(
+        "linear: '{}' has no gate and what it lets through side by side: a whole factor of size 2 "
+        "before the last one",
+        s.text());
   }
 }
 
@@ -78,7 +95,7 @@ std::vector<TensorType> infer_linear(const OpCall& call) {
   }
   std::vector<TensorType> out = infer_from_factors(call);
   if (out.size() != (gelu || sum || gated ? 2 : 1)) fail("linear: {} results", out.size());
-  if (has(call.attrs, "swiglu")) expect_two_factors(call);
+  if (gated) expect_gated(call);
   if (sum) {
     const OperandDims &c = call.signature.outputs()[0], &of = call.signature.outputs()[1];
     if (of.size() != 1 || c.empty() || of[0] != c.back() || of[0].size() != 1) {

@@ -57,7 +57,7 @@ for file in $files; do
     { full++ }
     /^[ \t]*\/\// || / \/\/ / { comments++ }
     END { split(file, part, "/"); print part[1], NR, full + 0, comments + 0, file }' "$file"
-done | sort -k1,1 -k2,2n | awk -v code_budget=87000 -v test_budget=40000 '
+done | sort -k1,1 -k2,2n | awk -v code_budget=87000 -v test_budget=40500 '
   function folder_line(    median) {
     if (count == 0) return
     median = count % 2 ? size[(count + 1) / 2] : (size[count / 2] + size[count / 2 + 1]) / 2

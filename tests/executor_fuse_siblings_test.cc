@@ -450,6 +450,75 @@ TEST(SiblingsByHand, WhatIsReturnedIsLeftAlone) {
   }
 }
 
+// SwiGLU goes into a product that a model wrote with both factors side by side, and its backward
+// into the one that makes its gradient; others stay by themselves.
+TEST(SiblingsByHand, SwigluOfAProductOfBoth) {
+  // [batch, sequence, 2, 64] by one product; of these, where they lie.
+  const auto both = [](const Tensor& x) {
+    return contract(x, parameter("both", {2, 64, 32}, normal(0.1)), "bsk,Ank->bsAn");
+  };
+  const auto down = [](const Tensor& y) { return linear(y, weight("down", 32, 64)); };
+  struct Case {
+    const char* name;
+    int64_t forward, backward;
+    Hidden hidden;
+  };
+  const std::vector<Case> cases = {
+      {"gate first", 1, 1,
+       [&](const Tensor& x) {
+         const std::vector<Tensor> of = both(x).unbind(2);
+         return down(swiglu(of[0], of[1]));
+       }},
+      {"gate last", 0, 1,
+       [&](const Tensor& x) {
+         const std::vector<Tensor> of = both(x).unbind(2);
+         return down(swiglu(of[1], of[0]));
+       }},
+      {"one is its own gate", 0, 1,
+       [&](const Tensor& x) {
+         const std::vector<Tensor> of = both(x).unbind(2);
+         return down(swiglu(of[0], of[0]));
+       }},
+      {"the product is read elsewhere", 0, 1,
+       [&](const Tensor& x) {
+         const Tensor y = both(x);
+         const std::vector<Tensor> of = y.unbind(2);
+         return down(swiglu(of[0], of[1])) * mean(tanh(y));
+       }},
+      {"one of three", 0, 1,
+       [&](const Tensor& x) {
+         const Tensor w = parameter("three", {3, 64, 32}, normal(0.1));
+         const std::vector<Tensor> of = contract(x, w, "bsk,Ank->bsAn").unbind(2);
+         return down(swiglu(of[0], of[1])) * mean(tanh(of[2]));
+       }},
+      {"parts along another dimension", 0, 1,
+       [&](const Tensor& x) {
+         const Tensor w = parameter("both", {64, 2, 32}, normal(0.1));
+         const std::vector<Tensor> of = contract(x, w, "bsk,nAk->bsnA").unbind(3);
+         return down(swiglu(of[0], of[1]));
+       }},
+      {"the gradient is read elsewhere", 1, 0,
+       [&](const Tensor& x) {
+         const std::vector<Tensor> of = both(x).unbind(2);
+         const Tensor more = parameter("more", {2, 16, 64}, normal(0.1));
+         return down(swiglu(of[0], of[1]) + more);
+       }},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.name);
+    const Graph graph = graph_of(c.hidden);
+    const Program with = lowered(graph);
+    int64_t forward = 0, backward = 0;
+    for (const Instr& i : with.instrs) {
+      forward += i.op == &ops::linear && i.attrs.has("swiglu");
+      backward += i.op == &ops::linear && i.attrs.has("swiglu_backward");
+    }
+    EXPECT_EQ(forward, c.forward);
+    EXPECT_EQ(backward, c.backward);
+    expect_same_training(with, lowered(graph, {"swiglu"}), {}, 1e-12);
+  }
+}
+
 // Products of 8 bits read codes of one weight each.
 TEST(SiblingsByHand, NotWithFloatsOf8Bits) {
   const Setting s{.dtype = DType::kBF16};

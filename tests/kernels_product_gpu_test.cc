@@ -266,7 +266,7 @@ TEST_P(OwnProducts, MakeSwigluAndItsBackward) {
     Product p;
     p.m = columns, p.n = rows, p.k = k;
     p.transpose_a = !backward;
-    p.a.leading = apart_b, p.b.leading = apart_a, p.d.leading = apart_y, p.beside.leading = apart;
+    p.a.leading = apart_b, p.b.leading = apart_a, p.d.leading = apart_y, p.beside = apart;
     p.in = p.out = DType::kBF16;
     p.epilogue = backward ? Epilogue::kSwigluBackward : Epilogue::kSwiglu;
     const size_t kernels = own_kernels(p, major_);

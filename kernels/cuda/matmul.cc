@@ -74,24 +74,24 @@ bool add_gated(const KernelArgs& args, const Classes& of, Product& p, ProductDat
     // The last two factors of the result are which of both, and its columns.
     const std::span<const int8_t> columns(&of.n.back(), 1);
     p.m /= 2;
-    p.beside.leading = p.d.leading;
+    p.beside = p.d.leading;
     p.d.leading = row_step(args, of, columns, out_strides(args, 1));
-    data.other.a = moved(data.a, p.m * p.a.leading);
+    data.other.a = moved(data.a, p.transpose_a ? p.m * p.a.leading : p.m);
     data.aux = data.d;
     data.other.aux = moved(data.d, p.m);
     data.d = args.out[1].data;
     return p.d.leading > 0 && size_of(args, columns) == p.m;
   }
-  p.beside.leading = row_step(args, of, of.n, in_strides(args, 2));
+  p.beside = row_step(args, of, of.n, in_strides(args, 2));
   data.aux = args.in[2].data, data.other.aux = args.in[3].data;
   data.other.d = args.out[1].data;
-  return p.beside.leading > 0 &&
-         row_step(args, of, of.n, in_strides(args, 3)) == p.beside.leading &&
+  return p.beside > 0 && row_step(args, of, of.n, in_strides(args, 3)) == p.beside &&
          row_step(args, of, of.n, out_strides(args, 1)) == p.d.leading;
 }
 
 // The product of the first two operands, with what stands behind it; sums are the second result.
-// Nothing: what stands behind it does not lie as the product's own result.
+// Nothing: what stands behind it does not lie as the product's own result. The product alone: it is
+// where the first result will be, and SwiGLU or its backward are to be made of it.
 using Made = ProductAlgorithms::Made;
 Made contract(const KernelArgs& args, const Behind& behind) {
   const int bias = behind.bias, residual = behind.residual;
@@ -153,6 +153,7 @@ Made contract(const KernelArgs& args, const Behind& behind) {
                                                             : nullptr;
   Made made = Made::kResult;
   const bool gated = is_gated(p.epilogue);
+  if (gated && (!swapped || !of.batch.empty())) return Made::kNothing;
   for_each_element(nest, [&](const auto& at) {
     const auto moved = [](const Matrices& x, int64_t offset) {
       return static_cast<std::byte*>(x.data) + offset * size_of(x.dtype);
@@ -171,13 +172,13 @@ Made contract(const KernelArgs& args, const Behind& behind) {
          alignment_of(aux, 0, out)});
     ProductData data = {a_data, b_data, c_data, with(bias).data, d_data, aux, sums};
     if (gated) {
-      if (!swapped || !add_gated(args, of, p, data)) {
+      if (!add_gated(args, of, p, data)) {
         made = Made::kNothing;
         return;
       }
       for (const void* beside : std::initializer_list<const void*>{data.d, data.aux, data.other.a,
                                                                    data.other.d, data.other.aux}) {
-        p.alignment = std::min({p.alignment, alignment_of(beside, p.beside.leading, out)});
+        p.alignment = std::min({p.alignment, alignment_of(beside, p.beside, out)});
       }
       p.alignment = std::min(p.alignment, alignment_of(nullptr, p.d.leading, out));
     }
@@ -245,10 +246,6 @@ void add_all(const KernelArgs& args, bool at_once, int bias, int residual) {
   if (in.size() > 1) each_element(args, in, {args.out[0], out_strides(args, 0)}, element);
 }
 
-}  // namespace
-
-void matmul_cuda(const KernelArgs& args) { contract(args, {}); }
-
 // Of `swiglu` and its backward.
 void gated_linear_cuda(const KernelArgs& args, bool backward) {
   const Epilogue epilogue = backward ? Epilogue::kSwigluBackward : Epilogue::kSwiglu;
@@ -258,6 +255,10 @@ void gated_linear_cuda(const KernelArgs& args, bool backward) {
   if (made == Made::kNothing) contract(args, {});
   run_gated_part(args);
 }
+
+}  // namespace
+
+void matmul_cuda(const KernelArgs& args) { contract(args, {}); }
 
 void linear_cuda(const KernelArgs& args) {
   const auto has = [&](std::string_view name) { return args.attrs.integer_or(name, 0) != 0; };

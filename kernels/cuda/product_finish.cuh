@@ -23,9 +23,11 @@ struct Call {
   float* sums;               // of the rows of each tile, [tiles down, columns]; null: not wanted
 };
 struct Maps {
-  CUtensorMap a, b, y;
-  CUtensorMap beside;  // the sums, of GELU; read, of its slope
-  // Of SwiGLU: the other b and its sums; what is read, and made, of the other factor.
+  CUtensorMap a, b;
+  CUtensorMap y;       // the result
+  CUtensorMap beside;  // the sums, of GELU, and of SwiGLU's gate; their backwards read them there
+  // Of SwiGLU: the second b; of its backward, the second result; and the sums of what the gate lets
+  // through.
   CUtensorMap other_b, other_y, other_beside;
 };
 
@@ -48,8 +50,7 @@ __device__ inline float fraction(float x) {
   return y;
 }
 // GELU and its slope (prelude.cuh) in few instructions, and as exact as f32 is where they are
-// small, as by an approximate tanh they are not: x / (1 + 2^(x (c + a c
-// x^2))).
+// small, as by an approximate tanh they are not: x / (1 + 2^(x (c + a c x^2))).
 constexpr float kGeluC = -1.5957691216057308 * 1.4426950408889634, kGeluA = 0.044715;
 __device__ inline float gelu_of(float x) {
   return x * fraction(x * fmaf(x * x, kGeluA * kGeluC, kGeluC));

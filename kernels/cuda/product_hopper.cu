@@ -53,6 +53,7 @@ struct Block {
   static constexpr bool kTwo = kEpilogue == Epilogue::kSwiglu;
   static constexpr int kPart = (kAlongB ? kBroad : kDeep) / kCluster;
   static_assert(kPart * B::kRowBytes % 1024 == 0);
+  static_assert(!kTwo || (kCluster == 2 && kPart == Finish::kColumns));
   static constexpr int kRoomBytes = kWarps * Finish::kRoomBytes, kBarrierBytes = 512;
   static constexpr int kSumBytes = kWarps * Finish::kSumBytes;
   // What the stages have to leave: also to begin at a multiple of 1024, and for barriers.
@@ -197,21 +198,21 @@ void launch_one(const Product& p, const ProductData& data, int multiprocessors,
     return tensor_map(DType::kBF16, const_cast<void*>(matrix), {width, rows, 1, 1},
                       {leading, rows * leading, rows * leading}, box, chunk);
   };
-  const auto result = [&](void* matrix, const ProductMatrix& lies) {
-    return map(matrix, p.m, p.n, lies.leading, kPieceRows, Own::Finish::kPieceColumns);
+  const auto result = [&](void* matrix, int64_t leading) {
+    return map(matrix, p.m, p.n, leading, kPieceRows, Own::Finish::kPieceColumns);
   };
   // In rows the product's second matrix comes first.
   const auto second = [&](const void* matrix) {
     return Own::kAlongB ? map(matrix, p.k, p.m, p.a.leading, Own::kPart)
                         : map(matrix, p.m, p.k, p.a.leading, Own::kPart);
   };
-  const ProductMatrix& beside = is_gated(kEpilogue) ? p.beside : p.d;
+  const int64_t beside = is_gated(kEpilogue) ? p.beside : p.d.leading;
   const Maps maps = {map(data.b, p.k, p.n, p.b.leading, kTall),
                      second(data.a),
-                     result(data.d, p.d),
+                     result(data.d, p.d.leading),
                      result(kEpilogue == Epilogue::kNone ? nullptr : data.aux, beside),
                      second(Own::kTwo ? data.other.a : nullptr),
-                     result(data.other.d, p.d),
+                     result(data.other.d, p.d.leading),
                      result(data.other.aux, beside)};
   auto* const kernel = multiply<kBroad, kEpilogue>;
   cuda_check(

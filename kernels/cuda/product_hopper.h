@@ -15,9 +15,10 @@
 namespace cleave {
 
 // How many of our kernels compute the product on a device of this capability, by number: 0 with
-// tiles of 128 x 192 of the result, 1 of 128 x 128. None but of one product of bf16, aligned to 16
-// bytes, to which nothing but a bias is added. Both operands lie dense along what is summed over;
-// those of GELU's slope do not: their first one (Product::a) lies dense along the result's columns.
+// tiles of 128 x 192 of the sums, 1 of 128 x 128. None but of bf16, one product (of SwiGLU two of
+// one b), aligned to 16 bytes, with nothing but a bias or an epilogue behind it. Both operands lie
+// dense along what is summed over; in the backwards of GELU and SwiGLU the first one (Product::a)
+// lies dense along the result's columns instead.
 size_t own_kernels(const Product& product, int major);
 
 // Launches one of them. Every sum has a fixed order.

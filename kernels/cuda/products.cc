@@ -31,8 +31,8 @@ cudaDataType type_of(DType dtype) {
 
 // What cuBLASLt computes of a product: SwiGLU is left to who asks.
 Product of_library(Product p) {
-  if (p.epilogue == Epilogue::kSwiglu) p.m *= 2, p.d = p.beside;
-  if (is_gated(p.epilogue)) p.epilogue = Epilogue::kNone, p.beside = {};
+  if (p.epilogue == Epilogue::kSwiglu) p.m *= 2, p.d.leading = p.beside;
+  if (is_gated(p.epilogue)) p.epilogue = Epilogue::kNone, p.beside = 0;
   return p;
 }
 
@@ -139,9 +139,9 @@ std::string behind(const Product& p) {
     case Epilogue::kNone: return "";
     case Epilogue::kGelu: return ", then GELU";
     case Epilogue::kGeluBackward: return ", then GELU's gradient";
-    case Epilogue::kSwiglu: return fmt::format(", then SwiGLU, beside {}", p.beside.leading);
+    case Epilogue::kSwiglu: return fmt::format(", then SwiGLU, beside {}", p.beside);
     case Epilogue::kSwigluBackward:
-      return fmt::format(", then SwiGLU's gradient, beside {}", p.beside.leading);
+      return fmt::format(", then SwiGLU's gradient, beside {}", p.beside);
   }
   return "";
 }

@@ -33,7 +33,7 @@ enum class Epilogue : uint8_t {
   kNone,
   kGelu,          // d = gelu(sum), aux = sum
   kGeluBackward,  // d = sum gelu'(aux)
-  // Of two products with the same b, of a and of other.a, each [m, n]: aux = the first sum,
+  // Of two products [m, n] with the same b, of a and of other.a: aux = the first sum,
   // other.aux = the second, d = silu(first) second. cuBLASLt leaves that, and the next, to who
   // asks.
   kSwiglu,
@@ -53,7 +53,7 @@ struct Product {
   int64_t m = 0, n = 0, k = 0, batch = 1;
   bool transpose_a = false, transpose_b = false;
   ProductMatrix a = {}, b = {}, c = {}, d = {};
-  ProductMatrix beside = {};  // of SwiGLU: how aux lies
+  int64_t beside = 0;  // of SwiGLU: `leading` of aux and of other.aux
   DType in = DType::kF32, out = DType::kF32;
   DType in_b = DType::kI32;  // of b, when it is another float of 8 bits than that of a
   bool has_c = false;        // of the type of d
@@ -75,8 +75,8 @@ struct ProductData {
   void *d = nullptr, *aux = nullptr;
   // Of product.sums: of every kSummedColumns columns of d, [parts, m].
   float* sums = nullptr;
-  // Of SwiGLU and its backward: the same of the second product and operand. Of a product that
-  // cuBLASLt may compute, other.a and other.aux lie right behind a and aux.
+  // Of SwiGLU and its backward: the same of the second product and operand. For cuBLASLt the
+  // product with SwiGLU is one: there other.a and other.aux are the rest of a and aux, m further.
   struct Other {
     const void* a = nullptr;
     void *d = nullptr, *aux = nullptr;
@@ -94,11 +94,13 @@ class ProductAlgorithms {
   ProductAlgorithms();
   ~ProductAlgorithms();
 
-  // Launches the product with the best algorithm that is known for it, and tells what that makes:
-  // nothing, when there is none with such an epilogue; the product alone, which lies where aux
-  // would (both of SwiGLU's) or d, where SwiGLU or its backward are still to be made of it; sums
-  // only of a kernel of ours.
-  enum class Made : uint8_t { kNothing, kProduct, kResult, kSumsToo };
+  // Launches the product with the best algorithm that is known for it, and tells what that makes.
+  enum class Made : uint8_t {
+    kNothing,  // there is none with such an epilogue
+    kProduct,  // of SwiGLU the sums alone, in aux and other.aux, and of its backward, in d
+    kResult,
+    kSumsToo,  // by a kernel of ours
+  };
   Made run(const Product& product, const ProductData& data, void* workspace, DeviceContext& device,
            cudaStream_t stream, const ProductScales& scales = {});
 

@@ -84,6 +84,9 @@ void add_linears(std::vector<OpCase>& cases) {
   add("bsN,Nk,bsk,bsk->bsk,bsk", of_both, {made, weight, wide, wide});
   add("bsN,kN,bsk,bsk->bsk,bsk", of_both, {wide, weight, made, made});
   add("bsN,Nk,bsk,bsk->bsk,bsk", of_both, {f64({4, 8, 20}), f64({20, 12}), x, x});
+  add("bmK,bAnK->bmAn,bmn", swiglu, {f64({4, 8, 32}), f64({4, 2, 16, 32})});
+  add("bmN,bNk,bmk,bmk->bmk,bmk", of_both,
+      {f64({4, 8, 32}), f64({4, 32, 16}), f64({4, 8, 16}), f64({4, 8, 16})});
   add("mN,bNk,bmk,bmk->bmk,bmk", of_both,
       {f64({8, 32}), f64({4, 32, 16}), f64({4, 8, 16}), f64({4, 8, 16})});
 }
