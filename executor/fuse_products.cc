@@ -63,7 +63,7 @@ std::optional<size_t> product_of_both(const Fuser& fuser, const Instr& reader) {
   if (unbind.op != &ops::unbind || unbind.out != reader.in) return {};
   const std::optional<size_t> m = fuser.maker(unbind.in[0], reader, &ops::matmul);
   if (!m || has(fuser.instr(*m), "dtype")) return {};
-  // They are parts along the last dimension but one, which the second operand alone has.
+  // They are parts along the last dimension but one, which the second operand alone has, whole.
   const Signature& s = *fuser.instr(*m).signature;
   const OperandDims &c = s.outputs()[0], &whole = unbind.signature->inputs()[0];
   OperandDims without = whole;
@@ -73,6 +73,7 @@ std::optional<size_t> product_of_both(const Fuser& fuser, const Instr& reader) {
   for (const size_t d : {c.size() - 2, c.size() - 1}) {
     if (c[d].size() != 1 || Signature::carries(s.inputs()[0], c[d][0])) return {};
   }
+  if (!s.factors()[static_cast<size_t>(c[c.size() - 2][0])].whole) return {};
   return m;
 }
 

@@ -53,11 +53,8 @@ void expect_gated(const OpCall& call) {
   const size_t n = c.size();
   if (has(call.attrs, "swiglu_backward")) {
     if (s.inputs()[2] == c && s.inputs()[3] == c && s.outputs()[1] == c) return;
-    fail(
-        "linear: '{}' is not the backward of SwiGLU: operands 3 and 4 and both results have the "
-        "same "
-        "factors there",
-        s.text());
+    fail("linear: '{}' is not the backward of SwiGLU: operands 3 and 4 and both results lie alike",
+         s.text());
   }
   const auto of_b = [&](const DimFactors& dim) {
     return dim.size() == 1 && !Signature::carries(s.inputs()[0], dim[0]);

@@ -469,6 +469,12 @@ TEST(SiblingsByHand, SwigluOfAProductOfBoth) {
          const std::vector<Tensor> of = both(x).unbind(2);
          return down(swiglu(of[0], of[1]));
        }},
+      {"a dimension that could be split", 0, 1,
+       [&](const Tensor& x) {
+         const Tensor w = parameter("both", {2, 64, 32}, normal(0.1));
+         const std::vector<Tensor> of = contract(x, w, "bsk,ank->bsan").unbind(2);
+         return down(swiglu(of[0], of[1]));
+       }},
       {"gate last", 0, 1,
        [&](const Tensor& x) {
          const std::vector<Tensor> of = both(x).unbind(2);
