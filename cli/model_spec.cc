@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "cli/command.h"
@@ -18,6 +20,14 @@ constexpr std::array<std::pair<std::string_view, DType>, 4> kPrecisions = {
 }  // namespace
 
 ModelConfig config_of(ModelSpec& spec, const UserModel* user) {
+  std::error_code error;
+  if (user == nullptr && std::filesystem::exists(spec.name, error)) {
+    fail(
+        "'{}' is a file, and this takes a model: gpt2:tiny, ...; a plan's file goes to cleave "
+        "train, "
+        "simulate or explain",
+        spec.name);
+  }
   ModelConfig config = user != nullptr ? user->defaults : model_named(spec.name);
   if (user != nullptr && config.family.empty()) config.family = user->name;
   for (const std::string& assignment : spec.set) set_value(config, assignment);

@@ -1,7 +1,9 @@
 // cleave simulate
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <filesystem>
 
 #include "cli/commands.h"
 #include "cli/device_options.h"
@@ -12,6 +14,7 @@
 #include "executor/lower.h"
 #include "executor/program.h"
 #include "graph/error.h"
+#include "models/config.h"
 
 namespace cleave {
 namespace {
@@ -32,6 +35,14 @@ std::vector<int64_t> ranks_of(const std::string& which, const Program& program, 
 }  // namespace
 
 void simulate_command(const SimulateArguments& a) {
+  const std::vector<std::string> models = model_names();
+  if (std::find(models.begin(), models.end(), a.plan) != models.end() &&
+      !std::filesystem::exists(a.plan)) {
+    fail(
+        "'{}' is a model, and this takes a plan's file: cleave plan {} --cluster 8xh100 -o FILE "
+        "writes one",
+        a.plan, a.plan);
+  }
   const std::string text = read_file(a.plan);
   if (!is_plan_file(text)) fail("{}: no plan; cleave plan -o writes one", a.plan);
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
