@@ -10,6 +10,7 @@
 namespace cleave {
 
 void bench_command(const BenchArguments& a) {
+  expect_other_file(a.dump, a.profile);
   if (!a.profile.empty()) expect_writable(a.profile);
   const std::unique_ptr<PreparedBench> prepared = prepare_bench(a);
   if (!a.dump.empty()) write_file(a.dump, to_text(prepared->program()));

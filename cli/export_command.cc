@@ -11,6 +11,7 @@
 namespace cleave {
 
 void export_command(const ExportArguments& a) {
+  expect_other_file(a.out, a.plan);
   const std::string text = read_file(a.plan);
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);
   const Exported e = exported(loaded, a.to);

@@ -129,6 +129,13 @@ std::string Table::to_string(bool colour) const {
   return text;
 }
 
+void expect_other_file(const std::string& written, const std::string& other) {
+  if (written.empty() || other.empty()) return;
+  std::error_code error;
+  if (written != other && !std::filesystem::equivalent(written, other, error)) return;
+  fail("'{}' would take the place of '{}': name another file", written, other);
+}
+
 std::string read_file(const std::string& path) {
   std::error_code error;
   if (std::filesystem::is_directory(path, error)) fail("'{}' is a folder, not a file", path);

@@ -47,5 +47,8 @@ std::string read_file(const std::string& path);
 void write_file(const std::string& path, std::string_view text);
 // Throws what write_file would throw now, as far as that is known before: for what takes long.
 void expect_writable(const std::string& path);
+// Throws Error when what is to be written would take the place of the other file, which is there,
+// or is to be written, too. Either may be empty: none.
+void expect_other_file(const std::string& written, const std::string& other);
 
 }  // namespace cleave

@@ -43,6 +43,9 @@ void simulate_command(const SimulateArguments& a) {
         "writes one",
         a.plan, a.plan);
   }
+  expect_other_file(a.out, a.plan);
+  expect_other_file(a.dump, a.plan);
+  expect_other_file(a.dump, a.out);
   const std::string text = read_file(a.plan);
   if (!is_plan_file(text)) fail("{}: no plan; cleave plan -o writes one", a.plan);
   const LoadedPlan loaded = load_plan(a.plan, text, spec_in_plan_file(a.plan, text), a.user);

@@ -12,7 +12,7 @@
 # that all of them may take (1200).
 set -u
 
-folder=build/bin
+folder=$(dirname "$0")/../build/bin
 if [ "${1:-}" = --help ]; then sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit; fi
 if [ $# -gt 0 ] && [ -d "$1" ]; then folder=$1 && shift; fi
 tools=${*:-memcheck racecheck initcheck}
@@ -26,12 +26,18 @@ for tool in $tools; do
       ;;
   esac
 done
+case ${LIMIT:-1200} in
+  *[!0-9]*) echo "sanitize-gpu: LIMIT '$LIMIT' is not a number of seconds" >&2; exit 1 ;;
+esac
+case ${JOBS:-8} in
+  *[!0-9]*) echo "sanitize-gpu: JOBS '$JOBS' is not a number of programs" >&2; exit 1 ;;
+esac
 sanitizer=${SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
-if [ -n "${SANITIZER:-}" ] && ! [ -x "$sanitizer" ]; then
+if [ -n "${SANITIZER:-}" ] && ! command -v "$sanitizer" >/dev/null; then
   echo "sanitize-gpu: there is no program '$SANITIZER', which SANITIZER names" >&2
   exit 1
 fi
-if ! [ -x "$sanitizer" ]; then
+if ! command -v "$sanitizer" >/dev/null; then
   echo "there is no compute-sanitizer in PATH or /usr/local/cuda/bin: it comes with the CUDA toolkit" >&2
   exit 1
 fi
