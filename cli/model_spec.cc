@@ -21,12 +21,9 @@ constexpr std::array<std::pair<std::string_view, DType>, 4> kPrecisions = {
 
 ModelConfig config_of(ModelSpec& spec, const UserModel* user) {
   std::error_code error;
-  if (user == nullptr && std::filesystem::exists(spec.name, error)) {
-    fail(
-        "'{}' is a file, and this takes a model: gpt2:tiny, ...; a plan's file goes to cleave "
-        "train, "
-        "simulate or explain",
-        spec.name);
+  if (user == nullptr && !is_model(spec.name) && std::filesystem::exists(spec.name, error)) {
+    fail("'{}' is a file, and this takes a model, as gpt2:tiny; cleave train runs a plan's file",
+         spec.name);
   }
   ModelConfig config = user != nullptr ? user->defaults : model_named(spec.name);
   if (user != nullptr && config.family.empty()) config.family = user->name;

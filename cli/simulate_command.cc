@@ -1,7 +1,6 @@
 // cleave simulate
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
@@ -35,13 +34,11 @@ std::vector<int64_t> ranks_of(const std::string& which, const Program& program, 
 }  // namespace
 
 void simulate_command(const SimulateArguments& a) {
-  const std::vector<std::string> models = model_names();
-  if (std::find(models.begin(), models.end(), a.plan) != models.end() &&
-      !std::filesystem::exists(a.plan)) {
+  if (is_model(a.plan) && !std::filesystem::exists(a.plan)) {
     fail(
-        "'{}' is a model, and this takes a plan's file: cleave plan {} --cluster 8xh100 -o FILE "
+        "'{0}' is a model, and this takes a plan's file: cleave plan {0} --cluster 8xh100 -o FILE "
         "writes one",
-        a.plan, a.plan);
+        a.plan);
   }
   expect_other_file(a.out, a.plan);
   expect_other_file(a.dump, a.plan);

@@ -311,6 +311,11 @@ bool parse<bool>(std::string_view key, std::string_view text) {
 
 }  // namespace
 
+bool is_model(std::string_view name) {
+  return std::any_of(table().begin(), table().end(),
+                     [&](const ModelConfig& model) { return model.name() == name; });
+}
+
 ModelConfig model_named(std::string_view name) {
   for (const ModelConfig& model : table()) {
     if (model.name() == name) return model;

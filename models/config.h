@@ -53,6 +53,7 @@ struct ModelConfig {
 ModelConfig model_named(std::string_view name);
 // Every built-in "family:size", in the table's order.
 std::vector<std::string> model_names();
+bool is_model(std::string_view name);  // whether it is one of these
 
 // Applies "key=value", as in `--set layers=4`. Throws Error, listing the model's keys, when there
 // is no such key or the model does not read it. A user's own model may read any.

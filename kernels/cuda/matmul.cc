@@ -178,7 +178,7 @@ Made contract(const KernelArgs& args, const Behind& behind) {
       }
       for (const void* beside : std::initializer_list<const void*>{data.d, data.aux, data.other.a,
                                                                    data.other.d, data.other.aux}) {
-        p.alignment = std::min({p.alignment, alignment_of(beside, p.beside, out)});
+        p.alignment = std::min(p.alignment, alignment_of(beside, p.beside, out));
       }
       p.alignment = std::min(p.alignment, alignment_of(nullptr, p.d.leading, out));
     }
