@@ -34,9 +34,8 @@ void check_arguments(const GenerateArguments& a) {
 ModelSpec spec_of_job(const GenerateArguments& a, const Checkpoint& checkpoint,
                       const TrainedJob& job) {
   ModelSpec spec = job.model;
-  const std::vector<std::string> known = model_names();
   const bool own = a.user != nullptr && a.user->name == spec.name;
-  if (!own && std::find(known.begin(), known.end(), spec.name) == known.end()) {
+  if (!own && !is_model(spec.name)) {
     fail(
         "checkpoint '{}' is of the model '{}', which is not built in; generate with the program "
         "that trained it",
