@@ -67,6 +67,7 @@ racecheck kernels_gpu_test 4 */softmax*:*/*norm*:*/sum*:*/max:*/logsumexp:*/cros
 racecheck kernels_rows_gpu_test 8 *-*Rotary*:*/7x4096:*/3x8192:*/2x*
 racecheck kernels_experts_gpu_test 5 *-*RowsMove*:*/3:*/4:*/5:*/6:*/7
 racecheck kernels_f8_gpu_test 3 *Quantizes*-*/256x392:*/1040x520
+racecheck kernels_product_gpu_test 2 *Sizes*-*/2300x*:*/900x*
 racecheck kernels_many_gpu_test 1 *
 racecheck kernels_moments_gpu_test 2 *
 initcheck kernels_gpu_test 4 *-$libraries
@@ -75,6 +76,7 @@ initcheck kernels_experts_gpu_test 4 *
 initcheck kernels_many_gpu_test 1 *
 initcheck kernels_moments_gpu_test 2 *
 initcheck kernels_f8_gpu_test 3 *-*Products*
+initcheck kernels_product_gpu_test 2 *Sizes*-*/2300x*
 END
 }
 

@@ -3,45 +3,11 @@
 #pragma once
 
 #include "kernels/cuda/columns.cuh"
-#include "kernels/cuda/hopper.cuh"
-#include "kernels/cuda/products.h"
+#include "kernels/cuda/product_rooms.cuh"
 
 namespace cleave::own_product {
 
-using namespace hopper;  // NOLINT
-
-constexpr int kTall = 128;  // rows of a tile
 static_assert(kTall == kSummedColumns);
-constexpr int kWarps = 8;  // that multiply: two warpgroups
-
-// y = a b, in rows: a is [rows, k] and dense along k; b is dense along k, or along y's rows. Of
-// SwiGLU there are two b, and what is made of both products.
-struct Call {
-  int rows, columns, steps;  // of a tile's sums, so many steps
-  int pairs, across;         // tiles of a cluster down the rows, and tiles across
-  const bf16* bias;          // null: none
-  float* sums;               // of the rows of each tile, [tiles down, columns]; null: not wanted
-};
-struct Maps {
-  CUtensorMap a, b;
-  CUtensorMap y;       // the result
-  CUtensorMap beside;  // the sums, of GELU, and of SwiGLU's gate; their backwards read them there
-  // Of SwiGLU: the second b; of its backward, the second result; and the sums of what the gate lets
-  // through.
-  CUtensorMap other_b, other_y, other_beside;
-};
-
-// A tile's place.
-struct Place {
-  int row, column;
-};
-
-constexpr int kPieceRows = 16;  // a warp's results go to memory piece by piece
-
-// Two numbers of a register.
-__device__ inline float2 apart(uint32_t both) {
-  return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
-}
 
 // 1 / (1 + 2^x).
 __device__ inline float fraction(float x) {
@@ -78,58 +44,43 @@ __device__ inline int add_up_rows(float (&x)[8]) {
   return which;
 }
 
-// What becomes of a warpgroup's sums, tile after tile. A warp's pieces are those of its rows, 64
-// columns at a time, first of the upper half of the tile, then of the lower one.
 template <int kBroad, Epilogue kEpilogue>
-class Finish {
- public:
-  static constexpr int kColumns = kBroad;  // of a tile's results
-  static constexpr int kPieceColumns = 64, kPieceBytes = 2 * kPieceRows * kPieceColumns;
-  // Rooms of a warp, for a piece each: one; two for results and two for the sums of GELU; three for
-  // what is read, where its slope's results follow.
+using RoomsOf =
+    Rooms<kBroad, 64, kEpilogue == Epilogue::kGelu ? 2 : 1, kEpilogue == Epilogue::kGeluBackward>;
+
+// Of a warpgroup's sums, tile after tile of [128, kBroad].
+template <int kBroad, Epilogue kEpilogue>
+class Finish : public RoomsOf<kBroad, kEpilogue> {
+  using Base = RoomsOf<kBroad, kEpilogue>;
+  using Base::call_, Base::column_, Base::pieces_, Base::row_;
+  using Base::lane, Base::place, Base::warp;
   static constexpr bool kSlope = kEpilogue == Epilogue::kGeluBackward;
-  static constexpr int kRooms = kEpilogue == Epilogue::kGelu ? 4 : kSlope ? 3 : 1;
-  static constexpr int kRoomBytes = kRooms * kPieceBytes;
-  static constexpr int kBarriers = kSlope ? kRooms : 0;      // of a warp
+
+ public:
   static constexpr int kSumBytes = kSlope ? kBroad * 4 : 0;  // a row of sums a warp
 
-  // `kept`: [kWarps, kBroad], for sums over rows; `there`: a barrier for each room, of GELU's
-  // slope.
+  // `kept`: [kWarps, kBroad], for sums over rows; the rest as Rooms has it.
   __device__ Finish(const Maps& maps, const Call& call, unsigned char* rooms, float* kept,
                     Barrier* there)
-      : maps_(maps),
-        call_(call),
-        rooms_(rooms + warp() * kRooms * kPieceBytes),
-        kept_(kept),
-        there_(there + warp() * kRooms) {}
+      : Base(maps, call, rooms, there), kept_(kept) {}
 
   // Of the tile that is to be finished next: fetches what stands beside it, or its bias.
   __device__ void begin(const Place& place) {
-    row_ = place.row + warp() % 4 * kPieceRows;
-    column_ = place.column;
-    pieces_ = 2 * min(kBroad / kPieceColumns,
-                      (call_.columns - column_ + kPieceColumns - 1) / kPieceColumns);
-    if constexpr (kSlope) {
-      if (speaks()) {
-        stores_read();
-        for (int i = 0; i < min(kRooms, pieces_); ++i) fetch(i);
-      }
-    } else if (call_.bias != nullptr) {
+    Base::begin(place);
+    if (kSlope || call_.bias == nullptr) return;
 #pragma unroll
-      for (int i = 0; i < kBroad / 64; ++i) {
-        const int column = column_ + 64 * i + 2 * lane();
-        bias_[i] = column < call_.columns
-                       ? __ldg(reinterpret_cast<const uint32_t*>(call_.bias + column))
-                       : 0;
-      }
+    for (int i = 0; i < kBroad / 64; ++i) {
+      const int column = column_ + 64 * i + 2 * lane();
+      bias_[i] = column < call_.columns
+                     ? __ldg(reinterpret_cast<const uint32_t*>(call_.bias + column))
+                     : 0;
     }
-    __syncwarp();
   }
 
   __device__ void finish(const float (&sums)[2][kBroad / 2]) {
     if (kSlope && call_.sums != nullptr) meet();  // those of the tile before are read
 #pragma unroll
-    for (int chunk = 0; chunk < kBroad / kPieceColumns; ++chunk) {
+    for (int chunk = 0; chunk < kBroad / Base::kPieceColumns; ++chunk) {
       if (2 * chunk >= pieces_) break;
       float2 bias[8];
 #pragma unroll
@@ -141,20 +92,16 @@ class Finish {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int piece = 2 * chunk + half;
-        const uint32_t room = enter(piece);
-        // Of 16 rows and columns: matrices below each other, then beside each other.
-        const auto at = [&](int s) {
-          return room + static_cast<uint32_t>(16 * ((2 * s + lane() / 16) ^ lane() % 8));
-        };
+        const uint32_t room = Base::enter(piece);
         // What is beside is read so far ahead, for more to do while it comes: as registers allow.
         constexpr int kAhead = kBroad == 128 ? 4 : 1;
         uint32_t z[4][4];
 #pragma unroll
-        for (int s = 0; kSlope && s < kAhead; ++s) load_matrices(z[s], at(s));
+        for (int s = 0; kSlope && s < kAhead; ++s) load_matrices(z[s], place(room, 0, s));
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
           if (kSlope && s > 0 && s + kAhead <= 4)
-            load_matrices(z[s + kAhead - 1], at(s + kAhead - 1));
+            load_matrices(z[s + kAhead - 1], place(room, 0, s + kAhead - 1));
           uint32_t x[4];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
@@ -170,10 +117,10 @@ class Finish {
             }
             x[i] = pair<bf16>(low, high);
           }
-          store_matrices(at(s), x);
-          if constexpr (kEpilogue == Epilogue::kGelu) store_matrices(at(s) + kPieceBytes, z[s]);
+          store_matrices(place(room, 0, s), x);
+          if constexpr (kEpilogue == Epilogue::kGelu) store_matrices(place(room, 1, s), z[s]);
         }
-        leave(piece);
+        Base::leave(piece);
       }
       if constexpr (kSlope) {
         if (call_.sums == nullptr) continue;
@@ -188,66 +135,8 @@ class Finish {
     if (kSlope && call_.sums != nullptr) write_sums();
   }
 
-  // What is in the rooms is read.
-  __device__ void end() const {
-    if (speaks()) stores_read();
-  }
-
  private:
-  static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
-  static __device__ bool speaks() { return lane() == 0; }
   static __device__ void meet() { meet_warpgroup(static_cast<int>(threadIdx.x) / 128); }
-
-  static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32 % kWarps; }
-  __device__ int row_of(int piece) const { return row_ + piece % 2 * (kTall / 2); }
-  // By one thread, when what was in the room is read.
-  __device__ void fetch(int piece) {
-    const int room = (first_room_ + piece) % kRooms;
-    there_[room].expect(kPieceBytes);
-    load_box(rooms_ + room * kPieceBytes, maps_.beside, there_[room],
-             column_ + piece / 2 * kPieceColumns, row_of(piece), 0, 0);
-  }
-  __device__ int room_of(int piece) const {
-    if constexpr (kSlope) return (first_room_ + piece) % kRooms;
-    return kRooms == 1 ? 0 : piece % 2 * 2;
-  }
-  // The address of this lane's row of the first matrices in the piece's room, which is free now or
-  // has what was fetched. With what finish() adds it is Tile::place, in fewer instructions.
-  __device__ uint32_t enter(int piece) {
-    const int room = room_of(piece);
-    if constexpr (kSlope) {
-      there_[room].wait(parities_ >> room & 1);
-      parities_ ^= 1u << room;
-    } else {
-      if (speaks()) stores_read<kRooms == 1 ? 0 : 1>();
-      __syncwarp();
-    }
-    return shared_address(rooms_ + room * kPieceBytes) + static_cast<uint32_t>(lane() % 16 * 128);
-  }
-  // Sends what is in it to memory.
-  __device__ void leave(int piece) {
-    shared_written();
-    __syncwarp();
-    if (speaks()) {
-      const unsigned char* const from = rooms_ + room_of(piece) * kPieceBytes;
-      const int column = column_ + piece / 2 * kPieceColumns, row = row_of(piece);
-      store_box(maps_.y, from, column, row, 0, 0);
-      if constexpr (kEpilogue == Epilogue::kGelu) {
-        store_box(maps_.beside, from + kPieceBytes, column, row, 0, 0);
-      }
-      end_stores();
-      if constexpr (kSlope) {
-        // Into the room of the piece before this one.
-        const int next = piece - 1 + kRooms;
-        if (piece > 0 && next < pieces_) {
-          stores_read<1>();
-          fetch(next);
-        }
-      }
-    }
-    __syncwarp();
-    if (kSlope && piece == pieces_ - 1) first_room_ = (first_room_ + pieces_) % kRooms;
-  }
   __device__ void write_sums() const {
     meet();
     const int tile = row_ / kTall;
@@ -259,14 +148,8 @@ class Finish {
     }
   }
 
-  const Maps& maps_;
-  const Call& call_;
-  unsigned char* rooms_;
   float* kept_;
-  Barrier* there_;
-  uint32_t parities_ = 0;            // of the next phase of each room's barrier
   uint32_t bias_[kBroad / 64] = {};  // of columns 64 i + 2 lane, ...
-  int first_room_ = 0, row_ = 0, column_ = 0, pieces_ = 0;
 };
 
 }  // namespace cleave::own_product
