@@ -67,13 +67,15 @@ class Finish : public RoomsOf<kBroad, kEpilogue> {
   // Of the tile that is to be finished next: fetches what stands beside it, or its bias.
   __device__ void begin(const Place& place) {
     Base::begin(place);
-    if (kSlope || call_.bias == nullptr) return;
+    if constexpr (!kSlope) {
+      if (call_.bias == nullptr) return;
 #pragma unroll
-    for (int i = 0; i < kBroad / 64; ++i) {
-      const int column = column_ + 64 * i + 2 * lane();
-      bias_[i] = column < call_.columns
-                     ? __ldg(reinterpret_cast<const uint32_t*>(call_.bias + column))
-                     : 0;
+      for (int i = 0; i < kBroad / 64; ++i) {
+        const int column = column_ + 64 * i + 2 * lane();
+        bias_[i] = column < call_.columns
+                       ? __ldg(reinterpret_cast<const uint32_t*>(call_.bias + column))
+                       : 0;
+      }
     }
   }
 
