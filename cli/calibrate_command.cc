@@ -8,6 +8,7 @@
 #include "cli/calibration.h"
 #include "cli/commands.h"
 #include "cli/device_options.h"
+#include "cli/doctor.h"
 #include "cli/format.h"
 #include "executor/run_info.h"
 #include "graph/error.h"
@@ -36,6 +37,16 @@ void calibrate_one_gpu(const CalibrateArguments& a) {
   write(a, c.cluster, c.cluster.device.name);
 }
 
+// Who has a GPU most likely means it, and would learn late that the file is of the cores.
+void tell_gpu_is_left_out() {
+  const std::string gpu = first_gpu();
+  if (gpu.empty()) return;
+  fmt::print(stderr,
+             "cleave: note: the cores of this machine are measured; its GPU, {}, is by --devices "
+             "{}\n",
+             gpu, gpu.find("H200") != std::string::npos ? "h200" : "h100");
+}
+
 }  // namespace
 
 void calibrate_command(const CalibrateArguments& a) {
@@ -55,6 +66,8 @@ void calibrate_command(const CalibrateArguments& a) {
     constexpr int64_t kMost = 256;  // threads
     if (devices > kMost) fail("--devices {}: at most {} are measured", a.devices, kMost);
     tell_shared_cores(a.devices);
+  } else {
+    tell_gpu_is_left_out();
   }
   const Calibration c = calibrate_cpu(devices, a.quick ? 0.01 : 0.1);
   fmt::print("{}", calibration_report(c));

@@ -176,36 +176,55 @@ Finding cuda_toolkit() {
           "cleave trains on CPU threads only", "install a CUDA toolkit 13 and build again"};
 }
 
+struct Gpus {
+  bool driver = false;
+  int error = 0;  // of the driver's
+  int count = 0;
+  int version = 0;   // of CUDA: 13000 is 13.0
+  std::string name;  // of the first
+  size_t bytes = 0;
+};
+
 // Through the driver itself, which needs no toolkit.
-Finding gpu() {
+Gpus find_gpus() {
   const Library driver("libcuda.so.1");
   const auto init = driver.function<int(unsigned)>("cuInit");
   const auto version_of = driver.function<int(int*)>("cuDriverGetVersion");
   const auto count_of = driver.function<int(int*)>("cuDeviceGetCount");
   const auto name = driver.function<int(char*, int, int)>("cuDeviceGetName");
   const auto memory_of = driver.function<int(size_t*, int)>("cuDeviceTotalMem_v2");
+  Gpus gpus;
+  gpus.driver = init != nullptr && version_of != nullptr && count_of != nullptr &&
+                name != nullptr && memory_of != nullptr;
+  if (!gpus.driver) return gpus;
+  gpus.error = init(0);
+  if (gpus.error != 0 || count_of(&gpus.count) != 0 || gpus.count == 0) return gpus;
+  version_of(&gpus.version);
+  std::array<char, 128> model{};
+  name(model.data(), static_cast<int>(model.size()) - 1, 0);
+  gpus.name = model.data();
+  memory_of(&gpus.bytes, 0);
+  return gpus;
+}
+
+Finding gpu() {
+  const Gpus gpus = find_gpus();
   const std::string_view cost = "cleave trains on CPU threads only";
-  if (init == nullptr || version_of == nullptr || count_of == nullptr || name == nullptr ||
-      memory_of == nullptr) {
+  if (!gpus.driver) {
     return {"GPU", Status::kMissing, "no NVIDIA driver (libcuda.so.1)", std::string(cost), {}};
   }
-  int version = 0, count = 0;
-  if (const int error = init(0); error != 0 || count_of(&count) != 0 || count == 0) {
+  if (gpus.name.empty()) {
     return {"GPU",
             Status::kMissing,
-            error != 0 ? fmt::format("the driver finds none (error {})", error) : "none",
+            gpus.error != 0 ? fmt::format("the driver finds none (error {})", gpus.error) : "none",
             std::string(cost),
             {}};
   }
-  version_of(&version);
-  std::array<char, 128> model{};
-  size_t bytes = 0;
-  name(model.data(), static_cast<int>(model.size()) - 1, 0);
-  memory_of(&bytes, 0);
   return {"GPU",
           Status::kOk,
-          fmt::format("{} x {}, {}; driver for CUDA {}.{}{}", count, model.data(),
-                      bytes_text(static_cast<double>(bytes)), version / 1000, version % 1000 / 10,
+          fmt::format("{} x {}, {}; driver for CUDA {}.{}{}", gpus.count, gpus.name,
+                      bytes_text(static_cast<double>(gpus.bytes)), gpus.version / 1000,
+                      gpus.version % 1000 / 10,
                       kForGpus ? "" : "; not used: cleave was built without CUDA"),
           {},
           {}};
@@ -302,6 +321,8 @@ std::string_view name_of(Finding::Status status) {
   }
   return "?";
 }
+
+std::string first_gpu() { return find_gpus().name; }
 
 MachineReport examine_machine() {
   MachineReport report;

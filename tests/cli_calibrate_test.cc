@@ -8,6 +8,7 @@
 #include <random>
 
 #include "cli/calibration.h"
+#include "cli/doctor.h"
 #include "cli/format.h"
 #include "cli/model_spec.h"
 #include "cli/planning.h"
@@ -339,6 +340,13 @@ TEST(Calibrate, LooksAtItsFileFirst) {
   std::filesystem::remove(path);
   expect_writable(path);
   EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+// Without --devices the cores are measured, also where there is a GPU: which is said.
+TEST(Calibrate, SaysThatAGpuIsLeftOut) {
+  const Outcome o = cleave_run("calibrate --quick");
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(o.err.find("--devices h") != std::string::npos, !first_gpu().empty()) << o.err;
 }
 
 // One line, where there is no GPU, or no kernels for it.
