@@ -45,6 +45,10 @@ if ! [ -x "$folder/kernels_gpu_test" ]; then
   echo "$folder has no kernels_gpu_test: build the tests, or name the folder that has them" >&2
   exit 1
 fi
+if ! nvidia-smi -L >/dev/null 2>&1; then
+  echo "sanitize-gpu: there is no NVIDIA GPU here (nvidia-smi -L shows none)" >&2
+  exit 1
+fi
 
 # Tool, program, parts that it is divided into, filter of its tests. Left out: large shapes, which
 # take minutes and run the same code; of racecheck kernels without shared memory, and attention on
