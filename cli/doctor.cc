@@ -322,7 +322,7 @@ std::string_view name_of(Finding::Status status) {
   return "?";
 }
 
-std::string first_gpu() { return find_gpus().name; }
+std::string first_gpu() { return kForGpus ? find_gpus().name : std::string(); }
 
 MachineReport examine_machine() {
   MachineReport report;

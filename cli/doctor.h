@@ -31,7 +31,7 @@ struct MachineReport {
 // Examines everything. Takes about half a second.
 MachineReport examine_machine();
 
-// The first GPU that the driver finds, by its name; empty: none.
+// The first GPU that the driver finds, by its name; empty: none, or a build without kernels for it.
 std::string first_gpu();
 
 }  // namespace cleave
