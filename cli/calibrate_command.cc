@@ -41,10 +41,14 @@ void calibrate_one_gpu(const CalibrateArguments& a) {
 void tell_gpu_is_left_out() {
   const std::string gpu = first_gpu();
   if (gpu.empty()) return;
+  std::string kind = "h100";  // the form, where no kind has its name
+  for (const std::string& known : cluster_kinds()) {
+    if (gpu.find(cluster_of_kind(known).device.name) != std::string::npos) kind = known;
+  }
   fmt::print(stderr,
              "cleave: note: the cores of this machine are measured; its GPU, {}, is by --devices "
              "{}\n",
-             gpu, gpu.find("H200") != std::string::npos ? "h200" : "h100");
+             gpu, kind);
 }
 
 }  // namespace
