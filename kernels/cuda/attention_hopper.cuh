@@ -12,7 +12,6 @@
 namespace cleave {
 
 inline constexpr int kBrick = 64;  // rows of a warpgroup
-inline constexpr double kLog2E = 1.4426950408889634;
 
 // One call; as in AttentionShape.
 struct HopperCall {

@@ -24,19 +24,24 @@ struct Pieces {
   }
 };
 
-// Calls fn(index, vector) for every G-th of the vectors, four of which are on the way at once.
+// Calls fn(first index, vectors G apart) for every G-th of the vectors: four at once, then one.
 template <int G, class T, class Fn>
-__device__ void each_vector(const T* from, int vectors, int lane, Fn fn) {
-  constexpr int N = kWide<T>, kAtOnce = 4;
+__device__ void each_vectors(const T* from, int vectors, int lane, Fn fn) {
+  constexpr int kAtOnce = 4;
+  const auto some = [&]<int M>(int v, Raw(&x)[M]) {
+#pragma unroll
+    for (int k = 0; k < M; ++k) x[k] = Raw::at(from + int64_t{v + k * G} * kWide<T>);
+    fn(v, x);
+  };
   int v = lane;
   for (; v + (kAtOnce - 1) * G < vectors; v += kAtOnce * G) {
-    Vec<T, N> x[kAtOnce];
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) x[k] = row_load<N>(from, 1, v + k * G);
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) fn(v + k * G, x[k]);
+    Raw x[kAtOnce];
+    some(v, x);
   }
-  for (; v < vectors; v += G) fn(v, row_load<N>(from, 1, v));
+  for (; v < vectors; v += G) {
+    Raw x[1];
+    some(v, x);
+  }
 }
 
 // --- Forward -------------------------------------------------------------------------------------
@@ -59,18 +64,29 @@ struct Exponentials {
 
   // What is subtracted before exp: 0 while all numbers are -infinity.
   __device__ A shift() const { return top == static_cast<A>(-kInfinity) ? A(0) : top; }
-  template <class T, int N>
-  __device__ void take(const Vec<T, N>& v) {
-    A highest = number(v.x[0]);
-#pragma unroll
-    for (int j = 1; j < N; ++j) highest = Greater{}(highest, number(v.x[j]));
+  __device__ void raise(A highest) {
     if (highest > top) {
       sum *= exp_near(top - highest);
       top = highest;
     }
+  }
+  __device__ void take(A x) {
+    raise(x);
+    sum += exp_near(x - shift());
+  }
+  // Vectors of T.
+  template <class T, int M>
+  __device__ void take(const Raw (&x)[M]) {
+    Raw largest = x[0];
+#pragma unroll
+    for (int k = 1; k < M; ++k) largest = largest.larger<T>(x[k]);
+    raise(largest.largest<T>());
     const A s = shift();
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum += exp_near(number(v.x[j]) - s);
+    for (int k = 0; k < M; ++k) {
+#pragma unroll
+      for (int j = 0; j < kWide<T>; ++j) sum += exp_near(x[k].template number_at<T>(j) - s);
+    }
   }
 };
 
@@ -96,10 +112,10 @@ __global__ void __launch_bounds__(kRowThreads<G>) loss_of_rows(Losses<T> l) {
   const T* const x = l.logits + at[0];
   const Pieces<T> pieces(x, l.step, l.n);
   Exponentials<A> e;
-  for (int i = lane; i < pieces.head; i += G) e.take(row_load<1>(x, l.step, i));
-  each_vector<G>(x + pieces.head, pieces.vectors, lane,
-                 [&](int, const Vec<T, kWide<T>>& v) { e.take(v); });
-  for (int i = pieces.tail + lane; i < l.n; i += G) e.take(row_load<1>(x, l.step, i));
+  for (int i = lane; i < pieces.head; i += G) e.take(number(x[i * l.step]));
+  each_vectors<G>(x + pieces.head, pieces.vectors, lane,
+                  [&](int, const auto& v) { e.template take<T>(v); });
+  for (int i = pieces.tail + lane; i < l.n; i += G) e.take(number(x[i * l.step]));
   const Exponentials<A> all = {over_group<G>(e.top, shared[0], Greater{}), 0};
   const A sum = over_group<G>(e.sum * exp_near(e.top - all.shift()), shared[1], Add{});
   if (lane != 0) return;
@@ -135,17 +151,25 @@ struct RowGradient {
     const bool exists = !ignored && target >= 0 && target < classes.global;
     if (exists) own = static_cast<int>(classes.own(target));
   }
+  __device__ Statistic<T> share(Statistic<T> score) const { return exp_near(score - lse) * dloss; }
   __device__ T of(T score, bool hit) const {
-    const Statistic<T> share = exp_near(number(score) - lse) * dloss;
-    return To<T>::of(ignored ? Statistic<T>(0) : hit ? share - dloss : share);
+    if (ignored) return To<T>::of(Statistic<T>(0));
+    return To<T>::of(hit ? share(number(score)) - dloss : share(number(score)));
   }
-  // Of the scores from index `first` on.
-  template <int N>
-  __device__ Vec<T, N> of(const Vec<T, N>& scores, int first) const {
-    Vec<T, N> out;
+  // Of a vector of scores from index `first` on. Few hold the target, and all of a row's threads
+  // agree whether it is ignored.
+  __device__ Raw of(const Raw& scores, int first) const {
+    if (ignored) return {};
+    Statistic<T> out[kWide<T>];
 #pragma unroll
-    for (int j = 0; j < N; ++j) out.x[j] = of(scores.x[j], first + j == own);
-    return out;
+    for (int j = 0; j < kWide<T>; ++j) out[j] = share(scores.number_at<T>(j));
+    if (own >= first && own < first + kWide<T>) {
+#pragma unroll
+      for (int j = 0; j < kWide<T>; ++j) {
+        if (first + j == own) out[j] -= dloss;
+      }
+    }
+    return Raw::of<T>(out);
   }
 };
 
@@ -169,8 +193,12 @@ __global__ void __launch_bounds__(kRowThreads<G>) gradient_of_rows(Gradients<T> 
   for (int i = lane; i < pieces.head; i += G) {
     dx[i * g.d_step] = row.of(x[i * g.step], i == row.own);
   }
-  each_vector<G>(x + pieces.head, pieces.vectors, lane, [&](int v, const Vec<T, N>& logits) {
-    row_store<N>(dx + pieces.head, 1, v, row.of(logits, pieces.head + v * N));
+  each_vectors<G>(x + pieces.head, pieces.vectors, lane, [&]<int M>(int v, const Raw(&scores)[M]) {
+#pragma unroll
+    for (int k = 0; k < M; ++k) {
+      const int i = pieces.head + (v + k * G) * N;
+      row.of(scores[k], i).store_at(dx + i);
+    }
   });
   for (int i = pieces.tail + lane; i < g.n; i += G) dx[i] = row.of(x[i], i == row.own);
 }
@@ -189,17 +217,17 @@ __global__ void __launch_bounds__(kPieceThreads)
   const int vectors = g.n / N;
   int64_t at[5];
   g.rows.offsets(r, at);
-  Vec<T, N> scores[kPieceTurns];
+  Raw scores[kPieceTurns];
 #pragma unroll
   for (int u = 0; u < kPieceTurns; ++u) {
     const int v = first + u * kPieceThreads;
-    if (v < vectors) scores[u] = row_load<N>(g.logits + at[0], 1, v);
+    if (v < vectors) scores[u] = Raw::at(g.logits + at[0] + int64_t{v} * N);
   }
   const RowGradient<T> row(g.targets[at[1]], g.ignore, g.classes, g.lses[at[2]], g.dlosses[at[3]]);
 #pragma unroll
   for (int u = 0; u < kPieceTurns; ++u) {
     const int v = first + u * kPieceThreads;
-    if (v < vectors) row_store<N>(g.dlogits + at[4], 1, v, row.of(scores[u], v * N));
+    if (v < vectors) row.of(scores[u], v * N).store_at(g.dlogits + at[4] + int64_t{v} * N);
   }
 }
 
@@ -224,7 +252,7 @@ __global__ void __launch_bounds__(kBothThreads<kAlone>, kBothAtOnce<kAlone>)
   __shared__ A shared[2][32];
   __shared__ A part[2];  // largest score and sum
   extern __shared__ uint4 kept_memory[];
-  Vec<T, N>* const kept = reinterpret_cast<Vec<T, N>*>(kept_memory);
+  Raw* const kept = reinterpret_cast<Raw*>(kept_memory);
   const auto cluster = cooperative_groups::this_cluster();
   const int blocks = kAlone ? 1 : static_cast<int>(cluster.num_blocks());
   const int rank = kAlone ? 0 : static_cast<int>(cluster.block_rank());
@@ -239,9 +267,10 @@ __global__ void __launch_bounds__(kBothThreads<kAlone>, kBothAtOnce<kAlone>)
   const int target = l.targets[at[1]];
   const A dloss = g.dlosses[g_at[3]];
   Exponentials<A> e;
-  each_vector<G>(x, vectors, lane, [&](int v, const Vec<T, N>& scores) {
-    kept[v] = scores;
-    e.take(scores);
+  each_vectors<G>(x, vectors, lane, [&]<int M>(int v, const Raw(&scores)[M]) {
+#pragma unroll
+    for (int k = 0; k < M; ++k) kept[v + k * G] = scores[k];
+    e.template take<T>(scores);
   });
   Exponentials<A> all = {over_group<G>(e.top, shared[0], Greater{}), 0};
   all.sum = over_group<G>(e.sum * exp_near(e.top - all.shift()), shared[1], Add{});
@@ -273,7 +302,10 @@ __global__ void __launch_bounds__(kBothThreads<kAlone>, kBothAtOnce<kAlone>)
     l.lses[at[3]] = lse;
   }
   T* const dx = g.dlogits + g_at[4] + int64_t{first} * N;
-  for (int v = lane; v < vectors; v += G) row_store<N>(dx, 1, v, row.of(kept[v], (first + v) * N));
+#pragma unroll 4
+  for (int v = lane; v < vectors; v += G) {
+    row.of(kept[v], (first + v) * N).store_at(dx + int64_t{v} * N);
+  }
   if constexpr (!kAlone) cluster.barrier_wait();
 }
 

@@ -399,18 +399,6 @@ __device__ inline void product(float (&d)[kN], const uint32_t (&a)[4], uint64_t 
 #undef CLEAVE_PRODUCT_SS
 #undef CLEAVE_PRODUCT_RS
 
-// Two numbers as a register of halves, the first in the low half.
-template <class T>
-__device__ inline uint32_t pair(float low, float high) {
-  uint32_t both;
-  if constexpr (__is_same(T, bf16)) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  }
-  return both;
-}
-
 // Of four threads side by side, thread i gets all numbers i.
 __device__ inline void transpose_quad(uint32_t (&x)[4]) {
   const bool odd = threadIdx.x % 2 != 0, upper = threadIdx.x % 4 >= 2;
@@ -436,13 +424,6 @@ __device__ inline void operand_of(const float (&sums)[kN], uint32_t (&a)[kN / 8]
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[k][i] = pair<T>(sums[8 * k + 2 * i], sums[8 * k + 2 * i + 1]);
   }
-}
-
-// 2^x, to two units of the last place; 0 below -126.
-__device__ inline float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 }  // namespace cleave::hopper

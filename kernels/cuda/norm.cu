@@ -23,10 +23,16 @@ struct Forward {
   double eps;
 };
 
+// Blocks of forward_of_rows that a multiprocessor has at once: a row's numbers wait in registers.
+template <int K>
+constexpr int kForwardBlocks = K <= 4   ? 8
+                               : K <= 6 ? 5
+                                        : 4;
+
 // Dense rows, evenly apart, of which each of G threads has K vectors at most: a row is read once,
 // whole. kLayer: of layer norm; otherwise of RMS norm, which has neither mean nor beta.
 template <class T, int N, int K, int G, bool kLayer>
-__global__ void __launch_bounds__(kRowThreads<G>, 8) forward_of_rows(Forward<T> f) {
+__global__ void __launch_bounds__(kRowThreads<G>, kForwardBlocks<K>) forward_of_rows(Forward<T> f) {
   using A = Statistic<T>;
   __shared__ A shared[2][32];
   const int lane = threadIdx.x % G, vectors = f.n / N;
@@ -40,23 +46,25 @@ __global__ void __launch_bounds__(kRowThreads<G>, 8) forward_of_rows(Forward<T> 
       if (lane + k * G < vectors) fn(k, lane + k * G);
     }
   };
-  Raw x[K];
-  each_vector([&](int k, int v) { x[k] = Raw::at(f.x + at(0) + v * N); });
-  A mean = 0;
-  if constexpr (kLayer) {
-    A sum = 0;
-    each_vector([&](int k, int) {
+  Raw read[K];
+  each_vector([&](int k, int v) { read[k] = Raw::at(f.x + at(0) + v * N); });
+  A x[K][N];  // later without their mean
+  A sum = 0;
+  each_vector([&](int k, int) {
 #pragma unroll
-      for (int j = 0; j < N; ++j) sum += x[k].template number_at<T>(j);
-    });
-    mean = over_group<G>(sum, shared[0], Add{}) / static_cast<A>(f.n);
-  }
+    for (int j = 0; j < N; ++j) {
+      x[k][j] = read[k].template number_at<T>(j);
+      if constexpr (kLayer) sum += x[k][j];
+    }
+  });
+  A mean = 0;
+  if constexpr (kLayer) mean = over_group<G>(sum, shared[0], Add{}) / static_cast<A>(f.n);
   A squares = 0;
   each_vector([&](int k, int) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const A d = x[k].template number_at<T>(j) - mean;
-      squares += d * d;
+      if constexpr (kLayer) x[k][j] -= mean;
+      squares += x[k][j] * x[k][j];
     }
   });
   const A variance = over_group<G>(squares, shared[1], Add{}) / static_cast<A>(f.n);
@@ -65,14 +73,13 @@ __global__ void __launch_bounds__(kRowThreads<G>, 8) forward_of_rows(Forward<T> 
     const Raw gamma = Raw::at(f.gamma + v * N);
     Raw beta;
     if constexpr (kLayer) beta = Raw::at(f.beta + v * N);
-    Vec<T, N> out;
+    A out[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      A h = (x[k].template number_at<T>(j) - mean) * rstd * gamma.template number_at<T>(j);
-      if constexpr (kLayer) h += beta.template number_at<T>(j);
-      out.x[j] = To<T>::of(h);
+      out[j] = x[k][j] * rstd * gamma.template number_at<T>(j);
+      if constexpr (kLayer) out[j] += beta.template number_at<T>(j);
     }
-    row_store(f.y + at(1), 1, v, out);
+    Raw::of<T>(out).store_at(f.y + at(1) + v * N);
   });
   if (lane == 0) {
     if constexpr (kLayer) f.mean[at(2)] = mean;
@@ -137,7 +144,8 @@ struct Backward {
   const Statistic<T>*mean, *rstd;
   const T* residual;  // added to dx; may be null
   T* dx;
-  Loops<6> rows;  // dy, x, mean, rstd, dx, residual
+  Loops<6> rows;      // dy, x, mean, rstd, dx, residual
+  unsigned ahead[6];  // of backward_of_rows: from a row to its group's next one, in elements
   int n;
   int64_t dy_step, x_step, gamma_step, dx_step, residual_step;
   // [blocks, sums, n]: sums for gamma, for beta (of layer norm) and of dx (where it is asked for)
@@ -159,13 +167,15 @@ constexpr int kBackwardThreads = K == 1 ? 768 : 512;
 
 // Dense rows of at most 512 * K vectors, evenly apart, by groups of `threads` threads, of which a
 // block has some. While a group works on a row, its next one is on the way. kMore: with a residual
-// or the sum of dx.
+// or the sum of dx. Limited by its instructions: rows take turns with two sets of registers.
+// REQUIRES: near_rows().
 template <class T, int N, int K, bool kLayer, bool kMore>
 __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     backward_of_rows(Backward<T> b, int threads) {
   using A = Statistic<T>;
   static_assert(kBackwardThreads<K> / 64 <= 15);  // meet
-  __shared__ A shared[2][2][32];
+  constexpr int kMeans = kLayer ? 2 : 1;
+  __shared__ A shared[2][kMeans][32];
   extern __shared__ double2 columns_memory[];
   A* const columns = reinterpret_cast<A*>(columns_memory);  // [groups, sums, n], of some groups
   const int groups = blockDim.x / threads, group = threadIdx.x / threads;
@@ -176,76 +186,116 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
       if (lane + k * threads < vectors) fn(k, lane + k * threads);
     }
   };
-  // Where row r begins in operand o.
-  const auto at = [&](int64_t r, int o) { return r * b.rows.step[0][o]; };
-  const auto read = [&](int64_t r, RowPair<T, K, kMore>& row) {
-    const T *const dy = b.dy + at(r, 0), *const x = b.x + at(r, 1);
-    each_vector([&](int k, int v) {
-      row.dy[k] = Raw::at(dy + v * N);
-      row.x[k] = Raw::at(x + v * N);
+  // Rows `step` apart from `begin` on, and how many of them group g has.
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * groups;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * groups;
+  const auto turns_of = [&](int g) {
+    const int64_t left = b.rows.count - begin - g;
+    return left <= 0 ? 0 : static_cast<int>((left + step - 1) / step);
+  };
+  // Where, in each operand, the row begins that is to be read, or written, next; of this thread's
+  // first vector, but for statistics.
+  unsigned at[6];
+#pragma unroll
+  for (int o = 0; o < 6; ++o) {
+    at[o] = static_cast<unsigned>((begin + group) * b.rows.step[0][o]) +
+            (o == 2 || o == 3 ? 0 : lane * N);
+  }
+  // Vectors behind the row's end stay 0: they add nothing to any sum.
+  const auto read = [&](RowPair<T, K, kMore>& row) {
+    each_vector([&](int k, int) {
+      row.dy[k] = Raw::at(b.dy + (at[0] + k * threads * N));
+      row.x[k] = Raw::at(b.x + (at[1] + k * threads * N));
+      if (kMore && b.residual != nullptr) {
+        row.residual[k] = Raw::at(b.residual + (at[5] + k * threads * N));
+      }
     });
-    if (kMore && b.residual != nullptr) {
-      const T* const from = b.residual + at(r, 5);
-      each_vector([&](int k, int v) { row.residual[k] = Raw::at(from + v * N); });
-    }
-    row.mean = kLayer ? b.mean[at(r, 2)] : A(0);
-    row.rstd = b.rstd[at(r, 3)];
+    if constexpr (kLayer) row.mean = b.mean[at[2]];
+    row.rstd = b.rstd[at[3]];
+#pragma unroll
+    for (int o = 0; o < 4; ++o) at[o] += b.ahead[o];
+    if constexpr (kMore) at[5] += b.ahead[5];
   };
   // Longer rows leave no registers for gamma, and the longest none for a second row.
   constexpr bool kRoom = K < 4, kKeepGamma = K <= 2 && !kMore;
-  Raw kept_gamma[kKeepGamma ? K : 1];
+  Raw kept_gamma[kKeepGamma ? K : 1] = {};
   if constexpr (kKeepGamma) {
     each_vector([&](int k, int v) { kept_gamma[k] = Raw::at(b.gamma + v * N); });
   }
-  const auto gamma_of = [&](int k, int v) {
+  const auto gamma_of = [&](int k) {
     if constexpr (kKeepGamma) return kept_gamma[k];
-    return Raw::at(b.gamma + v * N);
+    const int v = lane + k * threads;
+    return Raw::at(b.gamma + (K == 1 ? min(v, vectors - 1) : v) * N);
+  };
+  // A branch around each of several vectors keeps the compiler from spilling what it could share
+  // between the passes; without one, a single vector takes fewer instructions.
+  const auto each_own = [&](auto fn) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (K == 1 || lane + k * threads < vectors) fn(k);
+    }
   };
   A dgamma[K][N] = {}, dbeta[K][N] = {}, dx_sum[K][N] = {};
-  const int64_t step = static_cast<int64_t>(gridDim.x) * groups;
-  int64_t r = static_cast<int64_t>(blockIdx.x) * groups + group;
-  RowPair<T, K, kMore> next = {};
-  if (r < b.rows.count) read(r, next);
-  for (int turn = 0; r < b.rows.count; turn ^= 1) {
-    const RowPair<T, K, kMore> row = next;
-    T* const dx_row = b.dx + at(r, 4);
-    r += step;
-    if (kRoom && r < b.rows.count) read(r, next);
-    A means[2] = {};  // of g and of g h
-    each_vector([&](int k, int v) {
-      const auto gamma = gamma_of(k, v);
+  const A share = 1 / static_cast<A>(b.n);
+  // dx = rstd (g - mean of g - h mean of (g h)), g = dy gamma, h = (x - mean) rstd.
+  const auto work = [&](const RowPair<T, K, kMore>& row, A(&room)[kMeans][32]) {
+    const auto centred = [&](int k, int j) {
+      const A x = row.x[k].template number_at<T>(j);
+      if constexpr (kLayer) return x - row.mean;
+      return x;
+    };
+    A sums[kMeans] = {};  // of g (x - mean), and of g
+    each_own([&](int k) {
+      const Raw gamma = gamma_of(k);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const A h = (row.x[k].template number_at<T>(j) - row.mean) * row.rstd;
         const A g = row.dy[k].template number_at<T>(j) * gamma.template number_at<T>(j);
-        if constexpr (kLayer) means[0] += g;
-        means[1] += g * h;
+        sums[0] += g * centred(k, j);
+        if constexpr (kLayer) sums[1] += g;
       }
     });
-    over_threads(means, shared[turn], threads, group);
-    const A g_mean = means[0] / static_cast<A>(b.n), gh_mean = means[1] / static_cast<A>(b.n);
-    each_vector([&](int k, int v) {
-      const auto gamma = gamma_of(k, v);
-      Vec<T, N> out;
+    over_threads(sums, room, threads, group);
+    const A of_h = -row.rstd * (sums[0] * row.rstd * share);
+    const A of_all = kLayer ? -row.rstd * (sums[kMeans - 1] * share) : A(0);
+    each_own([&](int k) {
+      const Raw gamma = gamma_of(k);
+      A out[N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const A h = (row.x[k].template number_at<T>(j) - row.mean) * row.rstd;
-        const A dy = row.dy[k].template number_at<T>(j);
-        A dx = row.rstd * (dy * gamma.template number_at<T>(j) - g_mean - h * gh_mean);
+        const A h = centred(k, j) * row.rstd, dy = row.dy[k].template number_at<T>(j);
+        out[j] = row.rstd * (dy * gamma.template number_at<T>(j)) + (h * of_h + of_all);
         if constexpr (kMore) {
-          dx += row.residual[k].template number_at<T>(j);
-          dx_sum[k][j] += dx;
+          out[j] += row.residual[k].template number_at<T>(j);
+          dx_sum[k][j] += out[j];
         }
-        out.x[j] = To<T>::of(dx);
         dgamma[k][j] += dy * h;
         if constexpr (kLayer) dbeta[k][j] += dy;
       }
-      row_store(dx_row, 1, v, out);
+      if (lane + k * threads < vectors) {
+        Raw::of<T>(out).store_at(b.dx + (at[4] + k * threads * N));
+      }
     });
-    if (!kRoom && r < b.rows.count) read(r, next);
+    at[4] += b.ahead[4];
+  };
+  const int turns = turns_of(group);
+  RowPair<T, K, kMore> even = {}, odd = {};
+  if constexpr (kRoom) {
+    if (turns > 0) read(even);
+    for (int left = turns; left > 0; left -= 2) {
+      if (left > 1) read(odd);
+      work(even, shared[0]);
+      if (left == 1) break;
+      if (left > 2) read(even);
+      work(odd, shared[1]);
+    }
+  } else {
+    for (int turn = 0; turn < turns; ++turn) {
+      read(even);
+      work(even, shared[turn % 2]);
+    }
   }
   // The block's first group had one row more than this one.
-  if (threads > 32 && r - group < b.rows.count) meet(threads, group);
+  if (threads > 32 && turns_of(0) > turns) meet(threads, group);
   // The sums of the block's groups, added in their order.
   constexpr int kOwn = kLayer ? 2 : 1, kSums = kMore ? kOwn + 1 : kOwn;
   const int all = b.sums * b.n;
@@ -414,15 +464,29 @@ void forward(const KernelArgs& args) {
   });
 }
 
+// Whether 32 bits count the elements of every operand, from its first row on.
+template <int O>
+bool near_rows(const Loops<O>& rows, int64_t n) {
+  bool near = rows.dims == 1;
+  for (int o = 0; o < O && near; ++o) {
+    const int64_t step = rows.step[0][o];
+    near = step >= 0 && step <= INT32_MAX && step * rows.count + n <= INT32_MAX;
+  }
+  return near;
+}
+
 // Launches backward_of_rows; how many blocks have partial sums.
 template <class T, int K, bool kLayer, bool kMore>
-int64_t backward_by_rows(const Backward<T>& k, cudaStream_t stream) {
+int64_t backward_by_rows(Backward<T> k, cudaStream_t stream) {
   using A = Statistic<T>;
   const int64_t vectors = k.n / kWide<T>;
   const int threads = static_cast<int>(ceil_div(ceil_div(vectors, K), 32) * 32);
   const int groups = kBackwardThreads<K> / threads;
   const int64_t blocks = std::min<int64_t>(kNormPartials, ceil_div(k.rows.count, groups));
   const int columns = groups > 1 ? groups * k.sums * k.n * static_cast<int>(sizeof(A)) : 0;
+  for (int o = 0; o < 6; ++o) {
+    k.ahead[o] = static_cast<unsigned>(blocks * groups * k.rows.step[0][o]);
+  }
   auto* const kernel = backward_of_rows<T, kWide<T>, K, kLayer, kMore>;
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, columns));
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads * groups),
@@ -467,6 +531,7 @@ void backward(const KernelArgs& args) {
                            .residual = residual ? args.in.back().as<const T>() : nullptr,
                            .dx = args.out[0].as<T>(),
                            .rows = loops_of(rows),
+                           .ahead = {},
                            .n = static_cast<int>(n),
                            .dy_step = dy[along],
                            .x_step = x[along],
@@ -481,7 +546,7 @@ void backward(const KernelArgs& args) {
                       wide_rows<T>(rows, 4, k.dx, k.dx_step, n) &&
                       wide_rows<T>(rows, 5, k.residual, k.residual_step, n) &&
                       wide_rows<T, 1>({}, 0, k.gamma, k.gamma_step, n);
-    const int each = wide && k.rows.dims == 1 ? norm_vectors_a_thread(n / kWide<T>, more) : 0;
+    const int each = wide && near_rows(k.rows, n) ? norm_vectors_a_thread(n / kWide<T>, more) : 0;
     int64_t partials = kNormPartials;
     if (rows.count() == 0 || n == 0) {
       partials = 0;

@@ -114,6 +114,18 @@ struct To<int> {
   }
 };
 
+// Two numbers as halves of a register, the first in the low half; T: bf16 or f16.
+template <class T>
+__device__ inline unsigned pair(float low, float high) {
+  unsigned both;
+  if constexpr (__is_same(T, bf16)) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  }
+  return both;
+}
+
 // N elements that are loaded and stored at once, at an address that is a multiple of their size, or
 // of 16 bytes.
 template <class T, int N>
@@ -157,12 +169,28 @@ __device__ inline float sqrt_of(float x) { return sqrtf(x); }
 __device__ inline double sqrt_of(double x) { return sqrt(x); }
 __device__ inline float tanh_of(float x) { return tanhf(x); }
 __device__ inline double tanh_of(double x) { return tanh(x); }
-__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+
+inline constexpr double kLog2E = 1.4426950408889634;
+
+// 2^x, to two units of the last place; 0 below -126.
+__device__ inline float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// e^x to some 2^-22, of numbers that are not far above 0; 0 below -87.3.
+__device__ inline float exp_near(float x) { return exp2_of(x * static_cast<float>(kLog2E)); }
+__device__ inline double exp_near(double x) { return exp(x); }
+
+// 1 / (1 + 2^x).
+__device__ inline float fraction(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1 + exp2_of(x)));
+  return y;
+}
+__device__ inline float sigmoid(float x) { return fraction(x * static_cast<float>(-kLog2E)); }
 __device__ inline double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
-// e^x to some 2^-22, of numbers that are not far above 0.
-__device__ inline float exp_near(float x) { return __expf(x); }
-__device__ inline double exp_near(double x) { return exp(x); }
 // Minus infinity.
 template <class T>
 __device__ inline T below_all() {

@@ -9,12 +9,6 @@ namespace cleave::own_product {
 
 static_assert(kTall == kSummedColumns);
 
-// 1 / (1 + 2^x).
-__device__ inline float fraction(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1 + exp2_of(x)));
-  return y;
-}
 // GELU and its slope (prelude.cuh) in few instructions, and as exact as f32 is where they are
 // small, as by an approximate tanh they are not: x / (1 + 2^(x (c + a c x^2))).
 constexpr float kGeluC = -1.5957691216057308 * 1.4426950408889634, kGeluA = 0.044715;

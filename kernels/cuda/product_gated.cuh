@@ -7,7 +7,6 @@
 namespace cleave::own_product {
 
 // x / (1 + e^-x) is x times this.
-__device__ inline float sigmoid_of(float x) { return fraction(-1.4426950408889634f * x); }
 
 template <int kBroad, bool kBackward>
 using GatedRooms = Rooms<kBackward ? kBroad : kBroad / 2, 32, kBackward ? 2 : 3, kBackward>;
@@ -55,7 +54,7 @@ class GatedFinish : public GatedRooms<kBroad, kBackward> {
                                 sums[half][Base::kColumns / 2 + from + 1]};
               gate[i] = pair<bf16>(x.x, x.y);
               up[i] = pair<bf16>(y.x, y.y);
-              made[i] = pair<bf16>(x.x * sigmoid_of(x.x) * y.x, x.y * sigmoid_of(x.y) * y.y);
+              made[i] = pair<bf16>(x.x * sigmoid(x.x) * y.x, x.y * sigmoid(x.y) * y.y);
             }
           }
           if constexpr (!kBackward) store_matrices(place(room, 0, s), made);
@@ -71,7 +70,7 @@ class GatedFinish : public GatedRooms<kBroad, kBackward> {
   // Of two elements: the gradients of the gate and of what it lets through, in the places of both.
   static __device__ void backward(const float2& dy, uint32_t& gate, uint32_t& up) {
     const float2 g = apart(gate), u = apart(up);
-    const float low = sigmoid_of(g.x), high = sigmoid_of(g.y);
+    const float low = sigmoid(g.x), high = sigmoid(g.y);
     const float dlow = dy.x * low, dhigh = dy.y * high;
     gate =
         pair<bf16>(dlow * u.x * fmaf(g.x, 1 - low, 1.0f), dhigh * u.y * fmaf(g.y, 1 - high, 1.0f));

@@ -49,23 +49,26 @@ __device__ inline void meet(int threads, int group) {
   asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
 }
 
-// Adds M numbers over the `threads` threads, whole warps and 16 at most, of a group of the block;
-// the same in all of them. Groups of several warps meet(). Calls that follow each other take turns
-// with two pieces of `shared`.
+// Adds one number, or each of two, over the `threads` threads, whole warps and 16 at most, of a
+// group of the block; the same in all of them. Groups of several warps meet(). Calls that follow
+// each other take turns with two pieces of `shared`. Of two numbers, each half of a warp adds one.
 template <int M, class A>
 __device__ inline void over_threads(A (&x)[M], A (&shared)[M][32], int threads, int group) {
-#pragma unroll
-  for (int m = 0; m < M; ++m) x[m] = over_warp(x[m], Add{});
-  if (threads == 32) return;
-  const int lane = threadIdx.x % 32, warps = threads / 32, first = group * warps;
-  if (lane == 0) {
-#pragma unroll
-    for (int m = 0; m < M; ++m) shared[m][threadIdx.x / 32] = x[m];
+  static_assert(M == 1 || M == 2);
+  const int lane = threadIdx.x % 32, half = M == 2 ? lane / 16 : 0;
+  A sum = half == 0 ? x[0] : x[M - 1];
+  sum += __shfl_xor_sync(~0u, half == 0 ? x[M - 1] : x[0], 16);
+  sum = over_warp<16>(sum, Add{});
+  if (threads > 32) {
+    const int warps = threads / 32, first = group * warps;
+    if (lane % 16 == 0) shared[half][threadIdx.x / 32] = sum;
+    meet(threads, group);
+    sum = over_warp<16>(lane % 16 < warps ? shared[half][first + lane % 16] : A(0), Add{});
   }
-  meet(threads, group);
-#pragma unroll
-  for (int m = 0; m < M; ++m) {
-    x[m] = over_warp<16>(lane % 16 < warps ? shared[m][first + lane % 16] : A(0), Add{});
+  x[0] = sum;
+  if constexpr (M == 2) {
+    x[0] = __shfl_sync(~0u, sum, 0);
+    x[1] = __shfl_sync(~0u, sum, 16);
   }
 }
 
@@ -81,6 +84,27 @@ struct Raw {
   static __device__ Raw at(const T* p) {
     return {*reinterpret_cast<const uint4*>(p)};
   }
+  // These numbers, rounded to T.
+  template <class T>
+  static __device__ Raw of(const Statistic<T> (&x)[kWide<T>]) {
+    unsigned words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (sizeof(T) == 8) {
+        words[i] = i % 2 == 0 ? __double2loint(x[i / 2]) : __double2hiint(x[i / 2]);
+      } else if constexpr (sizeof(T) == 4) {
+        words[i] = __float_as_uint(x[i]);
+      } else {
+        words[i] = pair<T>(x[2 * i], x[2 * i + 1]);
+      }
+    }
+    return {{words[0], words[1], words[2], words[3]}};
+  }
+  // One store to global memory, where nvcc (CUDA 13.0) may make four of an assignment.
+  template <class T>
+  __device__ void store_at(T* p) const {
+    __stwb(reinterpret_cast<uint4*>(p), words);
+  }
   // Number j of those of type T; j is known when this is compiled.
   template <class T>
   __device__ Statistic<T> number_at(int j) const {
@@ -94,6 +118,38 @@ struct Raw {
     } else {
       return number(T{static_cast<unsigned short>(word(j / 2) >> (j % 2 * 16))});
     }
+  }
+  // The larger of each two numbers of type T; of a number and NaN, the number.
+  template <class T>
+  __device__ Raw larger(const Raw& other) const {
+    const auto both = [](unsigned a, unsigned b) {
+      if constexpr (__is_same(T, bf16)) {
+        asm("max.bf16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+      } else if constexpr (__is_same(T, f16)) {
+        asm("max.f16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+      } else {
+        a = __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
+      }
+      return a;
+    };
+    if constexpr (sizeof(T) == 8) {
+      const double x[2] = {fmax(number_at<T>(0), other.number_at<T>(0)),
+                           fmax(number_at<T>(1), other.number_at<T>(1))};
+      return of<T>(x);
+    } else {
+      return {{both(words.x, other.words.x), both(words.y, other.words.y),
+               both(words.z, other.words.z), both(words.w, other.words.w)}};
+    }
+  }
+  // The largest number of type T; NaN only if all are.
+  template <class T>
+  __device__ Statistic<T> largest() const {
+    constexpr int kNumbers = kWide<T>;
+    const Raw two = larger<T>({{words.z, words.w, words.x, words.y}});
+    if constexpr (kNumbers == 2) return two.number_at<T>(0);
+    const Raw one = two.larger<T>({{two.words.y, two.words.x, two.words.w, two.words.z}});
+    if constexpr (kNumbers == 4) return one.number_at<T>(0);
+    return fmaxf(one.number_at<T>(0), one.number_at<T>(1));
   }
 };
 
