@@ -92,8 +92,7 @@ bool make_vectors(PlacedLoops& placed, const KernelArgs& args, int length) {
   for (const void* data : {args.in[0].data, args.out[0].data}) {
     if (reinterpret_cast<uintptr_t>(data) % 16 != 0) return false;
   }
-  loops.size[last] /= length;
-  loops.count /= length;
+  loops.resize_inner(loops.size[last] / length);
   placed.inner_length = length;
   return true;
 }

@@ -1,5 +1,5 @@
 // Loops over strided tensors and shards of factors as kernels take them: by value. The host makes
-// them of kernels/loops.h's; only the device calls their functions.
+// them of kernels/loops.h's; the device calls their functions, and so do tests on the host.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "graph/error.h"
+#include "kernels/cuda/divisor.h"
 #include "kernels/loops.h"
 
 namespace cleave {
@@ -18,39 +19,63 @@ template <int N>
 struct Loops {
   static constexpr int kMost = 8;
   int dims = 0;
-  bool small = true;  // 32 bits are enough to count the elements
+  bool small = true;  // 31 bits are enough to count the elements: divisors do
   int64_t count = 1;  // of elements
   int64_t size[kMost] = {};
+  Divisor divisors[kMost];  // by sizes
   int64_t step[kMost][N] = {};
 
   // Adds a loop inside the others.
   void add(int64_t n) {
     CLEAVE_ASSERT(dims < kMost, "more than {} loops", kMost);
-    size[dims++] = n;
-    count *= n;
+    ++dims;
+    resize_inner(n);
+  }
+  // Gives the innermost loop another size.
+  void resize_inner(int64_t n) {
+    const int last = dims - 1;
+    size[last] = n;
+    divisors[last] = n > 0 && n <= INT32_MAX ? Divisor(static_cast<uint32_t>(n)) : Divisor();
+    count = 1;
+    for (int d = 0; d < dims; ++d) count *= size[d];
     small = count <= INT32_MAX;
   }
 
-  // The rest of i by the size of loop d, which becomes `index`. A division of 32 bits is several
-  // times faster.
+  // The rest of i by the size of loop d, which becomes `index`. REQUIRES: 0 <= i < count.
   __device__ int64_t divided(int64_t i, int d, int64_t& index) const {
-    const int64_t rest =
-        small ? static_cast<uint32_t>(i) / static_cast<uint32_t>(size[d]) : i / size[d];
+    const int64_t rest = small ? over(static_cast<uint32_t>(i), d) : over(i, d);
     index = i - rest * size[d];
     return rest;
   }
 
-  // Where element i lies in each operand.
+  // Where element i lies in each operand. REQUIRES: 0 <= i < count.
   __device__ void offsets(int64_t i, int64_t (&at)[N]) const {
+    if (small) {
+      small_offsets(static_cast<uint32_t>(i), at);
+    } else {
+      add_up(i, at);
+    }
+  }
+  // The same. REQUIRES: small.
+  __device__ void small_offsets(uint32_t i, int64_t (&at)[N]) const { add_up(i, at); }
+
+ private:
+  __device__ uint32_t over(uint32_t i, int d) const { return divisors[d].quotient(i); }
+  __device__ int64_t over(int64_t i, int d) const { return i / size[d]; }
+
+  // Not unrolled: loops are few, and a division of 64 bits, which is rare, is long.
+  template <class Index>
+  __device__ void add_up(Index i, int64_t (&at)[N]) const {
     for (int o = 0; o < N; ++o) at[o] = 0;
+#ifdef __CUDACC__
+#pragma unroll 1
+#endif
     for (int d = dims - 1; d > 0; --d) {
-      int64_t index;
-      i = divided(i, d, index);
-      for (int o = 0; o < N; ++o) at[o] += index * step[d][o];
+      const Index rest = over(i, d), index = i - rest * static_cast<Index>(size[d]);
+      for (int o = 0; o < N; ++o) at[o] += static_cast<int64_t>(index) * step[d][o];
+      i = rest;
     }
-    if (dims > 0) {
-      for (int o = 0; o < N; ++o) at[o] += i * step[0][o];
-    }
+    for (int o = 0; o < N; ++o) at[o] += static_cast<int64_t>(i) * step[0][o];  // 0 of no loops
   }
 };
 

@@ -46,6 +46,8 @@ struct Rotary {
   double sign;
   Shard positions;
   int each, parts;  // positions of a block, and blocks that share them
+  Divisor by_parts, by_half, by_others;
+  Divisor by_vectors, by_starts;  // vectors of half a head, and of what lies before `start`
 
   unsigned blocks() const { return static_cast<unsigned>(ceil_div(count, each) * parts); }
   size_t table_bytes() const { return static_cast<size_t>(each) * half * 2 * sizeof(Statistic<T>); }
@@ -64,21 +66,34 @@ __device__ inline void turn_of(double position, double frequency, double& cosine
   sincos(position * frequency, &sine, &cosine);
 }
 
-// A vector of a row, as row_load makes it, that waits for its turn.
+// A vector that waits for its turn.
 template <class T, int N>
 struct Waiting {
   Raw raw;
 
-  __device__ void load(const T* row, int64_t, int v) { raw = Raw::at(row + int64_t{v} * N); }
+  __device__ void load(const T* p) { raw = Raw::at(p); }
   __device__ Statistic<T> number_at(int j) const { return raw.template number_at<T>(j); }
 };
 template <class T>
 struct Waiting<T, 1> {
   T x;
 
-  __device__ void load(const T* row, int64_t step, int v) { x = row[v * step]; }
+  __device__ void load(const T* p) { x = *p; }
   __device__ Statistic<T> number_at(int) const { return number(x); }
 };
+
+// One store of 16 bytes, where nvcc (CUDA 13.0) may make four of `store`, by the word.
+template <class T, int N>
+__device__ inline void store_vector(T* p, const Vec<T, N>& x) {
+  if constexpr (N > 1) {
+    static_assert(sizeof(x) == sizeof(uint4));
+    uint4 words;
+    memcpy(&words, &x, sizeof(words));
+    *reinterpret_cast<uint4*>(p) = words;
+  } else {
+    *p = x.x[0];
+  }
+}
 
 // The first vectors of a block are on their way while it works out its angles.
 template <class T, int N>
@@ -87,28 +102,34 @@ __global__ void __launch_bounds__(kThreads, 4) rotate(const __grid_constant__ Ro
   extern __shared__ double2 table_memory[];
   const int which = table.item_of(blockIdx.x);
   const Rotary<T>& r = table.items[which];
-  const unsigned block = blockIdx.x - table.first[which], group = block / r.parts;
+  const unsigned block = blockIdx.x - table.first[which], group = r.by_parts.quotient(block);
   const int64_t begin = group * int64_t{r.each};
   const int here = static_cast<int>(min(int64_t{r.each}, r.count - begin));
   A* const cosines = reinterpret_cast<A*>(table_memory);  // [each, half]
   A* const sines = cosines + r.each * r.half;             // [each, half]
   const unsigned first = (block - group * r.parts) * kThreads + threadIdx.x;
   const unsigned step = r.parts * kThreads;
-  // Vector i of all that the block has, of `n` in each head: its head's elements, position and
-  // number.
+  // Vector i of all that the block has, of `n` in each head from element `start` on: its first
+  // element and angle.
   struct Place {
     const T* x;
     T* y;
-    int position, vector;
+    unsigned angle;
   };
   const auto others = static_cast<unsigned>(r.others.count);
-  const auto place_of = [&](unsigned n, unsigned i) {
-    const unsigned row = i / n, p = r.each == 1 ? 0 : row / others;
+  const T* const block_x = r.x + begin * r.x_position;
+  T* const block_y = r.y + begin * r.y_position;
+  const auto place_of = [&](unsigned i, unsigned n, const Divisor& by_n, int start) {
+    const unsigned row = by_n.quotient(i), p = r.each == 1 ? 0 : r.by_others.quotient(row);
+    const unsigned j = (i - row * n) * N;  // of a head
     int64_t at[2];
-    r.others.offsets(row - p * others, at);
-    return Place{r.x + (begin + p) * r.x_position + at[0], r.y + (begin + p) * r.y_position + at[1],
-                 static_cast<int>(p), static_cast<int>(i - row * n)};
+    r.others.small_offsets(row - p * others, at);
+    const int64_t x_step = N == 1 ? r.x_step : 1, y_step = N == 1 ? r.y_step : 1;
+    return Place{block_x + (at[0] + p * r.x_position + (start + j) * x_step),
+                 block_y + (at[1] + p * r.y_position + (start + j) * y_step), p * r.half + j};
   };
+  const int64_t x_half = r.half * (N == 1 ? r.x_step : 1),
+                y_half = r.half * (N == 1 ? r.y_step : 1);
   const auto vectors = static_cast<unsigned>(r.half / N),
              starts = static_cast<unsigned>(r.start / N);
   const unsigned turned = here * others * vectors, copied = here * others * starts;
@@ -119,17 +140,17 @@ __global__ void __launch_bounds__(kThreads, 4) rotate(const __grid_constant__ Ro
     for (int k = 0; k < kTogether; ++k) {
       const unsigned i = from + k * step;
       if (i >= turned) break;
-      at[k] = place_of(vectors, i);
-      const T* const head = at[k].x + r.start * r.x_step;
-      a[k].load(head, r.x_step, at[k].vector);
-      b[k].load(head + r.half * r.x_step, r.x_step, at[k].vector);
+      at[k] = place_of(i, vectors, r.by_vectors, r.start);
+      a[k].load(at[k].x);
+      b[k].load(at[k].x + x_half);
     }
   };
   read(first);
   for (int i = threadIdx.x; i < here * r.half; i += kThreads) {
-    const auto position = static_cast<double>(r.positions.position(begin + i / r.half));
+    const unsigned p = r.by_half.quotient(i);
+    const auto position = static_cast<double>(r.positions.position(begin + p));
     A sine;
-    turn_of(position, r.frequencies.of(i % r.half), cosines[i], sine);
+    turn_of(position, r.frequencies.of(i - p * r.half), cosines[i], sine);
     sines[i] = static_cast<A>(r.sign) * sine;
   }
   __syncthreads();
@@ -138,24 +159,33 @@ __global__ void __launch_bounds__(kThreads, 4) rotate(const __grid_constant__ Ro
     for (int k = 0; k < kTogether; ++k) {
       if (from + k * step >= turned) break;
       Vec<T, N> left, right;
+      constexpr int kAngles = N < kWide<A> ? N : kWide<A>;
 #pragma unroll
-      for (int j = 0; j < N; ++j) {
-        const int angle = at[k].position * r.half + at[k].vector * N + j;
-        const A cosine = cosines[angle], sine = sines[angle];
-        const A x = a[k].number_at(j), y = b[k].number_at(j);
-        left.x[j] = To<T>::of(x * cosine - y * sine);
-        right.x[j] = To<T>::of(y * cosine + x * sine);
+      for (int j = 0; j < N; j += kAngles) {
+        const auto cosine = load<kAngles>(cosines + at[k].angle + j);
+        const auto sine = load<kAngles>(sines + at[k].angle + j);
+#pragma unroll
+        for (int m = 0; m < kAngles; ++m) {
+          const A x = a[k].number_at(j + m), y = b[k].number_at(j + m);
+          left.x[j + m] = To<T>::of(x * cosine.x[m] - y * sine.x[m]);
+          right.x[j + m] = To<T>::of(y * cosine.x[m] + x * sine.x[m]);
+        }
       }
-      T* const to = at[k].y + r.start * r.y_step;
-      row_store(to, r.y_step, at[k].vector, left);
-      row_store(to + r.half * r.y_step, r.y_step, at[k].vector, right);
+      store_vector(at[k].y, left);
+      store_vector(at[k].y + y_half, right);
     }
     from += kTogether * step;
     read(from);
   }
   for (unsigned i = first; i < copied; i += step) {
-    const Place place = place_of(starts, i);
-    row_store(place.y, r.y_step, place.vector, row_load<N>(place.x, r.x_step, place.vector));
+    const Place place = place_of(i, starts, r.by_starts, 0);
+    Waiting<T, N> vector;
+    vector.load(place.x);
+    if constexpr (N > 1) {
+      *reinterpret_cast<uint4*>(place.y) = vector.raw.words;
+    } else {
+      *place.y = vector.x;
+    }
   }
 }
 
@@ -210,6 +240,12 @@ void share_out(Rotary<T>& r) {
   const int64_t groups = ceil_div(r.count, r.each);
   r.parts = static_cast<int>(
       std::clamp<int64_t>(ceil_div(1024, groups), 1, ceil_div(r.each * vectors, kThreads)));
+  const auto divisor = [](int64_t n) { return Divisor(static_cast<uint32_t>(n)); };
+  r.by_parts = divisor(r.parts);
+  r.by_half = divisor(r.half);
+  r.by_others = divisor(r.others.count);
+  r.by_vectors = divisor(r.half / N);
+  if (r.start >= N) r.by_starts = divisor(r.start / N);
 }
 
 template <int N, class T>
