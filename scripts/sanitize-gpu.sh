@@ -68,7 +68,7 @@ memcheck kernels_attention_gpu_test 2 *-*MoreWeights*
 memcheck kernels_product_gpu_test 2 *Sizes*-*/2300x*
 memcheck executor_gpu_test 1 *TheSameBitsTwice*
 racecheck kernels_gpu_test 4 */softmax*:*/*norm*:*/sum*:*/max:*/logsumexp:*/cross_entropy*:*/rotary:*/gelu_backward:*/embedding*:*/quantize:*/*slots:*/histogram:*/grouped_matmul*:*/chain:*/combine*
-racecheck kernels_rows_gpu_test 8 *-*Rotary*:*/7x4096:*/3x8192:*/2x*
+racecheck kernels_rows_gpu_test 8 *-*Rotary*:*/7x4096:*/3x8192:*/2x*:*/300x4096:*/300x16384
 racecheck kernels_experts_gpu_test 5 *-*RowsMove*:*/3:*/4:*/5:*/6:*/7
 racecheck kernels_f8_gpu_test 3 *Quantizes*-*/256x392:*/1040x520
 racecheck kernels_product_gpu_test 2 *Sizes*-*/2300x*:*/900x*

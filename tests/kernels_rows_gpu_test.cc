@@ -124,6 +124,32 @@ INSTANTIATE_TEST_SUITE_P(Rows, ShapesOnGpu, ::testing::ValuesIn(kRows), [](const
   return fmt::format("{}x{}", of.param[0], of.param[1]);
 });
 
+// So many rows that a group of the backward's threads takes several in turn: some of a warp, some
+// of several, of one vector a thread, of two and of four.
+class RowsInTurnOnGpu : public ShapesOnGpu {};
+
+TEST_P(RowsInTurnOnGpu, BackwardOfNorms) {
+  const std::vector<Range> ranges = {{}, {}, kAny, {-0.1, 0.1}, kPositive};
+  check_on_gpu({.op = &ops::layer_norm_backward, .in = {x_, x_, d_, row_, row_}, .ranges = ranges});
+  check_on_gpu({.op = &ops::rms_norm_backward,
+                .in = {x_, x_, d_, row_},
+                .ranges = {{}, {}, kAny, kPositive}});
+  // In place of the residual.
+  check_on_gpu({.op = &ops::layer_norm_backward,
+                .factors = "bD,bD,D,b,b,bD->bD,D,D,D",
+                .attrs = more_,
+                .in = {x_, x_, d_, row_, row_, x_},
+                .ranges = ranges,
+                .in_place = {{0, 5}}});
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, RowsInTurnOnGpu,
+                         ::testing::Values(Shape{7000, 8}, Shape{1700, 264}, Shape{410, 1600},
+                                           Shape{300, 4096}, Shape{300, 16384}),
+                         [](const auto& of) {
+                           return fmt::format("{}x{}", of.param[0], of.param[1]);
+                         });
+
 // Of rows in the shared memory of one, two, four or eight blocks, by the type, and longer ones.
 TEST_F(RowsOnGpu, LossesWithTheirGradients) {
   for (const int64_t n : {int64_t{1000}, int64_t{50304}, int64_t{57352}, int64_t{128256}}) {
