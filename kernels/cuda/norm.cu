@@ -23,16 +23,18 @@ struct Forward {
   double eps;
 };
 
-// Blocks of forward_of_rows that a multiprocessor has at once: a row's numbers wait in registers.
-template <int K>
-constexpr int kForwardBlocks = K <= 4   ? 8
-                               : K <= 6 ? 5
-                                        : 4;
+// Blocks of forward_of_rows that a multiprocessor has at once: of layer norm, which goes through a
+// row three times, its numbers wait in registers.
+template <int K, bool kLayer>
+constexpr int kForwardBlocks = K <= 4 || !kLayer ? 8
+                               : K <= 6          ? 5
+                                                 : 4;
 
 // Dense rows, evenly apart, of which each of G threads has K vectors at most: a row is read once,
 // whole. kLayer: of layer norm; otherwise of RMS norm, which has neither mean nor beta.
 template <class T, int N, int K, int G, bool kLayer>
-__global__ void __launch_bounds__(kRowThreads<G>, kForwardBlocks<K>) forward_of_rows(Forward<T> f) {
+__global__ void __launch_bounds__(kRowThreads<G>, kForwardBlocks<K, kLayer>)
+    forward_of_rows(Forward<T> f) {
   using A = Statistic<T>;
   __shared__ A shared[2][32];
   const int lane = threadIdx.x % G, vectors = f.n / N;
@@ -48,24 +50,27 @@ __global__ void __launch_bounds__(kRowThreads<G>, kForwardBlocks<K>) forward_of_
   };
   Raw read[K];
   each_vector([&](int k, int v) { read[k] = Raw::at(f.x + at(0) + v * N); });
-  A x[K][N];  // later without their mean
-  A sum = 0;
-  each_vector([&](int k, int) {
+  A centred[kLayer ? K : 1][N], mean = 0;
+  if constexpr (kLayer) {
+    A sum = 0;
+    each_vector([&](int k, int) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      x[k][j] = read[k].template number_at<T>(j);
-      if constexpr (kLayer) sum += x[k][j];
-    }
-  });
-  A mean = 0;
-  if constexpr (kLayer) mean = over_group<G>(sum, shared[0], Add{}) / static_cast<A>(f.n);
+      for (int j = 0; j < N; ++j) sum += centred[k][j] = read[k].template number_at<T>(j);
+    });
+    mean = over_group<G>(sum, shared[0], Add{}) / static_cast<A>(f.n);
+    each_vector([&](int k, int) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) centred[k][j] -= mean;
+    });
+  }
+  const auto number_of = [&](int k, int j) {
+    if constexpr (kLayer) return centred[k][j];
+    return read[k].template number_at<T>(j);
+  };
   A squares = 0;
   each_vector([&](int k, int) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      if constexpr (kLayer) x[k][j] -= mean;
-      squares += x[k][j] * x[k][j];
-    }
+    for (int j = 0; j < N; ++j) squares += number_of(k, j) * number_of(k, j);
   });
   const A variance = over_group<G>(squares, shared[1], Add{}) / static_cast<A>(f.n);
   const A rstd = 1 / sqrt_of(variance + static_cast<A>(f.eps));
@@ -76,7 +81,7 @@ __global__ void __launch_bounds__(kRowThreads<G>, kForwardBlocks<K>) forward_of_
     A out[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      out[j] = x[k][j] * rstd * gamma.template number_at<T>(j);
+      out[j] = number_of(k, j) * rstd * gamma.template number_at<T>(j);
       if constexpr (kLayer) out[j] += beta.template number_at<T>(j);
     }
     Raw::of<T>(out).store_at(f.y + at(1) + v * N);
@@ -144,8 +149,9 @@ struct Backward {
   const Statistic<T>*mean, *rstd;
   const T* residual;  // added to dx; may be null
   T* dx;
-  Loops<6> rows;      // dy, x, mean, rstd, dx, residual
-  unsigned ahead[6];  // of backward_of_rows: from a row to its group's next one, in elements
+  Loops<6> rows;  // dy, x, mean, rstd, dx, residual
+  // Of backward_of_rows: from a row to its group's next one, in elements.
+  unsigned ahead, statistics_ahead;
   int n;
   int64_t dy_step, x_step, gamma_step, dx_step, residual_step;
   // [blocks, sums, n]: sums for gamma, for beta (of layer norm) and of dx (where it is asked for)
@@ -168,7 +174,7 @@ constexpr int kBackwardThreads = K == 1 ? 768 : 512;
 // Dense rows of at most 512 * K vectors, evenly apart, by groups of `threads` threads, of which a
 // block has some. While a group works on a row, its next one is on the way. kMore: with a residual
 // or the sum of dx. Limited by its instructions: rows take turns with two sets of registers.
-// REQUIRES: near_rows().
+// REQUIRES: are_alike().
 template <class T, int N, int K, bool kLayer, bool kMore>
 __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     backward_of_rows(Backward<T> b, int threads) {
@@ -193,28 +199,21 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     const int64_t left = b.rows.count - begin - g;
     return left <= 0 ? 0 : static_cast<int>((left + step - 1) / step);
   };
-  // Where, in each operand, the row begins that is to be read, or written, next; of this thread's
-  // first vector, but for statistics.
-  unsigned at[6];
-#pragma unroll
-  for (int o = 0; o < 6; ++o) {
-    at[o] = static_cast<unsigned>((begin + group) * b.rows.step[0][o]) +
-            (o == 2 || o == 3 ? 0 : lane * N);
-  }
-  // Vectors behind the row's end stay 0: they add nothing to any sum.
-  const auto read = [&](RowPair<T, K, kMore>& row) {
+  // Of the group's row: where this thread's first vector is, and where its statistics are.
+  unsigned at = static_cast<unsigned>((begin + group) * b.rows.step[0][0]) + lane * N;
+  unsigned of_row = static_cast<unsigned>((begin + group) * b.rows.step[0][3]);
+  // Reads the row `turns` turns later. Vectors behind its end stay 0: they add nothing to any sum.
+  const auto read = [&](RowPair<T, K, kMore>& row, unsigned turns) {
+    const unsigned from = at + turns * b.ahead, statistics = of_row + turns * b.statistics_ahead;
     each_vector([&](int k, int) {
-      row.dy[k] = Raw::at(b.dy + (at[0] + k * threads * N));
-      row.x[k] = Raw::at(b.x + (at[1] + k * threads * N));
+      row.dy[k] = Raw::at(b.dy + (from + k * threads * N));
+      row.x[k] = Raw::at(b.x + (from + k * threads * N));
       if (kMore && b.residual != nullptr) {
-        row.residual[k] = Raw::at(b.residual + (at[5] + k * threads * N));
+        row.residual[k] = Raw::at(b.residual + (from + k * threads * N));
       }
     });
-    if constexpr (kLayer) row.mean = b.mean[at[2]];
-    row.rstd = b.rstd[at[3]];
-#pragma unroll
-    for (int o = 0; o < 4; ++o) at[o] += b.ahead[o];
-    if constexpr (kMore) at[5] += b.ahead[5];
+    if constexpr (kLayer) row.mean = b.mean[statistics];
+    row.rstd = b.rstd[statistics];
   };
   // Longer rows leave no registers for gamma, and the longest none for a second row.
   constexpr bool kRoom = K < 4, kKeepGamma = K <= 2 && !kMore;
@@ -227,12 +226,12 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     const int v = lane + k * threads;
     return Raw::at(b.gamma + (K == 1 ? min(v, vectors - 1) : v) * N);
   };
-  // A branch around each of several vectors keeps the compiler from spilling what it could share
-  // between the passes; without one, a single vector takes fewer instructions.
+  // A branch around a vector keeps the compiler from sharing numbers between the passes, and so
+  // from spilling them; where there is room for them, it takes fewer instructions without.
   const auto each_own = [&](auto fn) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (K == 1 || lane + k * threads < vectors) fn(k);
+      if ((K == 1 && !kLayer) || lane + k * threads < vectors) fn(k);
     }
   };
   A dgamma[K][N] = {}, dbeta[K][N] = {}, dx_sum[K][N] = {};
@@ -272,25 +271,26 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
         if constexpr (kLayer) dbeta[k][j] += dy;
       }
       if (lane + k * threads < vectors) {
-        Raw::of<T>(out).store_at(b.dx + (at[4] + k * threads * N));
+        Raw::of<T>(out).store_at(b.dx + (at + k * threads * N));
       }
     });
-    at[4] += b.ahead[4];
+    at += b.ahead;
+    of_row += b.statistics_ahead;
   };
   const int turns = turns_of(group);
   RowPair<T, K, kMore> even = {}, odd = {};
   if constexpr (kRoom) {
-    if (turns > 0) read(even);
+    if (turns > 0) read(even, 0);
     for (int left = turns; left > 0; left -= 2) {
-      if (left > 1) read(odd);
+      if (left > 1) read(odd, 1);
       work(even, shared[0]);
       if (left == 1) break;
-      if (left > 2) read(even);
+      if (left > 2) read(even, 1);
       work(odd, shared[1]);
     }
   } else {
     for (int turn = 0; turn < turns; ++turn) {
-      read(even);
+      read(even, 0);
       work(even, shared[turn % 2]);
     }
   }
@@ -464,15 +464,15 @@ void forward(const KernelArgs& args) {
   });
 }
 
-// Whether 32 bits count the elements of every operand, from its first row on.
-template <int O>
-bool near_rows(const Loops<O>& rows, int64_t n) {
-  bool near = rows.dims == 1;
-  for (int o = 0; o < O && near; ++o) {
-    const int64_t step = rows.step[0][o];
-    near = step >= 0 && step <= INT32_MAX && step * rows.count + n <= INT32_MAX;
-  }
-  return near;
+// Whether rows are equally far apart in dy, x, dx and the residual, and so are their statistics;
+// and 32 bits count the elements.
+inline bool are_alike(const Loops<6>& rows, int64_t n) {
+  if (rows.dims != 1) return false;
+  const auto& step = rows.step[0];
+  const bool near = step[0] >= 0 && step[3] >= 0 && step[0] <= INT32_MAX &&
+                    step[0] * rows.count + n <= INT32_MAX && step[3] <= step[0];
+  return near && step[1] == step[0] && step[4] == step[0] && step[5] == step[0] &&
+         step[2] == step[3];
 }
 
 // Launches backward_of_rows; how many blocks have partial sums.
@@ -484,9 +484,8 @@ int64_t backward_by_rows(Backward<T> k, cudaStream_t stream) {
   const int groups = kBackwardThreads<K> / threads;
   const int64_t blocks = std::min<int64_t>(kNormPartials, ceil_div(k.rows.count, groups));
   const int columns = groups > 1 ? groups * k.sums * k.n * static_cast<int>(sizeof(A)) : 0;
-  for (int o = 0; o < 6; ++o) {
-    k.ahead[o] = static_cast<unsigned>(blocks * groups * k.rows.step[0][o]);
-  }
+  k.ahead = static_cast<unsigned>(blocks * groups * k.rows.step[0][0]);
+  k.statistics_ahead = static_cast<unsigned>(blocks * groups * k.rows.step[0][3]);
   auto* const kernel = backward_of_rows<T, kWide<T>, K, kLayer, kMore>;
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, columns));
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads * groups),
@@ -531,7 +530,8 @@ void backward(const KernelArgs& args) {
                            .residual = residual ? args.in.back().as<const T>() : nullptr,
                            .dx = args.out[0].as<T>(),
                            .rows = loops_of(rows),
-                           .ahead = {},
+                           .ahead = 0,
+                           .statistics_ahead = 0,
                            .n = static_cast<int>(n),
                            .dy_step = dy[along],
                            .x_step = x[along],
@@ -546,7 +546,7 @@ void backward(const KernelArgs& args) {
                       wide_rows<T>(rows, 4, k.dx, k.dx_step, n) &&
                       wide_rows<T>(rows, 5, k.residual, k.residual_step, n) &&
                       wide_rows<T, 1>({}, 0, k.gamma, k.gamma_step, n);
-    const int each = wide && near_rows(k.rows, n) ? norm_vectors_a_thread(n / kWide<T>, more) : 0;
+    const int each = wide && are_alike(k.rows, n) ? norm_vectors_a_thread(n / kWide<T>, more) : 0;
     int64_t partials = kNormPartials;
     if (rows.count() == 0 || n == 0) {
       partials = 0;

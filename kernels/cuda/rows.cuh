@@ -103,7 +103,9 @@ struct Raw {
   // One store to global memory, where nvcc (CUDA 13.0) may make four of an assignment.
   template <class T>
   __device__ void store_at(T* p) const {
-    __stwb(reinterpret_cast<uint4*>(p), words);
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+                 "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+                 : "memory");
   }
   // Number j of those of type T; j is known when this is compiled.
   template <class T>
