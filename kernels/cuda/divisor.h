@@ -9,9 +9,9 @@
 
 namespace cleave {
 
-// Exact for all n < 2^31: with l the least exponent of which 2^l >= d, n / d is n m / 2^(31 + l)
-// where m is 2^(31 + l) / d, rounded up. That adds less than 2^l to m d, hence less than 1 / d to
-// the quotient; and m < 2^32, since d > 2^(l - 1).
+// Exact for all n < 2^31: with l the least exponent of which 2^l >= d, n / d is n m / 2^(31 + l),
+// rounded down, where m is 2^(31 + l) / d, rounded up. That adds less than 2^l to m d, hence less
+// than 1 / d to the quotient; and m < 2^32, since d > 2^(l - 1).
 class Divisor {
  public:
   constexpr Divisor() = default;  // by 1

@@ -19,7 +19,7 @@ template <int N>
 struct Loops {
   static constexpr int kMost = 8;
   int dims = 0;
-  bool small = true;  // 31 bits are enough to count the elements: divisors do
+  bool small = true;  // 31 bits are enough to count the elements, what a Divisor takes
   int64_t count = 1;  // of elements
   int64_t size[kMost] = {};
   Divisor divisors[kMost];  // by sizes

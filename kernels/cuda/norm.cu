@@ -172,9 +172,9 @@ template <int K>
 constexpr int kBackwardThreads = K == 1 ? 768 : 512;
 
 // Dense rows of at most 512 * K vectors, evenly apart, by groups of `threads` threads, of which a
-// block has some. While a group works on a row, its next one is on the way. kMore: with a residual
-// or the sum of dx. Limited by its instructions: rows take turns with two sets of registers.
-// REQUIRES: are_alike().
+// block has some. kMore: with a residual or the sum of dx. Rows alternate between two sets of
+// registers: while a group works on one, its next is on the way; but for K = 4, which has room for
+// one. REQUIRES: are_alike().
 template <class T, int N, int K, bool kLayer, bool kMore>
 __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     backward_of_rows(Backward<T> b, int threads) {
@@ -202,7 +202,8 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
   // Of the group's row: where this thread's first vector is, and where its statistics are.
   unsigned at = static_cast<unsigned>((begin + group) * b.rows.step[0][0]) + lane * N;
   unsigned of_row = static_cast<unsigned>((begin + group) * b.rows.step[0][3]);
-  // Reads the row `turns` turns later. Vectors behind its end stay 0: they add nothing to any sum.
+  // Reads the row `turns` turns later. Vectors behind its end stay 0: they add nothing to the
+  // row's sums, and what they add to those of columns is not stored.
   const auto read = [&](RowPair<T, K, kMore>& row, unsigned turns) {
     const unsigned from = at + turns * b.ahead, statistics = of_row + turns * b.statistics_ahead;
     each_vector([&](int k, int) {
@@ -465,7 +466,8 @@ void forward(const KernelArgs& args) {
 }
 
 // Whether rows are equally far apart in dy, x, dx and the residual, and so are their statistics;
-// and 32 bits count the elements.
+// and 32 bits count the elements. Rows that are not go through the kernels for any rows, which read
+// dy and x twice.
 inline bool are_alike(const Loops<6>& rows, int64_t n) {
   if (rows.dims != 1) return false;
   const auto& step = rows.step[0];

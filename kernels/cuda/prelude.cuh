@@ -178,7 +178,7 @@ __device__ inline float exp2_of(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// e^x to some 2^-22, of numbers that are not far above 0; 0 below -87.3.
+// e^x to some 2^-22 of 1, of numbers that are not far above 0; of floats below -87.3 it is 0.
 __device__ inline float exp_near(float x) { return exp2_of(x * static_cast<float>(kLog2E)); }
 __device__ inline double exp_near(double x) { return exp(x); }
 

@@ -11,7 +11,7 @@ static_assert(kTall == kSummedColumns);
 
 // GELU and its slope (prelude.cuh) in few instructions, and as exact as f32 is where they are
 // small, as by an approximate tanh they are not: x / (1 + 2^(x (c + a c x^2))).
-constexpr float kGeluC = -1.5957691216057308 * 1.4426950408889634, kGeluA = 0.044715;
+constexpr float kGeluC = -1.5957691216057308 * kLog2E, kGeluA = 0.044715;
 __device__ inline float gelu_of(float x) {
   return x * fraction(x * fmaf(x * x, kGeluA * kGeluC, kGeluC));
 }

@@ -6,8 +6,6 @@
 
 namespace cleave::own_product {
 
-// x / (1 + e^-x) is x times this.
-
 template <int kBroad, bool kBackward>
 using GatedRooms = Rooms<kBackward ? kBroad : kBroad / 2, 32, kBackward ? 2 : 3, kBackward>;
 
