@@ -274,7 +274,7 @@ Finding onnx() {
     return {"ONNX", Status::kOk, fmt::format("{} when built; not used yet", kVersion), {}, {}};
   }
   return {"ONNX", Status::kMissing, "not found when cleave was built",
-          "models are written in C++, not imported", "apt-get install libonnx-dev"};
+          "nothing yet: models are written in C++", "apt-get install libonnx-dev"};
 }
 
 // Whether files can be written in a folder, and how much fits.

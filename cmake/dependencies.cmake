@@ -124,5 +124,5 @@ function(cleave_print_summary)
   cleave_row("MPI" "${MPI_CXX_FOUND}"
     "${MPI_CXX_VERSION}, not used yet: one process runs all ranks" "one process runs all ranks")
   cleave_row("ONNX" "${ONNX_FOUND}" "not used yet: models are written in C++"
-    "models are written in C++, not imported")
+    "nothing is lost yet: models are written in C++")
 endfunction()

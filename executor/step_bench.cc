@@ -31,7 +31,8 @@ double median(std::vector<double> values) {
   CLEAVE_ASSERT(!values.empty(), "the median of nothing");
   const auto middle = values.begin() + std::ssize(values) / 2;
   std::nth_element(values.begin(), middle, values.end());
-  return *middle;
+  if (values.size() % 2 == 1) return *middle;
+  return (*std::max_element(values.begin(), middle) + *middle) / 2;
 }
 
 StepBench::StepBench(const Graph& graph, Program program, int64_t vocab, Processor processor,

@@ -10,7 +10,7 @@
 
 namespace cleave {
 
-// The middle one, and of an even number the upper of the two.
+// The middle one, and of an even number the mean of the two.
 double median(std::vector<double> values);
 
 class StepBench {

@@ -38,7 +38,8 @@ if [ -n "${SANITIZER:-}" ] && ! command -v "$sanitizer" >/dev/null; then
   exit 1
 fi
 if ! command -v "$sanitizer" >/dev/null; then
-  echo "there is no compute-sanitizer in PATH or /usr/local/cuda/bin: it comes with the CUDA toolkit" >&2
+  echo "sanitize-gpu: there is no compute-sanitizer in PATH or /usr/local/cuda/bin: install it beside the" \
+    "CUDA toolkit (the package cuda-sanitizer-13-0), or name one by SANITIZER" >&2
   exit 1
 fi
 if ! [ -x "$folder/kernels_gpu_test" ]; then

@@ -11,6 +11,7 @@
 
 #include "cli/format.h"
 #include "cli/what_fits.h"
+#include "executor/step_bench.h"
 #include "tests/cli_run.h"
 
 namespace cleave {
@@ -33,6 +34,13 @@ class Bench : public ::testing::Test {
 };
 
 constexpr const char* kTiny = "bench gpt2:tiny --set layers=1 hidden=32 heads=2 --steps 3 ";
+
+TEST(Median, OfAnEvenNumberIsTheMeanOfTheTwoInTheMiddle) {
+  EXPECT_EQ(median({3}), 3);
+  EXPECT_EQ(median({5, 1, 2}), 2);
+  EXPECT_EQ(median({8, 1, 4, 2}), 3);
+  EXPECT_EQ(median({2, 2, 2, 9}), 2);
+}
 
 TEST_F(Bench, ReportHasTheStepAndItsKernels) {
   const auto o = cleave_run(std::string(kTiny) + "--devices cpu:2 --mesh dp=2");
