@@ -73,6 +73,8 @@ struct Waiting {
 
   __device__ void load(const T* p) { raw = Raw::at(p); }
   __device__ Statistic<T> number_at(int j) const { return raw.template number_at<T>(j); }
+  __device__ void round(const Statistic<T> (&x)[N]) { raw = Raw::of<T>(x); }
+  __device__ void store(T* p) const { raw.store_at(p); }
 };
 template <class T>
 struct Waiting<T, 1> {
@@ -80,20 +82,9 @@ struct Waiting<T, 1> {
 
   __device__ void load(const T* p) { x = *p; }
   __device__ Statistic<T> number_at(int) const { return number(x); }
+  __device__ void round(const Statistic<T> (&numbers)[1]) { x = To<T>::of(numbers[0]); }
+  __device__ void store(T* p) const { *p = x; }
 };
-
-// One store of 16 bytes, where nvcc (CUDA 13.0) may make four of `store`, by the word.
-template <class T, int N>
-__device__ inline void store_vector(T* p, const Vec<T, N>& x) {
-  if constexpr (N > 1) {
-    static_assert(sizeof(x) == sizeof(uint4));
-    uint4 words;
-    memcpy(&words, &x, sizeof(words));
-    *reinterpret_cast<uint4*>(p) = words;
-  } else {
-    *p = x.x[0];
-  }
-}
 
 // The first vectors of a block are on their way while it works out its angles.
 template <class T, int N>
@@ -158,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, 4) rotate(const __grid_constant__ Ro
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
       if (from + k * step >= turned) break;
-      Vec<T, N> left, right;
+      A left[N], right[N];
       constexpr int kAngles = N < kWide<A> ? N : kWide<A>;
 #pragma unroll
       for (int j = 0; j < N; j += kAngles) {
@@ -167,12 +158,14 @@ __global__ void __launch_bounds__(kThreads, 4) rotate(const __grid_constant__ Ro
 #pragma unroll
         for (int m = 0; m < kAngles; ++m) {
           const A x = a[k].number_at(j + m), y = b[k].number_at(j + m);
-          left.x[j + m] = To<T>::of(x * cosine.x[m] - y * sine.x[m]);
-          right.x[j + m] = To<T>::of(y * cosine.x[m] + x * sine.x[m]);
+          left[j + m] = x * cosine.x[m] - y * sine.x[m];
+          right[j + m] = y * cosine.x[m] + x * sine.x[m];
         }
       }
-      store_vector(at[k].y, left);
-      store_vector(at[k].y + y_half, right);
+      a[k].round(left);
+      a[k].store(at[k].y);
+      b[k].round(right);
+      b[k].store(at[k].y + y_half);
     }
     from += kTogether * step;
     read(from);
@@ -181,11 +174,7 @@ __global__ void __launch_bounds__(kThreads, 4) rotate(const __grid_constant__ Ro
     const Place place = place_of(i, starts, r.by_starts, 0);
     Waiting<T, N> vector;
     vector.load(place.x);
-    if constexpr (N > 1) {
-      *reinterpret_cast<uint4*>(place.y) = vector.raw.words;
-    } else {
-      *place.y = vector.x;
-    }
+    vector.store(place.y);
   }
 }
 

@@ -61,7 +61,7 @@ __device__ inline void over_threads(A (&x)[M], A (&shared)[M][32], int threads, 
   sum = over_warp<16>(sum, Add{});
   if (threads > 32) {
     const int warps = threads / 32, first = group * warps;
-    if (lane % 16 == 0) shared[half][threadIdx.x / 32] = sum;
+    if (lane % (32 / M) == 0) shared[half][threadIdx.x / 32] = sum;
     meet(threads, group);
     sum = over_warp<16>(lane % 16 < warps ? shared[half][first + lane % 16] : A(0), Add{});
   }
