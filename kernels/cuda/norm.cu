@@ -23,17 +23,10 @@ struct Forward {
   double eps;
 };
 
-// Blocks of forward_of_rows that a multiprocessor has at once: of layer norm, which goes through a
-// row three times, its numbers wait in registers.
-template <int K, bool kLayer>
-constexpr int kForwardBlocks = K <= 4 || !kLayer ? 8
-                               : K <= 6          ? 5
-                                                 : 4;
-
 // Dense rows, evenly apart, of which each of G threads has K vectors at most: a row is read once,
 // whole. kLayer: of layer norm; otherwise of RMS norm, which has neither mean nor beta.
 template <class T, int N, int K, int G, bool kLayer>
-__global__ void __launch_bounds__(kRowThreads<G>, kForwardBlocks<K, kLayer>)
+__global__ void __launch_bounds__(kRowThreads<G>, 8)
     forward_of_rows(Forward<T> f) {
   using A = Statistic<T>;
   __shared__ A shared[2][32];
@@ -50,22 +43,19 @@ __global__ void __launch_bounds__(kRowThreads<G>, kForwardBlocks<K, kLayer>)
   };
   Raw read[K];
   each_vector([&](int k, int v) { read[k] = Raw::at(f.x + at(0) + v * N); });
-  A centred[kLayer ? K : 1][N], mean = 0;
+  A mean = 0;
   if constexpr (kLayer) {
     A sum = 0;
     each_vector([&](int k, int) {
 #pragma unroll
-      for (int j = 0; j < N; ++j) sum += centred[k][j] = read[k].template number_at<T>(j);
+      for (int j = 0; j < N; ++j) sum += read[k].template number_at<T>(j);
     });
     mean = over_group<G>(sum, shared[0], Add{}) / static_cast<A>(f.n);
-    each_vector([&](int k, int) {
-#pragma unroll
-      for (int j = 0; j < N; ++j) centred[k][j] -= mean;
-    });
   }
   const auto number_of = [&](int k, int j) {
-    if constexpr (kLayer) return centred[k][j];
-    return read[k].template number_at<T>(j);
+    const A x = read[k].template number_at<T>(j);
+    if constexpr (kLayer) return x - mean;
+    return x;
   };
   A squares = 0;
   each_vector([&](int k, int) {
@@ -172,9 +162,9 @@ template <int K>
 constexpr int kBackwardThreads = K == 1 ? 768 : 512;
 
 // Dense rows of at most 512 * K vectors, evenly apart, by groups of `threads` threads, of which a
-// block has some. kMore: with a residual or the sum of dx. Rows alternate between two sets of
-// registers: while a group works on one, its next is on the way; but for K = 4, which has room for
-// one. REQUIRES: are_alike().
+// block has some. kMore: with a residual or the sum of dx. Once a group has a row, its next one is
+// on the way; not before, and no more than one: multiprocessors that read further ahead slow down
+// others, and all are waited for. For K = 4 there is room for one row. REQUIRES: are_alike().
 template <class T, int N, int K, bool kLayer, bool kMore>
 __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     backward_of_rows(Backward<T> b, int threads) {
@@ -279,20 +269,16 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     of_row += b.statistics_ahead;
   };
   const int turns = turns_of(group);
-  RowPair<T, K, kMore> even = {}, odd = {};
-  if constexpr (kRoom) {
-    if (turns > 0) read(even, 0);
-    for (int left = turns; left > 0; left -= 2) {
-      if (left > 1) read(odd, 1);
-      work(even, shared[0]);
-      if (left == 1) break;
-      if (left > 2) read(even, 1);
-      work(odd, shared[1]);
-    }
-  } else {
-    for (int turn = 0; turn < turns; ++turn) {
-      read(even, 0);
-      work(even, shared[turn % 2]);
+  RowPair<T, K, kMore> next = {};
+  if (kRoom && turns > 0) read(next, 0);
+  for (int turn = 0; turn < turns; ++turn) {
+    if constexpr (kRoom) {
+      const RowPair<T, K, kMore> row = next;
+      if (turn + 1 < turns) read(next, 1);
+      work(row, shared[turn % 2]);
+    } else {
+      read(next, 0);
+      work(next, shared[turn % 2]);
     }
   }
   // The block's first group had one row more than this one.
