@@ -191,6 +191,7 @@ struct RowShape {
   int threads = 32;  // of a row
   int each = 1;      // vectors a thread has at once
   bool held = true;  // it has all of its vectors at once
+  int together = 1;  // blocks on a multiprocessor, at least
 };
 
 // `words`: registers that one element takes while it is held.
@@ -200,18 +201,22 @@ RowShape row_shape(int64_t vectors, int vector, double words) {
     shape.threads = static_cast<int>(std::bit_ceil(static_cast<uint64_t>(vectors)));
     return shape;
   }
+  // A thread that has much of a row has many loads on the way, and a block of few threads leaves
+  // room for others, which load while it waits for its sums.
   for (shape.threads = 32; shape.threads <= 1024; shape.threads *= 2) {
     shape.each = static_cast<int>(ceil_div(vectors, shape.threads));
     const int elements = shape.each * vector;
     const double registers = elements * words;
-    const int most = shape.threads == 32 ? 32 : 16;
-    if (elements <= std::max(most, vector) && registers <= (shape.threads == 1024 ? 36 : 96)) {
+    if (shape.threads == 512 && elements > 32 && elements <= 64 && registers <= 32) {
+      shape.together = 2;
+      return shape;
+    }
+    const bool much = elements > 16 && shape.threads > 32;
+    const double room = shape.threads == 1024 ? 36 : much ? 48 : 96;
+    if (elements <= std::max(shape.threads == 64 ? 16 : 32, vector) && registers <= room) {
       return shape;
     }
   }
-  const int many = shape.each;
-  // Up to twice as many elements still fit the registers of 1024 threads.
-  if (many * vector <= 32 && many * vector * words <= 36) return {1024, many, true};
   return {512, std::max(1, std::min(4, 32 / vector)), false};
 }
 
@@ -258,7 +263,7 @@ std::vector<ChainKernel> over_rows(const ChainLoops& loops) {
   const bool held = shape.held;
   if (!held) w.keep_nothing();
   const int block = shape.threads > 32 ? shape.threads : 128, together = block / shape.threads;
-  w.begin(block);
+  w.begin(block, shape.together);
   w.line(fmt::format("  const int lane_of_row = threadIdx.x % {};", shape.threads));
   const bool partial = rows % together != 0;
   w.line(fmt::format(
@@ -337,7 +342,7 @@ ChainKernel pieces_of_rows(const ChainLoops& loops) {
   const int64_t size = ceil_div(count, pieces);
   const bool large = minor.count() > INT32_MAX / 2;
   constexpr int kBlock = 256;
-  const int each = std::max(1, 16 / vector);
+  const int each = std::max(1, 32 / vector);
   w.begin(kBlock);
   w.line("  const int row = blockIdx.x;");
   w.indices(major, "m", "row", 1, false);
@@ -458,20 +463,24 @@ ChainKernel pieces_of_columns(const ChainLoops& loops) {
   return {w.end(), ceil_div(count, int64_t{side}), pieces, kBlock};
 }
 
-// Puts the pieces together, and makes the results that have one element a row.
+// Puts the pieces together, and makes the results that have one element a row. Rows lie side by side
+// in a block; the threads of each share its pieces, for what takes time is to wait for them.
 ChainKernel put_together(const ChainLoops& loops) {
   const Nest major = ChainWriter::nest_over(loops, loops.plan.kept);
   ChainWriter w(loops, set_of(loops.plan.kept), 1, major);
   const Pass pass = passes_of(loops, w)[0];
   const int64_t rows = loops.plan.rows, pieces = loops.plan.pieces;
-  // A warp a row when there are few, else a thread.
-  const int threads = rows < 4096 ? 32 : 1;
-  constexpr int kBlock = 128;
-  w.begin(kBlock);
+  constexpr int64_t kBlock = 256, kSide = 32;
+  const auto power = [](int64_t n) {
+    return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
+  };
+  const int64_t deep = std::min(power(pieces), kBlock / std::min(power(rows), kSide));
+  const int64_t side = std::min(power(rows), kBlock / deep);
+  w.begin(static_cast<int>(side * deep));
   w.line(
-      fmt::format("  const int lane_of_row = threadIdx.x % {0};\n  const long long wanted = "
-                  "(static_cast<long long>(blockIdx.x) * {1} + threadIdx.x) / {0};",
-                  threads, kBlock));
+      fmt::format("  const int deep = threadIdx.x / {0};\n  const long long wanted = "
+                  "static_cast<long long>(blockIdx.x) * {0} + threadIdx.x % {0};",
+                  side));
   w.line(
       fmt::format("  const bool there = wanted < {0};\n  const long long row = there ? wanted : "
                   "{0} - 1;",
@@ -480,22 +489,37 @@ ChainKernel put_together(const ChainLoops& loops) {
   w.bases(major, "m");
   w.scope_values(0);
   begin_reductions(w, pass);
+  w.line(fmt::format("#pragma unroll 8\n  for (int d = deep; d < {}; d += {}) {{", pieces, deep));
   for (size_t k = 0; k < pass.reductions.size(); ++k) {
     const std::string total = fmt::format("r{}", pass.reductions[k]);
-    w.line(fmt::format("#pragma unroll 4\n  for (int d = lane_of_row; d < {}; d += {}) {{", pieces,
-                       threads));
-    w.line(fmt::format("    const {} o = {};", w.number(), partial_at(loops, k, "d", "row")));
-    w.line(fmt::format("    {} = {};\n  }}", total, w.fold(pass.reductions[k], total, "o")));
+    w.line(fmt::format("    {{ const {} o = {}; {} = {}; }}", w.number(),
+                       partial_at(loops, k, "d", "row"), total,
+                       w.fold(pass.reductions[k], total, "o")));
   }
-  reduce_over(w, pass, 0, threads);
+  w.line("  }");
+  if (deep > 1) {
+    for (const int n : pass.reductions) {
+      w.line(fmt::format("  __shared__ {0} s{1}[{2}];\n  s{1}[threadIdx.x] = r{1};", w.number(), n,
+                         side * deep));
+    }
+  }
+  for (int64_t half = deep / 2; half > 0; half /= 2) {
+    w.line(fmt::format("  __syncthreads();\n  if (deep < {}) {{", half));
+    for (const int n : pass.reductions) {
+      w.line(fmt::format("    {{ const {0} o = s{1}[threadIdx.x + {2}]; r{1} = {3}; }}", w.number(),
+                         n, half * side, w.fold(n, fmt::format("r{}", n), "o")));
+      if (half > 1) w.line(fmt::format("    s{0}[threadIdx.x] = r{0};", n));
+    }
+    w.line("  }");
+  }
   for (const int n : pass.reductions) w.have(n);
   w.scope_values(1);
-  w.line("  if (lane_of_row == 0 && there) {");
+  w.line("  if (deep == 0 && there) {");
   for (size_t r = 0; r < loops.out.size(); ++r) {
     if (!along_rows(loops, r)) w.store_in_scope(r);
   }
   w.line("  }");
-  return {w.end(), ceil_div(rows * threads, int64_t{kBlock}), 1, kBlock};
+  return {w.end(), ceil_div(rows, side), 1, static_cast<int>(side * deep)};
 }
 
 }  // namespace

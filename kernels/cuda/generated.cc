@@ -19,6 +19,11 @@ constexpr char kPrelude[] = {
 #include <prelude.inc>
     , 0};
 
+// Quotients of floats are within two units of the last place: those that are rounded right take many
+// more instructions, which short chains would wait for.
+constexpr const char* kOptions[] = {"--std=c++20", "--device-as-default-execution-space",
+                                    "--prec-div=false"};
+
 }  // namespace
 
 std::string compiled(const std::string& text, const std::string& arch) {
@@ -27,9 +32,10 @@ std::string compiled(const std::string& text, const std::string& arch) {
   const char* names[] = {"prelude.cuh"};
   cuda_check(nvrtc().CreateProgram(&program, text.c_str(), "generated.cu", 1, headers, names));
   const std::string gpu = "--gpu-architecture=" + arch;
-  const char* options[] = {gpu.c_str(), "--std=c++20", "--device-as-default-execution-space"};
+  std::vector<const char*> options = {gpu.c_str()};
+  options.insert(options.end(), std::begin(kOptions), std::end(kOptions));
   const nvrtcResult result =
-      nvrtc().CompileProgram(program, static_cast<int>(std::size(options)), options);
+      nvrtc().CompileProgram(program, static_cast<int>(options.size()), options.data());
   std::string code;
   if (result == NVRTC_SUCCESS) {
     size_t size = 0;
@@ -64,7 +70,8 @@ const void* GeneratedKernels::kernel(const std::string& text, cudaStream_t strea
     int major = 0, minor = 0;
     cuda_check(nvrtc().Version(&major, &minor));
     const std::string key =
-        fmt::format("// {} nvrtc {}.{}\n{}\n{}", arch_, major, minor, kPrelude, text);
+        fmt::format("// {} nvrtc {}.{} {}\n{}\n{}", arch_, major, minor, fmt::join(kOptions, " "),
+                    kPrelude, text);
     std::string code = cache_.find(key);
     if (code.empty()) code = cache_.keep(key, compiled(text, arch_));
     cuda_check(cudaLibraryLoadData(&loaded.library, code.data(), nullptr, nullptr, 0, nullptr,
