@@ -4,7 +4,7 @@
 #
 # usage: scripts/sanitize.sh asan|tsan [TEST...]
 #   asan   address and undefined behaviour: all tests but the slow ones and some that take minutes
-#   tsan   threads: the tests that start any, but three that take minutes and add no new code
+#   tsan   threads: the tests that start any, but some that take minutes and add no new code
 #   TEST   executor_runtime_test, ...: these only
 set -eu
 cd "$(dirname "$0")/.."
@@ -13,13 +13,15 @@ preset=${1:-}
 case $preset in
   # Leaves out what takes minutes under a sanitizer and runs the same code as others do.
   asan) tests=$(ls tests/*_test.cc | grep -v -e '_slow_test' -e '_gpu_test' -e planner_joint_test \
-    -e planner_memory_test -e planner_exact_test -e planner_wide_test -e training_context_test \
-    -e models_next_token_test -e cli_answers_test -e cli_answers_kept_test -e cli_plan_again_test \
-    -e cli_words_test -e cli_export_advice_test -e training_accumulation_test \
-    -e training_pipeline_test -e training_plans_test) ;;
+    -e planner_memory_test -e planner_exact_test -e planner_wide_test -e planner_first_stage_test \
+    -e training_context_test -e models_next_token_test -e models_pytorch_test \
+    -e cli_answers_test -e cli_answers_kept_test -e cli_plan_again_test -e cli_words_test \
+    -e cli_export_advice_test -e training_accumulation_test -e training_pipeline_test \
+    -e training_plans_test) ;;
   tsan) tests=$(grep -lE 'cpu_runtime.h|communicator.h|rank_threads.h|trainer.h|training_plans.h|thread_team.h|async_writer.h' \
-    tests/*_test.cc | grep -v -e '_slow_test' -e '_gpu_test' -e training_plans_test \
-    -e training_accumulation_test -e models_next_token_test) ;;
+    tests/*_test.cc | grep -v -e '_slow_test' -e '_gpu_test' -e '^tests/planner_' \
+    -e training_plans_test -e training_accumulation_test -e training_context_test \
+    -e models_next_token_test) ;;
   *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 1 ;;
 esac
 shift

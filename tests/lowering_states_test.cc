@@ -21,6 +21,7 @@
 #include "kernels/ops.h"
 #include "planner/planner.h"
 #include "tests/support/interpreter.h"
+#include "tests/support/sanitized.h"
 
 namespace cleave {
 namespace {
@@ -387,7 +388,7 @@ TEST_P(States, DoAsPlannedAndAsOnOneDevice) {
     }
   };
   expect_right("cpu:1", "1", 0);
-  for (uint64_t seed = 0; seed < 8; ++seed) {
+  for (uint64_t seed = 0; seed < testing::drawn(8u); ++seed) {
     expect_right("cpu:4", "4", seed);
     expect_right("cpu:4", "2x2", seed);
     if (HasFatalFailure()) return;
