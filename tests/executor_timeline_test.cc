@@ -246,7 +246,7 @@ Cluster random_cluster(std::mt19937& random, int64_t devices) {
   return c;
 }
 
-constexpr size_t kSubjects = testing::drawn(60), kPipelines = testing::drawn(42);
+constexpr size_t kSubjects = drawn(60), kPipelines = drawn(42);
 
 TEST(Timeline, WithoutOverlapItIsThePlansSum) {
   for (size_t number = 0; number < kSubjects; ++number) {
@@ -420,9 +420,9 @@ TEST(Timeline, RandomPlansOverlapAsTheirDependenciesAllow) {
     }
     ASSERT_LE(t.seconds, all_work * (1 + 1e-9));
   }
-  EXPECT_GT(hidden, testing::drawn(20)) << "nothing overlaps";
-  EXPECT_GT(buckets, testing::drawn(100));
-  EXPECT_GT(bubbles, testing::drawn(20));
+  EXPECT_GT(hidden, drawn(20)) << "nothing overlaps";
+  EXPECT_GT(buckets, drawn(100));
+  EXPECT_GT(bubbles, drawn(20));
   fmt::print(
       "{} stages hide a tenth of their communication, {} idle; {} buckets after the first, {} "
       "tasks put off to the next micro-batch\n",

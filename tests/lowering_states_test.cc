@@ -388,7 +388,7 @@ TEST_P(States, DoAsPlannedAndAsOnOneDevice) {
     }
   };
   expect_right("cpu:1", "1", 0);
-  for (uint64_t seed = 0; seed < testing::drawn(8u); ++seed) {
+  for (uint64_t seed = 0; seed < drawn(8u); ++seed) {
     expect_right("cpu:4", "4", seed);
     expect_right("cpu:4", "2x2", seed);
     if (HasFatalFailure()) return;

@@ -142,7 +142,7 @@ TEST_P(Remade, TrainsTheSameToTheBit) {
   for (size_t n = 0; n < possible.size(); ++n) {
     if (possible[n]) sets.back().second.push_back(static_cast<NodeId>(n));
   }
-  for (uint64_t seed = 0; seed < testing::drawn(4u); ++seed) {
+  for (uint64_t seed = 0; seed < drawn(4u); ++seed) {
     sets.emplace_back(fmt::format("random {}", seed), random_nodes(graph, seed));
   }
   for (const auto& [name, set] : sets) {
@@ -239,7 +239,7 @@ TEST(Recomputation, RandomPlansTrainLikeOneDevice) {
 
 TEST(Recomputation, SearchEqualsBruteForce) {
   int cases = 0, copies = 0;
-  for (unsigned seed = 0; seed < testing::drawn(150u); ++seed) {
+  for (unsigned seed = 0; seed < drawn(150u); ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     std::mt19937 random(seed);
     testing::RandomGraphOptions graph_options;
@@ -270,7 +270,7 @@ TEST(Recomputation, SearchEqualsBruteForce) {
     ++cases;
   }
   fmt::print("{} graphs with {} copies\n", cases, copies);
-  EXPECT_GT(cases, testing::drawn(80));
+  EXPECT_GT(cases, drawn(80));
 }
 
 // --- What cannot be remade

@@ -10,7 +10,7 @@
 #define CLEAVE_SANITIZED
 #endif
 
-namespace cleave::testing {
+namespace cleave {
 
 // Of `n` cases that are drawn alike, how many a test looks at: a sanitizer has seen their code
 // after a fifth.
@@ -23,4 +23,4 @@ constexpr N drawn(N n) {
 #endif
 }
 
-}  // namespace cleave::testing
+}  // namespace cleave
