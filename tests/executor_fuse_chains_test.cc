@@ -6,6 +6,7 @@
 
 #include "executor/fuse.h"
 #include "graph/error.h"
+#include "kernels/loops.h"
 #include "kernels/ops.h"
 #include "tests/chain_programs.h"
 #include "tests/support/sanitized.h"
@@ -31,11 +32,7 @@ int64_t chains_in(const Program& program) {
                        [](const Instr& i) { return i.op == &ops::chain; });
 }
 
-#ifdef CLEAVE_SANITIZED
-constexpr uint32_t kPrograms = 25;
-#else
-constexpr uint32_t kPrograms = 120;
-#endif
+constexpr uint32_t kPrograms = drawn(120u);
 
 TEST(Chains, RandomProgramsGiveTheSameNumbers) {
   int64_t chains = 0, parts = 0, kernels = 0;
@@ -141,6 +138,14 @@ TEST(Chains, TextIsTheSameChain) {
 
 // The chain's kernels for operands that lie as they do, or row-major at an address that is a
 // multiple of everything.
+void compile_all(const KernelArgs& args, std::set<std::string>& texts) {
+  for (const ChainKernel& k : chain_kernels(chain_loops(args))) {
+    if (!texts.insert(k.text).second) continue;
+    EXPECT_FALSE(compiled(k.text, "sm_90").empty()) << k.text;
+    EXPECT_GT(k.across, 0);
+    EXPECT_LE(k.down, 65535);
+  }
+}
 void compile_all(const Program& program, std::set<std::string>& texts) {
   for (const Instr& instr : program.instrs) {
     if (instr.op != &ops::chain) continue;
@@ -153,17 +158,12 @@ void compile_all(const Program& program, std::set<std::string>& texts) {
     for (TensorId t : instr.out) out.push_back(view(t));
     const std::vector<Extent> extents =
         local_extents(instr, program.mesh, program.mesh.coordinates(0));
-    const KernelArgs args{.signature = *instr.signature,
-                          .attrs = instr.attrs,
-                          .in = in,
-                          .out = out,
-                          .extents = extents};
-    for (const ChainKernel& k : chain_kernels(chain_loops(args))) {
-      if (!texts.insert(k.text).second) continue;
-      EXPECT_FALSE(compiled(k.text, "sm_90").empty()) << k.text;
-      EXPECT_GT(k.across, 0);
-      EXPECT_LE(k.down, 65535);
-    }
+    compile_all({.signature = *instr.signature,
+                 .attrs = instr.attrs,
+                 .in = in,
+                 .out = out,
+                 .extents = extents},
+                texts);
   }
 }
 
@@ -185,11 +185,7 @@ TEST(Chains, OfTooManyRowsOrColumnsAreNone) {
 TEST(Chains, EveryKernelCompiles) {
   std::set<std::string> texts;
   const DType types[] = {DType::kBF16, DType::kF32, DType::kF16, DType::kF64};
-#ifdef CLEAVE_SANITIZED
-  constexpr uint32_t kCompiled = 4;
-#else
-  constexpr uint32_t kCompiled = 16;
-#endif
+  constexpr uint32_t kCompiled = drawn(16u);
   for (uint32_t seed = 0; seed < kCompiled; ++seed) {
     std::mt19937 random(seed + 1000);
     const Graph graph = random_chain_program(random, types[seed % 4], 8);
@@ -197,6 +193,59 @@ TEST(Chains, EveryKernelCompiles) {
   }
   fmt::print("{} kernels\n", texts.size());
   EXPECT_GT(texts.size(), kCompiled);
+}
+
+// The kernels of one chain of row-major operands.
+std::set<std::string> kernels_of_chain(const std::string& factors, const std::string& parts,
+                                       const std::string& results, DType dtype,
+                                       const std::vector<int64_t>& sizes) {
+  const Signature& signature = Signature::get(factors);
+  const Attrs attrs = {{"parts", parts}, {"results", results}};
+  const auto views = [&](const std::vector<OperandDims>& operands) {
+    std::vector<TensorView> all;
+    for (const OperandDims& dims : operands) {
+      Shape shape;
+      for (const int8_t f : factors_of(dims)) shape.push_back(sizes[static_cast<size_t>(f)]);
+      all.push_back({nullptr, dtype, shape, contiguous_strides(shape)});
+    }
+    return all;
+  };
+  const std::vector<TensorView> in = views(signature.inputs()), out = views(signature.outputs());
+  std::vector<Extent> extents;
+  for (const int64_t size : sizes) extents.push_back({size, size, {}});
+  std::set<std::string> texts;
+  compile_all(
+      {.signature = signature, .attrs = attrs, .in = in, .out = out, .extents = extents}, texts);
+  return texts;
+}
+
+// More of them than 256 threads of a block have shared memory for.
+TEST(Chains, OfThirtyReductionsCompile) {
+  std::string factors, parts, total;
+  int made = 0;
+  for (int i = 0; i < 15; ++i) {
+    factors += i == 0 ? "Ab" : ",Ab";
+    for (const char* reduction : {"sum ab->b", "max ab->b|a:max"}) {
+      parts += fmt::format("{}{} {}", made == 0 ? "" : "; ", reduction, i);
+      const std::string one = fmt::format("p{}", made++);
+      if (!total.empty()) parts += fmt::format("; add b,b->b {} {}", total, one);
+      total = total.empty() ? one : fmt::format("p{}", made++);
+    }
+  }
+  EXPECT_EQ(kernels_of_chain(factors + "->b", parts, total, DType::kF64, {512, 64}).size(), 2u);
+}
+
+// What costs is kept from one pass over a row to the next where a thread holds its elements, and
+// computed again where it reads them again.
+TEST(Chains, OfRowsThatAreHeldAndReadAgainCompile) {
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF64}) {
+    for (const int64_t length : {3000, 12000, 20001, 32768, 50257, 65536}) {
+      kernels_of_chain("aB->aB", "tanh ab->ab 0; sum ab->a p0; div ab,a->ab p0 p1", "p2", dtype,
+                       {2, length});
+      kernels_of_chain("aB->a", "logsumexp ab->a|b:lse 0; sum ab->a 0; sub a,a->a p0 p1", "p2",
+                       dtype, {2, length});
+    }
+  }
 }
 
 #endif

@@ -124,6 +124,39 @@ INSTANTIATE_TEST_SUITE_P(Rows, ShapesOnGpu, ::testing::ValuesIn(kRows), [](const
   return fmt::format("{}x{}", of.param[0], of.param[1]);
 });
 
+// Of rows that few or many threads hold, or none; and of columns and everything, in pieces.
+class ChainsOnGpu : public ShapesOnGpu {};
+
+TEST_P(ChainsOnGpu, OfRowsColumnsAndEverything) {
+  const auto check = [&](const char* factors, const char* parts, const char* results,
+                         std::vector<TensorType> in, Range range) {
+    const std::vector<Range> ranges(in.size(), range);
+    check_on_gpu({.op = &ops::chain,
+                  .factors = factors,
+                  .attrs = {{"parts", std::string(parts)}, {"results", std::string(results)}},
+                  .in = std::move(in),
+                  .ranges = ranges});
+  };
+  check("aB->a", "logsumexp ab->a|b:lse 0; max ab->a|b:max 0; sub a,a->a p0 p1", "p2", {x_}, kAny);
+  check("aB,B->aB,a",
+        "mul ab,b->ab 0 1; tanh ab->ab p0; square ab->ab p1; sum ab->a p2; "
+        "add_scalar a->a p3 value=d1.0; div ab,a->ab p1 p4",
+        "p5 p3", {x_, d_}, kAny);
+  check("aB,aB,aB->aB", "softmax aB->aB 0; mul ab,ab->ab p0 1; add ab,ab->ab p1 2; neg ab->ab p2",
+        "p3", {x_, x_, x_}, kAny);
+  check("Ab,Ab->b", "mul ab,ab->ab 0 1; sum ab->b p0", "p1", {x_, x_}, kPositive);
+  check("AB,AB->", "mul ab,ab->ab 0 1; sum ab-> p0; sqrt -> p1", "p2", {x_, x_}, kPositive);
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, ChainsOnGpu,
+                         ::testing::Values(Shape{3, 1}, Shape{33, 768}, Shape{7, 4096},
+                                           Shape{2, 3000}, Shape{2, 6144}, Shape{2, 12000},
+                                           Shape{2, 20001}, Shape{2, 32001}, Shape{3, 32768},
+                                           Shape{2, 50257}, Shape{2100, 8}, Shape{3000, 600}),
+                         [](const auto& of) {
+                           return fmt::format("{}x{}", of.param[0], of.param[1]);
+                         });
+
 // So many rows that a group of the backward's threads takes several in turn: some of a warp, some
 // of several, of one vector a thread, of two and of four.
 class RowsInTurnOnGpu : public ShapesOnGpu {};

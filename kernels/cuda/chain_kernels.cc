@@ -191,8 +191,23 @@ struct RowShape {
   int threads = 32;  // of a row
   int each = 1;      // vectors a thread has at once
   bool held = true;  // it has all of its vectors at once
-  int together = 1;  // blocks on a multiprocessor, at least
+  int resident = 1;  // blocks that a multiprocessor has room for, at least
 };
+
+// Registers that one element of these operands and masks takes, where they come in vectors.
+double registers_of(const ChainLoops& loops, const ChainWriter& w, const std::vector<int>& loads) {
+  double registers = 0;
+  for (const int n : loads) {
+    const ChainNode& node = loops.nodes.at(n);
+    if (node.kind == Kind::kMask) {
+      registers += w.is_double() ? 2 : 1;
+    } else {
+      const int64_t bytes = size_of(loops.in[static_cast<size_t>(node.index)].dtype);
+      registers += std::max(static_cast<double>(bytes) / 4, 1.0 / w.vector());
+    }
+  }
+  return registers;
+}
 
 // `words`: registers that one element takes while it is held.
 RowShape row_shape(int64_t vectors, int vector, double words) {
@@ -202,20 +217,20 @@ RowShape row_shape(int64_t vectors, int vector, double words) {
     return shape;
   }
   // A thread that has much of a row has many loads on the way, and a block of few threads leaves
-  // room for others, which load while it waits for its sums.
+  // room for others, which load while it waits for its sums. On an H200 rows of 4,096 halves take
+  // 4 % less by 128 threads than by 256 or by 64; rows of 32,768 take 24 % less by two resident
+  // blocks of 512 threads than by one of 1,024, and 9 % more by one of 512.
   for (shape.threads = 32; shape.threads <= 1024; shape.threads *= 2) {
     shape.each = static_cast<int>(ceil_div(vectors, shape.threads));
     const int elements = shape.each * vector;
     const double registers = elements * words;
     if (shape.threads == 512 && elements > 32 && elements <= 64 && registers <= 32) {
-      shape.together = 2;
+      shape.resident = 2;
       return shape;
     }
     const bool much = elements > 16 && shape.threads > 32;
     const double room = shape.threads == 1024 ? 36 : much ? 48 : 96;
-    if (elements <= std::max(shape.threads == 64 ? 16 : 32, vector) && registers <= room) {
-      return shape;
-    }
+    if (elements <= (shape.threads == 64 ? 16 : 32) && registers <= room) return shape;
   }
   return {512, std::max(1, std::min(4, 32 / vector)), false};
 }
@@ -252,18 +267,12 @@ std::vector<ChainKernel> over_rows(const ChainLoops& loops) {
   std::vector<int> roots;
   for (const Pass& p : passes) roots.insert(roots.end(), p.roots.begin(), p.roots.end());
   const std::vector<int> loads = w.loads_for(roots);
-  for (const int n : loads) {
-    const ChainNode& node = loops.nodes.at(n);
-    words +=
-        node.kind == Kind::kMask
-            ? 1
-            : static_cast<double>(size_of(loops.in[static_cast<size_t>(node.index)].dtype)) / 4;
-  }
+  words += registers_of(loops, w, loads);
   const RowShape shape = row_shape(count, vector, words);
   const bool held = shape.held;
   if (!held) w.keep_nothing();
   const int block = shape.threads > 32 ? shape.threads : 128, together = block / shape.threads;
-  w.begin(block, shape.together);
+  w.begin(block, shape.resident);
   w.line(fmt::format("  const int lane_of_row = threadIdx.x % {};", shape.threads));
   const bool partial = rows % together != 0;
   w.line(fmt::format(
@@ -309,7 +318,9 @@ std::vector<ChainKernel> over_rows(const ChainLoops& loops) {
         w.line("  }");
       }
     }
-    for (const int n : kept[p]) w.fill_kept(n);
+    for (const int n : kept[p]) {
+      if (held) w.fill_kept(n);
+    }
     if (!pass.reductions.empty()) reduce_over(w, pass, p, shape.threads);
     for (const int n : pass.reductions) w.have(n);
     w.scope_values(static_cast<int>(p) + 1);
@@ -342,7 +353,11 @@ ChainKernel pieces_of_rows(const ChainLoops& loops) {
   const int64_t size = ceil_div(count, pieces);
   const bool large = minor.count() > INT32_MAX / 2;
   constexpr int kBlock = 256;
-  const int each = std::max(1, 32 / vector);
+  // Many elements on the way, as far as registers go, and the piece.
+  const std::vector<int> loads = w.loads_for(pass.roots);
+  const double room = 64 / std::max(registers_of(loops, w, loads), 1.0);
+  const auto each = static_cast<int>(std::clamp<int64_t>(
+      std::min(32, static_cast<int>(room)) / vector, 1, ceil_div(size, kBlock)));
   w.begin(kBlock);
   w.line("  const int row = blockIdx.x;");
   w.indices(major, "m", "row", 1, false);
@@ -354,7 +369,6 @@ ChainKernel pieces_of_rows(const ChainLoops& loops) {
   w.line(
       fmt::format("  const {0} end = begin + {1} < {2} ? begin + {1} : {2};", type, size, count));
   w.line(fmt::format("  for ({} c = begin; c < end; c += {}) {{", type, kBlock * each));
-  const std::vector<int> loads = w.loads_for(pass.roots);
   w.declare_loads(loads, fmt::format("[{}]", each));
   vectors(w, each, fmt::format("c + static_cast<int>(threadIdx.x) + e * {}", kBlock), "v < end",
           minor, large, loads, true, [&] { work_on(w, pass, minor, ""); });
@@ -463,19 +477,23 @@ ChainKernel pieces_of_columns(const ChainLoops& loops) {
   return {w.end(), ceil_div(count, int64_t{side}), pieces, kBlock};
 }
 
-// Puts the pieces together, and makes the results that have one element a row. Rows lie side by side
-// in a block; the threads of each share its pieces, for what takes time is to wait for them.
+// Puts the pieces together, and makes the results that have one element a row. Rows lie side by
+// side in a block; the threads of each share its pieces, for what takes time is to wait for them.
 ChainKernel put_together(const ChainLoops& loops) {
   const Nest major = ChainWriter::nest_over(loops, loops.plan.kept);
   ChainWriter w(loops, set_of(loops.plan.kept), 1, major);
   const Pass pass = passes_of(loops, w)[0];
   const int64_t rows = loops.plan.rows, pieces = loops.plan.pieces;
-  constexpr int64_t kBlock = 256, kSide = 32;
+  constexpr int64_t kSide = 32;
+  constexpr size_t kShared = 48 * 1024;  // bytes that a block has
+  int64_t block = 256;
+  const size_t numbers = pass.reductions.size() * (w.is_double() ? 8 : 4);
+  while (numbers * static_cast<size_t>(block) > kShared) block /= 2;
   const auto power = [](int64_t n) {
     return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
   };
-  const int64_t deep = std::min(power(pieces), kBlock / std::min(power(rows), kSide));
-  const int64_t side = std::min(power(rows), kBlock / deep);
+  const int64_t deep = std::min(power(pieces), block / std::min(power(rows), kSide));
+  const int64_t side = std::min(power(rows), block / deep);
   w.begin(static_cast<int>(side * deep));
   w.line(
       fmt::format("  const int deep = threadIdx.x / {0};\n  const long long wanted = "

@@ -48,8 +48,8 @@ class ChainWriter {
 
   void line(std::string text) { text_ += text + "\n"; }
   std::string& text() { return text_; }
-  // `together`: blocks that a multiprocessor is to have room for at once.
-  void begin(int block, int together = 1);
+  // `resident`: blocks that a multiprocessor is to have room for at once.
+  void begin(int block, int resident = 1);
   std::string end() { return text_ + "}\n"; }
 
   // "const int m0 = ...": the index of each loop, given the number of a vector, or element.

@@ -103,11 +103,11 @@ ChainWriter::ChainWriter(const ChainLoops& loops, AxisSet scope, int vector, con
   hoisted_.assign(n, false);
 }
 
-void ChainWriter::begin(int block, int together) {
+void ChainWriter::begin(int block, int resident) {
   line("#include \"prelude.cuh\"\nusing namespace cleave;");
   // With a second number, even 1, nvcc takes more registers.
   text_ += fmt::format("extern \"C\" __global__ void __launch_bounds__({}{}) cleave_kernel(", block,
-                       together == 1 ? "" : fmt::format(", {}", together));
+                       resident == 1 ? "" : fmt::format(", {}", resident));
   for (size_t i = 0; i < loops_.in.size(); ++i) {
     text_ += fmt::format("const {}* p{}, ", type_name(loops_.in[i].dtype), i);
   }

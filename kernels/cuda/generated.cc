@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <iterator>
+#include <vector>
 
 #include "graph/error.h"
 #include "kernels/cuda/check.h"
@@ -19,8 +20,8 @@ constexpr char kPrelude[] = {
 #include <prelude.inc>
     , 0};
 
-// Quotients of floats are within two units of the last place: those that are rounded right take many
-// more instructions, which short chains would wait for.
+// Quotients of floats are within two units of the last place: those that are rounded right take
+// many more instructions, which short chains would wait for.
 constexpr const char* kOptions[] = {"--std=c++20", "--device-as-default-execution-space",
                                     "--prec-div=false"};
 
@@ -69,9 +70,8 @@ const void* GeneratedKernels::kernel(const std::string& text, cudaStream_t strea
     expect_not_captured(stream, "a generated kernel");
     int major = 0, minor = 0;
     cuda_check(nvrtc().Version(&major, &minor));
-    const std::string key =
-        fmt::format("// {} nvrtc {}.{} {}\n{}\n{}", arch_, major, minor, fmt::join(kOptions, " "),
-                    kPrelude, text);
+    const std::string key = fmt::format("// {} nvrtc {}.{} {}\n{}\n{}", arch_, major, minor,
+                                        fmt::join(kOptions, " "), kPrelude, text);
     std::string code = cache_.find(key);
     if (code.empty()) code = cache_.keep(key, compiled(text, arch_));
     cuda_check(cudaLibraryLoadData(&loaded.library, code.data(), nullptr, nullptr, 0, nullptr,

@@ -26,8 +26,7 @@ struct Forward {
 // Dense rows, evenly apart, of which each of G threads has K vectors at most: a row is read once,
 // whole. kLayer: of layer norm; otherwise of RMS norm, which has neither mean nor beta.
 template <class T, int N, int K, int G, bool kLayer>
-__global__ void __launch_bounds__(kRowThreads<G>, 8)
-    forward_of_rows(Forward<T> f) {
+__global__ void __launch_bounds__(kRowThreads<G>, 8) forward_of_rows(Forward<T> f) {
   using A = Statistic<T>;
   __shared__ A shared[2][32];
   const int lane = threadIdx.x % G, vectors = f.n / N;
@@ -269,10 +268,11 @@ __global__ void __launch_bounds__(kBackwardThreads<K>, 1)
     of_row += b.statistics_ahead;
   };
   const int turns = turns_of(group);
-  RowPair<T, K, kMore> next = {};
+  RowPair<T, K, kMore> next = {};  // the row at hand, where there is room for one
   if (kRoom && turns > 0) read(next, 0);
   for (int turn = 0; turn < turns; ++turn) {
     if constexpr (kRoom) {
+      // A copy, which waits for the row, before the next one is asked for.
       const RowPair<T, K, kMore> row = next;
       if (turn + 1 < turns) read(next, 1);
       work(row, shared[turn % 2]);
