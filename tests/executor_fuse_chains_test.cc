@@ -214,8 +214,8 @@ std::set<std::string> kernels_of_chain(const std::string& factors, const std::st
   std::vector<Extent> extents;
   for (const int64_t size : sizes) extents.push_back({size, size, {}});
   std::set<std::string> texts;
-  compile_all(
-      {.signature = signature, .attrs = attrs, .in = in, .out = out, .extents = extents}, texts);
+  compile_all({.signature = signature, .attrs = attrs, .in = in, .out = out, .extents = extents},
+              texts);
   return texts;
 }
 
