@@ -66,9 +66,9 @@ def llmq_ms(program, case, folder):
     write_tokens(folder / "train.bin", (all_steps * sequences + 8) * SEQUENCE + 1, 151643)
     write_tokens(folder / "eval.bin", (micro + 2) * SEQUENCE + 1, 151643)
     arguments = [program, "--from-scratch", "--use-cuda-graphs", f"--model={folder}",
-                 f"--train-file={folder}/train.bin", f"--eval-file={folder}/eval.bin", f"--seq-length={SEQUENCE}", f"--batch-size={micro}",
-                 f"--grad-accumulation={sequences // micro}", f"--steps={all_steps}", "--model-dtype=bf16",
-                 "--matmul-dtype=bf16", "--opt-m-dtype=bf16", "--opt-v-dtype=bf16", "--gpus=1",
+                 f"--train-file={folder}/train.bin", f"--eval-file={folder}/eval.bin", f"--seq-length={SEQUENCE}",
+                 f"--batch-size={micro}", f"--grad-accumulation={sequences // micro}", f"--steps={all_steps}",
+                 "--model-dtype=bf16", "--matmul-dtype=bf16", "--opt-m-dtype=bf16", "--opt-v-dtype=bf16", "--gpus=1",
                  "--eval-every-n-steps=0", "--ckpt-interval=0", "--log-gpu-util=0", "--save-training-state=false",
                  f"--out-dir={folder}/out", f"--checkpoint-dir={folder}/ckpt", f"--log-file={folder}/log.json",
                  *options]
