@@ -208,7 +208,7 @@ TEST(Recomputation, KeepsOnlyTheLayersInputs) {
 TEST(Recomputation, RandomPlansTrainLikeOneDevice) {
   int plans = 0;
   double worst = 0;
-  for (size_t m = 0; m < 5; ++m) {
+  for (size_t m = 0; m < drawn(size_t{5}); ++m) {
     for (int devices : m == 1 ? std::vector<int>{2, 4, 8} : std::vector<int>{2, 4}) {
       const ModelConfig config = config_for(models()[m], devices);
       const Graph traced = testing::training_graph(config, DType::kF64);
