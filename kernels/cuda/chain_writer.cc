@@ -105,7 +105,7 @@ ChainWriter::ChainWriter(const ChainLoops& loops, AxisSet scope, int vector, con
 
 void ChainWriter::begin(int block, int resident) {
   line("#include \"prelude.cuh\"\nusing namespace cleave;");
-  // With a second number, even 1, nvcc takes more registers.
+  // With a second number, even 1, twice as many registers may be taken (NVRTC 13.0).
   text_ += fmt::format("extern \"C\" __global__ void __launch_bounds__({}{}) cleave_kernel(", block,
                        resident == 1 ? "" : fmt::format(", {}", resident));
   for (size_t i = 0; i < loops_.in.size(); ++i) {
