@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import typing
 
 SEQUENCE = 1024
 SHAPES = {
@@ -26,12 +27,22 @@ SHAPES = {
     "qwen2.5:7b": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
                        num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False),
 }
-# By name: the model, its sequences a step, those of a micro-batch of Cleave's and of LLMQ's, further options of
-# LLMQ's (those of its own benchmarks), steps that are timed, and those before them.
+
+
+class Case(typing.NamedTuple):
+    model: str
+    sequences: int  # a step
+    micro: int  # sequences of a micro-batch of Cleave's
+    llmq_micro: int  # and of LLMQ's
+    llmq_options: list  # as in its own benchmarks
+    steps: int  # that are timed
+    warm_up: int  # steps before them
+
+
 CASES = {
-    "short": ("qwen2.5:1.5b", 8, 8, 8, [], 20, 5),
-    "long": ("qwen2.5:1.5b", 512, 32, 32, ["--lmhead-chunks=4"], 3, 2),
-    "7b": ("qwen2.5:7b", 192, 8, 4, [], 2, 1),
+    "short": Case("qwen2.5:1.5b", 8, 8, 8, [], 20, 5),
+    "long": Case("qwen2.5:1.5b", 512, 32, 32, ["--lmhead-chunks=4"], 3, 2),
+    "7b": Case("qwen2.5:7b", 192, 8, 4, [], 2, 1),
 }
 
 
@@ -54,24 +65,22 @@ def write_tokens(path, count, vocabulary):
 
 def llmq_ms(program, case, folder):
     """The median of LLMQ's timed steps; it is ended before it would validate and write the model."""
-    model, sequences, _, micro, options, steps, warm_up = case
-    shape = SHAPES[model]
-    config = dict(shape, architectures=["Qwen2ForCausalLM"], model_type="qwen2", bos_token_id=151643,
+    micro, all_steps = case.llmq_micro, case.steps + case.warm_up
+    config = dict(SHAPES[case.model], architectures=["Qwen2ForCausalLM"], model_type="qwen2", bos_token_id=151643,
                   eos_token_id=151643, max_position_embeddings=32768, max_window_layers=28, rope_theta=1e6,
                   rms_norm_eps=1e-6, torch_dtype="bfloat16", attention_dropout=0.0, hidden_act="silu",
                   initializer_range=0.02, use_cache=True, use_sliding_window=False, use_mrope=False,
                   sliding_window=32768)
     (folder / "config.json").write_text(json.dumps(config))
-    all_steps = steps + warm_up
-    write_tokens(folder / "train.bin", (all_steps * sequences + 8) * SEQUENCE + 1, 151643)
+    write_tokens(folder / "train.bin", (all_steps * case.sequences + 8) * SEQUENCE + 1, 151643)
     write_tokens(folder / "eval.bin", (micro + 2) * SEQUENCE + 1, 151643)
     arguments = [program, "--from-scratch", "--use-cuda-graphs", f"--model={folder}",
                  f"--train-file={folder}/train.bin", f"--eval-file={folder}/eval.bin", f"--seq-length={SEQUENCE}",
-                 f"--batch-size={micro}", f"--grad-accumulation={sequences // micro}", f"--steps={all_steps}",
+                 f"--batch-size={micro}", f"--grad-accumulation={case.sequences // micro}", f"--steps={all_steps}",
                  "--model-dtype=bf16", "--matmul-dtype=bf16", "--opt-m-dtype=bf16", "--opt-v-dtype=bf16", "--gpus=1",
                  "--eval-every-n-steps=0", "--ckpt-interval=0", "--log-gpu-util=0", "--save-training-state=false",
                  f"--out-dir={folder}/out", f"--checkpoint-dir={folder}/ckpt", f"--log-file={folder}/log.json",
-                 *options]
+                 *case.llmq_options]
     ms, lines = [], []
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           errors="replace") as process:
@@ -86,19 +95,24 @@ def llmq_ms(program, case, folder):
     if len(ms) < all_steps:
         last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
         raise RuntimeError(f"LLMQ ended after {len(ms)} of {all_steps} steps: {last}")
-    return statistics.median(ms[warm_up:])
+    return statistics.median(ms[case.warm_up:])
 
 
-def cleave_ms(program, devices, case):
-    model, sequences, micro, _, _, steps, warm_up = case
-    run = subprocess.run([program, "bench", model, "--devices", devices, "--precision", "bf16", "--moments", "bf16",
-                          "--set", f"sequence={SEQUENCE}", "--batch", str(micro), "--accumulate",
-                          str(sequences // micro), "--steps", str(steps), "--warm-up", str(warm_up), "--json"],
-                         capture_output=True, text=True)
+def cleave_result(program, devices, case):
+    """What `cleave bench --json` prints."""
+    run = subprocess.run([program, "bench", case.model, "--devices", devices, "--precision", "bf16", "--moments",
+                          "bf16", "--set", f"sequence={SEQUENCE}", "--batch", str(case.micro), "--accumulate",
+                          str(case.sequences // case.micro), "--steps", str(case.steps), "--warm-up",
+                          str(case.warm_up), "--json"], capture_output=True, text=True)
     if run.returncode != 0:
         raise RuntimeError((run.stderr.strip().splitlines() or ["cleave says nothing"])[-1])
-    result = json.loads(run.stdout)
-    return 1e3 * result["step_seconds"], result
+    return json.loads(run.stdout)
+
+
+def told(case, ms, peak):
+    tokens = case.sequences * SEQUENCE
+    share = operations(SHAPES[case.model]) * tokens / ms / 1e9 / peak
+    return f"{ms:9.2f} ms {1e3 * tokens / ms:7.0f} tokens/s {100 * share:5.1f} %"
 
 
 def main():
@@ -126,23 +140,17 @@ def main():
     failed = False
     for name in options.cases or CASES:
         case = CASES[name]
-        model, sequences = case[0], case[1]
-        tokens, shape = sequences * SEQUENCE, SHAPES[model]
-
-        def told(ms):
-            share = operations(shape) * tokens / ms / 1e9 / options.peak
-            return f"{ms:9.2f} ms {1e3 * tokens / ms:7.0f} tokens/s {100 * share:5.1f} %"
-
+        print(f"{case.model} {case.sequences}x{SEQUENCE}:", end=" ", flush=True)
         try:
-            ours, result = cleave_ms(options.cleave, options.devices, case)
-            gib, predicted = result["allocated_bytes"] / 2**30, 1e3 * result["predicted_seconds"]
-            print(f"{model} {sequences}x{SEQUENCE}: Cleave {told(ours)} {gib:6.2f} GiB, predicted {predicted:.2f} ms; ",
-                  end="", flush=True)
+            result = cleave_result(options.cleave, options.devices, case)
+            ours, predicted = 1e3 * result["step_seconds"], 1e3 * result["predicted_seconds"]
+            print(f"Cleave {told(case, ours, options.peak)} {result['allocated_bytes'] / 2**30:6.2f} GiB, "
+                  f"predicted {predicted:.2f} ms;", end=" ", flush=True)
             with tempfile.TemporaryDirectory() as folder:
                 theirs = llmq_ms(options.llmq, case, pathlib.Path(folder))
-            print(f"LLMQ {told(theirs)}; {theirs / ours:.3f} times", flush=True)
+            print(f"LLMQ {told(case, theirs, options.peak)}; {theirs / ours:.3f} times", flush=True)
         except (OSError, RuntimeError) as error:
-            print(f"{model} {sequences}x{SEQUENCE}: {error}", flush=True)
+            print(error, flush=True)
             failed = True
     return failed
 

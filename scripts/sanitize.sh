@@ -20,7 +20,7 @@ case $preset in
     -e training_plans_test) ;;
   tsan) tests=$(grep -lE 'cpu_runtime.h|communicator.h|rank_threads.h|trainer.h|training_plans.h|thread_team.h|async_writer.h' \
     tests/*_test.cc | grep -v -e '_slow_test' -e '_gpu_test' -e planner_offload_test \
-    -e planner_experts_test -e training_plans_test -e training_accumulation_test -e training_context_test \
+    -e training_plans_test -e training_accumulation_test -e training_context_test \
     -e models_next_token_test) ;;
   *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 1 ;;
 esac

@@ -22,6 +22,10 @@ using testing::shard_of;
 
 constexpr Range kAny = {-2, 2}, kPositive = {0.5, 2};
 
+std::string name_of_shape(const ::testing::TestParamInfo<Shape>& of) {
+  return fmt::format("{}x{}", of.param[0], of.param[1]);
+}
+
 class RowsOnGpu : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -120,9 +124,7 @@ TEST_P(ShapesOnGpu, Losses) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, ShapesOnGpu, ::testing::ValuesIn(kRows), [](const auto& of) {
-  return fmt::format("{}x{}", of.param[0], of.param[1]);
-});
+INSTANTIATE_TEST_SUITE_P(Rows, ShapesOnGpu, ::testing::ValuesIn(kRows), name_of_shape);
 
 // Of rows that few or many threads hold, or none; and of columns and everything, in pieces.
 class ChainsOnGpu : public ShapesOnGpu {};
@@ -153,9 +155,7 @@ INSTANTIATE_TEST_SUITE_P(Rows, ChainsOnGpu,
                                            Shape{2, 3000}, Shape{2, 6144}, Shape{2, 12000},
                                            Shape{2, 20001}, Shape{2, 32001}, Shape{3, 32768},
                                            Shape{2, 50257}, Shape{2100, 8}, Shape{3000, 600}),
-                         [](const auto& of) {
-                           return fmt::format("{}x{}", of.param[0], of.param[1]);
-                         });
+                         name_of_shape);
 
 // So many rows that a group of the backward's threads takes several in turn: some of a warp, some
 // of several, of one vector a thread, of two and of four.
@@ -179,9 +179,7 @@ TEST_P(RowsInTurnOnGpu, BackwardOfNorms) {
 INSTANTIATE_TEST_SUITE_P(Rows, RowsInTurnOnGpu,
                          ::testing::Values(Shape{7000, 8}, Shape{1700, 264}, Shape{410, 1600},
                                            Shape{300, 4096}, Shape{300, 16384}),
-                         [](const auto& of) {
-                           return fmt::format("{}x{}", of.param[0], of.param[1]);
-                         });
+                         name_of_shape);
 
 // Of rows in the shared memory of one, two, four or eight blocks, by the type, and longer ones.
 TEST_F(RowsOnGpu, LossesWithTheirGradients) {

@@ -30,6 +30,11 @@ bool along_rows(const ChainLoops& loops, size_t r) {
   return loops.plan.reduced.empty();
 }
 
+// The least power of two that is not below n.
+int64_t power_of_two(int64_t n) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
+}
+
 std::string guard(bool needed, const std::string& condition) {
   return needed ? "if (" + condition + ") " : "";
 }
@@ -213,13 +218,13 @@ double registers_of(const ChainLoops& loops, const ChainWriter& w, const std::ve
 RowShape row_shape(int64_t vectors, int vector, double words) {
   RowShape shape;
   if (vectors <= 32) {
-    shape.threads = static_cast<int>(std::bit_ceil(static_cast<uint64_t>(vectors)));
+    shape.threads = static_cast<int>(power_of_two(vectors));
     return shape;
   }
   // A thread that has much of a row has many loads on the way, and a block of few threads leaves
   // room for others, which load while it waits for its sums. On an H200 rows of 4,096 halves take
-  // 4 % less by 128 threads than by 256 or by 64; rows of 32,768 take 24 % less by two resident
-  // blocks of 512 threads than by one of 1,024, and 9 % more by one of 512.
+  // least by 128 threads (4 % more by 256, 6 to 12 by 64), rows of 32,768 by two resident blocks of
+  // 512 (32 % more by one of 1,024, 44 by one of 512): gpu_checks-h200-2026-11-29.txt.
   for (shape.threads = 32; shape.threads <= 1024; shape.threads *= 2) {
     shape.each = static_cast<int>(ceil_div(vectors, shape.threads));
     const int elements = shape.each * vector;
@@ -318,9 +323,7 @@ std::vector<ChainKernel> over_rows(const ChainLoops& loops) {
         w.line("  }");
       }
     }
-    for (const int n : kept[p]) {
-      if (held) w.fill_kept(n);
-    }
+    for (const int n : kept[p]) w.fill_kept(n);
     if (!pass.reductions.empty()) reduce_over(w, pass, p, shape.threads);
     for (const int n : pass.reductions) w.have(n);
     w.scope_values(static_cast<int>(p) + 1);
@@ -393,8 +396,8 @@ ChainKernel pieces_of_columns(const ChainLoops& loops) {
   const int64_t count = across.count() / vector, pieces = loops.plan.pieces;
   const int64_t length = down.count(), size = ceil_div(length, pieces);
   constexpr int kBlock = 256;
-  int side = 1;  // threads side by side
-  while (side < 32 && side < count) side *= 2;
+  // Threads side by side.
+  const auto side = static_cast<int>(std::min(power_of_two(count), int64_t{32}));
   const int deep = kBlock / side, each = loops.in.size() + loops.out.size() <= 4 ? 4 : 2;
   w.begin(kBlock);
   w.line(fmt::format("  const int column = threadIdx.x % {0}, deep = threadIdx.x / {0};", side));
@@ -489,11 +492,8 @@ ChainKernel put_together(const ChainLoops& loops) {
   int64_t block = 256;
   const size_t numbers = pass.reductions.size() * (w.is_double() ? 8 : 4);
   while (numbers * static_cast<size_t>(block) > kShared) block /= 2;
-  const auto power = [](int64_t n) {
-    return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
-  };
-  const int64_t deep = std::min(power(pieces), block / std::min(power(rows), kSide));
-  const int64_t side = std::min(power(rows), block / deep);
+  const int64_t deep = std::min(power_of_two(pieces), block / std::min(power_of_two(rows), kSide));
+  const int64_t side = std::min(power_of_two(rows), block / deep);
   w.begin(static_cast<int>(side * deep));
   w.line(
       fmt::format("  const int deep = threadIdx.x / {0};\n  const long long wanted = "

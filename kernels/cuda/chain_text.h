@@ -81,7 +81,8 @@ class ChainWriter {
   // Values that are computed once and kept in registers, by vector and lane.
   void keep(int n) { kept_[static_cast<size_t>(n)] = true; }
   bool is_kept(int n) const { return kept_[static_cast<size_t>(n)]; }
-  void fill_kept(int n) { filled_[static_cast<size_t>(n)] = true; }
+  // From here on the value is taken from where it is kept, if it is.
+  void fill_kept(int n) { filled_[static_cast<size_t>(n)] = is_kept(n); }
   void keep_nothing() { kept_.assign(kept_.size(), false); }
   // Whether the value is computed for these.
   bool needs(const std::vector<int>& roots, int n) const;

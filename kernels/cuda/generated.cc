@@ -3,8 +3,6 @@
 #include <fmt/ranges.h>
 #include <nvrtc.h>
 
-#include <algorithm>
-#include <array>
 #include <iterator>
 #include <vector>
 

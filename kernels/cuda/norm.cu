@@ -24,7 +24,8 @@ struct Forward {
 };
 
 // Dense rows, evenly apart, of which each of G threads has K vectors at most: a row is read once,
-// whole. kLayer: of layer norm; otherwise of RMS norm, which has neither mean nor beta.
+// whole. kLayer: of layer norm; otherwise of RMS norm, which has neither mean nor beta. 8 blocks of
+// 128 threads leave each 64 registers.
 template <class T, int N, int K, int G, bool kLayer>
 __global__ void __launch_bounds__(kRowThreads<G>, 8) forward_of_rows(Forward<T> f) {
   using A = Statistic<T>;
